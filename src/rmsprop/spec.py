@@ -1,0 +1,170 @@
+"""The numbered equation of RMSprop, and the switches and numbers that complete it.
+
+    [1] decay         g ← g + wd·p (l2)   |   p ← p − lr·wd·p (decoupled)      g ← −g first, if maximize
+    [2] second moment v ← α·v + (1−α)·g²
+    [3] first moment  m ← α·m + (1−α)·g                                        centered only
+    [4] bias          v̂, m̂ ← v/(1−αᵗ), m/(1−αᵗ)                                bias_correction only
+    [5] variance      w ← v̂   |   max(v̂ − m̂², 0)
+    [6] denominator   d ← √w + eps (outside) | √(w + eps) (inside)
+                        | √(w + eps) + eps (both) | max(√w, eps) (floor)
+    [7] direction     u ← g/d          0/0 is 0
+    [8] momentum      b ← μ·b + u   |   b ← μ·b + lr·u        nesterov: u ← u + μ·b
+    [9] parameter     p ← p − lr·u  |   p ← p − u
+
+Every body of the formula (`reference.py`, `kernels/*`) carries these numbers.
+"""
+
+import math
+from dataclasses import dataclass, fields
+from numbers import Integral, Real
+from typing import Any
+
+EPS_MODES = ("outside", "inside", "both", "floor")
+WEIGHT_DECAY_MODES = ("l2", "decoupled")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the formula is and which state it keeps; it does not change during a run.
+
+    Attributes:
+        eps_mode: where ε stands in [6]: "outside" or "floor" (ε in units of g), "inside" (ε in units of g²), "both".
+        v_init: what `square_avg` starts at, in units of g² (0 in torch, 1 in TensorFlow 1).
+        centered: whether [3] runs and [5] subtracts m̂².
+        momentum: whether [8] runs, and `momentum_buffer` exists.
+        nesterov: whether [8] looks one momentum step ahead.
+        lr_in_buffer: whether the learning rate enters in [8] (TensorFlow) rather than in [9] (torch).
+        weight_decay_mode: "l2" adds wd·p to the gradient, "decoupled" shrinks p by lr·wd.
+        bias_correction: whether [4] runs.
+        maximize: whether the gradient is negated in [1].
+
+    Raises:
+        ValueError, TypeError: a switch holds something else; the message says what would work.
+    """
+
+    eps_mode: str = "outside"
+    v_init: float = 0.0
+    centered: bool = False
+    momentum: bool = False
+    nesterov: bool = False
+    lr_in_buffer: bool = False
+    weight_decay_mode: str = "l2"
+    bias_correction: bool = False
+    maximize: bool = False
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            check_switch(field.name, getattr(self, field.name))
+
+    def slots(self) -> tuple[str, ...]:
+        """The state keys this rule keeps for each parameter, under torch's names."""
+        optional = (("grad_avg", self.centered), ("momentum_buffer", self.momentum))
+        return ("step", "square_avg", *(name for name, kept in optional if kept))
+
+    def equation(self) -> tuple[str, ...]:
+        """The lines of the equation that are in force, in order, with their numbers."""
+        lines = ["[1] g ← −g"] if self.maximize else []
+        decoupled = self.weight_decay_mode == "decoupled"
+        lines.append("[1] p ← p − lr·weight_decay·p" if decoupled else "[1] g ← g + weight_decay·p")
+        lines.append("[2] v ← alpha·v + (1−alpha)·g²" + (f"   from v = {self.v_init:g}" if self.v_init else ""))
+        v, m = "v", "m"
+        if self.centered:
+            lines.append("[3] m ← alpha·m + (1−alpha)·g")
+        if self.bias_correction:
+            v, m = "v̂", "m̂"
+            means = "v̂, m̂ ← v/(1−alphaᵗ), m/(1−alphaᵗ)" if self.centered else "v̂ ← v/(1−alphaᵗ)"
+            lines.append(f"[4] {means}")
+        lines.append(f"[5] w ← max({v} − {m}², 0)" if self.centered else f"[5] w ← {v}")
+        lines.append("[6] d ← " + _DENOMINATORS[self.eps_mode])
+        lines.append("[7] u ← g/d")
+        step = "u"
+        if self.momentum:
+            step = "b"
+            lines.append("[8] b ← momentum·b + " + ("lr·u" if self.lr_in_buffer else "u"))
+            if self.nesterov:
+                step = "(" + ("lr·u" if self.lr_in_buffer else "u") + " + momentum·b)"
+        in_buffer = self.lr_in_buffer and self.momentum
+        lines.append(f"[9] p ← p − {step}" if in_buffer else f"[9] p ← p − lr·{step}")
+        return tuple(lines)
+
+
+_DENOMINATORS = {
+    "outside": "√w + eps",
+    "inside": "√(w + eps)",
+    "both": "√(w + eps) + eps",
+    "floor": "max(√w, eps)",
+}
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """Today's numbers, which schedules may move at every step.
+
+    Units: lr in units of the parameter; alpha and momentum none; weight_decay in g per p (l2) or none
+    (decoupled); eps in units of g ("outside", "floor") or g² ("inside").
+
+    `lr` is a float or, in the torch backends, a tensor with one element.
+    """
+
+    lr: Any
+    alpha: float
+    eps: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+
+# What each name must hold: in words for the message, and as a test of the float.
+_RANGES = {
+    "lr": ("learning rate", "a finite number >= 0, such as 1e-3"),
+    "alpha": ("alpha value", "the decay of the averages, 0 <= alpha < 1, such as 0.99"),
+    "eps": ("epsilon value", "a finite number >= 0, such as 1e-8"),
+    "momentum": ("momentum value", "0 <= momentum < 1, such as 0.9"),
+    "weight_decay": ("weight_decay value", "a finite number >= 0, such as 1e-4"),
+    "v_init": ("v_init value", "a finite number >= 0: 0 as in torch, 1 as in TensorFlow 1"),
+}
+_BELOW_ONE = ("alpha", "momentum")
+_CHOICES = {"eps_mode": EPS_MODES, "weight_decay_mode": WEIGHT_DECAY_MODES}
+
+
+def check_number(name: str, value: Any) -> float:
+    """Return `value` as a plain Python float, or say which numbers `name` takes.
+
+    Raises:
+        TypeError: it is no real number (a string, a bool, None, an array).
+        ValueError: it is outside the range of `name`.
+    """
+    words, works = _RANGES[name]
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"Invalid {words}: {value!r} is a {type(value).__name__}; {name} takes {works}")
+    number = float(value)
+    if not 0.0 <= number < (1.0 if name in _BELOW_ONE else math.inf):
+        raise ValueError(f"Invalid {words}: {value}; {name} takes {works}")
+    return number
+
+
+def check_flag(name: str, value: Any) -> bool:
+    """Return `value` as a bool (0 and 1 pass), or say that `name` is a switch.
+
+    Raises:
+        TypeError: anything else, such as the string "False", which Python would take for true.
+    """
+    if isinstance(value, bool):
+        return value
+    if type(value).__name__ in ("bool", "bool_") and not isinstance(value, str):  # numpy's own bool
+        return bool(value)
+    if isinstance(value, Integral) and int(value) in (0, 1):
+        return bool(value)
+    raise TypeError(f"Invalid {name}: {value!r} is a {type(value).__name__}; {name} is a switch, True or False")
+
+
+def check_switch(name: str, value: Any) -> Any:
+    """Return the value of a Rule's field in its plain type, or say what the field takes."""
+    if name == "v_init":
+        return check_number(name, value)
+    if name in _CHOICES:
+        choices = _CHOICES[name]
+        if not isinstance(value, str) or value not in choices:
+            error = ValueError if isinstance(value, str) else TypeError
+            raise error(f"Invalid {name}: {value!r}; choose one of {', '.join(map(repr, choices))}")
+        return value
+    return check_flag(name, value)
