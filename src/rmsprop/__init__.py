@@ -1,0 +1,41 @@
+"""RMSprop, owned completely: the exact rule, under the exact name, on every device.
+
+    from rmsprop import RMSprop          # replaces: from torch.optim import RMSprop
+
+Importing this package imports nothing else; torch enters when `RMSprop` is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rmsprop import functional as functional
+    from rmsprop.dialects import DIALECTS as DIALECTS
+    from rmsprop.optimizer import RMSprop as RMSprop
+    from rmsprop.spec import Hyper as Hyper
+    from rmsprop.spec import Rule as Rule
+
+__version__ = "0.1.0"
+
+__all__ = ["DIALECTS", "Hyper", "RMSprop", "Rule", "__version__", "functional"]
+
+_HOMES = {
+    "RMSprop": "rmsprop.optimizer",
+    "DIALECTS": "rmsprop.dialects",
+    "Rule": "rmsprop.spec",
+    "Hyper": "rmsprop.spec",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "functional":
+        return import_module("rmsprop.functional")
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'rmsprop' has no attribute {name!r}; it offers {', '.join(sorted(__all__))}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

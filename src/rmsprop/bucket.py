@@ -1,0 +1,87 @@
+"""Tensors that step together: one device, one dtype, one kind; and the dtype that they are computed in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_WIDER = {
+    torch.float16: torch.float32,
+    torch.bfloat16: torch.float32,
+    torch.complex32: torch.complex64,
+}
+
+
+@dataclass
+class Bucket:
+    """Parameters of one device, dtype and tensor type, with their gradients and state, in one order.
+
+    Shapes: param[i], grad[i] and each slot's [i] share one shape; step[i] has no dimensions.
+        A slot that the rule does not keep is an empty list.
+    Attributes:
+        foreach: True: all at once; False: one by one; None: whichever is faster for their sizes.
+        capturable: nothing may be read back from the device; step and lr stay tensors.
+        differentiable: autograd records the step.
+    """
+
+    param: list[Tensor] = field(default_factory=list)
+    grad: list[Tensor] = field(default_factory=list)
+    square_avg: list[Tensor] = field(default_factory=list)
+    grad_avg: list[Tensor] = field(default_factory=list)
+    momentum_buffer: list[Tensor] = field(default_factory=list)
+    step: list[Tensor] = field(default_factory=list)
+    foreach: bool | None = None
+    capturable: bool = False
+    differentiable: bool = False
+
+    def lists(self) -> tuple[list[Tensor], ...]:
+        """Its six lists, in the order of the attributes."""
+        return (self.param, self.grad, self.square_avg, self.grad_avg, self.momentum_buffer, self.step)
+
+    def tensors(self) -> tuple[list[Tensor], ...]:
+        """Its lists of tensors that have a parameter's shape: all but `step`."""
+        return self.lists()[:5]
+
+    def as_real(self) -> "Bucket":
+        """Complex tensors as pairs of reals in the same memory: RMSprop treats the two as independent."""
+        if not self.param or not self.param[0].is_complex():
+            return self
+        real = [[torch.view_as_real(x) for x in values] for values in self.tensors()]
+        return self._with([*real, self.step])
+
+    def part(self, begin: int, end: int) -> "Bucket":
+        """The tensors from `begin` up to `end`, as a bucket of their own."""
+        return self._with([values[begin:end] for values in self.lists()])
+
+    def _with(self, lists: list[list[Tensor]]) -> "Bucket":
+        p, g, v, m, b, step = lists
+        return Bucket(p, g, v, m, b, step, self.foreach, self.capturable, self.differentiable)
+
+    def split(self) -> Iterator["Bucket"]:
+        """The same tensors as buckets that each hold one device, dtype and type, in order of appearance."""
+        first = kind(self.param[0]) if self.param else None
+        if all(kind(p) == first for p in self.param):
+            if self.param:
+                yield self
+            return
+        parts: dict[tuple[torch.device, torch.dtype, type], Bucket] = {}
+        for i, p in enumerate(self.param):
+            own = parts.setdefault(kind(p), self.part(0, 0))
+            for into, values in zip(own.lists(), self.lists(), strict=True):
+                into.extend(values[i : i + 1])
+        yield from parts.values()
+
+
+def kind(param: Tensor) -> tuple[torch.device, torch.dtype, type]:
+    """What tensors must share to be in one bucket. Subclasses (DTensor) do not mix with plain tensors."""
+    family = torch.Tensor if type(param) is torch.nn.Parameter else type(param)
+    return (param.device, param.dtype, family)
+
+
+def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which the nine lines are computed, and the state is kept, for a parameter of that dtype.
+
+    float32 for half precision (g² underflows there, and so does ε), else the parameter's own.
+    """
+    return _WIDER.get(dtype, dtype)

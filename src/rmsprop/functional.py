@@ -1,0 +1,94 @@
+"""RMSprop as a function of explicit state: the name and order of torch.optim.functional.rmsprop (torch 2.15)."""
+
+from torch import Tensor
+
+from rmsprop import kernels, settings
+from rmsprop.bucket import Bucket
+
+
+def rmsprop(
+    params: list[Tensor],
+    grads: list[Tensor],
+    square_avgs: list[Tensor],
+    grad_avgs: list[Tensor],
+    momentum_buffer_list: list[Tensor],
+    state_steps: list[Tensor],
+    foreach: bool | None = None,
+    maximize: bool = False,
+    differentiable: bool = False,
+    capturable: bool = False,
+    has_complex: bool = False,  # noqa: ARG001
+    *,
+    lr: float | Tensor,
+    alpha: float,
+    eps: float,
+    weight_decay: float,
+    momentum: float,
+    centered: bool,
+    eps_mode: str = "outside",
+    lr_in_buffer: bool = False,
+    nesterov: bool = False,
+    bias_correction: bool = False,
+    weight_decay_mode: str = "l2",
+    backend: str = "auto",
+) -> None:
+    """Advance the parameters by one step, in place, given their gradients and state.
+
+    Equation: spec.py, lines [1]-[9].
+    Shapes:   params[i], grads[i], square_avgs[i] and, where the rule keeps them, grad_avgs[i] (centered) and
+              momentum_buffer_list[i] (momentum > 0) share one shape; state_steps[i] has no dimensions.
+    Mutates:  params, square_avgs, grad_avgs, momentum_buffer_list, state_steps. Never grads.
+    Raises:   ValueError or TypeError, before anything is changed: a setting out of range, lists of unequal
+              length, a state_steps entry that is no tensor.
+
+    `has_complex` is torch's; complex tensors are recognised without it.
+    """
+    group = settings.check(
+        {
+            **settings.TORCH_GROUP,
+            "lr": lr,
+            "alpha": alpha,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "centered": centered,
+            "maximize": maximize,
+            "eps_mode": eps_mode,
+            "lr_in_buffer": lr_in_buffer,
+            "nesterov": nesterov,
+            "bias_correction": bias_correction,
+            "weight_decay_mode": weight_decay_mode,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "capturable": capturable,
+        }
+    )
+    rule, hyper = settings.read(group)
+    lists = {
+        "grads": grads,
+        "square_avgs": square_avgs,
+        "state_steps": state_steps,
+        **({"grad_avgs": grad_avgs} if rule.centered else {}),
+        **({"momentum_buffer_list": momentum_buffer_list} if rule.momentum else {}),
+    }
+    for name, values in lists.items():
+        if len(values) != len(params):
+            raise ValueError(f"{name} has {len(values)} tensors for {len(params)} params; give one for each")
+    if not all(isinstance(t, Tensor) for t in state_steps):
+        raise TypeError(
+            "state_steps must hold one tensor with one element for each parameter, such as torch.tensor(0.)"
+        )
+    whole = Bucket(
+        list(params),
+        list(grads),
+        list(square_avgs),
+        list(grad_avgs) if rule.centered else [],
+        list(momentum_buffer_list) if rule.momentum else [],
+        list(state_steps),
+        foreach,
+        capturable,
+        differentiable,
+    )
+    work = [(kernels.pick(kernels.check_backend(backend), rule, part), part) for part in whole.split()]
+    for chosen, part in work:
+        chosen.step(rule, hyper, part)

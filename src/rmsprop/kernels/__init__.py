@@ -1,0 +1,44 @@
+"""The backends, and which of them takes a bucket."""
+
+from rmsprop.bucket import Bucket
+from rmsprop.kernels.base import Backend
+from rmsprop.kernels.eager import EAGER
+from rmsprop.spec import Rule
+
+__all__ = ["BACKENDS", "Backend", "check_backend", "explain", "pick"]
+
+BACKENDS: tuple[Backend, ...] = (EAGER,)
+
+
+def check_backend(name: object) -> str:
+    """Return `name` if it is "auto" or a backend's.
+
+    Raises:
+        ValueError: it is not; the message lists those there are.
+    """
+    names = ("auto", *(backend.name for backend in BACKENDS))
+    if isinstance(name, str) and name in names:
+        return name
+    raise ValueError(f"Unknown backend: {name!r}; choose one of {', '.join(map(repr, names))}")
+
+
+def pick(name: str, rule: Rule, bucket: Bucket) -> Backend:
+    """The backend of that name, or under "auto" the first that does not refuse.
+
+    Raises:
+        RuntimeError: the one asked for, or every one, refuses; the message gives the reasons.
+    """
+    reasons = []
+    for backend in BACKENDS:
+        if name not in ("auto", backend.name):
+            continue
+        reason = backend.refuse(rule, bucket)
+        if reason is None:
+            return backend
+        reasons.append(f"{backend.name} refuses: {reason}")
+    raise RuntimeError(f"backend={name!r} cannot take this step: {'; '.join(reasons)}")
+
+
+def explain(rule: Rule, bucket: Bucket) -> list[tuple[str, str | None]]:
+    """Every backend's name with its reason to refuse, or None where it would take the bucket."""
+    return [(backend.name, backend.refuse(rule, bucket)) for backend in BACKENDS]

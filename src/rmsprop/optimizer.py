@@ -1,0 +1,326 @@
+"""`RMSprop`, a drop-in for `torch.optim.RMSprop`: the loop, and torch's contract with optimizers."""
+
+from collections.abc import Callable
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor
+from torch._compile import _disable_dynamo
+from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+
+from rmsprop import dialects, kernels, loading, settings
+from rmsprop.bucket import Bucket, arithmetic_dtype
+from rmsprop.settings import Unset
+from rmsprop.spec import Hyper, Rule
+
+# torch 2.13 renamed it; the old name still works there, with a warning.
+_CAPTURE_CHECK = next(
+    name
+    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
+    if hasattr(Optimizer, name)
+)
+
+
+class RMSprop(Optimizer):
+    """RMSprop: each element's step is divided by the root of a decaying average of its squared gradient.
+
+    Arguments are torch.optim.RMSprop's, in its order and with its defaults, then keyword-only switches.
+
+    Args:
+        params: parameters, named parameters, or dicts that define groups with their own settings.
+        lr: learning rate, in units of the parameter: a float or a tensor with one element.
+        alpha: decay of the averages, 0 <= alpha < 1.
+        eps: ε, in units of the gradient ("outside", "floor") or of its square ("inside").
+        weight_decay: weight decay, see `weight_decay_mode`.
+        momentum: momentum, 0 <= momentum < 1.
+        centered: subtract the squared mean gradient: divide by the standard deviation.
+        capturable: keep lr and step on the device, so that a graph can be captured. Works on every device.
+        foreach: True: all tensors of a kind at once; False: one by one, with the least memory; None: chosen.
+        maximize: ascend instead of descend.
+        differentiable: let autograd record the step.
+        dialect: whose rule, defaults and argument names: see `rmsprop dialects`. Each keyword below overrides
+            one of its switches; None leaves it.
+        eps_mode: "outside" √v + ε, "inside" √(v + ε), "both" √(v + ε) + ε, "floor" max(√v, ε).
+        v_init: what `square_avg` starts at.
+        lr_in_buffer: multiply by lr on the way into the momentum buffer (TensorFlow), not on the way out.
+        nesterov: look one momentum step ahead; needs momentum > 0.
+        bias_correction: divide the averages by 1 − alphaᵗ, as Adam does.
+        weight_decay_mode: "l2" adds weight_decay·p to the gradient; "decoupled" shrinks p by lr·weight_decay.
+        backend: who computes the step: "auto" or a name that `rmsprop.kernels.BACKENDS` lists.
+        fused: torch's name for asking for a native kernel. None: chosen.
+        words: settings in the dialect's own names, such as learning_rate= and beta= under "textbook".
+
+    Equation: spec.py, lines [1]-[9].
+    State:    per parameter `step` (a count) and `square_avg`, with momentum `momentum_buffer`, if centered
+              `grad_avg`, each of the parameter's shape. float32 for half-precision parameters, else the
+              parameter's dtype.
+    Raises:   ValueError or TypeError, before anything is changed, with what was given and what would work.
+    Source:   torch/optim/rmsprop.py; Tieleman and Hinton, lecture 6e, 2012; Graves, arXiv:1308.0850 (centered).
+
+    >>> import torch
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    >>> optimizer = RMSprop([weight], lr=0.1)
+    >>> weight.grad = torch.tensor([3.0, 0.5])
+    >>> optimizer.step()
+    >>> weight.data  # the first step is lr/√(1−alpha) = 10·lr long, whatever the gradient's size
+    tensor([ 0.0000, -3.0000])
+    """
+
+    backend: str
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = Unset(1e-2),
+        alpha: float = Unset(0.99),
+        eps: float = Unset(1e-8),
+        weight_decay: float = Unset(0),
+        momentum: float = Unset(0),
+        centered: bool = cast(bool, Unset(False)),
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        *,
+        dialect: str = "torch",
+        eps_mode: str | None = None,
+        v_init: float | None = None,
+        lr_in_buffer: bool | None = None,
+        nesterov: bool | None = None,
+        bias_correction: bool | None = None,
+        weight_decay_mode: str | None = None,
+        backend: str = "auto",
+        fused: bool | None = None,
+        **words: Any,
+    ) -> None:
+        numbers = {
+            "lr": lr,
+            "alpha": alpha,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum": momentum,
+            "centered": centered,
+        }
+        switches = {
+            "eps_mode": eps_mode,
+            "v_init": v_init,
+            "lr_in_buffer": lr_in_buffer,
+            "nesterov": nesterov,
+            "bias_correction": bias_correction,
+            "weight_decay_mode": weight_decay_mode,
+        }
+        given: dict[str, Any] = {name: value for name, value in numbers.items() if not isinstance(value, Unset)}
+        given |= {name: value for name, value in switches.items() if value is not None}
+        given |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
+        given |= {"differentiable": differentiable, "fused": fused}
+        self.backend = kernels.check_backend(backend)
+        self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
+        super().__init__(params, settings.settle(dialect, given | words))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, with settings of its own in the dialect's or torch's words.
+
+        The dict that is given stays as it is.
+
+        Raises: ValueError or TypeError for settings or parameters that do not work, duplicates among them.
+        """
+        if not isinstance(param_group, dict):
+            raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
+        group = _own_group(param_group, self.defaults)
+        params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+        tensors = [p[1] if isinstance(p, tuple) else p for p in params]
+        if len({id(p) for p in tensors}) != len(tensors):
+            raise ValueError(
+                "optimizer contains a parameter group with duplicate parameters: group "
+                f"{len(self.param_groups)} lists a tensor twice; list each once"
+            )
+        super().add_param_group(group)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Advance every parameter that has a gradient by one step, in place.
+
+        Args:
+            closure: reevaluates the model and returns the loss; gradients are on inside it.
+        Returns: the closure's loss, or None.
+        Equation: spec.py, lines [1]-[9].
+        Mutates: parameters and state. Never gradients.
+        Raises: RuntimeError, before any parameter moves, for gradients that the rule does not take.
+        """
+        getattr(self, _CAPTURE_CHECK)()
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        work = []
+        for group in self.param_groups:
+            rule, hyper = self._read(group)
+            for bucket in self._fill(group):
+                work.append((kernels.pick(self.backend, rule, bucket), rule, hyper, bucket))
+        for backend, rule, hyper, bucket in work:
+            backend.step(rule, hyper, bucket)
+        return loss
+
+    def _read(self, group: dict[str, Any]) -> tuple[Rule, Hyper]:
+        """The group's rule and numbers; the rule must be the one that the run began with."""
+        rule, hyper = settings.read(group)
+        if torch.compiler.is_compiling():
+            return rule, hyper
+        known = self._rules.get(id(group))
+        if known is None or known[0] is not group:
+            self._rules[id(group)] = (group, rule)
+        elif known[1] != rule:
+            sentence = settings.changed(known[1], rule)
+            if sentence is not None:
+                raise RuntimeError(sentence)
+            self._rules[id(group)] = (group, rule)
+        return rule, hyper
+
+    def _fill(self, group: dict[str, Any]) -> list[Bucket]:
+        """The group's parameters that have a gradient, with their state, as buckets."""
+        bucket = Bucket(
+            foreach=group["foreach"], capturable=group["capturable"], differentiable=group["differentiable"]
+        )
+        self._init_group(
+            group,
+            bucket.param,
+            bucket.grad,
+            bucket.square_avg,
+            bucket.momentum_buffer,
+            bucket.grad_avg,
+            bucket.step,
+        )
+        return list(bucket.split())
+
+    def _init_group(
+        self,
+        group: dict[str, Any],
+        params_with_grad: list[Tensor],
+        grads: list[Tensor],
+        square_avgs: list[Tensor],
+        momentum_buffer_list: list[Tensor],
+        grad_avgs: list[Tensor],
+        state_steps: list[Tensor],
+    ) -> bool:
+        """Fill the lists, and make the slots that are missing; torch.compile calls this by its name and order."""
+        has_complex = False
+        for i, p in enumerate(group["params"]):
+            if p.grad is None:
+                continue
+            if p.grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"RMSprop does not support sparse gradients: parameter {_name(group, i)} has one of layout "
+                    f"{p.grad.layout}; build its layer with sparse=False, or give it to torch.optim.SparseAdam"
+                )
+            has_complex |= p.is_complex()
+            state = self.state[p]
+            if "step" not in state:
+                state["step"] = loading.step_tensor(0.0, p, group)
+            if "square_avg" not in state:
+                state["square_avg"] = _slot(p, group["v_init"])
+            if group["momentum"] != 0 and "momentum_buffer" not in state:
+                state["momentum_buffer"] = _slot(p, 0.0)
+            if group["centered"] and "grad_avg" not in state:
+                state["grad_avg"] = _slot(p, 0.0)
+            params_with_grad.append(p)
+            grads.append(p.grad)
+            square_avgs.append(state["square_avg"])
+            state_steps.append(state["step"])
+            if group["momentum"] != 0:
+                momentum_buffer_list.append(state["momentum_buffer"])
+            if group["centered"]:
+                grad_avgs.append(state["grad_avg"])
+        return has_complex
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state under torch's keys, and the groups as plain numbers, strings and tensors.
+
+        torch.optim.RMSprop loads it; `torch.load(weights_only=True)` reads it back from a file.
+        """
+        packed = super().state_dict()
+        for group in packed["param_groups"]:
+            for name, value in group.items():
+                if isinstance(value, float) and type(value) is not float:
+                    group[name] = float(value)  # a schedule's numpy number: only full unpickling reads it
+        return packed
+
+    @_disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state: RMSprop's of this package or of torch, of any version.
+
+        Groups and parameters are matched by order, and the saved settings replace the present ones, as in torch.
+        State is copied, and kept in float32 for half-precision parameters.
+
+        Raises: ValueError or TypeError, before anything is changed, when it is not an RMSprop's or does not fit.
+        """
+        state_dict = state_dict.copy()
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            changed = hook(self, state_dict)
+            if changed is not None:
+                state_dict = changed
+        saved = state_dict["param_groups"]
+        groups = loading.load_groups(self.param_groups, saved)
+        state = loading.load_state(groups, saved, state_dict["state"])
+        held = type(self.state)(dict)
+        held.update(state)
+        self.__setstate__({"state": held, "param_groups": groups})
+        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
+            post_hook(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "backend": self.backend}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("backend", "auto")
+        self._rules = {}
+        for group in self.param_groups:
+            for name, value in settings.TORCH_GROUP.items():
+                group.setdefault(name, value)
+            for p in group["params"]:
+                own = self.state.get(p)
+                if own and not isinstance(own.get("step"), Tensor):
+                    own["step"] = loading.step_tensor(float(own.get("step", 0)), p, group)
+
+    def __repr__(self) -> str:
+        lines = [f"{type(self).__name__} (backend: {self.backend}"]
+        for i, group in enumerate(self.param_groups):
+            lines.append(f"Parameter Group {i}")
+            lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
+            lines += [f"    {line}" for line in settings.read(group)[0].equation()]
+        return "\n".join(lines) + "\n)"
+
+
+def _own_group(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A group as torch's base class takes it, with the settings it was given under our names, checked."""
+    dialect = given.get("dialect", defaults["dialect"])
+    row = dialects.find(dialect)
+    known = {*row.words, *row.refused, *settings.TORCH_GROUP, *dialects.FOREIGN} - {"dialect"}
+    words = {name: value for name, value in given.items() if name in known}
+    rest = {name: value for name, value in given.items() if name not in known}
+    execution = {name: words.pop(name) for name in settings.EXECUTION if name in words}
+    base = defaults if dialect == defaults["dialect"] else {**defaults, **row.defaults(), "dialect": row.name}
+    read = dialects.read_words(row, words)
+    group = {**rest, **settings.check({**base, **read, **execution})}
+    if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
+        group["params"] = list(group["params"])
+    return group
+
+
+def _slot(param: Tensor, value: float) -> Tensor:
+    """A fresh state tensor: the parameter's shape, layout and device, in the arithmetic's dtype."""
+    slot = torch.zeros_like(param, dtype=arithmetic_dtype(param.dtype), memory_format=torch.preserve_format)
+    if value == 0:
+        return slot
+    return torch.view_as_real(slot).fill_(value) and slot if slot.is_complex() else slot.fill_(value)
+
+
+def _name(group: dict[str, Any], i: int) -> str:
+    names = group.get("param_names")
+    return repr(names[i]) if names else f"{i} of its group"

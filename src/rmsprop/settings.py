@@ -1,0 +1,126 @@
+"""Parameter-group settings: read from the caller's words, checked, and turned into a Rule and a Hyper."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from rmsprop import dialects
+from rmsprop.spec import Hyper, Rule, check_flag, check_number, check_switch
+
+# Settings that say how a step runs, not what it computes. "fused" is torch's name: False asks for no native
+# kernel, None leaves the choice to the backend.
+EXECUTION = ("capturable", "foreach", "fused", "differentiable")
+
+# What a group means when it does not say: torch's rule. Pickles and state dicts of torch lack our switches.
+TORCH_GROUP: Mapping[str, Any] = {
+    **dialects.DIALECTS["torch"].defaults(),
+    "dialect": "torch",
+    "maximize": False,
+    "capturable": False,
+    "foreach": None,
+    "fused": None,
+    "differentiable": False,
+}
+
+
+class Unset(float):
+    """A default in RMSprop's signature: it shows torch's value, and tells "not given" from "given"."""
+
+    def __new__(cls, shown: float) -> "Unset":
+        self = super().__new__(cls, shown)
+        self.shown = shown
+        return self
+
+    shown: float
+
+    def __repr__(self) -> str:
+        return repr(self.shown)
+
+
+def settle(dialect: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a group under our names: the dialect's defaults, overridden by what was given.
+
+    Raises:
+        ValueError, TypeError: a name or value that does not work, with what would.
+    """
+    row = dialects.find(dialect)
+    execution = {name: value for name, value in given.items() if name in EXECUTION}
+    words = dialects.read_words(row, {name: value for name, value in given.items() if name not in EXECUTION})
+    group = {**TORCH_GROUP, **row.defaults(), "dialect": row.name, **words, **execution}
+    return check(group)
+
+
+def check(group: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a group in plain Python types (a tensor lr stays one).
+
+    Raises:
+        ValueError, TypeError: a value that does not work, or two that do not go together.
+    """
+    checked: dict[str, Any] = {"dialect": dialects.find(group["dialect"]).name}
+    checked |= {name: check_number(name, group[name]) for name in dialects.HYPERS if name != "lr"}
+    checked["lr"] = check_lr(group["lr"])
+    checked |= {name: check_switch(name, group[name]) for name in (*dialects.SWITCHES, "maximize")}
+    checked |= {name: check_flag(name, group[name]) for name in ("capturable", "differentiable")}
+    for name in ("foreach", "fused"):
+        checked[name] = None if group[name] is None else check_flag(name, group[name])
+    if checked["fused"]:
+        raise ValueError(
+            "fused=True asks for a fused kernel, and this version has none; leave fused as None, or False"
+        )
+    if checked["foreach"] and checked["differentiable"]:
+        raise ValueError(
+            "foreach=True keeps no autograd graph, so it does not go with differentiable=True; "
+            "leave foreach as None or False"
+        )
+    if checked["nesterov"] and checked["momentum"] == 0:
+        raise ValueError("nesterov=True looks ahead along the momentum, which is 0; give momentum > 0, such as 0.9")
+    return checked
+
+
+def check_lr(lr: Any) -> float | Tensor:
+    """A learning rate: a float, or a tensor with one element whose value is in range.
+
+    Raises:
+        ValueError, TypeError: anything else.
+    """
+    if not isinstance(lr, Tensor):
+        return check_number("lr", lr)
+    if lr.numel() != 1:
+        raise ValueError(f"Tensor lr must be 1-element, got shape {tuple(lr.shape)}; lr takes one number for all")
+    if lr.is_floating_point() and not lr.is_meta:
+        check_number("lr", float(lr))
+        return lr
+    raise TypeError(f"Invalid learning rate: a {lr.dtype} tensor; lr takes a float or a floating-point tensor")
+
+
+def read(group: Mapping[str, Any]) -> tuple[Rule, Hyper]:
+    """What a group computes today: its rule, and its numbers."""
+    rule = Rule(
+        eps_mode=group["eps_mode"],
+        v_init=group["v_init"],
+        centered=group["centered"],
+        momentum=group["momentum"] != 0,
+        nesterov=group["nesterov"],
+        lr_in_buffer=group["lr_in_buffer"],
+        weight_decay_mode=group["weight_decay_mode"],
+        bias_correction=group["bias_correction"],
+        maximize=group["maximize"],
+    )
+    hyper = Hyper(group["lr"], group["alpha"], group["eps"], group["momentum"], group["weight_decay"])
+    return rule, hyper
+
+
+def changed(before: Rule, now: Rule) -> str | None:
+    """The sentence for a rule that changed during a run, or None if it did not.
+
+    Raising momentum from 0 or flipping maximize is no such change: the state keeps its meaning.
+    """
+    for name in dialects.SWITCHES:
+        old, new = getattr(before, name), getattr(now, name)
+        if old != new:
+            return (
+                f"{name} changed from {old!r} to {new!r} during the run, and the state was gathered under the old "
+                f"rule; set it back, or build a new RMSprop({name}={new!r})"
+            )
+    return None
