@@ -264,9 +264,7 @@ class RMSprop(Optimizer):
             changed = hook(self, state_dict)
             if changed is not None:
                 state_dict = changed
-        saved = state_dict["param_groups"]
-        groups = loading.load_groups(self.param_groups, saved)
-        state = loading.load_state(groups, saved, state_dict["state"])
+        groups, state = loading.load(self.param_groups, state_dict)
         held = type(self.state)(dict)
         held.update(state)
         self.__setstate__({"state": held, "param_groups": groups})
@@ -293,7 +291,8 @@ class RMSprop(Optimizer):
         for i, group in enumerate(self.param_groups):
             lines.append(f"Parameter Group {i}")
             lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
-            lines += [f"    {line}" for line in settings.read(group)[0].equation()]
+            rule, hyper = settings.read(group)
+            lines += [f"    {line}" for line in rule.equation(hyper)]
         return "\n".join(lines) + "\n)"
 
 
@@ -307,7 +306,7 @@ def _own_group(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
     execution = {name: words.pop(name) for name in settings.EXECUTION if name in words}
     base = defaults if dialect == defaults["dialect"] else {**defaults, **row.defaults(), "dialect": row.name}
     read = dialects.read_words(row, words)
-    group = {**rest, **settings.check({**base, **read, **execution})}
+    group = {**rest, **settings.check_new({**base, **read, **execution})}
     if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
         group["params"] = list(group["params"])
     return group
@@ -316,9 +315,9 @@ def _own_group(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
 def _slot(param: Tensor, value: float) -> Tensor:
     """A fresh state tensor: the parameter's shape, layout and device, in the arithmetic's dtype."""
     slot = torch.zeros_like(param, dtype=arithmetic_dtype(param.dtype), memory_format=torch.preserve_format)
-    if value == 0:
-        return slot
-    return torch.view_as_real(slot).fill_(value) and slot if slot.is_complex() else slot.fill_(value)
+    if value != 0:
+        (torch.view_as_real(slot) if slot.is_complex() else slot).fill_(value)
+    return slot
 
 
 def _name(group: dict[str, Any], i: int) -> str:
