@@ -23,7 +23,7 @@ class Run:
             self.optimizer.state[param] = self._midway(param)
 
     def _midway(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A state as a run would have gathered it: a first step of the bias-corrected centered rule has no variance."""
+        """A state as a run would have gathered it: the first bias-corrected centered step has no variance."""
         dtype = arithmetic_dtype(param.dtype)
 
         def like(values: torch.Tensor) -> torch.Tensor:

@@ -87,7 +87,7 @@ def test_settings_are_refused_with_the_sentence(settings, error, says):
 
 def test_alpha_by_position_is_refused_under_textbook_too():
     """A positional alpha is as ambiguous as a named one."""
-    with pytest.raises(TypeError, match="write learning_rate=... or beta=..."):
+    with pytest.raises(TypeError, match=r"write learning_rate=\.\.\. or beta="):
         RMSprop(params(), 0.001, 0.9, dialect="textbook")
 
 
@@ -122,7 +122,7 @@ def test_a_parameter_in_two_groups_is_refused_and_nothing_added():
     shared = params()
     optimizer = RMSprop(shared)
     for group in ({"params": shared[:1]}, {"params": [nn.Parameter(torch.ones(1))] * 2}):
-        with pytest.raises(ValueError, match="more than one parameter group|duplicate"):
+        with pytest.raises(ValueError, match=r"more than one parameter group|duplicate"):
             optimizer.add_param_group(group)
     with pytest.raises(TypeError, match="param_group must be a dict"):
         optimizer.add_param_group([nn.Parameter(torch.ones(1))])
@@ -211,7 +211,7 @@ def test_a_torch_checkpoint_under_another_rule_says_what_goes_on():
         ours.load_state_dict(theirs.state_dict())
     assert ours.param_groups[0]["eps_mode"] == "inside"
     units = RMSprop(params(), lr_in_buffer=True, momentum=0.9)
-    with pytest.raises(ValueError, match="momentum_buffer .* without the learning rate .* lr_in_buffer=False"):
+    with pytest.raises(ValueError, match=r"momentum_buffer .* without the learning rate .* lr_in_buffer=False"):
         units.load_state_dict(theirs.state_dict())
 
 

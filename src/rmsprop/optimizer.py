@@ -58,12 +58,12 @@ class RMSprop(Optimizer):
     Source:   torch/optim/rmsprop.py; Tieleman and Hinton, lecture 6e, 2012; Graves, arXiv:1308.0850 (centered).
 
     >>> import torch
-    >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    >>> weight = torch.nn.Parameter(torch.tensor([2.0, -2.0]))
     >>> optimizer = RMSprop([weight], lr=0.1)
     >>> weight.grad = torch.tensor([3.0, 0.5])
     >>> optimizer.step()
     >>> weight.data  # the first step is lr/√(1−alpha) = 10·lr long, whatever the gradient's size
-    tensor([ 0.0000, -3.0000])
+    tensor([ 1.0000, -3.0000])
     """
 
     backend: str
