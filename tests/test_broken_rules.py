@@ -1,4 +1,4 @@
-"""We test the tests: each deliberate mistake in the eager body must be caught by the comparison with the reference."""
+"""We test the tests: each deliberate mistake in the eager body must be caught by comparing with the reference."""
 
 import inspect
 
