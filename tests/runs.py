@@ -6,20 +6,20 @@ from dataclasses import replace
 import torch
 from cases import SCHEDULE, Case, as64, errors, shapes_and_layouts, state64
 
-from rmsprop import RMSprop
+from rmsprop import RMSprop, reference
 from rmsprop.bucket import arithmetic_dtype
 
 
 class Run:
-    """A case under one backend, started in mid-run, whose steps are each judged by the reference."""
+    """A case under one backend, started in mid-run or fresh, whose steps are each judged by the reference."""
 
-    def __init__(self, case: Case, dtype: torch.dtype, **options: object) -> None:
+    def __init__(self, case: Case, dtype: torch.dtype, fresh: bool = False, **options: object) -> None:
         self.case = case
         self.generator = torch.Generator().manual_seed(1)
         start = shapes_and_layouts(dtype, self.generator)
         self.params = [torch.nn.Parameter(value) for value in start]
         self.optimizer = RMSprop(self.params, **{**case.settings(), **options})
-        for param in self.params:
+        for param in () if fresh else self.params:
             self.optimizer.state[param] = self._midway(param)
 
     def _midway(self, param: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -56,10 +56,11 @@ class Run:
     def judged(self, lr: float) -> dict[str, float]:
         """Take one step with the gradients that are set, and compare it with the reference's."""
         state = self.optimizer.state
-        before = [(as64(p), state64(state[p])) for p in self.params]
+        rule = self.case.rule
+        before = [(as64(p), state64(state[p]) if state[p] else reference.start(rule, as64(p))) for p in self.params]
         grads = [p.grad.clone() for p in self.params]
         self.optimizer.step()
-        case = Case(self.case.rule, replace(self.case.hyper, lr=lr))
+        case = Case(rule, replace(self.case.hyper, lr=lr))
         worst: dict[str, float] = {}
         for param, old, grad in zip(self.params, before, grads, strict=True):
             assert torch.equal(param.grad.nan_to_num(), grad.nan_to_num()), "the gradient was edited"

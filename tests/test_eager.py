@@ -5,7 +5,8 @@ import torch
 from cases import CASES, DTYPES, within
 from runs import Run
 
-CAPTURED = [case for case in CASES if not case.rule.maximize and case.rule.v_init == 0]
+CAPTURED = [case for case in CASES if not case.rule.maximize]
+FRESH = [case for case in CASES if not (case.rule.centered and case.rule.bias_correction)]  # its first variance is 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -46,3 +47,11 @@ def test_a_recorded_step_obeys_the_same_budget(case):
             param.requires_grad_(False)
         for found in run.steps():
             within(found)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", FRESH[::3], ids=str)
+def test_a_fresh_start_is_the_references(case, dtype):
+    """The first steps from no state: v from v_init, the rest from 0, counted from 1."""
+    for found in Run(case, dtype, fresh=True, backend="eager").steps((0.01, 0.02)):
+        within(found)
