@@ -185,7 +185,10 @@ class RMSprop(Optimizer):
     def _fill(self, group: dict[str, Any]) -> list[Bucket]:
         """The group's parameters that have a gradient, with their state, as buckets."""
         bucket = Bucket(
-            foreach=group["foreach"], capturable=group["capturable"], differentiable=group["differentiable"]
+            foreach=group["foreach"],
+            capturable=group["capturable"],
+            differentiable=group["differentiable"],
+            fused=group["fused"],
         )
         self._init_group(
             group,
