@@ -1,6 +1,6 @@
-"""Builds the CPU kernel beside the package: a plain shared library, for every Python and torch. All else: pyproject.toml.
+"""Builds the CPU kernel beside the package: a plain shared library, for every Python and torch.
 
-Without a working C++17 compiler the package installs all the same, and `rmsprop.kernels.explain` says what is missing.
+Without a working C++17 compiler the package installs all the same, and says what is missing when it is asked for.
 """
 
 import sys

@@ -67,7 +67,7 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("foreach", "differentiable"):
         if checked["fused"] and checked[name]:
             raise ValueError(
-                f"fused=True asks for a native kernel, and {name}=True for torch's own operators; leave one of them out"
+                f"fused=True asks for a native kernel, and {name}=True for torch's own operators; leave one out"
             )
     if checked["foreach"] and checked["differentiable"]:
         raise ValueError(

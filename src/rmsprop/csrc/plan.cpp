@@ -11,13 +11,18 @@ namespace {
 // torch's handle of a Python tensor: kernels/native.py has seen that it stands behind the object's header.
 void* handle(const Host& host, void* object) { return static_cast<char*>(object) + host.header; }
 
-// Whether a tensor is dense on the CPU with that dtype and shape; its first element's address.
-bool found(const Host& host, void* tensor, int32_t dtype, int64_t dim, const int64_t* shape, int64_t size, void** data) {
+// Whether a tensor is dense on the CPU with that dtype and shape; its first element's address. `before`: where it was
+// last time, for a tensor whose identity is known: memory that stayed did not change its device.
+bool found(const Host& host, void* tensor, int32_t dtype, int64_t dim, const int64_t* shape, int64_t size,
+           const void* before, void** data) {
   int32_t code = -1;
   int64_t d = -1;
   int64_t *sizes = nullptr, *strides = nullptr;
-  if (host.layout(tensor, &code) || code != host.strided) return false;
-  if (host.device_type(tensor, &code) || code != host.cpu) return false;
+  if (before == nullptr || host.data(tensor, data) || *data != before) {
+    if (host.layout(tensor, &code) || code != host.strided) return false;
+    if (host.device_type(tensor, &code) || code != host.cpu) return false;
+    if (host.data(tensor, data)) return false;
+  }
   if (host.dtype(tensor, &code) || code != dtype) return false;
   if (host.dim(tensor, &d) || d != dim) return false;
   if (host.sizes(tensor, &sizes) || host.strides(tensor, &strides)) return false;
@@ -25,7 +30,6 @@ bool found(const Host& host, void* tensor, int32_t dtype, int64_t dim, const int
     if (sizes[i] != shape[i]) return false;
     if (strides[i] != shape[dim + i] && sizes[i] != 1 && size != 0) return false;
   }
-  if (host.data(tensor, data)) return false;
   return size == 0 || *data != nullptr;  // null: a tensor that is zero without memory
 }
 
@@ -79,11 +83,11 @@ RMSPROP_API int32_t rmsprop_again(Plan* plan, void* gradients, int64_t* active) 
       }
       const_cast<int64_t*>(work.size)[i] = row.size;
       ++*active;
-      if (!found(host, handle(host, row.param), dtypes[0], row.dim, row.shape, row.size, &data)) return kMoved;
+      if (!found(host, handle(host, row.param), dtypes[0], row.dim, row.shape, row.size, work.param[i], &data)) return kMoved;
       put(work.param, i, data);
       char* const begin = static_cast<char*>(data);
       const int64_t bytes = row.size * (work.param_type == kFloat64 ? 8 : work.param_type == kFloat32 ? 4 : 2);
-      if (!found(host, handle(host, gradient), dtypes[0], row.dim, row.shape, row.size, &data)) return kMoved;
+      if (!found(host, handle(host, gradient), dtypes[0], row.dim, row.shape, row.size, nullptr, &data)) return kMoved;
       put(const_cast<void* const*>(work.grad), i, data);
       char* const other = static_cast<char*>(data);
       if (other != begin && other < begin + bytes && begin < other + bytes) return kMoved;  // they overlap, shifted
@@ -92,7 +96,7 @@ RMSPROP_API int32_t rmsprop_again(Plan* plan, void* gradients, int64_t* active) 
         if (host.dict_item(row.entry, plan->slot_names[k]) != row.slot[k]) return kMoved;
         const bool step = k == 0;
         if (!found(host, handle(host, row.slot[k]), dtypes[step ? 2 : 1], step ? 0 : row.dim, row.shape, step ? 1 : row.size,
-                   &data)) {
+                   to[k][i], &data)) {
           return kMoved;
         }
         put(to[k], i, data);

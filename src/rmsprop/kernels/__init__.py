@@ -6,7 +6,7 @@ from rmsprop.kernels.cpu import CPU
 from rmsprop.kernels.eager import EAGER
 from rmsprop.spec import Rule
 
-__all__ = ["BACKENDS", "Backend", "check_backend", "explain", "pick"]
+__all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "explain", "pick"]
 
 BACKENDS: tuple[Backend, ...] = (CPU, EAGER)
 

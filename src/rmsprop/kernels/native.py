@@ -178,7 +178,7 @@ def _host(library: ctypes.CDLL) -> Host | None:
     answers = [_address(library, "aoti_torch_get_" + name) for name in asked]
     python = [
         _address(ctypes.pythonapi, name)
-        for name in ("PyList_Size", "PyList_GetItem", "PyDict_Size", "PyDict_Next", "PyDict_GetItem")
+        for name in ("PyList_Size", "PyList_GetItem", "PyDict_Size", "PyDict_Next", "PyDict_GetItemWithError")
     ]
     header = object.__basicsize__
     probe = torch.zeros(1)
