@@ -38,7 +38,7 @@
 #define RMSPROP_INDEPENDENT
 #endif
 
-// Lines that tests/test_cpu_broken.py moves, to see that the parity tests notice.
+// Mistakes that tests/test_cpu_builds.py compiles in, to see that the parity tests notice.
 #ifndef RMSPROP_BREAK
 #define RMSPROP_BREAK 0
 #endif
@@ -167,6 +167,9 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
   for (int64_t i = begin; i < end; ++i) {
     A p = load<P>(p_, i);
     A g = load<P>(g_, i) * scale;
+#if RMSPROP_BREAK == 4  // the gradient edited
+    store<P>(const_cast<char*>(g_), i, g + g);
+#endif
     // [1] decay
     g = l2 != 0 ? g + l2 * p : g;
     p = p * shrink;
