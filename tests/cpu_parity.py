@@ -35,8 +35,21 @@ TYPES = (
     (F16, F16),
 )
 
-# Largest error seen over every rule, size and seed below, by (parameter, state) and rounded up; see ulp_table().
-BOUND: dict[tuple[torch.dtype, torch.dtype], float] = {}
+# Largest error over every rule, size and 8 seeds, measured by ulp_table() in the comment, and some room above it.
+# The numbers of a step are rounded to the arithmetic's dtype, and the longest chain (l2, centered, Nesterov) has
+# twelve roundings; a result that is kept in half precision has its own one and no other to speak of.
+BOUND: dict[tuple[torch.dtype, torch.dtype], float] = {
+    (F32, F32): 4.5,  # 4.12
+    (F32, F64): 4.5,  # 4.09
+    (F64, F32): 2.5,  # 2.0
+    (F64, F64): 3.5,  # 3.0
+    (BF16, F32): 4.5,  # 3.18, in the float32 state
+    (BF16, F64): 4.5,  # 3.36, in the float32 arithmetic
+    (BF16, BF16): 0.51,  # 0.50002
+    (F16, F32): 4.5,  # 2.86
+    (F16, F64): 4.5,  # 3.03
+    (F16, F16): 0.51,  # 0.50016
+}
 
 _BITS = {F32: 23, F64: 52, BF16: 7, F16: 10}
 _SMALLEST = {F32: -149, F64: -1074, BF16: -133, F16: -24}
@@ -142,7 +155,7 @@ def ulps(got: Tensor, value: np.ndarray, term: np.ndarray, dtype: torch.dtype) -
     size = np.maximum(np.abs(term), np.abs(value))[finite]
     size = np.where(np.isfinite(size), size, np.abs(value)[finite])
     exponent = np.maximum(np.frexp(size)[1] - 1 - _BITS[dtype], _SMALLEST[dtype])
-    return float(np.max(np.abs(x - value)[finite] / np.ldexp(1.0, exponent)))
+    return float(np.max(np.abs(x[finite] - value[finite]) / np.ldexp(1.0, exponent)))
 
 
 def worst(rule: Rule, hyper: Hyper, before: Bucket, after: Bucket) -> float:

@@ -327,7 +327,7 @@ def test_layouts_that_differ_are_refused_and_stepped_right() -> None:
         for _ in range(3):
             optimizer.step()
         stepped.append(w.detach())
-    assert torch.allclose(*stepped, rtol=1e-6, atol=0)
+    assert torch.allclose(*stepped, rtol=1e-5, atol=1e-6)
     w = torch.nn.Parameter(start.clone())
     w.grad = grad
     with pytest.raises(RuntimeError, match="cpu refuses: parameter 0 has strides"):
