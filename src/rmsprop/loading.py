@@ -7,7 +7,6 @@ torch's base class casts every state tensor to the parameter's dtype (float32 av
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
-from itertools import chain
 from typing import Any
 
 import torch
@@ -20,72 +19,83 @@ from rmsprop.dialects import SWITCHES
 Group = dict[str, Any]
 
 
-def load_groups(groups: list[Group], saved: list[Mapping[str, Any]]) -> list[Group]:
-    """The saved groups' settings around the present groups' parameters.
+def load(groups: list[Group], state_dict: Mapping[str, Any]) -> tuple[list[Group], dict[Any, Any]]:
+    """What a state dict makes of the present groups: new groups, and state keyed by their parameters.
 
-    A switch that the saved group lacks (torch saves none of ours) stays as constructed.
+    Groups and parameters are matched by order. The saved settings replace the present ones; a switch that the
+    saved group lacks (torch saves none of ours) stays as constructed, and a warning says so where it matters.
 
     Raises:
-        ValueError, TypeError: group counts or sizes differ, or a saved setting does not work.
+        ValueError, TypeError: it is no RMSprop's, does not fit, or holds a setting that does not work.
     """
+    saved = state_dict.get("param_groups")
+    if not isinstance(saved, list) or "state" not in state_dict:
+        raise ValueError(
+            "loaded state dict is no state dict of an optimizer: it has no list of param_groups and no state; "
+            "give what optimizer.state_dict() returned"
+        )
     if len(groups) != len(saved):
         raise ValueError(
             f"loaded state dict has a different number of parameter groups: it has {len(saved)}, "
             f"this optimizer has {len(groups)}"
         )
-    loaded = []
-    for i, (group, kept) in enumerate(zip(groups, saved, strict=True)):
-        sizes = len(group["params"]), len(kept["params"])
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: "
-                f"group {i} has {sizes[1]} parameters there and {sizes[0]} here"
-            )
-        kept = deepcopy({name: value for name, value in kept.items() if name != "params"})
-        merged = {name: kept.get(name, group[name]) for name in settings.TORCH_GROUP}
-        new = {**kept, **settings.check(merged), "params": group["params"]}
-        if "param_names" in group:
-            new.setdefault("param_names", group["param_names"])
-        if not any(name in kept for name in SWITCHES if name != "centered"):
-            _say_what_torch_left_open(group, new)
-        loaded.append(new)
-    return loaded
+    loaded = [_load_group(i, group, kept) for i, (group, kept) in enumerate(zip(groups, saved, strict=True))]
+    state = _load_state(loaded, saved, state_dict["state"])
+    for new, kept in zip(loaded, saved, strict=True):
+        _say_what_was_left_open(new, kept)
+    return loaded, state
 
 
-def _say_what_torch_left_open(group: Group, new: Group) -> None:
-    """Warn when a state dict without our switches continues under another rule than torch's."""
-    differ = [
-        f"{name}={group[name]!r}"
-        for name in SWITCHES
-        if name != "centered" and group[name] != settings.TORCH_GROUP[name]
-    ]
-    if differ:
+def _load_group(i: int, group: Group, kept: Mapping[str, Any]) -> Group:
+    """The saved group's settings around the present group's parameters."""
+    sizes = len(group["params"]), len(kept["params"])
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: "
+            f"group {i} has {sizes[1]} parameters there and {sizes[0]} here"
+        )
+    notes = deepcopy({name: value for name, value in kept.items() if name != "params"})
+    merged = {name: notes.get(name, group[name]) for name in settings.TORCH_GROUP}
+    new = {**notes, **settings.check(merged), "params": group["params"]}
+    if "param_names" in group:
+        new.setdefault("param_names", group["param_names"])
+    return new
+
+
+def _left_open(new: Group, kept: Mapping[str, Any]) -> list[str]:
+    """The switches that the saved group does not name and that are not torch's here."""
+    return [name for name in SWITCHES if name not in kept and new[name] != settings.TORCH_GROUP[name]]
+
+
+def _say_what_was_left_open(new: Group, kept: Mapping[str, Any]) -> None:
+    names = _left_open(new, kept)
+    if names:
         warnings.warn(
-            f"the loaded state dict names no {', '.join(d.split('=')[0] for d in differ)}: torch's RMSprop saved "
-            f"it; this run goes on with {', '.join(differ)} as constructed, and with its eps={new['eps']:g}",
+            f"the loaded state dict names no {', '.join(names)}: torch's RMSprop saved it; this run goes on with "
+            f"{', '.join(f'{name}={new[name]!r}' for name in names)} as constructed, and with its eps={new['eps']:g}",
             stacklevel=5,
         )
 
 
-def load_state(
-    groups: list[Group], saved_groups: list[Mapping[str, Any]], saved: Mapping[Any, Any]
-) -> dict[Any, Any]:
-    """The saved state, keyed by the present parameters: copies, on their devices, each slot in its own dtype.
-
-    Raises:
-        ValueError: an entry is not RMSprop's, or its shape is not the parameter's.
-    """
-    ids = chain.from_iterable(group["params"] for group in saved_groups)
-    owners = ((p, group) for group in groups for p in group["params"])
-    places = dict(zip(ids, owners, strict=True))
+def _load_state(groups: list[Group], saved_groups: list[Mapping[str, Any]], saved: Any) -> dict[Any, Any]:
+    """The saved state keyed by the present parameters: copies, on their devices, each slot in its own dtype."""
+    places: dict[Any, tuple[Tensor, Group, bool]] = {}
+    for group, kept in zip(groups, saved_groups, strict=True):
+        open_units = "lr_in_buffer" in _left_open(group, kept)
+        places |= {key: (p, group, open_units) for key, p in zip(kept["params"], group["params"], strict=True)}
     state: dict[Any, Any] = {}
     for key, entry in saved.items():
         if key not in places:
             state[key] = entry  # not a parameter's: kept as it is, as torch does
             continue
-        param, group = places[key]
+        param, group, open_units = places[key]
         if entry:
             _check_entry(key, entry, param, group)
+        if open_units and "momentum_buffer" in entry:
+            raise ValueError(
+                f"loaded state dict holds the momentum_buffer of parameter {key} without the learning rate in it, as "
+                "torch keeps it, and this optimizer has lr_in_buffer=True; build it with lr_in_buffer=False"
+            )
         state[param] = {name: _adopt(name, value, param, group) for name, value in entry.items()}
     return state
 

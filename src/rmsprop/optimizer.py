@@ -71,12 +71,12 @@ class RMSprop(Optimizer):
     Source:   torch/optim/rmsprop.py; Tieleman and Hinton, lecture 6e, 2012; Graves, arXiv:1308.0850 (centered).
 
     >>> import torch
-    >>> weight = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
+    >>> weight = torch.nn.Parameter(torch.tensor([2.0, -2.0]))
     >>> optimizer = RMSprop([weight], lr=0.1)
     >>> weight.grad = torch.tensor([3.0, 0.5])
     >>> optimizer.step()
     >>> weight.data  # the first step is lr/√(1−alpha) = 10·lr long, whatever the gradient's size
-    tensor([ 0.0000, -3.0000])
+    tensor([ 1.0000, -3.0000])
     """
 
     backend: str
@@ -321,9 +321,7 @@ class RMSprop(Optimizer):
             changed = hook(self, state_dict)
             if changed is not None:
                 state_dict = changed
-        saved = state_dict["param_groups"]
-        groups = loading.load_groups(self.param_groups, saved)
-        state = loading.load_state(groups, saved, state_dict["state"])
+        groups, state = loading.load(self.param_groups, state_dict)
         held = type(self.state)(dict)
         held.update(state)
         self.__setstate__({"state": held, "param_groups": groups})
@@ -350,7 +348,8 @@ class RMSprop(Optimizer):
         for i, group in enumerate(self.param_groups):
             lines.append(f"Parameter Group {i}")
             lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
-            lines += [f"    {line}" for line in settings.read(group)[0].equation()]
+            rule, hyper = settings.read(group)
+            lines += [f"    {line}" for line in rule.equation(hyper)]
         return "\n".join(lines) + "\n)"
 
 
@@ -364,7 +363,7 @@ def _own_group(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
     execution = {name: words.pop(name) for name in settings.EXECUTION if name in words}
     base = defaults if dialect == defaults["dialect"] else {**defaults, **row.defaults(), "dialect": row.name}
     read = dialects.read_words(row, words)
-    group = {**rest, **settings.check({**base, **read, **execution})}
+    group = {**rest, **settings.check_new({**base, **read, **execution})}
     if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
         group["params"] = list(group["params"])
     return group
@@ -373,9 +372,9 @@ def _own_group(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
 def _slot(param: Tensor, value: float) -> Tensor:
     """A fresh state tensor: the parameter's shape, layout and device, in the arithmetic's dtype."""
     slot = torch.zeros_like(param, dtype=arithmetic_dtype(param.dtype), memory_format=torch.preserve_format)
-    if value == 0:
-        return slot
-    return torch.view_as_real(slot).fill_(value) and slot if slot.is_complex() else slot.fill_(value)
+    if value != 0:
+        (torch.view_as_real(slot) if slot.is_complex() else slot).fill_(value)
+    return slot
 
 
 def _name(group: dict[str, Any], i: int) -> str:

@@ -61,31 +61,33 @@ class Rule:
         optional = (("grad_avg", self.centered), ("momentum_buffer", self.momentum))
         return ("step", "square_avg", *(name for name, kept in optional if kept))
 
-    def equation(self) -> tuple[str, ...]:
-        """The lines of the equation that are in force, in order, with their numbers."""
+    def equation(self, hyper: "Hyper | None" = None) -> tuple[str, ...]:
+        """The lines of the equation that are in force, in order; with a Hyper's numbers, or with their names."""
+        lr, alpha, rest, eps, mu, wd = "lr", "alpha", "(1−alpha)", "eps", "momentum", "weight_decay"
+        if hyper is not None:
+            lr = f"{hyper.lr.item() if hasattr(hyper.lr, 'item') else hyper.lr:g}"
+            alpha, rest, eps = f"{hyper.alpha:g}", f"{1 - hyper.alpha:g}", f"{hyper.eps:g}"
+            mu, wd = f"{hyper.momentum:g}", f"{hyper.weight_decay:g}"
         lines = ["[1] g ← −g"] if self.maximize else []
-        decoupled = self.weight_decay_mode == "decoupled"
-        lines.append("[1] p ← p − lr·weight_decay·p" if decoupled else "[1] g ← g + weight_decay·p")
-        lines.append("[2] v ← alpha·v + (1−alpha)·g²" + (f"   from v = {self.v_init:g}" if self.v_init else ""))
-        v, m = "v", "m"
+        if wd != "0":
+            decoupled = self.weight_decay_mode == "decoupled"
+            lines.append(f"[1] p ← p − {lr}·{wd}·p" if decoupled else f"[1] g ← g + {wd}·p")
+        start = f"   from v = {self.v_init:g}" if self.v_init else ""
+        lines.append(f"[2] v ← {alpha}·v + {rest}·g²{start}")
         if self.centered:
-            lines.append("[3] m ← alpha·m + (1−alpha)·g")
+            lines.append(f"[3] m ← {alpha}·m + {rest}·g")
+        v, m = ("v̂", "m̂") if self.bias_correction else ("v", "m")
         if self.bias_correction:
-            v, m = "v̂", "m̂"
-            means = "v̂, m̂ ← v/(1−alphaᵗ), m/(1−alphaᵗ)" if self.centered else "v̂ ← v/(1−alphaᵗ)"
-            lines.append(f"[4] {means}")
+            lines.append(f"[4] v̂ ← v/(1−{alpha}ᵗ)" + (f", m̂ ← m/(1−{alpha}ᵗ)" if self.centered else ""))
         lines.append(f"[5] w ← max({v} − {m}², 0)" if self.centered else f"[5] w ← {v}")
-        lines.append("[6] d ← " + _DENOMINATORS[self.eps_mode])
+        lines.append("[6] d ← " + _DENOMINATORS[self.eps_mode].replace("eps", eps))
         lines.append("[7] u ← g/d")
-        step = "u"
-        if self.momentum:
-            step = "b"
-            lines.append("[8] b ← momentum·b + " + ("lr·u" if self.lr_in_buffer else "u"))
-            if self.nesterov:
-                step = "(" + ("lr·u" if self.lr_in_buffer else "u") + " + momentum·b)"
-        in_buffer = self.lr_in_buffer and self.momentum
-        lines.append(f"[9] p ← p − {step}" if in_buffer else f"[9] p ← p − lr·{step}")
-        return tuple(lines)
+        if not self.momentum:
+            return (*lines, f"[9] p ← p − {lr}·u")
+        new = f"{lr}·u" if self.lr_in_buffer else "u"
+        lines.append(f"[8] b ← {mu}·b + {new}")
+        move = f"({new} + {mu}·b)" if self.nesterov else "b"
+        return (*lines, f"[9] p ← p − {move}" if self.lr_in_buffer else f"[9] p ← p − {lr}·{move}")
 
 
 _DENOMINATORS = {

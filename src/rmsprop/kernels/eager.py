@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,11 +12,10 @@ from rmsprop.kernels.base import Backend
 from rmsprop.spec import Hyper, Rule
 
 Lists = list[Tensor]
-Scales = Sequence[float | Tensor]
 
-# Elements that foreach may hold at once on a CPU: its temporaries (the size of the parameters) stay in a core's
-# cache. Beyond it one tensor at a time is faster (bench/eager.py).
-_CPU_CHUNK = 1 << 15
+# Elements that foreach may hold at once on a CPU, so that its temporaries, which are as large as the parameters,
+# stay within a megabyte.
+_CPU_CHUNK = 1 << 18
 
 # Devices on which torch itself prefers foreach over a loop.
 _FOREACH_DEVICES = ("cuda", "xpu")
@@ -37,9 +37,13 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     Shapes:   param[i], grad[i] and each slot share one shape.
     Mutates:  bucket.param and the slots. Never bucket.grad.
     """
-    for part in _parts(bucket):
-        recorded = part.differentiable or (torch.compiler.is_compiling() and not _together(bucket))
-        advance = _advance_recorded if recorded else _advance
+    if not bucket.param:
+        return
+    together = _together(bucket)
+    recorded = bucket.differentiable or (torch.compiler.is_compiling() and not together)
+    advance = _advance_recorded if recorded else _advance
+    _count(bucket.step)
+    for part in (bucket,) if together else _parts(bucket):
         advance(rule, hyper, part.as_real())
 
 
@@ -56,11 +60,6 @@ def _together(bucket: Bucket) -> bool:
 def _parts(bucket: Bucket) -> Iterator[Bucket]:
     """The bucket in pieces that are best advanced together."""
     count = len(bucket.param)
-    if count == 0:
-        return
-    if _together(bucket):
-        yield bucket
-        return
     device, _, family = kind(bucket.param[0])
     chunked = bucket.foreach is None and device.type == "cpu" and family is Tensor and not bucket.differentiable
     if not chunked or torch.compiler.is_compiling():
@@ -68,114 +67,133 @@ def _parts(bucket: Bucket) -> Iterator[Bucket]:
             yield bucket.part(i, i + 1)
         return
     begin = held = 0
-    for i, param in enumerate(bucket.param):
-        size = param.numel()
+    for i, size in enumerate([param.numel() for param in bucket.param]):
         if i > begin and held + size > _CPU_CHUNK:
             yield bucket.part(begin, i)
             begin, held = i, 0
         held += size
-    yield bucket.part(begin, count)
+    yield bucket if begin == 0 else bucket.part(begin, count)
+
+
+class Words(NamedTuple):
+    """The operations of a step, for lists of tensors or for one tensor: the body below is written once for both."""
+
+    neg: Any
+    add: Any
+    add_: Any
+    mul: Any
+    mul_: Any
+    sub_: Any
+    div: Any
+    sqrt: Any
+    sqrt_: Any
+    lerp_: Any
+    clamp_min_: Any
+    addcmul: Any
+    addcmul_: Any
+    addcdiv_: Any
+
+
+_LISTS = Words(*(getattr(torch, f"_foreach_{name}") for name in Words._fields))
+_ONE = Words(*(getattr(Tensor, name) for name in Words._fields))
 
 
 def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
-    """The nine lines over lists, in place, with as few temporaries as torch's own."""
+    """The nine lines in place, with as few temporaries as torch's own; over lists, or over one tensor."""
     dtype = arithmetic_dtype(part.param[0].dtype)
-    p, g, v, m, b = (_widened(values, dtype) for values in part.tensors())
+    widened = [_widened(values, dtype) for values in part.tensors()]
+    one = len(part.param) == 1
+    do = _ONE if one else _LISTS
+    p, g, v, m, b = ((values[0] if one and values else values) for values in widened)
     alpha, eps, mu, wd = hyper.alpha, hyper.eps, hyper.momentum, hyper.weight_decay
-    on_device = part.capturable or torch.compiler.is_compiling()
-    lr = _learning_rate(hyper.lr, on_device)
-    _count(part.step)
-    # [1] decay: into new lists, since the gradients are the user's
+    lr = _learning_rate(hyper.lr, part.capturable or torch.compiler.is_compiling())
+    # [1] decay: out of place, since the gradients are the user's
     if rule.maximize:
-        g = list(torch._foreach_neg(g))
+        g = do.neg(g)
     if wd != 0:
         if rule.weight_decay_mode == "l2":
-            g = list(torch._foreach_add(g, p, alpha=wd))
+            g = do.add(g, p, alpha=wd)
         else:
-            torch._foreach_mul_(p, 1 - lr * wd)
+            do.mul_(p, 1 - lr * wd)
     # [2] second moment
-    torch._foreach_mul_(v, alpha)
-    torch._foreach_addcmul_(v, g, g, value=1 - alpha)
+    do.mul_(v, alpha)
+    do.addcmul_(v, g, g, value=1 - alpha)
     # [3] first moment
     if rule.centered:
-        torch._foreach_lerp_(m, g, 1 - alpha)
+        do.lerp_(m, g, 1 - alpha)
     # [4] bias
     vh, mh = v, m
     if rule.bias_correction:
-        c = _corrections(part.step, alpha, dtype, on_device)
-        vh = _divided(v, c)
-        mh = _divided(m, c) if rule.centered else m
+        c = _corrections(part, alpha, dtype)
+        vh = do.div(v, c[0] if one else c)
+        mh = do.div(m, c[0] if one else c) if rule.centered else m
     # [5] variance
     w = vh
     if rule.centered:
-        w = list(torch._foreach_addcmul(vh, mh, mh, value=-1.0))
-        torch._foreach_clamp_min_(w, 0)  # the difference may round below zero
+        w = do.addcmul(vh, mh, mh, value=-1)
+        do.clamp_min_(w, 0)  # the difference may round below zero
     # [6] denominator
     if rule.eps_mode in ("inside", "both"):
-        d = list(torch._foreach_add(w, eps))
-        torch._foreach_sqrt_(d)
+        d = do.add(w, eps)
+        do.sqrt_(d)
+    elif w is v:
+        d = do.sqrt(w)
     else:
-        d = list(torch._foreach_sqrt(w))
+        do.sqrt_(w)
+        d = w
     if rule.eps_mode == "floor":
-        torch._foreach_clamp_min_(d, eps)
+        do.clamp_min_(d, eps)
     elif rule.eps_mode != "inside":
-        torch._foreach_add_(d, eps)
+        do.add_(d, eps)
     # [7] direction: g/d, formed where it is used
     if _vanishes(eps, dtype):
-        for gi, di in zip(g, d, strict=True):
+        for gi, di in zip((g,) if one else g, (d,) if one else d, strict=True):
             di.masked_fill_((gi == 0) & (di == 0), 1)  # 0/0 is 0
     if isinstance(lr, Tensor):
-        _move_by_tensor(rule, lr, mu, p, g, d, b)
+        _move_by_tensor(do, rule, lr, mu, p, g, d, b)
     elif not rule.momentum:
         # [9] parameter
-        torch._foreach_addcdiv_(p, g, d, value=-lr)
-    elif rule.lr_in_buffer:
-        # [8] momentum
-        torch._foreach_mul_(b, mu)
-        torch._foreach_addcdiv_(b, g, d, value=lr)
-        if rule.nesterov:
-            torch._foreach_addcdiv_(p, g, d, value=-lr)
-        # [9] parameter
-        torch._foreach_add_(p, b, alpha=-mu if rule.nesterov else -1)
+        do.addcdiv_(p, g, d, value=-lr)
     else:
         # [8] momentum
-        torch._foreach_mul_(b, mu)
-        torch._foreach_addcdiv_(b, g, d)
-        if rule.nesterov:
-            torch._foreach_addcdiv_(p, g, d, value=-lr)
+        in_buffer, out = (lr, 1.0) if rule.lr_in_buffer else (1.0, lr)
+        do.mul_(b, mu)
+        do.addcdiv_(b, g, d, value=in_buffer)
         # [9] parameter
-        torch._foreach_add_(p, b, alpha=-lr * mu if rule.nesterov else -lr)
-    for kept, worked in ((part.param, p), (part.square_avg, v), (part.grad_avg, m), (part.momentum_buffer, b)):
-        _narrow(kept, worked)
+        if rule.nesterov:
+            do.addcdiv_(p, g, d, value=-lr)
+            do.add_(p, b, alpha=-out * mu)
+        else:
+            do.add_(p, b, alpha=-out)
+    kept = (part.param, part.square_avg, part.grad_avg, part.momentum_buffer)
+    for into, worked in zip(kept, (widened[0], *widened[2:]), strict=True):
+        _narrow(into, worked)
 
 
-def _move_by_tensor(rule: Rule, lr: Tensor, mu: float, p: Lists, g: Lists, d: Lists, b: Lists) -> None:
+def _move_by_tensor(do: Words, rule: Rule, lr: Tensor, mu: float, p: Any, g: Any, d: Any, b: Any) -> None:
     """[7]-[9] with a learning rate that stays on the device: no scalar argument can hold it."""
-    u = list(torch._foreach_div(g, d))
+    u = do.div(g, d)
     if rule.momentum:
         # [8] momentum
         if rule.lr_in_buffer:
-            torch._foreach_mul_(u, lr)
-        torch._foreach_mul_(b, mu)
-        torch._foreach_add_(b, u)
+            do.mul_(u, lr)
+        do.mul_(b, mu)
+        do.add_(b, u)
         if rule.nesterov:
-            torch._foreach_add_(u, b, alpha=mu)
+            do.add_(u, b, alpha=mu)
         else:
             u = b
     # [9] parameter
-    if rule.momentum and rule.lr_in_buffer:
-        torch._foreach_sub_(p, u)
-    else:
-        torch._foreach_sub_(p, torch._foreach_mul(u, lr))
+    do.sub_(p, u if rule.momentum and rule.lr_in_buffer else do.mul(u, lr))
 
 
 def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
-    """The nine lines out of place, for autograd, which needs the values unedited, and for a compiler, which fuses them."""
+    """The nine lines out of place: autograd needs the values unedited, and a compiler fuses them."""
     dtype = arithmetic_dtype(part.param[0].dtype)
-    p, g, v = (x[0].to(dtype) for x in (part.param, part.grad, part.square_avg))
+    g, v = part.grad[0].to(dtype), part.square_avg[0].to(dtype)
+    p = part.param[0].to(dtype, copy=True)  # the derivative with respect to lr may need it, and it is overwritten
     alpha, eps, mu, wd = hyper.alpha, hyper.eps, hyper.momentum, hyper.weight_decay
     lr = hyper.lr.reshape(()) if isinstance(hyper.lr, Tensor) else hyper.lr
-    _count(part.step)
     # [1] decay
     if rule.maximize:
         g = -g
@@ -193,8 +211,7 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         m = alpha * part.grad_avg[0].to(dtype) + (1 - alpha) * g
         part.grad_avg[0].copy_(m)
     # [4] bias
-    on_device = part.capturable or torch.compiler.is_compiling()
-    c = _corrections(part.step, alpha, dtype, on_device)[0] if rule.bias_correction else 1.0
+    c = _corrections(part, alpha, dtype)[0] if rule.bias_correction else 1.0
     # [5] variance
     w = (v / c - (m / c) ** 2).clamp(min=0) if rule.centered else v / c
     # [6] denominator: the derivative of the root is infinite at 0, and taken as 0 there
@@ -221,7 +238,7 @@ def _learning_rate(lr: float | Tensor, on_device: bool) -> float | Tensor:
     """A float, unless the step must not read it back from the device."""
     if not isinstance(lr, Tensor):
         return lr
-    return lr.reshape(()) if on_device else float(lr)
+    return lr.reshape(()) if on_device else lr.item()
 
 
 def _count(steps: Lists) -> None:
@@ -233,19 +250,14 @@ def _count(steps: Lists) -> None:
         torch._foreach_add_(steps, 1)
 
 
-def _corrections(steps: Lists, alpha: float, dtype: torch.dtype, on_device: bool) -> Scales:
+def _corrections(part: Bucket, alpha: float, dtype: torch.dtype) -> Sequence[float | Tensor]:
     """[4] 1 − αᵗ for each tensor: in Python double, or on the device through expm1, exact near t = 0."""
-    if not on_device:
-        return [1 - alpha ** t.item() for t in steps]
+    if not (part.capturable or torch.compiler.is_compiling()):
+        return [1 - alpha ** t.item() for t in part.step]
     if alpha == 0:
-        return [1.0] * len(steps)
+        return [1.0] * len(part.step)
     log = math.log(alpha)
-    return [-torch.expm1(t.to(dtype) * log) for t in steps]
-
-
-def _divided(values: Lists, by: Scales) -> Lists:
-    """values[i] / by[i], as new tensors."""
-    return [x / c for x, c in zip(values, by, strict=True)]
+    return [-torch.expm1(t.to(part.param[0].device, dtype) * log) for t in part.step]
 
 
 def _vanishes(eps: float, dtype: torch.dtype) -> bool:

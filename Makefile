@@ -1,0 +1,43 @@
+# demo   train on real data and look at the result        test   pass the tests
+# check  format, lint, types                              bench  measure
+# docs   repeat the runs behind the docs' claims          all of them set up $(VENV) by themselves
+
+PYTHON ?= python3
+VENV ?= .venv
+# What to install beside the package: `make test VENV=.venv-old TORCH=torch==2.13.0` tests on that torch.
+TORCH ?=
+BIN = $(VENV)/bin
+
+.PHONY: demo test check bench docs race clean
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/ready
+	$(BIN)/rmsprop demo
+
+race: $(VENV)/ready
+	$(BIN)/rmsprop race
+
+test: $(VENV)/ready
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
+
+coverage: $(VENV)/ready
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup --cov=rmsprop --cov-report=term-missing --cov-fail-under=95
+
+check: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(VENV)/ready
+	$(BIN)/python bench/eager.py
+
+docs: $(VENV)/ready
+	$(BIN)/python docs/build.py
+
+clean:
+	rm -rf .venv* build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage*

@@ -1,0 +1,216 @@
+"""`rmsprop demo`: train one small network with four optimizers, and keep a table, figures and a page of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rmsprop.data import Dataset
+    from rmsprop.demo import Run, Settings
+
+
+def demo(
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows, the same for everyone.")] = 20,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the split, the initial weights and the batches.")
+    ] = 0,
+    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Directory for the files.")] = Path("rmsprop-demo"),
+    optimizers: Annotated[
+        str, typer.Option(help="Comma list from sgd, momentum, rmsprop, adam.")
+    ] = "sgd,momentum,rmsprop,adam",
+    lr: Annotated[
+        str | None,
+        typer.Option(help="One learning rate for all, or a list: sgd=0.3,rmsprop=0.003. Default: each one's own."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Learn from your own .csv (.tsv, .txt) or .npz file instead of the digits.")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="The label column of a .csv, or the label array of an .npz (default there: y).")
+    ] = None,
+) -> None:
+    """Train a small network with SGD, SGD + momentum, RMSprop and Adam, and compare.
+
+    All start from the same weights and see the same batches of handwritten digits (or of your own table).
+
+    Leaves results.json, results.csv, curves.png, effective_lr.png and index.html, which needs no network.
+
+    Examples:
+
+    rmsprop demo
+
+    rmsprop demo --epochs 5 --optimizers rmsprop,adam --lr 0.001
+
+    rmsprop demo --lr rmsprop=0.01,sgd=0.1 --seed 3 --out run-3
+
+    rmsprop demo --data iris.csv --target species
+
+    rmsprop demo --data pictures.npz --target labels --device cuda
+    """
+    # Imported here so that `rmsprop --help` need not wait for torch.
+    from rmsprop.data import load_digits, load_file
+    from rmsprop.demo import OPTIMIZERS, Run, Settings, check_device
+
+    try:
+        names = _names(optimizers, list(OPTIMIZERS))
+        rates = {name: OPTIMIZERS[name].lr for name in names} | _rates(lr, names)
+        settings = Settings(epochs, seed, check_device(device))
+        if data is None and target is not None:
+            raise ValueError("--target names a column of --data FILE; give both or neither.")
+        dataset = load_digits(seed) if data is None else load_file(data, target, seed)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    _check_writable(out)  # before the training, not after it
+    runs = [Run(name, rates[name]) for name in names]
+    _train(runs, dataset, settings)
+    _print(runs)
+    for path in _write(runs, dataset, settings, out):
+        typer.echo(f"wrote {path}")
+
+
+def _names(text: str, known: list[str]) -> list[str]:
+    """Split the comma list. Raises: ValueError for an unknown or a repeated name, or none."""
+    from difflib import get_close_matches
+
+    names = [word.strip().lower() for word in text.split(",") if word.strip()]
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"--optimizers: {name!r} is unknown; choose from {', '.join(known)}.{hint}")
+    if not names:
+        raise ValueError(f"--optimizers {text!r} names nothing; choose from {', '.join(known)}.")
+    if len(set(names)) < len(names):
+        raise ValueError(f"--optimizers {text!r} names one twice; name each once.")
+    return names
+
+
+def _rates(text: str | None, names: list[str]) -> dict[str, float]:
+    """Read one learning rate for all, or a comma list of name=number. Raises: ValueError if it is neither."""
+    if text is None:
+        return {}
+    if "=" not in text:
+        return dict.fromkeys(names, _rate(text))
+    rates = {}
+    for word in filter(None, (word.strip() for word in text.split(","))):
+        name, equals, value = (part.strip() for part in word.partition("="))
+        if not equals:
+            raise ValueError(f"--lr {text!r}: give one number for all, or name=number for each, not a mixture.")
+        if name not in names:
+            raise ValueError(f"--lr: {name!r} is not among the optimizers of this run: {', '.join(names)}.")
+        rates[name] = _rate(value)
+    return rates
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 < rate <= 1e6:  # float32 overflows inside torch's Adam not far above
+        raise ValueError(f"--lr: {text!r} is not a positive number up to 1e6; write it like 0.001.")
+    return rate
+
+
+def _check_writable(out: Path) -> None:
+    from tempfile import TemporaryFile
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise typer.BadParameter(f"--out {str(out)!r} cannot be written: {error.strerror}.") from error
+
+
+def _train(runs: list[Run], dataset: Dataset, settings: Settings) -> None:
+    """Train each run in turn, with live bars on a terminal and plain lines elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from rmsprop.demo import one_thread, train
+
+    console = Console()
+    every = max(1, settings.epochs // 4)
+    name, now = TextColumn("{task.description:<20}"), TextColumn("{task.fields[now]}")
+    columns = (name, BarColumn(20), now, TimeElapsedColumn())
+    with one_thread(), Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        for run in runs:
+            bar = bars.add_task(run.label, total=None, now="")
+            for at in train(run, dataset, settings):
+                accuracy = "" if at.accuracy is None else f", test accuracy {100 * at.accuracy:.1f} %"
+                state = f"epoch {at.epoch}/{settings.epochs}, loss {at.loss:.4f}{accuracy}"
+                bars.update(bar, completed=at.step, total=at.steps, now=state)
+                if not console.is_terminal and at.epoch_done and at.epoch % every == 0:
+                    typer.echo(f"{run.label}: {state}")
+            if run.diverged_at is not None:
+                ended = f"diverged at step {run.diverged_at}"
+                bars.update(bar, total=run.diverged_at, completed=run.diverged_at, now=ended)
+                if not console.is_terminal:
+                    typer.echo(f"{run.label}: {ended}")
+
+
+def _print(runs: list[Run]) -> None:
+    """Print the results as a table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from rmsprop.demo import HEADINGS, cells
+
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in HEADINGS:
+        table.add_column(heading, justify="left" if heading == "optimizer" else "right")
+    for run in runs:
+        table.add_row(*cells(run))
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)  # a file has no width to wrap at
+    console.print()
+    console.print(table)
+    console.print("\nOne run from one seed: small differences are no ranking.")
+
+
+def _write(runs: list[Run], dataset: Dataset, settings: Settings, out: Path) -> list[Path]:
+    """Write all files. Returns: their paths, the page last."""
+    import csv
+    import io
+    import json
+
+    from rmsprop import plot
+    from rmsprop.demo import results, summary
+    from rmsprop.page import page
+
+    pictures = {"Training loss and test accuracy": plot.to_png(plot.curves(runs))}
+    files = {
+        "results.json": json.dumps(results(runs, dataset, settings), indent=1, allow_nan=False).encode(),
+        "results.csv": b"",
+        "curves.png": pictures["Training loss and test accuracy"],
+    }
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(summary(runs[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(summary(run) for run in runs)
+    files["results.csv"] = table.getvalue().encode()
+    (out / "effective_lr.png").unlink(missing_ok=True)  # an earlier run's picture would seem to belong to this one
+    for run in runs:
+        if run.layers:
+            files["effective_lr.png"] = pictures["Effective learning rates"] = plot.to_png(plot.effective_lr(run))
+    files["index.html"] = page(runs, dataset, settings, pictures).encode()
+    for name, content in files.items():
+        _replace(out / name, content)
+    return [out / name for name in files]
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Write beside and rename, so that a reader never sees half a file."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_bytes(content)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,144 @@
+"""What a step did, as records: the learning rate that each element really gets.
+
+RMSprop divides every element's gradient by its own denominator d ([6] in spec.py), so an element moves as if it
+had a learning rate of its own, lr/d. It is read here from the optimizer's state alone, between steps, and nothing
+is changed: no parameter, no gradient, no state, no random number. `torch.optim.RMSprop` is read in the same way.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+def effective_lr(optimizer: Optimizer) -> dict[str, Tensor]:
+    """The effective learning rate lr/d of every element, by parameter name.
+
+    Equation: spec.py, lines [4]-[6], from the state that the last step left and the lr of now. Momentum is left
+              out: a steady gradient moves an element 1/(1-momentum) times further.
+    Shapes:   as the parameter; a complex parameter has a last axis of 2, the real and the imaginary part.
+    Units:    parameter per gradient. Infinite where d is 0 (eps = 0 and no gradient so far): there the step is
+              0/0, which is 0.
+    Returns:  float32 (float64 for float64 state), on the state's device. Names come from `param_names` if the
+              optimizer was given named parameters, else they are "group0.param3". A parameter that has not
+              stepped yet is skipped.
+    Raises:   TypeError if the optimizer is no RMSprop; ValueError for an eps_mode that [6] does not have.
+    """
+    return {name: rate for name, _, rate in _rates(optimizer)}
+
+
+@dataclass(frozen=True)
+class LayerRecord:
+    """The spread of the effective learning rate over the elements of one parameter, after one step.
+
+    Attributes:
+        step: steps that this parameter has taken.
+        name: as in `effective_lr`.
+        median, low, high: the 50 %, 10 % and 90 % quantile over the elements, in parameter per gradient.
+        elements: how many numbers these are quantiles of.
+    """
+
+    step: int
+    name: str
+    median: float
+    low: float
+    high: float
+    elements: int
+
+
+class Recorder:
+    """Keeps one `LayerRecord` per parameter for every `every`-th step: call `record()` after each `step()`.
+
+    The first call is kept, then every `every`-th after it. Only numbers are kept, never tensors.
+
+    Raises: ValueError if `every` is below 1.
+    """
+
+    def __init__(self, optimizer: Optimizer, every: int = 1) -> None:
+        if every < 1:
+            raise ValueError(f"every={every}: give a number of steps, 1 or more")
+        self.optimizer = optimizer
+        self.every = every
+        self.rows: list[LayerRecord] = []
+        self._calls = 0
+
+    def record(self) -> None:
+        """Read the optimizer's state, if this call's turn has come. Mutates `rows` only."""
+        due = self._calls % self.every == 0
+        self._calls += 1
+        if not due:
+            return
+        for name, step, rate in _rates(self.optimizer):
+            if rate.numel():
+                low, median, high = _quantiles(rate, (0.1, 0.5, 0.9))
+                self.rows.append(LayerRecord(step, name, median, low, high, rate.numel()))
+
+
+@torch.no_grad()
+def _rates(optimizer: Optimizer) -> Iterator[tuple[str, int, Tensor]]:
+    for i, group in enumerate(optimizer.param_groups):
+        if "alpha" not in group or "centered" not in group:
+            raise TypeError(
+                f"{type(optimizer).__name__} is no RMSprop: its parameter group {i} has no alpha and no centered, "
+                "which the effective learning rate needs"
+            )
+        names = group.get("param_names") or [f"group{i}.param{j}" for j in range(len(group["params"]))]
+        for name, param in zip(names, group["params"], strict=True):
+            state = optimizer.state.get(param)  # .get, because indexing would make an empty entry
+            if not state or "square_avg" not in state:
+                continue
+            step = int(state["step"])
+            if step == 0 and group.get("bias_correction"):
+                continue  # [4] is 0/0 before the first step
+            yield name, step, _rate(group, state, step)
+
+
+def _rate(group: dict[str, Any], state: dict[str, Any], step: int) -> Tensor:
+    lr, alpha, eps = float(group["lr"]), float(group["alpha"]), float(group["eps"])
+    # [4] bias
+    c = 1 - alpha**step if group.get("bias_correction") else 1.0
+    # [5] variance; rounding can put v - m² below zero, where the limit is 0
+    w = _real(state["square_avg"]) / c
+    if group["centered"]:
+        w = (w - (_real(state["grad_avg"]) / c).square()).clamp(min=0)
+    # [6] denominator
+    mode = group.get("eps_mode", "outside")  # torch.optim.RMSprop has no such entry and adds eps outside
+    if mode == "outside":
+        d = w.sqrt() + eps
+    elif mode == "inside":
+        d = (w + eps).sqrt()
+    elif mode == "both":
+        d = (w + eps).sqrt() + eps
+    elif mode == "floor":
+        d = w.sqrt().clamp(min=eps)
+    else:
+        raise ValueError(f"eps_mode {mode!r} is unknown; line [6] has outside, inside, both, floor")
+    return lr / d
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """The numbers as float32 or wider; complex ones as pairs, because RMSprop treats the two parts apart."""
+    tensor = tensor.detach()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def _quantiles(values: Tensor, at: tuple[float, ...]) -> list[float]:
+    """Quantiles with linear interpolation: torch.quantile refuses over 16 M elements and makes inf into NaN."""
+    ordered = values.flatten().sort().values
+    if ordered[-1].isnan():  # NaN sorts last
+        return [math.nan] * len(at)
+    found = []
+    for q in at:
+        place = q * (ordered.numel() - 1)
+        below = int(place)
+        left = float(ordered[below])
+        right = float(ordered[min(below + 1, ordered.numel() - 1)])
+        part = place - below
+        found.append(left if part == 0 or left == right else left + part * (right - left))
+    return found

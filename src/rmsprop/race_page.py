@@ -1,0 +1,239 @@
+"""A race as a page: one HTML file with everything inside, to play, pause and drag through."""
+
+from __future__ import annotations
+
+import html
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmsprop.landscapes import TARGET, Landscape, Trajectory
+from rmsprop.race_plot import LOOKS, Races, loss_range, moments, surface, write_whole
+
+
+def page(landscape: Landscape, runs: Races, path: Path) -> Path:
+    """Write the race as one HTML file that needs nothing else: plotly.js, styles and numbers are inside.
+
+    Returns: the path written.
+    """
+    picture = _interactive(landscape, runs).to_html(
+        full_html=False,
+        include_plotlyjs=True,
+        include_mathjax=False,
+        auto_play=False,
+        default_height="100%",
+        config={"displaylogo": False, "responsive": True, "displayModeBar": False},
+    )
+    text = PAGE.format(
+        title=html.escape(f"A race with RMSprop: {landscape.name}"),
+        description=html.escape(landscape.description),
+        lesson=html.escape(landscape.lesson),
+        picture=picture,
+        rows="\n".join(_row(run) for run in runs),
+        target=f"{landscape.target:.3g}",
+        share=f"{TARGET:g}",
+        noise="The losses shown are without the noise. " if landscape.noise else "",
+    )
+    return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def _row(run: Trajectory) -> str:
+    """Make one optimizer's row of the page's table of results."""
+    look = LOOKS[run.name]
+    arrived = "not reached" if run.target_at is None else f"step {run.target_at}"
+    cells = [arrived, f"{run.losses[-1]:.3g}", f"{run.distance:.3g}"]
+    if run.diverged:
+        cells = [f"diverged at step {run.diverged_at}", "-", "-"]
+    name = f'<span style="color:{look.colour}">{look.sign}</span> {html.escape(run.label)}'
+    settings = f"<small>{html.escape(run.settings)}</small>"
+    numbers = "".join(f"<td>{cell}</td>" for cell in cells)
+    return f'<tr><th scope="row">{name}<br>{settings}</th>{numbers}</tr>'
+
+
+def _interactive(landscape: Landscape, runs: Races) -> Any:
+    """Make the plotly figure: the whole race at first; the slider and the play button go back in time."""
+    from plotly.graph_objects import Figure
+
+    moving = [trace for run in runs for trace in _run_traces(run, len(run.points))]
+    traces = [_contours(landscape), *moving, *_marks(landscape)]  # the marks on top, where no path hides them
+    places = list(range(1, 1 + len(moving)))
+    steps = moments(runs)
+    frames = [
+        {
+            "name": str(step),
+            "traces": places,
+            "data": [
+                {key: trace[key] for key in ("type", "x", "y")}
+                for run in runs
+                for trace in _run_traces(run, step + 1)
+            ],
+        }
+        for step in steps
+    ]
+    left, right, low, high = landscape.window
+    grid = {"gridcolor": "#e5e5e5", "zeroline": False, "fixedrange": False, "automargin": True}
+    decades = [math.log10(end) for end in loss_range(landscape, runs)]
+    layout = {
+        "template": "none",
+        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
+        "font": {"family": "system-ui, sans-serif", "size": 13},
+        "xaxis": grid | {"range": [left, right], "anchor": "y", "title": {"text": "x", "standoff": 2}},
+        "yaxis": grid | {"range": [low, high], "domain": [0.4, 1], "title": {"text": "y"}},
+        "xaxis2": grid | {"range": [0, max(steps[-1], 1)], "anchor": "y2", "title": {"text": "step", "standoff": 2}},
+        "yaxis2": grid
+        | {"range": decades, "domain": [0, 0.31], "title": {"text": "loss"}}
+        | {"type": "log", "exponentformat": "power"},
+        "legend": {"orientation": "h", "x": 0, "y": 1.01, "xanchor": "left", "yanchor": "bottom"},
+        "hovermode": "closest",
+        "shapes": [
+            {
+                "type": "line",
+                "xref": "x2 domain",
+                "yref": "y2",
+                "x0": 0,
+                "x1": 1,
+                "y0": landscape.target,
+                "y1": landscape.target,
+                "line": {"color": "#444444", "width": 1},
+            }
+        ],
+        "updatemenus": [_buttons()],
+        "sliders": [_slider(steps)],
+    }
+    return Figure({"data": traces, "layout": layout, "frames": frames})
+
+
+def _contours(landscape: Landscape) -> dict[str, Any]:
+    """Make the trace of the surface: contours of the log loss."""
+    x, y, z = (numbers.astype(np.float32) for numbers in surface(landscape, 80))
+    return {
+        "type": "contour",
+        "x": x,
+        "y": y,
+        "z": z,
+        "ncontours": 24,
+        "colorscale": [[0, "#f7fbff"], [1, "#b5d1ea"]],
+        "line": {"color": "#8fa3b5", "width": 0.5},
+        "showscale": False,
+        "hoverinfo": "skip",
+    }
+
+
+def _marks(landscape: Landscape) -> list[dict[str, Any]]:
+    """Make the traces of the start and the minima."""
+    mark = {"type": "scatter", "mode": "markers", "hovertemplate": "%{x}, %{y}"}
+    ink = {"color": "black", "width": 1}
+    minima = np.array(landscape.minima)
+    return [
+        mark
+        | {"name": "start", "x": [landscape.start[0]], "y": [landscape.start[1]]}
+        | {"marker": {"symbol": "cross", "size": 12, "color": "white", "line": ink}},
+        mark
+        | {"name": "minimum", "x": minima[:, 0], "y": minima[:, 1]}
+        | {"marker": {"symbol": "star", "size": 13, "color": "#F0E442", "line": ink}},
+    ]
+
+
+def _run_traces(run: Trajectory, shown: int) -> list[dict[str, Any]]:
+    """Make one optimizer's three traces, up to a number of points: its path, the head of it, its loss."""
+    look = LOOKS[run.name]
+    points, losses = run.points[:shown].astype(np.float32), run.losses[:shown]
+    common = {"type": "scatter", "name": run.label, "legendgroup": run.name}
+    line = {"color": look.colour, "dash": look.dash[1], "width": 2}
+    head = {"symbol": look.marker[1], "size": 12, "color": look.colour, "line": {"color": "white", "width": 1}}
+    return [
+        common
+        | {"mode": "lines", "line": line, "x": points[:, 0], "y": points[:, 1], "showlegend": False}
+        | {"hovertemplate": "step %{pointNumber}: %{x:.4g}, %{y:.4g}"},
+        common
+        | {"mode": "lines+markers", "line": line, "marker": head, "x": points[-1:, 0], "y": points[-1:, 1]}
+        | {"hovertemplate": "%{x:.4g}, %{y:.4g}"},
+        common
+        | {"mode": "lines", "line": line, "x": np.arange(len(losses), dtype=np.int32), "y": losses}
+        | {"xaxis": "x2", "yaxis": "y2", "showlegend": False, "hovertemplate": "step %{x}: %{y:.4g}"},
+    ]
+
+
+def _buttons() -> dict[str, Any]:
+    """Make the play and pause buttons."""
+    play = {"frame": {"duration": 80, "redraw": False}, "transition": {"duration": 0}, "mode": "immediate"}
+    pause = {"frame": {"duration": 0, "redraw": False}, "mode": "immediate"}
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "showactive": False,
+        "x": 0,
+        "y": -0.1,
+        "xanchor": "left",
+        "yanchor": "top",
+        "buttons": [
+            {"label": "▶ Play", "method": "animate", "args": [None, play]},
+            {"label": "❚❚ Pause", "method": "animate", "args": [[None], pause]},
+        ],
+    }
+
+
+def _slider(steps: list[int]) -> dict[str, Any]:
+    """Make the slider over steps, standing at the end."""
+    jump = {"frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}, "mode": "immediate"}
+    return {
+        "active": len(steps) - 1,
+        "x": 0,
+        "y": -0.16,
+        "len": 1,
+        "pad": {"t": 20, "b": 5, "l": 10, "r": 10},
+        "currentvalue": {"prefix": "step ", "xanchor": "right"},
+        "transition": {"duration": 0},
+        "steps": [{"label": str(step), "method": "animate", "args": [[str(step)], jump]} for step in steps],
+    }
+
+
+# The security policy lets the page fetch nothing at all: what is not in the file cannot be part of it.
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
+<title>{title}</title>
+<style>
+body {{ font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 60rem;
+  margin: 0 auto; padding: 1rem; }}
+h1 {{ font-size: 1.4rem; line-height: 1.25; margin: 0 0 .5rem; }}
+p {{ max-width: 44rem; }}
+.picture {{ height: 50rem; }}
+.wide {{ overflow-x: auto; }}
+table {{ border-collapse: collapse; width: 100%; }}
+th, td {{ text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }}
+td {{ font-variant-numeric: tabular-nums; }}
+small {{ color: #555; font-weight: normal; }}
+</style>
+</head>
+<body>
+<main>
+<h1>{title}</h1>
+<p>{description} Each optimizer is the real class that trains networks, stepping two numbers; gradients come from
+autograd. Press Play, or drag the slider.</p>
+<div class="picture" role="group" aria-label="Paths of the optimizers over contours of the loss,
+ and the loss at each step. The table below gives the results.">{picture}</div>
+<noscript><p>The picture needs JavaScript; the results below do not.</p></noscript>
+<h2>What to see</h2>
+<p>At the suggested settings: {lesson}</p>
+<h2>Results</h2>
+<div class="wide"><table>
+<thead><tr><th scope="col">optimizer</th><th scope="col">target</th><th scope="col">final loss</th>
+<th scope="col">distance</th></tr></thead>
+<tbody>
+{rows}
+</tbody>
+</table></div>
+<p><small>The target, the line across the lower plot, is a loss of {target}: {share} of the starting loss.
+{noise}The distance is that from the nearest minimum at the end.
+Written by <code>rmsprop race</code>.</small></p>
+</main>
+</body>
+</html>
+"""

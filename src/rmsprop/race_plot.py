@@ -1,0 +1,216 @@
+"""A race as a still (PNG) and a moving picture (GIF, WebP). The page (HTML) is `race_page.py`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rmsprop.landscapes import TARGET, Floats, Landscape, Trajectory
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from PIL.Image import Image
+
+Races = Sequence[Trajectory]
+
+FRAMES = 60
+"""Frames of a moving picture or page, about: enough to see the motion, few enough to stay small."""
+
+FLOOR = 1e-6
+"""Losses are drawn down to this share of the starting loss; below it curves say nothing more to a viewer."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an optimizer is drawn: a colour of Okabe and Ito's colour-blind-safe set, and a dash and a marker as well.
+
+    `dash` and `marker` are matplotlib's word and plotly's word for the same thing; `sign` is the marker as text.
+    """
+
+    colour: str
+    dash: tuple[Any, str]
+    marker: tuple[str, str]
+    sign: str
+
+
+# The same colours and dashes as the training curves of `rmsprop demo`.
+LOOKS: dict[str, Look] = {
+    "sgd": Look("#0072B2", (":", "dot"), ("s", "square"), "■"),
+    "momentum": Look("#CC79A7", ("-.", "dashdot"), ("^", "triangle-up"), "▲"),
+    "adam": Look("#009E73", ("--", "dash"), ("D", "diamond"), "◆"),
+    "rmsprop": Look("#D55E00", ("-", "solid"), ("o", "circle"), "●"),
+    "rmsprop-textbook": Look("#000000", ((0, (7, 3)), "longdash"), ("v", "triangle-down"), "▼"),
+}
+
+
+def outcome(run: Trajectory) -> str:
+    """Say in a few words how a run ended."""
+    if run.diverged:
+        return f"diverged at step {run.diverged_at}"
+    arrived = "target not reached" if run.target_at is None else f"target at step {run.target_at}"
+    return f"{arrived}, ends {run.distance:.2g} from the minimum"
+
+
+def figure(landscape: Landscape, runs: Races, path: Path) -> Path:
+    """Write the finished race as a PNG: paths over contours, the losses below. Returns: the path written."""
+    drawing = _draw(landscape, runs, dpi=120)
+    return write_whole(path, lambda part: drawing.figure.savefig(part, format="png"))
+
+
+def animation(landscape: Landscape, runs: Races, path: Path) -> Path:
+    """Write the race as a moving picture that repeats and rests on its end. Returns: the path written.
+
+    Raises: ValueError if the path ends in neither .gif nor .webp.
+    """
+    from PIL.Image import Dither, Quantize
+
+    kind = path.suffix.lower()
+    if kind not in (".gif", ".webp"):
+        raise ValueError(f"path={path.name!r}: an animation is a .gif or a .webp.")
+    images = _film(landscape, runs)
+    if kind == ".gif":
+        # One palette for all frames, from the last, which shows every colour: nothing flickers and it packs well.
+        # Octree, because the median cut spends its colours on the ground and turns the yellow star brown.
+        palette = images[-1].quantize(colors=255, method=Quantize.FASTOCTREE, dither=Dither.NONE)
+        images = [image.quantize(palette=palette, dither=Dither.NONE) for image in images]
+    pauses = [80] * (len(images) - 1) + [2500]  # milliseconds; the long one is for reading the end
+    options = {"save_all": True, "append_images": images[1:], "duration": pauses, "loop": 0}
+    if kind == ".webp":
+        options |= {"quality": 80, "method": 2}
+    return write_whole(path, lambda part: images[0].save(part, format=kind[1:], **options))
+
+
+def moments(runs: Races) -> list[int]:
+    """Choose the step each frame shows: every 1, 2, 5, 10, ... steps, `FRAMES` or so in all, and the last."""
+    last = max(len(run.points) for run in runs) - 1
+    strides = (digit * 10**power for power in range(6) for digit in (1, 2, 5))
+    stride = next(stride for stride in strides if last <= FRAMES * stride)
+    return sorted({*range(0, last, stride), last})
+
+
+def write_whole(path: Path, save: Callable[[Path], object]) -> Path:
+    """Save under a temporary name beside the path, then rename, so that nobody meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        save(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def surface(landscape: Landscape, cells: int) -> tuple[Floats, Floats, Floats]:
+    """Evaluate log10 of the loss on a grid. Shapes: x (cells,), y (cells,), z (cells, cells) indexed [y, x]."""
+    left, right, low, high = landscape.window
+    x, y = np.linspace(left, right, cells), np.linspace(low, high, cells)
+    loss = landscape.loss(np.stack(np.meshgrid(x, y), axis=-1))
+    return x, y, np.log10(np.maximum(loss, 1e-4 * loss.max()))
+
+
+def loss_range(landscape: Landscape, runs: Races) -> tuple[float, float]:
+    """Choose the ends of the loss axis: all that happened, cut at `FLOOR` and at a thousand starting losses."""
+    begin = landscape.target / TARGET
+    every = np.concatenate([run.losses for run in runs])
+    lowest = max(float(every.min()), FLOOR * begin)
+    highest = min(float(every.max()), 1e3 * begin)
+    return min(lowest, landscape.target) / 2, 2 * max(highest, begin)
+
+
+@dataclass
+class _Drawing:
+    """A figure and the artists that move in an animation."""
+
+    figure: Figure
+    paths: list[Line2D]
+    heads: list[Line2D]
+    losses: list[Line2D]
+    marks: list[Line2D]
+
+
+def _draw(landscape: Landscape, runs: Races, dpi: int) -> _Drawing:
+    """Draw a whole race. matplotlib.figure.Figure, not pyplot: the user's own figures are none of our business."""
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import Normal, Stroke
+    from matplotlib.ticker import MaxNLocator
+
+    canvas = Figure(figsize=(9, 8.4), dpi=dpi, layout="constrained")
+    land, loss = canvas.subplots(2, 1, height_ratios=[2.1, 1])
+    drawing = _Drawing(canvas, [], [], [], marks=_draw_ground(landscape, land))
+    halo = [Stroke(linewidth=3.2, foreground="white", alpha=0.8), Normal()]
+    for run in runs:
+        look = LOOKS[run.name]
+        every = max(1, len(run.points) // 30)
+        style: dict[str, Any] = {"color": look.colour, "linestyle": look.dash[0], "linewidth": 1.7}
+        dots: dict[str, Any] = {"marker": look.marker[0], "markersize": 4.5, "markevery": every}
+        label = f"{run.label} ({run.settings}): {outcome(run)}"
+        drawing.paths += land.plot(*run.points.T, label=label, path_effects=halo, **style, **dots)
+        drawing.heads += land.plot(
+            *run.points[-1],
+            look.marker[0],
+            color=look.colour,
+            markersize=10,
+            markeredgecolor="white",
+            zorder=5,
+        )
+        drawing.losses += loss.plot(np.maximum(run.losses, 1e-300), **style, **dots)
+    steps = max(moments(runs)[-1], 1)  # an axis from 0 to 0, when all diverge at once, has no width
+    loss.set(yscale="log", ylabel="loss", ylim=loss_range(landscape, runs), xlim=(0, steps))
+    loss.axhline(landscape.target, color="#444444", linewidth=1)
+    loss.set_xlabel(f"step (the line across is the target, {TARGET:g} of the starting loss)")
+    loss.xaxis.set_major_locator(MaxNLocator(integer=True))
+    loss.grid(alpha=0.25)
+    canvas.legend(handles=drawing.paths, loc="outside lower left", fontsize=10, frameon=False)
+    return drawing
+
+
+def _draw_ground(landscape: Landscape, land: Axes) -> list[Line2D]:
+    """Draw contours of the log loss, the start and the minima. Returns: the marks, which belong above all paths."""
+    x, y, z = surface(landscape, 200)
+    land.contourf(x, y, z, levels=18, cmap="Blues", vmin=z.min(), vmax=z.min() + 3.5 * np.ptp(z))
+    land.contour(x, y, z, levels=18, colors="#8fa3b5", linewidths=0.5, linestyles="solid")
+    land.set(xlim=landscape.window[:2], ylim=landscape.window[2:], xlabel="x", ylabel="y")
+    land.set_title(landscape.description, fontsize=12, loc="left")
+    mark: dict[str, Any] = {"linestyle": "none", "zorder": 6}
+    [start] = land.plot(*landscape.start, marker="P", ms=11, color="white", mec="black", label="start", **mark)
+    [end] = land.plot(*np.array(landscape.minima).T, marker="*", ms=16, color="#F0E442", mec="black", **mark)
+    end.set_label("minimum")
+    # Under the right end of the x axis, where no path can hide it.
+    land.legend(handles=[start, end], loc="upper right", bbox_to_anchor=(1, -0.06), ncols=2, frameon=False)
+    return [start, end]
+
+
+def _film(landscape: Landscape, runs: Races) -> list[Image]:
+    """Render the frames. The still parts are drawn once and kept; each frame redraws only what moves."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
+
+    drawing = _draw(landscape, runs, dpi=80)
+    canvas: Any = FigureCanvasAgg(drawing.figure)
+    land, loss = drawing.figure.axes
+    clock = land.text(0.99, 0.97, "", transform=land.transAxes, ha="right", va="top", fontsize=13, zorder=7)
+    clock.set_bbox({"facecolor": "white", "edgecolor": "none", "alpha": 0.8})
+    moving = [*drawing.paths, *drawing.heads, *drawing.losses, *drawing.marks, clock]
+    for artist in moving:
+        artist.set_animated(True)
+    canvas.draw()
+    still = canvas.copy_from_bbox(drawing.figure.bbox)
+    images = []
+    for step in moments(runs):
+        canvas.restore_region(still)
+        for run, trail, head, curve in zip(runs, drawing.paths, drawing.heads, drawing.losses, strict=True):
+            trail.set_data(*run.points[: step + 1].T)
+            head.set_data(*run.points[: step + 1][-1:].T)
+            curve.set_data(np.arange(len(run.losses))[: step + 1], np.maximum(run.losses[: step + 1], 1e-300))
+        clock.set_text(f"step {step}")
+        for artist in moving:
+            (loss if artist in drawing.losses else land).draw_artist(artist)
+        images.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+    return images

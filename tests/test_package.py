@@ -1,0 +1,127 @@
+"""The package as a whole: what importing it costs, what its files may not do, and that its README is true."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rmsprop
+
+ROOT = Path(__file__).parent.parent
+SOURCES = sorted((ROOT / "src" / "rmsprop").rglob("*.py"))
+HEAVY = ("matplotlib", "plotly", "rich", "typer", "sklearn", "PIL", "pandas", "torch._dynamo", "torch._inductor")
+
+
+def fresh(code):
+    """What a new process prints."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_imports_nothing_heavy():
+    """`import rmsprop` brings no torch, and `RMSprop` brings torch and nothing that draws or prints."""
+    assert fresh("import sys, rmsprop; print('torch' in sys.modules, 'numpy' in sys.modules)") == "False False"
+    loaded = fresh(
+        "import sys, torch; had = set(sys.modules); from rmsprop import RMSprop; print(*set(sys.modules) - had)"
+    )
+    assert not [name for name in loaded.split() if name.startswith(HEAVY)]
+
+
+def test_the_command_line_shows_help_without_torch():
+    """`rmsprop --help` does not wait for torch."""
+    code = "import sys; sys.argv = ['rmsprop', '--help']\ntry:\n    from rmsprop.__main__ import main; main()\n"
+    assert fresh(code + "except SystemExit:\n    print('torch' in sys.modules)").endswith("False")
+
+
+def test_without_its_extra_the_command_line_says_what_it_needs():
+    """A missing typer is one sentence, not a traceback."""
+    code = "import sys; sys.modules['typer'] = None\nfrom rmsprop.__main__ import main\n"
+    code += "try:\n    main()\nexcept SystemExit as stop:\n    print(stop.code)"
+    assert fresh(code) == "The command line needs typer: pip install 'rmsprop[cli]'"
+
+
+def test_public_names_are_there_and_a_wrong_one_says_so():
+    """Every name in __all__ resolves, and dir() lists them."""
+    for name in rmsprop.__all__:
+        assert getattr(rmsprop, name) is not None
+    assert set(rmsprop.__all__) <= set(dir(rmsprop))
+    with pytest.raises(AttributeError, match="no attribute 'Adam'; it offers DIALECTS, Hyper, RMSprop"):
+        _ = rmsprop.Adam
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
+def test_a_source_file_is_short_documented_and_reads_no_environment(path):
+    """Under 400 lines, a docstring for the module and every public function and class, no os.environ."""
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) < 400
+    assert "environ" not in text
+    tree = ast.parse(text)
+    assert ast.get_docstring(tree)
+    public = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    ]
+    overloads = {node for node in public if any("overload" in ast.unparse(d) for d in node.decorator_list)}
+    missing = [node.name for node in public if node not in overloads and not ast.get_docstring(node)]
+    assert not missing
+
+
+def test_production_does_not_import_the_judge_and_imports_point_one_way():
+    """Nothing imports reference; the optimizer imports neither observe, plot nor cli; kernels know no dialect."""
+    for path in SOURCES:
+        text = path.read_text(encoding="utf-8")
+        name = path.relative_to(ROOT / "src" / "rmsprop").as_posix()
+        assert not re.search(r"import.*\breference\b", text) or name == "reference.py", name
+        if name in ("optimizer.py", "settings.py", "loading.py", "bucket.py") or name.startswith("kernels/"):
+            assert not re.search(r"^\s*(from|import) rmsprop.*\b(observe|plot|cli|demo|landscapes)\b", text, re.M), (
+                name
+            )
+        if name.startswith("kernels/"):
+            assert "dialect" not in text, name
+
+
+def test_every_body_carries_the_numbers_of_the_equation():
+    """[1]..[9] can be found in the spec, the reference and the eager body."""
+    for name in ("spec.py", "reference.py", "kernels/eager.py", "__init__.py"):
+        text = (ROOT / "src" / "rmsprop" / name).read_text(encoding="utf-8")
+        if name != "__init__.py":
+            assert all(f"[{i}]" in text for i in range(1, 10)), name
+
+
+def blocks(path):
+    """The Python code blocks of a page, as one program."""
+    return "\n".join(re.findall(r"```python\n(.*?)```", path.read_text(encoding="utf-8"), re.S))
+
+
+def test_the_readme_runs_and_prints_what_its_comments_say(capsys):
+    """The code blocks run in order; each print is followed by what it prints."""
+    program = blocks(ROOT / "README.md")
+    exec(compile(program, "README.md", "exec"), {})
+    printed = capsys.readouterr().out.strip().splitlines()
+    promised = re.findall(r"print\(.*?\)\s*#?\s*(?:\n\s*)?# ?(.*)", program.replace("  # -", "\n# -"))
+    assert len(printed) == 2
+    assert [line.strip() for line in promised] == printed
+
+
+def test_the_readmes_dialect_table_is_the_rows():
+    """One line per dialect, with its words."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for row in rmsprop.DIALECTS.values():
+        line = next(line for line in text.splitlines() if line.startswith(f"| `{row.name}`"))
+        for word in row.words or ("lr", "alpha", "eps"):
+            assert f"`{word}`" in line
+
+
+def test_the_signature_example_in_the_docstring_is_true():
+    """RMSprop's docstring runs."""
+    import doctest
+
+    from rmsprop import optimizer
+
+    assert doctest.testmod(optimizer).failed == 0
+    assert doctest.testmod(optimizer).attempted > 0
