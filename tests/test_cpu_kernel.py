@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,7 +133,7 @@ def test_without_torchs_threads_one_does_all(monkeypatch: pytest.MonkeyPatch) ->
     cpu.step(PLAIN, HYPER, a)
     loaded = native.load()
     assert not isinstance(loaded, str)
-    alone = native.Native(loaded.step, loaded.again, loaded.pieces, None, loaded.host, loaded.dtype_codes)
+    alone = replace(loaded, parallel_for=None)
     monkeypatch.setattr(native, "load", lambda: alone)
     cpu.step(PLAIN, HYPER, b)
     assert same(a, b)

@@ -98,6 +98,7 @@ class Native:
         step: rmsprop_step, called without the GIL.
         again: rmsprop_again, called with it; None where this torch or Python cannot answer its questions.
         pieces: rmsprop_pieces, for tests.
+        stream: rmsprop_stream, for the benchmark.
         parallel_for: the address of torch_parallel_for, or None: then one thread does all.
         host: what `again` asks.
         dtype_codes: torch's own numbers of the dtypes in TYPES.
@@ -106,6 +107,7 @@ class Native:
     step: Any
     again: Any
     pieces: Any
+    stream: Any
     parallel_for: int | None
     host: Host | None
     dtype_codes: dict[torch.dtype, int]
@@ -139,13 +141,21 @@ def load(library: Path | None = None) -> Native | str:
     step.argtypes, step.restype = (c_void_p, c_int64, c_double, c_void_p, c_int64), c_int32
     pieces = released.rmsprop_pieces
     pieces.argtypes, pieces.restype = (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64), c_int64
+    stream = released.rmsprop_stream
+    stream.argtypes, stream.restype = (*(c_void_p,) * 3, c_int64, c_void_p, c_int64), c_int32
     again = held.rmsprop_again
     again.argtypes, again.restype = (c_void_p, c_void_p, POINTER(c_int64)), c_int32
     symbols = _torch_library()
     host = _host(symbols)
     codes = {} if host is None else {t: _code(symbols, "dtype_" + str(t).removeprefix("torch.")) for t in TYPES}
     return Native(
-        step, again if host is not None else None, pieces, _address(symbols, "torch_parallel_for"), host, codes
+        step=step,
+        again=again if host is not None else None,
+        pieces=pieces,
+        stream=stream,
+        parallel_for=_address(symbols, "torch_parallel_for"),
+        host=host,
+        dtype_codes=codes,
     )
 
 

@@ -1,0 +1,15 @@
+"""The benchmark of issue 3, whole: 10 minutes and 4 GB, into bench/results/cpu.json. Run: python bench/bench_cpu.py"""
+
+from pathlib import Path
+
+from rmsprop.cli.bench import bench
+
+if __name__ == "__main__":
+    bench(
+        cases="rl,a2c,nature,mobilenet,resnet50,500x16,500x1024,one",
+        variants="plain,full",
+        threads="1,all",
+        busy=True,
+        seconds=1.0,
+        out=Path(__file__).parent / "results" / "cpu.json",
+    )
