@@ -4,8 +4,8 @@
 // called through ctypes, and run on torch's own threads through a function pointer.
 //
 // Compile with -ffp-contract=off: then every instruction set, every split over threads and every tail of a loop rounds
-// alike, and the same inputs give the same bits (it costs 2 % of a step over 64 M floats on one thread, else nothing). Never with -ffast-math: it is wrong for NaN, and switches the whole
-// process to flush-to-zero.
+// alike, and the same inputs give the same bits. It costs 2 % of a step over 64 M floats on one thread, elsewhere nothing.
+// Never compile with -ffast-math: it is wrong for NaN, and switches the whole process to flush-to-zero.
 #include "rmsprop.h"
 
 #include <algorithm>

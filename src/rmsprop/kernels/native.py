@@ -13,8 +13,8 @@ import torch
 # Element types, in the order of csrc/rmsprop.h.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
-# Elements that a thread should have at least. Fewer are done before a second thread has woken up, and on busy cores
-# a parallel region stalls for milliseconds (bench/results).
+# Elements that a thread should have at least: 13 µs of work on a Xeon, 8 µs on two idle cores, and milliseconds where
+# the second core is busy, as every parallel region then.
 GRAIN = 1 << 15
 
 _LIBRARY = "_native.dll" if sys.platform == "win32" else "_native.so"
