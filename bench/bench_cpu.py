@@ -1,4 +1,4 @@
-"""The benchmark of issue 3, whole: 10 minutes and 4 GB, into bench/results/cpu.json. Run: python bench/bench_cpu.py"""
+"""The benchmark of issue 3, whole, into bench/results/cpu.json: 10 minutes and 4 GB. Run it as a script."""
 
 from pathlib import Path
 

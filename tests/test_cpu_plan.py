@@ -371,6 +371,9 @@ def test_execution_switches_are_read_again() -> None:
         pair.fast.param_groups[0][name] = None
         pair.step(2)
         assert pair.plan is not None
+    pair.fast.backend = "eager"
+    pair.step(2)
+    assert pair.plan is None
 
 
 def test_two_dtypes_and_two_groups_are_one_call() -> None:

@@ -46,9 +46,14 @@ class Plan:
     """
 
     def __init__(
-        self, loaded: native.Native, groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings
+        self,
+        loaded: native.Native,
+        backend: str,
+        groups: list[tuple[dict[str, Any], Rule]],
+        state: Any,
+        settings: Settings,
     ) -> None:
-        self._loaded, self._state, self._settings = loaded, state, settings
+        self._loaded, self._backend, self._state, self._settings = loaded, backend, state, settings
         self._params = [p for group, _ in groups for p in group["params"]]
         self._items = list(state.items())
         self._busy = False
@@ -77,13 +82,15 @@ class Plan:
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
 
-    def again(self, groups: list[dict[str, Any]], state: Any) -> bool:
+    def again(self, backend: str, groups: list[dict[str, Any]], state: Any) -> bool:
         """Step once more if everything is where it was.
 
         Returns: False, with nothing written, if anything moved: then the plan is to be dropped.
         Mutates: parameters and state. Never gradients.
         """
-        if self._busy or state is not self._state or len(groups) != len(self._known) or cpu.in_mode():
+        if self._busy or backend != self._backend or state is not self._state or len(groups) != len(self._known):
+            return False
+        if cpu.in_mode():
             return False
         for group, known in zip(groups, self._known, strict=True):
             if group is not known.group or group["params"] is not known.params:
@@ -209,14 +216,15 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
             yield i, rule, bucket, places
 
 
-def build(groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings) -> Plan | None:
+def build(backend: str, groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings) -> Plan | None:
     """A plan for all groups; None where the CPU kernel does not take all of them.
 
     Args:
+        backend: the name that led here, "auto" or "cpu".
         settings: what of a group, but params and numbers, must stay as it is.
     """
     loaded = native.load()
     if isinstance(loaded, str) or loaded.again is None:
         return None
-    plan = Plan(loaded, groups, state, settings)
+    plan = Plan(loaded, backend, groups, state, settings)
     return plan if plan.takes else None
