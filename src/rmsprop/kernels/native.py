@@ -38,7 +38,7 @@ class Host(Structure):
     """Functions of the interpreter and of torch, by address: `Host` in csrc/plan.h."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("list_size", "list_item", "dict_size", "dict_next", "dict_item")),
+        *((name, c_void_p) for name in ("list_size", "list_item", "dict_next", "dict_item")),
         *((name, c_void_p) for name in ("layout", "device_type", "dtype", "dim", "sizes", "strides", "data")),
         ("header", c_int64),
         ("none", c_void_p),
@@ -188,7 +188,7 @@ def _host(library: ctypes.CDLL) -> Host | None:
     answers = [_address(library, "aoti_torch_get_" + name) for name in asked]
     python = [
         _address(ctypes.pythonapi, name)
-        for name in ("PyList_Size", "PyList_GetItem", "PyDict_Size", "PyDict_Next", "PyDict_GetItemWithError")
+        for name in ("PyList_Size", "PyList_GetItem", "PyDict_Next", "PyDict_GetItemWithError")
     ]
     header = object.__basicsize__
     probe = torch.zeros(1)

@@ -31,7 +31,6 @@ Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 class _Known:
     """A group as it was: its settings but the numbers, its rule, and its tensors' works."""
 
-    group: dict[str, Any]
     params: list[Tensor]
     settings: tuple[Any, ...]
     momentum: bool
@@ -77,7 +76,7 @@ class Plan:
         self._known = []
         for i, (group, rule) in enumerate(groups):
             own = [work for work, (owner, *_) in zip(works, parts, strict=True) if owner == i]
-            self._known.append(_Known(group, group["params"], settings(group), rule.momentum, own))
+            self._known.append(_Known(group["params"], settings(group), rule.momentum, own))
         self._plan = self._fill(parts, groups)
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
@@ -93,7 +92,7 @@ class Plan:
         if cpu.in_mode():
             return False
         for group, known in zip(groups, self._known, strict=True):
-            if group is not known.group or group["params"] is not known.params:
+            if group["params"] is not known.params:
                 return False
             numbers = _NUMBERS(group)
             if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
