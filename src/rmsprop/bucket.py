@@ -23,6 +23,7 @@ class Bucket:
         foreach: True: all at once; False: one by one; None: whichever is faster for their sizes.
         capturable: nothing may be read back from the device; step and lr stay tensors.
         differentiable: autograd records the step.
+        fused: True: only a native kernel will do; False: none; None: chosen.
     """
 
     param: list[Tensor] = field(default_factory=list)
@@ -34,6 +35,7 @@ class Bucket:
     foreach: bool | None = None
     capturable: bool = False
     differentiable: bool = False
+    fused: bool | None = None
 
     def lists(self) -> tuple[list[Tensor], ...]:
         """Its six lists, in the order of the attributes."""
@@ -56,7 +58,7 @@ class Bucket:
 
     def _with(self, lists: list[list[Tensor]]) -> "Bucket":
         p, g, v, m, b, step = lists
-        return Bucket(p, g, v, m, b, step, self.foreach, self.capturable, self.differentiable)
+        return Bucket(p, g, v, m, b, step, self.foreach, self.capturable, self.differentiable, self.fused)
 
     def split(self) -> Iterator["Bucket"]:
         """The same tensors as buckets that each hold one device, dtype and type, in order of appearance."""

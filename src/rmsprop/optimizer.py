@@ -1,15 +1,26 @@
 """`RMSprop`, a drop-in for `torch.optim.RMSprop`: the loop, and torch's contract with optimizers."""
 
+import functools
 from collections.abc import Callable
+from operator import itemgetter
 from typing import Any, cast, overload
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+from torch.autograd import profiler
+from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import (
+    Optimizer,
+    ParamsT,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    _use_grad_for_differentiable,
+)
 
 from rmsprop import dialects, kernels, loading, settings
 from rmsprop.bucket import Bucket, arithmetic_dtype
+from rmsprop.kernels.plan import Plan, build
 from rmsprop.settings import Unset
 from rmsprop.spec import Hyper, Rule
 
@@ -19,6 +30,9 @@ _CAPTURE_CHECK = next(
     for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
     if hasattr(Optimizer, name)
 )
+
+# What of a group must stay as it is for a plan to hold: all settings but the numbers, which are read at every step.
+_SETTINGS = itemgetter(*(name for name in settings.TORCH_GROUP if name not in dialects.HYPERS))
 
 
 class RMSprop(Optimizer):
@@ -115,14 +129,35 @@ class RMSprop(Optimizer):
         given |= {"differentiable": differentiable, "fused": fused}
         self.backend = kernels.check_backend(backend)
         self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
+        self._plan: Plan | None = None
         super().__init__(params, settings.settle(dialect, given | words))
+
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """torch's wrapper of `step`, entered only for a hook or a profiler: it costs 5 µs a step."""
+        watched = Optimizer.profile_hook_step(func)
+
+        @functools.wraps(func)
+        def _wrapper(self: "RMSprop", *args: Any, **kwargs: Any) -> Any:
+            if (
+                profiler._is_profiler_enabled
+                or self._optimizer_step_pre_hooks
+                or self._optimizer_step_post_hooks
+                or _global_optimizer_pre_hooks
+                or _global_optimizer_post_hooks
+            ):
+                return watched(self, *args, **kwargs)
+            return func(self, *args, **kwargs)
+
+        return _wrapper
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with settings of its own in the dialect's or torch's words.
 
         The dict that is given stays as it is.
 
-        Raises: ValueError or TypeError for settings or parameters that do not work, duplicates among them.
+        Raises: ValueError or TypeError for settings or parameters that do not work, duplicates among them;
+            RuntimeError where a backend that was asked for (backend=, fused=True) refuses the parameters.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
@@ -134,7 +169,16 @@ class RMSprop(Optimizer):
                 "optimizer contains a parameter group with duplicate parameters: group "
                 f"{len(self.param_groups)} lists a tensor twice; list each once"
             )
+        if self.backend != "auto" or group["fused"]:
+            self._check_wish(group, tensors)
         super().add_param_group(group)
+
+    def _check_wish(self, group: dict[str, Any], tensors: list[Any]) -> None:
+        """Raise now, and not at the first step, if a backend that was asked for cannot take these parameters."""
+        rule, _ = settings.read(group)
+        ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p)]
+        for bucket in _wanted(group, ready).split():
+            kernels.pick(self.backend, rule, bucket)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -142,7 +186,6 @@ class RMSprop(Optimizer):
     @overload
     def step(self, closure: Callable[[], float]) -> float: ...
 
-    @_use_grad_for_differentiable
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Advance every parameter that has a gradient by one step, in place.
 
@@ -153,11 +196,24 @@ class RMSprop(Optimizer):
         Mutates: parameters and state. Never gradients.
         Raises: RuntimeError, before any parameter moves, for gradients that the rule does not take.
         """
+        return None if closure is None and self._again() else self._step(closure)
+
+    def _again(self) -> bool:
+        """Whether the plan still holds, and has stepped."""
+        if torch.compiler.is_compiling() or self._plan is None:
+            return False
+        return self._plan.again(self.backend, self.param_groups, self.state)
+
+    @_use_grad_for_differentiable
+    def _step(self, closure: Callable[[], float] | None) -> float | None:
+        """`step` where there is no plan, or it does not hold any more."""
         getattr(self, _CAPTURE_CHECK)()
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+            if self._again():
+                return loss
         work = []
         for group in self.param_groups:
             rule, hyper = self._read(group)
@@ -165,7 +221,16 @@ class RMSprop(Optimizer):
                 work.append((kernels.pick(self.backend, rule, bucket), rule, hyper, bucket))
         for backend, rule, hyper, bucket in work:
             backend.step(rule, hyper, bucket)
+        if not torch.compiler.is_compiling():
+            self._plan = self._make_plan([backend for backend, *_ in work])
         return loss
+
+    def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
+        """What the next step may rely on, if the CPU kernel took this one whole."""
+        if type(self)._init_group is not RMSprop._init_group or any(b is not kernels.CPU for b in backends):
+            return None
+        groups = [(group, self._read(group)[0]) for group in self.param_groups]
+        return build(self.backend, groups, self.state, _SETTINGS)
 
     def _read(self, group: dict[str, Any]) -> tuple[Rule, Hyper]:
         """The group's rule and numbers; the rule must be the one that the run began with."""
@@ -184,9 +249,7 @@ class RMSprop(Optimizer):
 
     def _fill(self, group: dict[str, Any]) -> list[Bucket]:
         """The group's parameters that have a gradient, with their state, as buckets."""
-        bucket = Bucket(
-            foreach=group["foreach"], capturable=group["capturable"], differentiable=group["differentiable"]
-        )
+        bucket = _wanted(group, [])
         self._init_group(
             group,
             bucket.param,
@@ -277,7 +340,7 @@ class RMSprop(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("backend", "auto")
-        self._rules = {}
+        self._rules, self._plan = {}, None
         for group in self.param_groups:
             for name, value in settings.TORCH_GROUP.items():
                 group.setdefault(name, value)
@@ -310,6 +373,17 @@ def _own_group(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
     if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
         group["params"] = list(group["params"])
     return group
+
+
+def _wanted(group: dict[str, Any], params: list[Tensor]) -> Bucket:
+    """A bucket of these parameters, with the group's wishes about how to step."""
+    return Bucket(
+        list(params),
+        foreach=group["foreach"],
+        capturable=group["capturable"],
+        differentiable=group["differentiable"],
+        fused=group["fused"],
+    )
 
 
 def _slot(param: Tensor, value: float) -> Tensor:

@@ -74,10 +74,11 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
     checked |= {name: check_flag(name, group[name]) for name in ("capturable", "differentiable")}
     for name in ("foreach", "fused"):
         checked[name] = None if group[name] is None else check_flag(name, group[name])
-    if checked["fused"]:
-        raise ValueError(
-            "fused=True asks for a fused kernel, and this version has none; leave fused as None, or False"
-        )
+    for name in ("foreach", "differentiable"):
+        if checked["fused"] and checked[name]:
+            raise ValueError(
+                f"fused=True asks for a native kernel, and {name}=True for torch's own operators; leave one out"
+            )
     if checked["foreach"] and checked["differentiable"]:
         raise ValueError(
             "foreach=True keeps no autograd graph, so it does not go with differentiable=True; "

@@ -2,12 +2,13 @@
 
 from rmsprop.bucket import Bucket
 from rmsprop.kernels.base import Backend
+from rmsprop.kernels.cpu import CPU
 from rmsprop.kernels.eager import EAGER
 from rmsprop.spec import Rule
 
-__all__ = ["BACKENDS", "Backend", "check_backend", "explain", "pick"]
+__all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "explain", "pick"]
 
-BACKENDS: tuple[Backend, ...] = (EAGER,)
+BACKENDS: tuple[Backend, ...] = (CPU, EAGER)
 
 
 def check_backend(name: object) -> str:

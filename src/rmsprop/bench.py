@@ -1,0 +1,317 @@
+"""How long a step takes: ours beside torch's RMSprop, and torch's fused SGD and Adam as a yardstick.
+
+All are timed in one process, turn about, on the same parameters and gradients; each time is one whole
+`optimizer.step()` with all of its Python. Medians with spread: a shared machine is never quiet.
+"""
+
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+import rmsprop
+from rmsprop.kernels import native
+
+Shapes = list[tuple[int, ...]]
+
+# The least ratio of torch's best RMSprop to ours that a plain step must reach: issue 3.
+BARS = {"rl": 6.0, "nature": 5.0, "mobilenet": 4.0, "500x16": 25.0, "one": 6.0}
+BUSY_BAR = 3.0  # a2c with busy cores: 99th percentile over its own quiet median
+STREAM_BAR = 0.95  # one: of the speed at which memory streams
+TRAFFIC = {"plain": 20, "full": 36}  # bytes per element that a step must move
+OURS, TORCH, YARDSTICKS = "rmsprop", ("torch foreach", "torch loop"), ("SGD fused", "Adam fused")
+
+
+@dataclass(frozen=True)
+class Times:
+    """One contestant's times, in microseconds."""
+
+    median: float
+    p10: float
+    p90: float
+    p99: float
+    count: int
+
+
+@dataclass(frozen=True)
+class Result:
+    """One case: what was stepped, under which conditions, and everyone's times."""
+
+    case: str
+    tensors: int
+    elements: int
+    variant: str
+    threads: int
+    busy: bool
+    times: dict[str, Times]
+
+    def ratio(self) -> float:
+        """torch's best of for-loop and foreach over ours."""
+        return min(self.times[name].median for name in TORCH) / self.times[OURS].median
+
+    def gigabytes(self) -> float:
+        """Memory traffic that the step needs, in GB/s."""
+        return self.elements * TRAFFIC[self.variant] / self.times[OURS].median / 1e3
+
+    def of_stream(self) -> float:
+        """Our speed as a part of the streaming loop's; a full step moves more bytes than it."""
+        stream = self.times["stream"].median * TRAFFIC[self.variant] / TRAFFIC["plain"]
+        return stream / self.times[OURS].median
+
+
+def rl() -> Shapes:
+    """A policy for CartPole: 4-64-64-2."""
+    return [(64, 4), (64,), (64, 64), (64,), (2, 64), (2,)]
+
+
+def a2c() -> Shapes:
+    """Stable-baselines3's A2C for CartPole: two towers and two heads."""
+    tower: Shapes = [(64, 4), (64,), (64, 64), (64,)]
+    return [*tower, *tower, (2, 64), (2,), (1, 64), (1,)]
+
+
+def nature() -> Shapes:
+    """The Nature DQN for Atari, 6 actions."""
+    convolutions: Shapes = [(32, 4, 8, 8), (32,), (64, 32, 4, 4), (64,), (64, 64, 3, 3), (64,)]
+    return [*convolutions, (512, 3136), (512,), (6, 512), (6,)]
+
+
+def _normed(out: int, into: int, kernel: int) -> Shapes:
+    """A convolution without bias, and its batch norm."""
+    return [(out, into, kernel, kernel), (out,), (out,)]
+
+
+def mobilenet() -> Shapes:
+    """MobileNetV3-Large as in torchvision."""
+    blocks = [  # into, kernel, expanded, out, squeeze-and-excitation
+        *[(16, 3, 16, 16, 0), (16, 3, 64, 24, 0), (24, 3, 72, 24, 0)],
+        *[(24, 5, 72, 40, 1), (40, 5, 120, 40, 1), (40, 5, 120, 40, 1)],
+        *[(40, 3, 240, 80, 0), (80, 3, 200, 80, 0), (80, 3, 184, 80, 0), (80, 3, 184, 80, 0)],
+        *[(80, 3, 480, 112, 1), (112, 3, 672, 112, 1)],
+        *[(112, 5, 672, 160, 1), (160, 5, 960, 160, 1), (160, 5, 960, 160, 1)],
+    ]
+    shapes = _normed(16, 3, 3)
+    for into, kernel, expanded, out, squeezes in blocks:
+        if expanded != into:
+            shapes += _normed(expanded, into, 1)
+        shapes += _normed(expanded, 1, kernel)
+        if squeezes:
+            narrow = _divisible(expanded / 4)
+            shapes += [(narrow, expanded, 1, 1), (narrow,), (expanded, narrow, 1, 1), (expanded,)]
+        shapes += _normed(out, expanded, 1)
+    return [*shapes, *_normed(960, 160, 1), (1280, 960), (1280,), (1000, 1280), (1000,)]
+
+
+def _divisible(channels: float) -> int:
+    """The nearest multiple of 8 that is not a tenth below: torchvision's _make_divisible."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest + 8 if nearest < 0.9 * channels else nearest
+
+
+def resnet50() -> Shapes:
+    """ResNet-50 as in torchvision."""
+    shapes, into = _normed(64, 3, 7), 64
+    for planes, depth in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for i in range(depth):
+            shapes += _normed(planes, into, 1) + _normed(planes, planes, 3) + _normed(4 * planes, planes, 1)
+            if i == 0:
+                shapes += _normed(4 * planes, into, 1)
+            into = 4 * planes
+    return [*shapes, (1000, 2048), (1000,)]
+
+
+CASES: dict[str, Callable[[], Shapes]] = {
+    "rl": rl,
+    "a2c": a2c,
+    "nature": nature,
+    "mobilenet": mobilenet,
+    "resnet50": resnet50,
+    "500x16": lambda: [(16,)] * 500,
+    "500x1024": lambda: [(1024,)] * 500,
+    "one": lambda: [(1 << 26,)],
+}
+
+
+def contestants(params: list[torch.Tensor], variant: str) -> dict[str, Callable[[], Any]]:
+    """Everyone's step, on the same parameters and gradients, each with state of its own."""
+    full: dict[str, Any] = {"momentum": 0.9, "centered": True} if variant == "full" else {}
+    made: dict[str, Callable[[], Any]] = {
+        OURS: rmsprop.RMSprop(params, lr=1e-6, **full).step,
+        "torch foreach": torch.optim.RMSprop(params, lr=1e-6, foreach=True, **full).step,
+        "torch loop": torch.optim.RMSprop(params, lr=1e-6, foreach=False, **full).step,
+        "SGD fused": torch.optim.SGD(params, lr=1e-6, fused=True, momentum=full.get("momentum", 0.0)).step,
+        "Adam fused": torch.optim.Adam(params, lr=1e-6, fused=True).step,
+    }
+    loaded = native.load()
+    if len(params) == 1 and not isinstance(loaded, str):
+        p, v = params[0], torch.zeros_like(params[0])
+        assert p.grad is not None
+        arrays = (p.data_ptr(), p.grad.data_ptr(), v.data_ptr(), p.numel(), loaded.parallel_for, native.GRAIN)
+        made["stream"] = lambda: (loaded.stream(*arrays), v)[0]
+    return made
+
+
+def measure(case: str, variant: str, threads: int, busy: bool, seconds: float) -> Result:
+    """Time everyone on one case, turn about, for about `seconds` each."""
+    shapes = CASES[case]()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        generator = torch.Generator().manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        for p in params:
+            p.grad = torch.randn(p.shape, generator=generator) * 1e-3
+        with neighbours(threads if busy else 0):
+            times = turn_about(contestants([*params], variant), seconds)
+    finally:
+        torch.set_num_threads(before)
+    return Result(case, len(shapes), sum(map(math.prod, shapes)), variant, threads, busy, times)
+
+
+def turn_about(steps: dict[str, Callable[[], Any]], seconds: float) -> dict[str, Times]:
+    """Each step's times, taken in bursts of about 2 ms in turn, so that a noisy moment hits everyone."""
+    burst = {}
+    for name, step in steps.items():
+        step()
+        step()  # state exists, and a plan
+        begin = time.perf_counter()
+        step()
+        burst[name] = max(1, int(2e-3 / (time.perf_counter() - begin)))
+    found: dict[str, list[float]] = {name: [] for name in steps}
+    spent = dict.fromkeys(steps, 0.0)
+    while any((spent[name] < seconds and len(found[name]) < 100_000) or len(found[name]) < 5 for name in steps):
+        for name, step in steps.items():
+            if name not in (OURS, "stream") and spent[name] >= seconds and len(found[name]) >= 5:
+                continue
+            step()  # the caches are its own again
+            for _ in range(burst[name]):
+                begin = time.perf_counter()
+                step()
+                took = time.perf_counter() - begin
+                found[name].append(took * 1e6)
+                spent[name] += took
+    return {name: summary(values) for name, values in found.items()}
+
+
+def summary(values: list[float]) -> Times:
+    """Median and spread."""
+    ordered = sorted(values)
+
+    def _at(part: float) -> float:
+        return round(ordered[min(len(ordered) - 1, int(part * len(ordered)))], 2)
+
+    return Times(round(median(ordered), 2), _at(0.1), _at(0.9), _at(0.99), len(ordered))
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[None]:
+    """As many other processes that keep a core each busy."""
+    working = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        if working:
+            time.sleep(0.3)
+        yield
+    finally:
+        for process in working:
+            process.kill()
+            process.wait()
+
+
+def machine() -> dict[str, Any]:
+    """What was measured on, and with what."""
+    model = platform.processor()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        model = next((x.split(":")[1].strip() for x in info.read_text().splitlines() if "model name" in x), model)
+    load = os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0)
+    return {
+        "cpu": model,
+        "cores": os.cpu_count(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "rmsprop": rmsprop.__version__,
+        "commit": _commit(),
+        "load_before": round(load[0], 2),
+        "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout this runs from, with a + if files differ from it; None for an installed package."""
+    try:
+        command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+        here = Path(__file__).parent
+        return subprocess.run(command, cwd=here, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def run(
+    cases: list[str], variants: list[str], threads: list[int], loads: list[bool], seconds: float
+) -> Iterator[Result]:
+    """Every case under every condition."""
+    for case in cases:
+        for variant in variants:
+            for count in threads:
+                for busy in loads:
+                    yield measure(case, variant, count, busy, seconds)
+
+
+def verdicts(results: list[Result]) -> list[tuple[str, float, float, bool]]:
+    """The bars of issue 3 that the results can answer: what, reached, needed, met."""
+    quiet = [r for r in results if r.variant == "plain" and not r.busy]
+    found = []
+    for case, bar in BARS.items():
+        mine = [r for r in quiet if r.case == case]
+        if mine:
+            # each side with the number of threads that suits it best
+            best = min(r.times[name].median for r in mine for name in TORCH) / min(r.times[OURS].median for r in mine)
+            found.append((f"{case}: torch's best over ours", best, bar, best >= bar))
+        if case == "rl" and mine:
+            sgd = min(r.times["SGD fused"].median for r in mine) / min(r.times[OURS].median for r in mine)
+            found.append(("rl: torch's fused SGD over ours", sgd, 1.0, sgd >= 1))
+        if case == "one" and mine and "stream" in mine[-1].times:
+            part = mine[-1].of_stream()
+            found.append(("one: of the streaming limit", part, STREAM_BAR, part >= STREAM_BAR))
+    for r in results:
+        if r.case == "a2c" and r.busy and r.variant == "plain":
+            calm = [q for q in quiet if q.case == "a2c" and q.threads == r.threads]
+            if calm:
+                times = r.times[OURS].p99 / calm[0].times[OURS].median
+                found.append(
+                    (f"a2c, {r.threads} threads, busy: p99 over the quiet median", times, BUSY_BAR, times <= BUSY_BAR)
+                )
+        if r.case == "one" and r.variant == "full" and not r.busy:
+            plain = [q for q in quiet if q.case == "one" and q.threads == r.threads]
+            if plain:
+                cost = r.times[OURS].median / plain[0].times[OURS].median
+                most = 1.1 * TRAFFIC["full"] / TRAFFIC["plain"]
+                found.append(
+                    (f"one, {r.threads} threads: centered with momentum over plain", cost, most, cost <= most)
+                )
+    return found
+
+
+def write(results: list[Result], about: dict[str, Any], path: Path) -> None:
+    """The results as JSON, with the machine they hold for."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = [{**asdict(r), "ratio": round(r.ratio(), 2)} for r in results]
+    judged = [
+        {"bar": what, "reached": round(reached, 2), "needed": round(needed, 2), "met": met}
+        for what, reached, needed, met in verdicts(results)
+    ]
+    path.write_text(json.dumps({"machine": about, "unit": "microseconds", "bars": judged, "results": rows}, indent=1))

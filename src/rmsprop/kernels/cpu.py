@@ -1,0 +1,227 @@
+"""The nine lines as one compiled function over all tensors of a bucket: csrc/rmsprop.cpp."""
+
+import ctypes
+from ctypes import c_double, c_int64, c_void_p
+from itertools import chain
+
+import torch
+from torch import Tensor
+
+from rmsprop.bucket import Bucket, kind
+from rmsprop.kernels import native
+from rmsprop.kernels.base import Backend
+from rmsprop.spec import EPS_MODES, Hyper, Rule
+
+_SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
+
+
+def refuse(rule: Rule, bucket: Bucket) -> str | None:
+    """Dense, real, separate tensors on the CPU, each with its gradient and slots in one layout."""
+    return _refuse_run(bucket) or _refuse_kind(bucket) or _refuse_slots(rule, bucket) or _refuse_memory(bucket)
+
+
+def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
+    """Advance every tensor in the bucket by one RMSprop step, in place.
+
+    Equation: spec.py, lines [1]-[9].
+    Shapes:   param[i], grad[i] and each slot share one shape.
+    Mutates:  bucket.param and the slots. Never bucket.grad.
+    """
+    advance(rule, hyper, bucket)
+
+
+def advance(
+    rule: Rule, hyper: Hyper, bucket: Bucket, *, inv_scale: float = 1.0, clip: float = 1.0, found_inf: float = 0.0
+) -> None:
+    """`step`, with what a gradient scaler and a clipped norm bring, in the same pass.
+
+    Args:
+        inv_scale: gradients are multiplied by it first: 1 / loss scale.
+        clip: and by this, such as min(1, max_norm / norm).
+        found_inf: if it is not 0 (it may be a sum over devices) nothing is written and no step is counted.
+    Mutates: bucket.param and the slots. Never bucket.grad.
+    """
+    loaded = native.load()
+    if isinstance(loaded, str):
+        raise RuntimeError(loaded)
+    if not bucket.param:
+        return
+    work = Lists(rule, bucket)
+    work.numbers(hyper, inv_scale * clip)
+    code = loaded.step(ctypes.byref(work.work), 1, float(found_inf), loaded.parallel_for, native.GRAIN)
+    if code != 0:
+        raise RuntimeError(f"torch_parallel_for failed with code {code}: the step is incomplete")
+    if found_inf == 0:
+        count_writes(bucket.param)
+
+
+CPU = Backend("cpu", refuse, step)
+
+
+class Lists:
+    """A bucket as the kernel takes it: arrays of addresses and sizes, kept alive with their `work`."""
+
+    def __init__(self, rule: Rule, bucket: Bucket) -> None:
+        count = len(bucket.param)
+        self.size = (c_int64 * count)(*(p.numel() for p in bucket.param))
+        self.address = {
+            name: (c_void_p * count)(*(x.data_ptr() for x in values))
+            for name, values in zip(("param", "grad", *_SLOTS, "step"), bucket.lists(), strict=True)
+            if values
+        }
+        self.end = (c_int64 * count)()
+        self.correction = (c_double * count)()
+        self.work = native.Work(
+            param_type=native.TYPES[bucket.param[0].dtype],
+            state_type=native.TYPES[bucket.square_avg[0].dtype],
+            step_type=native.TYPES[bucket.step[0].dtype],
+            eps_mode=EPS_MODES.index(rule.eps_mode),
+            centered=rule.centered,
+            has_momentum=rule.momentum,
+            nesterov=rule.nesterov,
+            lr_in_buffer=rule.lr_in_buffer,
+            decoupled=rule.weight_decay_mode == "decoupled",
+            bias_correction=rule.bias_correction,
+            maximize=rule.maximize,
+            count=count,
+            size=ctypes.addressof(self.size),
+            end=ctypes.addressof(self.end),
+            correction=ctypes.addressof(self.correction),
+            **{name: ctypes.addressof(values) for name, values in self.address.items()},
+        )
+
+    def numbers(self, hyper: Hyper, scale: float = 1.0) -> None:
+        """Write today's numbers; a tensor lr is read here."""
+        work = self.work
+        work.lr, work.alpha, work.eps = float(hyper.lr), hyper.alpha, hyper.eps
+        work.momentum, work.weight_decay, work.scale = hyper.momentum, hyper.weight_decay, scale
+
+
+def count_writes(params: list[Tensor]) -> None:
+    """Tell autograd that the parameters were written, as an operator of torch would.
+
+    Without it a backward pass through values from before the step would be silently wrong.
+    """
+    torch.autograd.graph.increment_version([p for p in params if not p.is_inference()])
+
+
+def _refuse_run(bucket: Bucket) -> str | None:
+    """Reasons that lie in how the step was asked for."""
+    if torch.compiler.is_compiling():
+        return "torch.compile is tracing, and cannot look into a compiled library"
+    if native.missing() is not None:
+        return native.missing()
+    if bucket.fused is False:
+        return "fused=False asks for no native kernel"
+    if bucket.foreach is not None:
+        return f"foreach={bucket.foreach} asks for torch's own operators; leave it None"
+    if bucket.differentiable:
+        return "differentiable=True needs a step that autograd records, and a compiled one is opaque to it"
+    if in_mode():
+        return "a TorchDispatchMode is active, and would not see a compiled step"
+    return None
+
+
+def in_mode() -> bool:
+    """Whether some TorchDispatchMode watches every operator."""
+    return bool(torch._C._len_torch_dispatch_stack())
+
+
+def _refuse_kind(bucket: Bucket) -> str | None:
+    """Reasons that lie in what the parameters are."""
+    if not bucket.param:
+        return None
+    device, dtype, family = kind(bucket.param[0])
+    if device.type != "cpu":
+        return f"the parameters are on {device}, and it computes on the CPU"
+    if family is not Tensor:
+        return f"the parameters are {family.__name__}, a subclass of Tensor whose memory means something else"
+    if dtype not in native.TYPES:
+        real = ", ".join(str(t).removeprefix("torch.") for t in native.TYPES)
+        return f"the parameters are {dtype}, and it takes {real}"
+    for name, values in zip(("parameters", "gradients", *_SLOTS, "steps"), bucket.lists(), strict=True):
+        for x in values:
+            if x.layout != torch.strided:
+                return f"the {name} are {x.layout}, and it takes dense tensors"
+            if x.is_neg() or not x.is_cpu or (type(x) is not Tensor and type(x) is not torch.nn.Parameter):
+                return f"the {name} are not all plain tensors in CPU memory"
+    if any(g.dtype != dtype for g in bucket.grad):
+        return f"some gradients are not {dtype} as their parameters are"
+    return None
+
+
+def _refuse_slots(rule: Rule, bucket: Bucket) -> str | None:
+    """Reasons that lie in the state."""
+    if not bucket.square_avg:
+        return None
+    dtype = bucket.square_avg[0].dtype
+    param = bucket.param[0].dtype
+    if dtype not in (torch.float32, torch.float64, param):
+        return f"the state is {dtype}, and beside {param} parameters it takes float32, float64 or {param}"
+    kept = [bucket.square_avg]
+    kept += [bucket.grad_avg] if rule.centered else []
+    kept += [bucket.momentum_buffer] if rule.momentum else []
+    if any(x.dtype != dtype for x in chain(*kept)):
+        return "the state tensors are of different dtypes"
+    first = bucket.step[0].dtype
+    if first not in (torch.float32, torch.float64) or any(t.dtype != first or t.numel() != 1 for t in bucket.step):
+        return "the step counters are not all float32, or all float64, tensors of one element"
+    return None
+
+
+def _refuse_memory(bucket: Bucket) -> str | None:
+    """Reasons that lie in how tensors lie in memory."""
+    written = []
+    for i, p in enumerate(bucket.param):
+        shape, strides = p.shape, p.stride()
+        if not p.is_contiguous() and not _dense(shape, strides):
+            return f"parameter {i} of the bucket has gaps or shares elements (strides {strides})"
+        for values in bucket.tensors()[1:]:
+            if not values:
+                continue
+            x = values[i]
+            if x.shape != shape:
+                return f"a gradient or state tensor of parameter {i} has another shape"
+            if x.stride() != strides and not _same_layout(shape, strides, x.stride()):
+                return f"parameter {i} has strides {strides}, and a gradient or state tensor of it {x.stride()}"
+        for values in (bucket.param, *bucket.tensors()[2:]):
+            if values and p.numel():
+                begin = values[i].data_ptr()
+                written.append((begin, begin + p.numel() * values[i].element_size(), True))
+    read = [
+        (g.data_ptr(), g.data_ptr() + g.nbytes, False)
+        for p, g in zip(bucket.param, bucket.grad, strict=False)
+        if g.numel() and g.data_ptr() != p.data_ptr()  # a parameter may be its own gradient
+    ]
+    if any(begin == 0 for begin, _, _ in written + read):
+        return "a tensor has no memory of its own"
+    if _overlap(written + read):
+        return "tensors overlap in memory, and a fused step would read what it has written"
+    return None
+
+
+def _dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether every element has its own place, without gaps, in some order of the dimensions."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size != 1):
+        if stride != expected:
+            return 0 in shape
+        expected *= size
+    return True
+
+
+def _same_layout(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
+    """Whether the strides agree wherever they matter."""
+    return 0 in shape or all(x == y for size, x, y in zip(shape, a, b, strict=True) if size != 1)
+
+
+def _overlap(spans: list[tuple[int, int, bool]]) -> bool:
+    """Whether some written span [begin, end) shares memory with another span."""
+    reach, reach_written = 0, 0
+    for begin, end, is_written in sorted(spans):
+        if begin < (reach if is_written else reach_written):
+            return True
+        reach = max(reach, end)
+        if is_written:
+            reach_written = max(reach_written, end)
+    return False

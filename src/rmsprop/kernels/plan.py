@@ -1,0 +1,229 @@
+"""What does not change between the steps of an optimizer on the CPU, kept, and dropped the moment that it does.
+
+For small networks Python is the whole cost of a step: this reduces it to one list of gradients and one call.
+"""
+
+import ctypes
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from ctypes import c_int32, c_int64, c_void_p
+from dataclasses import dataclass
+from operator import attrgetter, itemgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmsprop.bucket import Bucket
+from rmsprop.kernels import cpu, native
+from rmsprop.spec import Rule
+
+_SLOTS = ("step", "square_avg", "grad_avg", "momentum_buffer")
+_NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
+_PACK = struct.Struct("=5d").pack_into
+_GRADIENTS = attrgetter("grad")
+_MOVED, _SAME = 0, 1  # Again, in csrc/plan.h
+
+Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
+
+
+@dataclass
+class _Known:
+    """A group as it was: its settings but the numbers, its rule, and its tensors' works."""
+
+    params: list[Tensor]
+    settings: tuple[Any, ...]
+    momentum: bool
+    works: list[native.Work]
+
+
+class Plan:
+    """Where all tensors of an optimizer are, and how they are stepped.
+
+    It holds a reference to every object whose identity it relies on, so none can be mistaken for another. It holds
+    no gradient: those are looked at in full at every step.
+    """
+
+    def __init__(
+        self,
+        loaded: native.Native,
+        backend: str,
+        groups: list[tuple[dict[str, Any], Rule]],
+        state: Any,
+        settings: Settings,
+    ) -> None:
+        self._loaded, self._backend, self._state, self._settings = loaded, backend, state, settings
+        self._params = [p for group, _ in groups for p in group["params"]]
+        self._items = list(state.items())
+        self._busy = False
+        self._active = c_int64()
+        self._held: list[Any] = []  # arrays that the structures below point into
+        parts = list(_parts(groups, state))
+        self.takes = bool(parts) and all(cpu.refuse(rule, bucket) is None for _, rule, bucket, _ in parts)
+        if not self.takes:
+            return
+        self._stepped = [p for _, _, bucket, _ in parts for p in bucket.param]
+        self._versioned = [p for p in self._stepped if not p.is_inference()]
+        # only a tensor of one element can be in the dense layout and still be a lazily negated view
+        self._singles = [p for p in self._stepped if p.numel() == 1]
+        lists = [cpu.Lists(rule, bucket) for _, rule, bucket, _ in parts]
+        self._held.append(lists)
+        self._sizes = [held.size for held in lists]
+        works = (native.Work * len(lists))(*(held.work for held in lists))
+        for work in works:
+            work.scale = 1.0
+        self._works = works
+        self._known = []
+        for i, (group, rule) in enumerate(groups):
+            own = [work for work, (owner, *_) in zip(works, parts, strict=True) if owner == i]
+            self._known.append(_Known(group["params"], settings(group), rule.momentum, own))
+        self._plan = self._fill(parts, groups)
+        self._address = ctypes.addressof(self._plan)
+        self._works_address = ctypes.addressof(works)
+
+    def again(self, backend: str, groups: list[dict[str, Any]], state: Any) -> bool:
+        """Step once more if everything is where it was.
+
+        Returns: False, with nothing written, if anything moved: then the plan is to be dropped.
+        Mutates: parameters and state. Never gradients.
+        """
+        if self._busy or backend != self._backend or state is not self._state or len(groups) != len(self._known):
+            return False
+        if cpu.in_mode():
+            return False
+        for group, known in zip(groups, self._known, strict=True):
+            if group["params"] is not known.params:
+                return False
+            numbers = _NUMBERS(group)
+            if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
+                return False
+            try:
+                for work in known.works:
+                    _PACK(work, 0, *numbers)
+            except struct.error:  # not a number: the long way says which
+                return False
+        for p in self._singles:
+            if p.grad is not None and p.grad.is_neg():
+                return False
+        self._busy = True
+        try:
+            return self._run(list(map(_GRADIENTS, self._params)))
+        finally:
+            self._busy = False
+
+    def _run(self, gradients: list[Tensor | None]) -> bool:
+        code = self._loaded.again(self._address, id(gradients), self._active)
+        if code == _MOVED:
+            return False
+        if code == _SAME:
+            parallel_for = self._loaded.parallel_for
+            failed = self._loaded.step(self._works_address, len(self._works), 0.0, parallel_for, native.GRAIN)
+            if failed:
+                raise RuntimeError(f"torch_parallel_for failed with code {failed}: the step is incomplete")
+        if self._active.value == len(self._stepped):
+            torch.autograd.graph.increment_version(self._versioned)
+        else:
+            cpu.count_writes([p for p in self._versioned if p.grad is not None])
+        return True
+
+    def _fill(self, parts: list["_Part"], groups: list[tuple[dict[str, Any], Rule]]) -> native.Plan:
+        """The plan as csrc/plan.h has it."""
+        state = dict(self._items)
+        rows = [self._rows(bucket, state) for _, _, bucket, _ in parts]
+        dtypes = [
+            self._loaded.dtype_codes[values[0].dtype]
+            for _, _, bucket, _ in parts
+            for values in (bucket.param, bucket.square_avg, bucket.step)
+        ]
+        placed = {place for *_, places in parts for place in places}
+        idle = [i for i in range(len(self._params)) if i not in placed]
+        kept = [
+            native.Group(id(group["params"]), len(group["params"]), self._array(c_void_p, map(id, group["params"])))
+            for group, _ in groups
+        ]
+        return native.Plan(
+            host=ctypes.addressof(self._loaded.host) if self._loaded.host else None,
+            state=id(self._state),
+            items=len(self._items),
+            keys=self._array(c_void_p, (id(key) for key, _ in self._items)),
+            values=self._array(c_void_p, (id(value) for _, value in self._items)),
+            groups=len(kept),
+            group=self._array(native.Group, kept),
+            slot_names=(c_void_p * 4)(*map(id, _SLOTS)),
+            works=len(self._works),
+            work=ctypes.addressof(self._works),
+            rows=self._array(c_void_p, rows),
+            dtypes=self._array(c_int32, dtypes),
+            places=self._array(c_void_p, [self._array(c_int64, places) for *_, places in parts]),
+            elements=sum(p.numel() for p in self._stepped),
+            grain=native.GRAIN,
+            idle=len(idle),
+            idle_places=self._array(c_int64, idle),
+        )
+
+    def _rows(self, bucket: Bucket, state: dict[Any, Any]) -> int:
+        """The address of the bucket's rows."""
+        rows = []
+        for i, p in enumerate(bucket.param):
+            kept = (bucket.step, bucket.square_avg, bucket.grad_avg, bucket.momentum_buffer)
+            slots = [values[i] if values else None for values in kept]
+            self._held.append(slots)
+            rows.append(
+                native.Row(
+                    param=id(p),
+                    entry=id(state[p]),
+                    slot=(c_void_p * 4)(*(None if x is None else id(x) for x in slots)),
+                    dim=p.dim(),
+                    shape=self._array(c_int64, (*p.shape, *p.stride())),
+                    size=p.numel(),
+                )
+            )
+        return self._array(native.Row, rows)
+
+    def _array(self, kind: Any, values: Any) -> int:
+        """The address of a C array, kept as long as the plan."""
+        items = list(values)
+        array = (kind * len(items))(*items)
+        self._held.append(array)
+        return ctypes.addressof(array)
+
+
+_Part = tuple[int, Rule, Bucket, list[int]]
+
+
+def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_Part]:
+    """The parameters that have state, with or without a gradient today, as buckets of one kind.
+
+    Yields: the group's index, its rule, the bucket, and the parameters' places among all parameters.
+    """
+    place = 0
+    for i, (group, rule) in enumerate(groups):
+        found: dict[Any, tuple[Bucket, list[int]]] = {}
+        for p in group["params"]:
+            entry = state.get(p)
+            if entry and all(isinstance(entry.get(slot), Tensor) for slot in rule.slots()):
+                key = (p.dtype, entry["square_avg"].dtype, entry["step"].dtype)
+                fresh = Bucket(foreach=group["foreach"], differentiable=group["differentiable"], fused=group["fused"])
+                bucket, places = found.setdefault(key, (fresh, []))
+                bucket.param.append(p)
+                bucket.grad.append(p if p.grad is None else p.grad)  # a parameter may stand for its own gradient
+                for slot in rule.slots():
+                    getattr(bucket, slot).append(entry[slot])
+                places.append(place)
+            place += 1
+        for bucket, places in found.values():
+            yield i, rule, bucket, places
+
+
+def build(backend: str, groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings) -> Plan | None:
+    """A plan for all groups; None where the CPU kernel does not take all of them.
+
+    Args:
+        backend: the name that led here, "auto" or "cpu".
+        settings: what of a group, but params and numbers, must stay as it is.
+    """
+    loaded = native.load()
+    if isinstance(loaded, str) or loaded.again is None:
+        return None
+    plan = Plan(loaded, backend, groups, state, settings)
+    return plan if plan.takes else None

@@ -1,0 +1,21 @@
+#!/bin/sh
+# Runs the kernel's tests with the kernel built under AddressSanitizer and UndefinedBehaviorSanitizer: usage
+# tests/sanitize.sh PYTHON [pytest arguments]. torch and Python themselves are not instrumented.
+set -eu
+python=${1:-python}
+[ $# -gt 0 ] && shift
+here=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cp -r "$here/src" "$here/tests" "$work/"
+rm -f "$work/tests/conftest.py"
+# function versions are resolved before the sanitizer is ready, so: one target, the widest of this machine
+"${CXX:-g++}" -std=c++17 -O2 -g -march=native -DRMSPROP_ONE_TARGET -fno-math-errno -fno-trapping-math \
+    -ffp-contract=off -fPIC -shared -fsanitize=address,undefined -fno-sanitize-recover=all \
+    -o "$work/src/rmsprop/_native.so" "$work"/src/rmsprop/csrc/*.cpp
+preload="$("${CXX:-g++}" -print-file-name=libasan.so) $("${CXX:-g++}" -print-file-name=libubsan.so)"
+cd "$work/tests"
+# leaks: Python keeps what it likes; the kernel allocates nothing
+exec env PYTHONPATH="$work/src" LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
+    UBSAN_OPTIONS=print_stacktrace=1 "$python" -m pytest -q -p no:cacheprovider \
+    test_cpu_kernel.py test_cpu_plan.py "$@"

@@ -1,0 +1,95 @@
+"""Other builds of the same source: one instruction set each gives the same bits, and mistakes are caught."""
+
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from cpu_parity import BOUND, F32, F64, SIZES, TYPES, copied, rules, stepped, tensors
+
+import rmsprop
+from rmsprop.bucket import Bucket
+from rmsprop.kernels import cpu, native
+from rmsprop.spec import EPS_MODES
+
+SOURCES = Path(rmsprop.__file__).parent / "csrc"
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+
+pytestmark = [
+    pytest.mark.skipif(native.missing() is not None, reason=str(native.missing())),
+    pytest.mark.skipif(COMPILER is None or not SOURCES.exists(), reason="no compiler, or an installed package"),
+]
+
+
+def build(folder: Path, *flags: str) -> native.Native:
+    """The kernel, compiled with these flags more."""
+    out = folder / "_native.so"
+    always = ["-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+    sources = [str(SOURCES / name) for name in ("rmsprop.cpp", "plan.cpp")]
+    subprocess.run([str(COMPILER), *always, *flags, "-o", str(out), *sources], check=True)
+    loaded = native.load(out)
+    assert not isinstance(loaded, str)
+    return loaded
+
+
+def results(types: tuple, seed: int) -> list[Bucket]:
+    """What the loaded kernel makes of many rules."""
+    found = []
+    for switches in (("outside", False, (0, 0, 0)), ("floor", True, (1, 1, 1)), ("both", True, (1, 0, 0))):
+        for rule, hyper in rules(*switches):
+            bucket = tensors(rule, types, SIZES, seed)
+            cpu.step(rule, hyper, bucket)
+            found.append(bucket)
+    return found
+
+
+# Bits agree because nothing is contracted into a fused multiply-add, which the baseline does not have.
+TARGETS = {"baseline": "x86-64", "avx2": "haswell", "avx512": "skylake-avx512"}
+
+
+def runs(target: str) -> bool:
+    """Whether this machine can run the target's instructions."""
+    info = Path("/proc/cpuinfo")
+    needed = {"baseline": "sse2", "avx2": "avx2", "avx512": "avx512bw"}[target]
+    return info.exists() and needed in info.read_text()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86-64")
+@pytest.mark.parametrize("target", TARGETS)
+def test_instruction_sets_give_the_same_bits(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AVX-512, AVX2 and plain x86-64 agree in every bit with the build that chooses for itself."""
+    if not runs(target):
+        pytest.skip(f"this machine has no {target}")
+    one = build(tmp_path, "-O3", "-DRMSPROP_ONE_TARGET", f"-march={TARGETS[target]}")
+    for types in TYPES:
+        chosen = results(types, seed=20)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "load", lambda: one)
+            mine = results(types, seed=20)
+        for a, b in zip(chosen, mine, strict=True):
+            for x, y in zip((x for v in a.lists() for x in v), (y for v in b.lists() for y in v), strict=True):
+                assert torch.equal(x, y)
+
+
+MISTAKES = {"eps": 1, "lr": 2, "beta": 3, "gradient": 4}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_broken_kernel_is_caught(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ε or lr on the wrong side, 1 − α a millionth off, or an edited gradient: the comparison sees it."""
+    broken = build(tmp_path, "-O1", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={MISTAKES[mistake]}")
+    monkeypatch.setattr(native, "load", lambda: broken)
+    for eps_mode in EPS_MODES if mistake != "eps" else ("outside", "inside"):
+        for types in ((F32, F32), (F64, F64)):
+            caught = False
+            for rule, hyper in rules(eps_mode, False, (1, 0, 0)):
+                bucket = tensors(rule, types, (33,), seed=21)
+                before = copied(bucket)
+                try:
+                    caught |= stepped(rule, hyper, bucket) > BOUND[types]
+                except AssertionError as error:
+                    caught |= "edited a gradient" in str(error)
+                assert len(before.param) == 1
+            assert caught
