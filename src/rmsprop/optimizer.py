@@ -19,7 +19,7 @@ from torch.optim.optimizer import (
 )
 
 from rmsprop import dialects, kernels, loading, settings
-from rmsprop.bucket import Bucket, arithmetic_dtype
+from rmsprop.bucket import Bucket, fresh_slot
 from rmsprop.kernels.plan import Plan, build
 from rmsprop.settings import Unset
 from rmsprop.spec import Hyper, Rule
@@ -161,7 +161,7 @@ class RMSprop(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        group = _own_group(param_group, self.defaults)
+        group = settings.own_group(param_group, self.defaults)
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         tensors = [p[1] if isinstance(p, tuple) else p for p in params]
         if len({id(p) for p in tensors}) != len(tensors):
@@ -286,11 +286,11 @@ class RMSprop(Optimizer):
             if "step" not in state:
                 state["step"] = loading.step_tensor(0.0, p, group)
             if "square_avg" not in state:
-                state["square_avg"] = _slot(p, group["v_init"])
+                state["square_avg"] = fresh_slot(p, group["v_init"])
             if group["momentum"] != 0 and "momentum_buffer" not in state:
-                state["momentum_buffer"] = _slot(p, 0.0)
+                state["momentum_buffer"] = fresh_slot(p, 0.0)
             if group["centered"] and "grad_avg" not in state:
-                state["grad_avg"] = _slot(p, 0.0)
+                state["grad_avg"] = fresh_slot(p, 0.0)
             params_with_grad.append(p)
             grads.append(p.grad)
             square_avgs.append(state["square_avg"])
@@ -359,22 +359,6 @@ class RMSprop(Optimizer):
         return "\n".join(lines) + "\n)"
 
 
-def _own_group(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A group as torch's base class takes it, with the settings it was given under our names, checked."""
-    dialect = given.get("dialect", defaults["dialect"])
-    row = dialects.find(dialect)
-    known = {*row.words, *row.refused, *settings.TORCH_GROUP, *dialects.FOREIGN} - {"dialect"}
-    words = {name: value for name, value in given.items() if name in known}
-    rest = {name: value for name, value in given.items() if name not in known}
-    execution = {name: words.pop(name) for name in settings.EXECUTION if name in words}
-    base = defaults if dialect == defaults["dialect"] else {**defaults, **row.defaults(), "dialect": row.name}
-    read = dialects.read_words(row, words)
-    group = {**rest, **settings.check_new({**base, **read, **execution})}
-    if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
-        group["params"] = list(group["params"])
-    return group
-
-
 def _wanted(group: dict[str, Any], params: list[Tensor]) -> Bucket:
     """A bucket of these parameters, with the group's wishes about how to step."""
     return Bucket(
@@ -384,14 +368,6 @@ def _wanted(group: dict[str, Any], params: list[Tensor]) -> Bucket:
         differentiable=group["differentiable"],
         fused=group["fused"],
     )
-
-
-def _slot(param: Tensor, value: float) -> Tensor:
-    """A fresh state tensor: the parameter's shape, layout and device, in the arithmetic's dtype."""
-    slot = torch.zeros_like(param, dtype=arithmetic_dtype(param.dtype), memory_format=torch.preserve_format)
-    if value != 0:
-        (torch.view_as_real(slot) if slot.is_complex() else slot).fill_(value)
-    return slot
 
 
 def _name(group: dict[str, Any], i: int) -> str:
