@@ -22,7 +22,7 @@ def bench(
 ) -> None:
     """Time whole optimizer steps: ours, torch's RMSprop (for-loop and foreach), torch's fused SGD and Adam.
 
-    All take turns within one process. The table shows medians, torch's best RMSprop over ours, and the memory's speed.
+    All take turns in one process. The table shows medians, torch's best RMSprop over ours, and memory traffic.
 
     Examples:
 
