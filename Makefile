@@ -38,10 +38,10 @@ bench: $(VENV)/ready
 	$(BIN)/python bench/bench_cpu.py
 
 sanitize: $(VENV)/ready
-	tests/sanitize.sh $(BIN)/python
+	tests/sanitize.sh $(abspath $(BIN))/python
 
 wheel: $(VENV)/ready
-	tests/check_wheel.sh $(BIN)/python
+	tests/check_wheel.sh $(abspath $(BIN))/python
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/build.py
