@@ -24,6 +24,8 @@ class Bucket:
         capturable: nothing may be read back from the device; step and lr stay tensors.
         differentiable: autograd records the step.
         fused: True: only a native kernel will do; False: none; None: chosen.
+        grad_scale: the loss scale that the gradients still carry, or None.
+        found_inf: if it is not 0, a gradient overflowed on some device and the step is skipped, or None.
     """
 
     param: list[Tensor] = field(default_factory=list)
@@ -36,6 +38,8 @@ class Bucket:
     capturable: bool = False
     differentiable: bool = False
     fused: bool | None = None
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
 
     def lists(self) -> tuple[list[Tensor], ...]:
         """Its six lists, in the order of the attributes."""
@@ -57,8 +61,9 @@ class Bucket:
         return self._with([values[begin:end] for values in self.lists()])
 
     def _with(self, lists: list[list[Tensor]]) -> "Bucket":
+        asked = (self.foreach, self.capturable, self.differentiable, self.fused)
         p, g, v, m, b, step = lists
-        return Bucket(p, g, v, m, b, step, self.foreach, self.capturable, self.differentiable, self.fused)
+        return Bucket(p, g, v, m, b, step, *asked, self.grad_scale, self.found_inf)
 
     def split(self) -> Iterator["Bucket"]:
         """The same tensors as buckets that each hold one device, dtype and type, in order of appearance."""
