@@ -33,7 +33,9 @@ class _Launched:
         def number(x: object) -> object:
             if not isinstance(x, float):
                 return x
-            return triton.language.tensor(TensorHandle(np.array([x]), triton.language.float64), triton.language.float64)
+            return triton.language.tensor(
+                TensorHandle(np.array([x]), triton.language.float64), triton.language.float64
+            )
 
         def launch(*args: object, **named: object) -> None:
             self.grids.append(grid)
@@ -67,6 +69,7 @@ def interpreter(module: ModuleType, block: int = BLOCK) -> Iterator[None]:
     """backend="triton" takes CPU tensors, in blocks of that size."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "BACKENDS", (Backend("triton", refuse, backend.step), *kernels.BACKENDS[1:]))
+        patch.setattr(backend, "refuse", refuse)
         patch.setattr(backend, "load", lambda: module)
         patch.setattr(backend, "BLOCK", block)
         patch.setattr(backend, "_tables", type(backend._tables)())

@@ -19,9 +19,10 @@ from torch.optim.optimizer import (
 
 from rmsprop import dialects, kernels, loading, settings
 from rmsprop.bucket import Bucket, arithmetic_dtype
-from rmsprop.kernels.plan import Plan, build
+from rmsprop.kernels import plan as cpu_plan, triton_plan
+from rmsprop.kernels.plan import Plan, Scaling
 from rmsprop.settings import Unset
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import Hyper, Rule, check_flag
 
 # torch 2.13 renamed it; the old name still works there, with a warning.
 _CAPTURE_CHECK = next(
@@ -61,6 +62,10 @@ class RMSprop(Optimizer):
         weight_decay_mode: "l2" adds weight_decay·p to the gradient; "decoupled" shrinks p by lr·weight_decay.
         backend: who computes the step: "auto" or a name that `rmsprop.kernels.BACKENDS` lists.
         fused: torch's name for asking for a native kernel. None: chosen.
+        amp_in_step: torch.amp.GradScaler leaves unscaling, and skipping on overflow, to `step`: one pass over the
+            gradients less, and no wait for the device. Needs capturable=True. Gradients stay scaled, so what
+            clips them calls scaler.unscale_ first; Lightning's clipping and Accelerate's skip detection do not
+            know of it.
         words: settings in the dialect's own names, such as learning_rate= and beta= under "textbook".
 
     Equation: spec.py, lines [1]-[9].
@@ -80,6 +85,7 @@ class RMSprop(Optimizer):
     """
 
     backend: str
+    _step_supports_amp_scaling = False  # torch.amp.GradScaler's name of amp_in_step
 
     def __init__(
         self,
@@ -104,6 +110,7 @@ class RMSprop(Optimizer):
         weight_decay_mode: str | None = None,
         backend: str = "auto",
         fused: bool | None = None,
+        amp_in_step: bool = False,
         **words: Any,
     ) -> None:
         numbers = {
@@ -127,6 +134,7 @@ class RMSprop(Optimizer):
         given |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
         given |= {"differentiable": differentiable, "fused": fused}
         self.backend = kernels.check_backend(backend)
+        self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
         self._plan: Plan | None = None
         super().__init__(params, settings.settle(dialect, given | words))
@@ -160,6 +168,11 @@ class RMSprop(Optimizer):
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         group = _own_group(param_group, self.defaults)
+        if self._step_supports_amp_scaling and not group["capturable"]:
+            raise ValueError(
+                "amp_in_step=True lets the device decide whether a step counts, and capturable=False counts on the "
+                "host; give capturable=True too"
+            )
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         tensors = [p[1] if isinstance(p, tuple) else p for p in params]
         if len({id(p) for p in tensors}) != len(tensors):
@@ -187,9 +200,15 @@ class RMSprop(Optimizer):
         """
         if closure is None and not torch.compiler.is_compiling():
             plan = self._plan
-            if plan is not None and plan.again(self.param_groups, self.state):
+            if plan is not None and plan.again(self.param_groups, self.state, self._scaling()):
                 return None
         return self._step(closure)
+
+    def _scaling(self) -> Scaling | None:
+        """What torch.amp.GradScaler set for this step: the scale gradients still carry, and found_inf."""
+        if "found_inf" not in self.__dict__:
+            return None
+        return self.__dict__.get("grad_scale"), self.__dict__["found_inf"]
 
     @_use_grad_for_differentiable
     def _step(self, closure: Callable[[], float] | None) -> float | None:
@@ -199,12 +218,13 @@ class RMSprop(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            if self._plan is not None and self._plan.again(self.param_groups, self.state):
+            if self._plan is not None and self._plan.again(self.param_groups, self.state, self._scaling()):
                 return loss
         work = []
         for group in self.param_groups:
             rule, hyper = self._read(group)
             for bucket in self._fill(group):
+                bucket.grad_scale, bucket.found_inf = self._scaling() or (None, None)
                 work.append((kernels.pick(self.backend, rule, bucket), rule, hyper, bucket))
         for backend, rule, hyper, bucket in work:
             backend.step(rule, hyper, bucket)
@@ -213,11 +233,10 @@ class RMSprop(Optimizer):
         return loss
 
     def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
-        """What the next step may rely on, if the CPU kernel took this one whole."""
-        if (
-            any(backend is not kernels.CPU for backend in backends)
-            or type(self)._init_group is not RMSprop._init_group
-        ):
+        """What the next step may rely on, if one native kernel took this one whole."""
+        names = {backend.name for backend in backends}
+        build = {"cpu": cpu_plan.build, "triton": triton_plan.build}.get(names.pop()) if len(names) == 1 else None
+        if build is None or type(self)._init_group is not RMSprop._init_group:
             return None
         return build([(group, self._read(group)[0]) for group in self.param_groups], self.state, _SETTINGS)
 
@@ -329,7 +348,8 @@ class RMSprop(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "backend": self.backend}
+        amp = {"_step_supports_amp_scaling": True} if self._step_supports_amp_scaling else {}
+        return {**super().__getstate__(), "backend": self.backend, **amp}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)

@@ -28,7 +28,9 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     Shapes:   param[i], grad[i] and each slot share one shape.
     Mutates:  bucket.param and the slots. Never bucket.grad.
     """
-    advance(rule, hyper, bucket)
+    scale = 1.0 if bucket.grad_scale is None else bucket.grad_scale.item()
+    found_inf = 0.0 if bucket.found_inf is None else bucket.found_inf.item()
+    advance(rule, hyper, bucket, inv_scale=1 / scale, found_inf=found_inf)
 
 
 def advance(

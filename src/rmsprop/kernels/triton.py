@@ -258,7 +258,9 @@ def _refuse_device(bucket: Bucket) -> str | None:
     if torch.version.hip is not None:
         return "this torch is built for AMD's ROCm, where it is untested; it computes on NVIDIA GPUs"
     if _capability(device.index) < (8, 0):
-        return f"{device} has compute capability {'.'.join(map(str, _capability(device.index)))}, and Triton needs 8.0"
+        return (
+            f"{device} has compute capability {'.'.join(map(str, _capability(device.index)))}, and Triton needs 8.0"
+        )
     kernels = load()
     return kernels if isinstance(kernels, str) else None
 
