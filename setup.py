@@ -62,7 +62,7 @@ setup(
         Extension(
             "rmsprop._native",
             _SOURCES,
-            depends=["src/rmsprop/csrc/rmsprop.h", "src/rmsprop/csrc/plan.h"],
+            depends=[f"src/rmsprop/csrc/{name}.h" for name in ("rmsprop", "plan", "types")],
             language="c++",
             optional=True,
         )

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from rmsprop import kernels
 from rmsprop.bucket import Bucket
-from rmsprop.kernels import Backend, triton as backend
+from rmsprop.kernels import Backend
+from rmsprop.kernels import triton as backend
 from rmsprop.kernels.cpu import refuse_call
 from rmsprop.spec import Rule
 
@@ -45,8 +45,8 @@ class _Launched:
         return launch
 
 
-def kernel_module(source: str | None = None) -> ModuleType:
-    """The kernel's module once more, interpreted; or another source in its place."""
+def kernel_module() -> ModuleType:
+    """The kernel's module once more, interpreted."""
     spec = importlib.util.find_spec("rmsprop.kernels.triton_kernel")
     assert spec is not None
     assert spec.loader is not None

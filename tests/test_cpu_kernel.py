@@ -354,7 +354,9 @@ def test_fused_true_takes_a_native_kernel_or_says_why_not() -> None:
     z = torch.nn.Parameter(torch.ones(3, dtype=torch.cfloat))
     z.grad = torch.ones_like(z)
     with pytest.raises(RuntimeError, match=r"complex64.*eager refuses: fused=True"):
-        RMSprop([z], fused=True).step()
+        RMSprop([z], fused=True)
+    with pytest.raises(RuntimeError, match=r"'cpu'.*complex64"):
+        RMSprop([z], backend="cpu")
     with pytest.raises(ValueError, match="leave one out"):
         RMSprop([w], fused=True, foreach=True)
 

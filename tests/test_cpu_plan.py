@@ -173,6 +173,11 @@ def new_params_list(pair: Pair) -> None:
         optimizer.param_groups[0]["params"] = list(params)
 
 
+def shorter_params_list(pair: Pair) -> None:
+    for optimizer, params in each(pair):
+        optimizer.param_groups[0]["params"] = params[:2]
+
+
 def add_group(pair: Pair) -> None:
     for optimizer, params in each(pair):
         params.append(torch.nn.Parameter(torch.ones(2, 2)))
@@ -239,6 +244,7 @@ CHANGES = (
     append_parameter,
     replace_parameter,
     new_params_list,
+    shorter_params_list,
     add_group,
     drop_group,
     replace_group,
@@ -261,6 +267,41 @@ def test_a_plan_notices(change) -> None:
     change(pair)
     pair.step(3)
     assert pair.plan is not None or change in (data_in_another_layout, transpose_everything, step_in_double)
+
+
+@pytest.mark.parametrize("rows", [2, 5])
+def test_a_shape_that_changes_under_the_same_strides_raises(rows: int) -> None:
+    """A parameter that grew or shrank no longer fits its state: an error, as without a plan."""
+    pair = Pair(shapes=((3, 4),))
+    pair.step(3)
+    for optimizer, params in each(pair):
+        params[0].grad = None
+        params[0].data = torch.ones(rows, 4)
+        params[0].grad = torch.ones(rows, 4)
+        with pytest.raises(RuntimeError):
+            optimizer.step()
+
+
+def test_momentum_may_begin_in_mid_run() -> None:
+    """Raising momentum from 0 makes its buffer, and the plan learns of it."""
+    pair = Pair(momentum=0.0)
+    pair.step(3)
+    for optimizer, _ in each(pair):
+        optimizer.param_groups[0]["momentum"] = 0.9
+    pair.step(3)
+    for optimizer, _ in each(pair):
+        optimizer.param_groups[0]["momentum"] = 0.0
+    pair.step(3)
+
+
+def test_a_plan_in_use_is_not_used_again() -> None:
+    """While another thread steps with the plan, a step goes the long way."""
+    pair = Pair()
+    pair.step(2)
+    plan = pair.plan
+    plan._busy = True
+    pair.step()
+    assert pair.plan is not plan
 
 
 def test_a_plan_is_used() -> None:
@@ -371,6 +412,9 @@ def test_execution_switches_are_read_again() -> None:
         pair.fast.param_groups[0][name] = None
         pair.step(2)
         assert pair.plan is not None
+    pair.fast.backend = "eager"
+    pair.step(2)
+    assert pair.plan is None
 
 
 def test_two_dtypes_and_two_groups_are_one_call() -> None:
@@ -428,6 +472,7 @@ def test_a_plan_holds_no_gradient() -> None:
     assert freed
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")  # torch 2.10 says so of any profile
 def test_hooks_and_profilers_see_every_step() -> None:
     """Step hooks run, and a profiler records the step, with a plan as without."""
     pair = Pair()

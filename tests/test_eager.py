@@ -26,7 +26,7 @@ def test_all_at_once_and_one_by_one_obey_the_same_budget(case, dtype, foreach):
         within(found)
 
 
-@pytest.mark.parametrize("case", CAPTURED[::3], ids=str)
+@pytest.mark.parametrize("case", CAPTURED[::7], ids=str)
 def test_a_tensor_lr_that_stays_on_the_device_obeys_the_same_budget(case):
     """capturable=True with a tensor lr reads nothing back, and computes the same rule."""
     run = Run(case, torch.float64, backend="eager", capturable=True, lr=torch.tensor(0.01, dtype=torch.float64))
@@ -38,7 +38,7 @@ def test_a_tensor_lr_that_stays_on_the_device_obeys_the_same_budget(case):
         within(run.judged(lr))
 
 
-@pytest.mark.parametrize("case", CASES[::5], ids=str)
+@pytest.mark.parametrize("case", CASES[::11], ids=str)
 def test_a_recorded_step_obeys_the_same_budget(case):
     """differentiable=True computes the same rule out of place."""
     run = Run(case, torch.float64, backend="eager", differentiable=True)
@@ -50,7 +50,7 @@ def test_a_recorded_step_obeys_the_same_budget(case):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", FRESH[::3], ids=str)
+@pytest.mark.parametrize("case", FRESH[::7], ids=str)
 def test_a_fresh_start_is_the_references(case, dtype):
     """The first steps from no state: v from v_init, the rest from 0, counted from 1."""
     for found in Run(case, dtype, fresh=True, backend="eager").steps((0.01, 0.02)):

@@ -165,7 +165,7 @@ def test_d2l_ravine_prints_the_books_digits():
     ("alpha", "end"), [(0.1, 1.0), (0.3, 1.0), (0.5, -0.27), (0.7, -1.0), (0.9, -1.0), (0.99, -1.0)]
 )
 def test_too_small_an_alpha_goes_to_the_worst_point(alpha, end):
-    """T6: Reddi et al.'s f = 3x every third step, else −x, on [−1, 1]: alpha ≤ .3 ends at +1, ≥ .7 at the best, −1."""
+    """T6: 3x every third step, else −x, on [−1, 1] (Reddi et al.): alpha ≤ .3 ends at +1, the worst, ≥ .7 at −1."""
     x = np.zeros(1)
     state = reference.start(TEXTBOOK, x)
     for t in range(1, 6001):

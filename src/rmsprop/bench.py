@@ -209,10 +209,10 @@ def summary(values: list[float]) -> Times:
     """Median and spread."""
     ordered = sorted(values)
 
-    def at(part: float) -> float:
+    def _at(part: float) -> float:
         return round(ordered[min(len(ordered) - 1, int(part * len(ordered)))], 2)
 
-    return Times(round(median(ordered), 2), at(0.1), at(0.9), at(0.99), len(ordered))
+    return Times(round(median(ordered), 2), _at(0.1), _at(0.9), _at(0.99), len(ordered))
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.autograd import profiler
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import (
     Optimizer,
     ParamsT,
@@ -19,7 +20,8 @@ from torch.optim.optimizer import (
 
 from rmsprop import dialects, kernels, loading, settings
 from rmsprop.bucket import Bucket, arithmetic_dtype
-from rmsprop.kernels import plan as cpu_plan, triton_plan
+from rmsprop.kernels import plan as cpu_plan
+from rmsprop.kernels import triton_plan
 from rmsprop.kernels.plan import Plan, Scaling
 from rmsprop.settings import Unset
 from rmsprop.spec import Hyper, Rule, check_flag
@@ -145,7 +147,7 @@ class RMSprop(Optimizer):
         watched = Optimizer.profile_hook_step(func)
 
         @functools.wraps(func)
-        def wrapper(self: "RMSprop", *args: Any, **kwargs: Any) -> Any:
+        def _wrapper(self: "RMSprop", *args: Any, **kwargs: Any) -> Any:
             if (
                 profiler._is_profiler_enabled
                 or self._optimizer_step_pre_hooks
@@ -156,14 +158,15 @@ class RMSprop(Optimizer):
                 return watched(self, *args, **kwargs)
             return func(self, *args, **kwargs)
 
-        return wrapper
+        return _wrapper
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with settings of its own in the dialect's or torch's words.
 
         The dict that is given stays as it is.
 
-        Raises: ValueError or TypeError for settings or parameters that do not work, duplicates among them.
+        Raises: ValueError or TypeError for settings or parameters that do not work, duplicates among them;
+            RuntimeError where a backend that was asked for (backend=, fused=True) refuses the parameters.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
@@ -180,7 +183,16 @@ class RMSprop(Optimizer):
                 "optimizer contains a parameter group with duplicate parameters: group "
                 f"{len(self.param_groups)} lists a tensor twice; list each once"
             )
+        if self.backend != "auto" or group["fused"]:
+            self._check_wish(group, tensors)
         super().add_param_group(group)
+
+    def _check_wish(self, group: dict[str, Any], tensors: list[Any]) -> None:
+        """Raise now, and not at the first step, if a backend that was asked for cannot take these parameters."""
+        rule, _ = settings.read(group)
+        ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p)]
+        for bucket in _wanted(group, ready).split():
+            kernels.pick(self.backend, rule, bucket)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -198,11 +210,13 @@ class RMSprop(Optimizer):
         Mutates: parameters and state. Never gradients.
         Raises: RuntimeError, before any parameter moves, for gradients that the rule does not take.
         """
-        if closure is None and not torch.compiler.is_compiling():
-            plan = self._plan
-            if plan is not None and plan.again(self.param_groups, self.state, self._scaling()):
-                return None
-        return self._step(closure)
+        return None if closure is None and self._again() else self._step(closure)
+
+    def _again(self) -> bool:
+        """Whether the plan still holds, and has stepped."""
+        if torch.compiler.is_compiling() or self._plan is None:
+            return False
+        return self._plan.again(self.backend, self.param_groups, self.state, self._scaling())
 
     def _scaling(self) -> Scaling | None:
         """What torch.amp.GradScaler set for this step: the scale gradients still carry, and found_inf."""
@@ -218,7 +232,7 @@ class RMSprop(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            if self._plan is not None and self._plan.again(self.param_groups, self.state, self._scaling()):
+            if self._again():
                 return loss
         work = []
         for group in self.param_groups:
@@ -238,7 +252,8 @@ class RMSprop(Optimizer):
         build = {"cpu": cpu_plan.build, "triton": triton_plan.build}.get(names.pop()) if len(names) == 1 else None
         if build is None or type(self)._init_group is not RMSprop._init_group:
             return None
-        return build([(group, self._read(group)[0]) for group in self.param_groups], self.state, _SETTINGS)
+        groups = [(group, self._read(group)[0]) for group in self.param_groups]
+        return build(self.backend, groups, self.state, _SETTINGS)
 
     def _read(self, group: dict[str, Any]) -> tuple[Rule, Hyper]:
         """The group's rule and numbers; the rule must be the one that the run began with."""
@@ -257,12 +272,7 @@ class RMSprop(Optimizer):
 
     def _fill(self, group: dict[str, Any]) -> list[Bucket]:
         """The group's parameters that have a gradient, with their state, as buckets."""
-        bucket = Bucket(
-            foreach=group["foreach"],
-            capturable=group["capturable"],
-            differentiable=group["differentiable"],
-            fused=group["fused"],
-        )
+        bucket = _wanted(group, [])
         self._init_group(
             group,
             bucket.param,
@@ -387,6 +397,17 @@ def _own_group(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any
     if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
         group["params"] = list(group["params"])
     return group
+
+
+def _wanted(group: dict[str, Any], params: list[Tensor]) -> Bucket:
+    """A bucket of these parameters, with the group's wishes about how to step."""
+    return Bucket(
+        list(params),
+        foreach=group["foreach"],
+        capturable=group["capturable"],
+        differentiable=group["differentiable"],
+        fused=group["fused"],
+    )
 
 
 def _slot(param: Tensor, value: float) -> Tensor:

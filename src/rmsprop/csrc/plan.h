@@ -8,7 +8,6 @@
 struct Host {
   int64_t (*list_size)(void* list);
   void* (*list_item)(void* list, int64_t i);
-  int64_t (*dict_size)(void* dict);
   int32_t (*dict_next)(void* dict, int64_t* position, void** key, void** value);
   void* (*dict_item)(void* dict, void* key);
   int32_t (*layout)(void* tensor, int32_t* layout);

@@ -24,7 +24,7 @@ _FOREACH_DEVICES = ("cuda", "xpu")
 
 def refuse(_rule: Rule, bucket: Bucket) -> str | None:
     """Eager takes every dense tensor, unless a native kernel was asked for."""
-    if bucket.fused:
+    if bucket.fused and not torch.compiler.is_compiling():  # a compiler fuses the operators itself
         return "fused=True asks for a native kernel, and this is plain torch; leave fused as None"
     if bucket.foreach and bucket.differentiable:
         return "foreach=True keeps no autograd graph; with differentiable=True leave foreach as None or False"

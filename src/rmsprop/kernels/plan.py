@@ -32,7 +32,6 @@ Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 class _Known:
     """A group as it was: its settings but the numbers, its rule, and its tensors' works."""
 
-    group: dict[str, Any]
     params: list[Tensor]
     settings: tuple[Any, ...]
     momentum: bool
@@ -47,9 +46,14 @@ class Plan:
     """
 
     def __init__(
-        self, loaded: native.Native, groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings
+        self,
+        loaded: native.Native,
+        backend: str,
+        groups: list[tuple[dict[str, Any], Rule]],
+        state: Any,
+        settings: Settings,
     ) -> None:
-        self._loaded, self._state, self._settings = loaded, state, settings
+        self._loaded, self._backend, self._state, self._settings = loaded, backend, state, settings
         self._host, self._grain = self._look()
         self._params = [p for group, _ in groups for p in group["params"]]
         self._items = list(state.items())
@@ -74,12 +78,12 @@ class Plan:
         self._known = []
         for i, (group, rule) in enumerate(groups):
             own = [work for work, (owner, *_) in zip(works, parts, strict=True) if owner == i]
-            self._known.append(_Known(group, group["params"], settings(group), rule.momentum, own))
+            self._known.append(_Known(group["params"], settings(group), rule.momentum, own))
         self._plan = self._fill(parts, groups)
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
 
-    def again(self, groups: list[dict[str, Any]], state: Any, scaling: Scaling | None = None) -> bool:
+    def again(self, backend: str, groups: list[dict[str, Any]], state: Any, scaling: Scaling | None = None) -> bool:
         """Step once more if everything is where it was.
 
         Args:
@@ -87,12 +91,14 @@ class Plan:
         Returns: False, with nothing written, if anything moved: then the plan is to be dropped.
         Mutates: parameters and state. Never gradients.
         """
-        if self._busy or state is not self._state or len(groups) != len(self._known) or cpu.in_mode():
+        if self._busy or backend != self._backend or state is not self._state or len(groups) != len(self._known):
+            return False
+        if cpu.in_mode():
             return False
         if scaling is not None:
             return False
         for group, known in zip(groups, self._known, strict=True):
-            if group is not known.group or group["params"] is not known.params:
+            if group["params"] is not known.params:
                 return False
             numbers = _NUMBERS(group)
             if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
@@ -227,14 +233,15 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
             yield i, rule, bucket, places
 
 
-def build(groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings) -> Plan | None:
+def build(backend: str, groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings) -> Plan | None:
     """A plan for all groups; None where the CPU kernel does not take all of them.
 
     Args:
+        backend: the name that led here, "auto" or "cpu".
         settings: what of a group, but params and numbers, must stay as it is.
     """
     loaded = native.load()
     if isinstance(loaded, str) or loaded.again is None:
         return None
-    plan = Plan(loaded, groups, state, settings)
+    plan = Plan(loaded, backend, groups, state, settings)
     return plan if plan.takes else None

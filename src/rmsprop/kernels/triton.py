@@ -287,8 +287,18 @@ def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:
                 return f"the {name} are not all plain tensors on {device}"
     if any(g.dtype != dtype for g in bucket.grad):
         return f"some gradients are not {dtype} as their parameters are"
-    if any(t.device != (bucket.step[0].device if counter(bucket) is None else device) for t in bucket.step):
-        return f"some step counters are on the CPU and some on {device}, or capturable=True and they are on the CPU"
-    if bucket.found_inf is not None and counter(bucket) is None:
-        return "found_inf is known to the device alone, and step counted on the host; give capturable=True"
-    return refuse_slots(rule, bucket) or refuse_memory(bucket)
+    return _refuse_steps(bucket, device) or refuse_slots(rule, bucket) or refuse_memory(bucket)
+
+
+def _refuse_steps(bucket: Bucket, device: torch.device) -> str | None:
+    """Reasons that lie in where steps are counted."""
+    if not bucket.step:
+        return None
+    on_host = counter(bucket) is None
+    for t in bucket.step:
+        if t.device != (torch.device("cpu") if on_host else device):
+            wanted = "capturable=True and " if bucket.capturable else ""
+            return f"{wanted}a step counter is on {t.device}, while others, or the parameters, are on {device}"
+    if on_host and bucket.found_inf is not None:
+        return "found_inf is known to the device alone, and steps are counted on the host; give capturable=True"
+    return None

@@ -4,6 +4,10 @@ The table is int64 in device memory, COLUMNS of `count` words each (one word per
 block: whose it is. `kernels/triton.py` makes it.
 """
 
+# Triton reads annotations as types of its own, and returns as branches of its own.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, name-defined, import-untyped, no-untyped-call"
+# ruff: noqa: F821, RET505, SIM102
+
 import triton
 import triton.language as tl
 
@@ -31,7 +35,7 @@ def _load(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, a
     if INTERPRETED and kept == tl.bfloat16:
         bits = tl.load(_places(address, tl.int16, offset, at, vector), mask=mask)
         return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(arithmetic)
-    else:  # noqa: RET505
+    else:
         return tl.load(_places(address, kept, offset, at, vector), mask=mask).to(arithmetic)
 
 
@@ -52,7 +56,7 @@ def _sqrt(x):
     """The root, rounded as IEEE says; tl.sqrt is approximate in float32, and tl.sqrt_rn takes nothing else."""
     if x.dtype == tl.float64:
         return tl.sqrt(x)
-    else:  # noqa: RET505 - after a plain return Triton would go on reading
+    else:
         return tl.sqrt_rn(x)
 
 
@@ -61,7 +65,7 @@ def _divide(x, y):
     """The quotient, rounded as IEEE says."""
     if x.dtype == tl.float64:
         return x / y
-    else:  # noqa: RET505
+    else:
         return tl.div_rn(x, y)
 
 
@@ -70,7 +74,7 @@ def _correction(row, count, log_alpha, clock: tl.constexpr):
     """[4] 1 − αᵗ in float64: as the host worked it out, or from a step counter on the device."""
     if clock is None:
         return tl.load(row + CORRECTION * count).to(tl.float64, bitcast=True)
-    else:  # noqa: RET505
+    else:
         t = tl.load(tl.load(row + STEP * count).to(tl.pointer_type(clock))).to(tl.float64)
         # 1 − eˣ without cancellation (W. Kahan): the rounding of eˣ is undone by its own logarithm
         x = t * log_alpha
@@ -167,13 +171,13 @@ def _lines(
 def advance(
     table,  # int64, as described above
     count,  # tensors
-    lr: "fp64",  # noqa: F821 - Triton reads these annotations: a plain float argument would be float32
-    alpha: "fp64",  # noqa: F821
-    beta: "fp64",  # noqa: F821
-    log_alpha: "fp64",  # noqa: F821
-    eps: "fp64",  # noqa: F821
-    mu: "fp64",  # noqa: F821
-    wd: "fp64",  # noqa: F821
+    lr: "fp64",  # float64, as the numbers below: a float argument would else be float32
+    alpha: "fp64",
+    beta: "fp64",
+    log_alpha: "fp64",
+    eps: "fp64",
+    mu: "fp64",
+    wd: "fp64",
     lr_at,  # address of the learning rate instead, or None
     grad_scale,  # address of the loss scale, or None
     found_inf,  # address of a number: if it is not 0, nothing is written and no step is counted; or None

@@ -50,13 +50,15 @@ class _Lists:
 class DevicePlan(Plan):
     """Where all tensors of an optimizer are on its GPUs, and how they are stepped."""
 
-    def again(self, groups: list[dict[str, Any]], state: Any, scaling: Scaling | None = None) -> bool:
+    def again(self, backend: str, groups: list[dict[str, Any]], state: Any, scaling: Scaling | None = None) -> bool:
         """Step once more if everything is where it was, without waiting for a device.
 
         Returns: False, with nothing written, if anything moved that a table does not follow.
         Mutates: parameters and state. Never gradients.
         """
-        if self._busy or state is not self._state or len(groups) != len(self._known) or cpu.in_mode():
+        if self._busy or backend != self._backend or state is not self._state or len(groups) != len(self._known):
+            return False
+        if cpu.in_mode():
             return False
         if any(lists.launched.clock is None for lists in self._held[0]) and (
             scaling is not None or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
@@ -64,7 +66,7 @@ class DevicePlan(Plan):
             return False  # steps counted on the host: the long way says what that does not go with
         hypers = []
         for group, known in zip(groups, self._known, strict=True):
-            if group is not known.group or group["params"] is not known.params:
+            if group["params"] is not known.params:
                 return False
             hyper = Hyper(group["lr"], group["alpha"], group["eps"], group["momentum"], group["weight_decay"])
             if (hyper.momentum != 0) is not known.momentum or self._settings(group) != known.settings:
@@ -101,10 +103,12 @@ class DevicePlan(Plan):
         return _Lists(rule, bucket)
 
 
-def build(groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings) -> DevicePlan | None:
+def build(
+    backend: str, groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings
+) -> DevicePlan | None:
     """A plan for all groups; None where the Triton kernel does not take all of them, or the look in C is missing."""
     loaded = native.load()
     if isinstance(loaded, str) or loaded.again is None:
         return None
-    plan = DevicePlan(loaded, groups, state, settings)
+    plan = DevicePlan(loaded, backend, groups, state, settings)
     return plan if plan.takes else None

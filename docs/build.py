@@ -1,0 +1,305 @@
+"""Rebuild the docs: `python docs/build.py` repeats every claim's run; `--check` names what is stale, and runs none.
+
+choosing.md is written by hand around blocks between `<!-- claim: NAME -->` and `<!-- end -->`, which are rewritten
+here with what claims.py measured. equation.md, dialects.md and cli.md are written here as a whole, from the code.
+"""
+
+import argparse
+import inspect
+import io
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from claims import CLAIMS, Finding, measure
+from figures import FIGURES
+
+from rmsprop import spec
+from rmsprop.dialects import DIALECTS, SWITCHES, Dialect
+from rmsprop.spec import EPS_MODES, WEIGHT_DECAY_MODES, Hyper, Rule
+
+DOCS = Path(__file__).parent
+MARKER = re.compile(r"<!-- claim: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
+NOTE = "<!-- Written by docs/build.py from {}. Run `make docs` to renew it. -->\n\n"
+
+
+# --- choosing.md ---------------------------------------------------------------------------------
+
+
+def block(name: str, finding: Finding) -> str:
+    """The generated lines of a claim: its table and, where it has one, its figure."""
+    lines = table(finding.header, finding.rows)
+    if name in FIGURES:
+        lines += f"\n![{FIGURES[name][1]}](figures/{name}.png)\n"
+    return f"<!-- claim: {name} -->\n\n{lines}\n<!-- end -->"
+
+
+def markers(page: str) -> list[str]:
+    """The names of the claims on a page, in order.
+
+    Raises: ValueError if a marker has no end, or an end no marker.
+    """
+    names = [str(name) for name, _ in MARKER.findall(page)]
+    opened, closed = page.count("<!-- claim: "), page.count("<!-- end -->")
+    if not opened == closed == len(names):
+        raise ValueError(f"{opened} claim markers, {closed} ends and {len(names)} pairs; each needs its partner")
+    return names
+
+
+def repeat_claims() -> None:
+    """Run every claim, and write its block and figure. Raises: AssertionError, with the numbers, where one fails."""
+    findings = {}
+    for name in CLAIMS:
+        begun = time.perf_counter()
+        findings[name] = measure(name)
+        print(f"{name}: true, {time.perf_counter() - begun:.1f} s", flush=True)
+    for name, (draw, _) in FIGURES.items():
+        buffer = io.BytesIO()
+        draw(findings[name]).savefig(buffer, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+        write_whole(DOCS / "figures" / f"{name}.png", buffer.getvalue())
+    page = (DOCS / "choosing.md").read_text(encoding="utf-8")
+    page = MARKER.sub(lambda found: block(found[1], findings[found[1]]), page)
+    write_whole(DOCS / "choosing.md", page.encode())
+
+
+# --- the pages that are written as a whole -------------------------------------------------------
+
+
+def equation_page() -> str:
+    """The nine lines, what each switch does to them, the numbers and the units."""
+    nine = "\n".join(line[4:] for line in (spec.__doc__ or "").splitlines() if line.startswith("    "))
+    page = NOTE.format("rmsprop.spec") + "# The equation\n\n"
+    page += "Every implementation in this package carries these nine numbers.\n\n"
+    page += f"```\n{nine}\n```\n\n## Switches\n\n"
+    page += "A switch is set once; changing it during a run is an error. The first value is torch's rule.\n\n"
+    words = attributes(Rule)
+    base = Rule(momentum=True)
+    rows = []
+    for name, values in switch_values().items():
+        default = getattr(Rule(), name)
+        others = [value for value in values if value != default]
+        for i, value in enumerate([default, *others]):
+            if name == "momentum":
+                lines = set(Rule(momentum=value).equation()) - set(Rule(momentum=not value).equation())
+            elif value == default:
+                lines = {line for other in others for line in _differing(replace(base, **{name: other}), base)}
+            else:
+                lines = set(_differing(base, replace(base, **{name: value})))
+            shown = "<br>".join(f"`{line}`" for line in sorted(lines)) or "no such line"
+            rows.append([f"`{name}`" if i == 0 else "", f"`{value!r}`", shown, words[name] if i == 0 else ""])
+    page += table(["switch", "value", "lines, with momentum on", "meaning"], rows)
+    page += "\n## Numbers\n\nSchedules may move these at every step.\n\n"
+    numbers = {
+        "lr": ("the unit of the parameter", "learning rate: the length of a steady step"),
+        "alpha": ("none", "decay of the averages: they remember about 1/(1−alpha) steps"),
+        "eps": ("of g outside the root, of g² inside it", "the floor under the denominator"),
+        "momentum": ("none", "share of the last step that is repeated"),
+        "weight_decay": ("of g per p (l2), none (decoupled)", "pull towards zero"),
+    }
+    defaults = DIALECTS["torch"].hyper
+    page += table(
+        ["number", "torch's default", "unit", "meaning"],
+        [[f"`{f.name}`", f"{getattr(defaults, f.name):g}", *numbers[f.name]] for f in fields(Hyper)],
+    )
+    page += "\n## State\n\n"
+    kept = {
+        "step": ("always", "none", "t", "how many steps were taken"),
+        "square_avg": ("always", "g²", "v", "decaying average of g²"),
+        "grad_avg": ("`centered=True`", "g", "m", "decaying average of g"),
+        "momentum_buffer": ("momentum > 0", "none; of p with `lr_in_buffer=True`", "b", "decaying sum of directions"),
+    }
+    slots = Rule(momentum=True, centered=True).slots()
+    page += table(["state key", "kept", "unit", "symbol", "meaning"], [[f"`{slot}`", *kept[slot]] for slot in slots])
+    return page + "\nWhat to choose: [choosing.md](choosing.md). Who computes what: [dialects.md](dialects.md).\n"
+
+
+def switch_values() -> dict[str, Sequence[Any]]:
+    """The values to show for each switch of the Rule: all of them, or for v_init the two in use."""
+    choices: Mapping[str, Sequence[Any]] = {
+        "eps_mode": EPS_MODES,
+        "weight_decay_mode": WEIGHT_DECAY_MODES,
+        "v_init": (0.0, 1.0),
+    }
+    return {f.name: choices.get(f.name, (False, True)) for f in fields(Rule)}
+
+
+def _differing(before: Rule, after: Rule) -> Iterator[str]:
+    """The lines of `after` that are not in `before`."""
+    known = before.equation()
+    return (line for line in after.equation() if line not in known)
+
+
+def attributes(documented: type) -> dict[str, str]:
+    """The sentences of a class's "Attributes:" section."""
+    section = inspect.cleandoc(documented.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
+    found = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, re.MULTILINE)
+    return {name: re.sub(r"\s+", " ", words) for name, words in found}
+
+
+def dialects_page() -> str:
+    """One table of all dialects, then a section for each."""
+    page = NOTE.format("rmsprop.dialects") + "# Dialects\n\n"
+    page += (
+        "RMSprop is not one algorithm. `RMSprop(params, dialect=NAME)` computes what the named framework computes,\n"
+    )
+    page += "under its argument names and with its defaults. Every setting can still be overridden.\n\n"
+    rows = [
+        [
+            f"[`{row.name}`](#{slug(row.name)})",
+            row.title,
+            row.rule.eps_mode,
+            {"inside": "g²", "both": "g and g²"}.get(row.rule.eps_mode, "g"),
+            f"{row.rule.v_init:g}",
+            "yes" if row.rule.lr_in_buffer else "no",
+            *(f"{getattr(row.hyper, name):g}" for name in ("lr", "alpha", "eps", "momentum")),
+        ]
+        for row in DIALECTS.values()
+    ]
+    header = ["name", "framework", "ε stands", "unit of ε", "v starts at", "lr in the buffer", "lr", "alpha", "eps"]
+    page += table([*header, "momentum"], rows)
+    return page + "".join(dialect_section(row) for row in DIALECTS.values())
+
+
+def dialect_section(row: Dialect) -> str:
+    """A dialect's equation with its numbers, its words, and where it was read."""
+    rule = replace(row.rule, momentum=row.hyper.momentum != 0)
+    page = f"\n## {row.name}\n\n{row.title}\n\n```\n" + "\n".join(rule.equation(row.hyper)) + "\n```\n\n"
+    same = {name for name in SWITCHES if getattr(row.rule, name) == getattr(Rule(), name)}
+    switches = ", ".join(f"`{name}={getattr(row.rule, name)!r}`" for name in SWITCHES if name not in same)
+    page += f"- Switches that differ from torch's: {switches or 'none'}.\n"
+    words = ", ".join(f"`{theirs}` for `{ours}`" for theirs, ours in row.words.items())
+    page += f"- Its own words: {words or 'none; the names of torch.optim.RMSprop'}.\n"
+    for word, reason in row.refused.items():
+        page += f"- Refused: `{word}`: {reason}.\n"
+    if row.states:
+        page += "- Its state: " + ", ".join(f"`{theirs}` is `{ours}`" for theirs, ours in row.states.items()) + ".\n"
+    return page + f"- Source: {row.source}.\n"
+
+
+def commands() -> dict[str, Callable[..., Any]]:
+    """The functions behind the commands that the command line registers, by name."""
+    from rmsprop.cli import app
+
+    found = {}
+    for command in app.registered_commands:
+        if command.callback is not None:
+            found[command.name or command.callback.__name__.replace("_", "-")] = command.callback
+    return found
+
+
+def cli_page() -> str:
+    """Every command with its options, defaults and examples, from the functions that `--help` reads too."""
+    page = NOTE.format("rmsprop.cli") + "# Commands\n\n"
+    page += (
+        "`pip install 'rmsprop[cli]'` brings what they need. `rmsprop COMMAND --help` says the same in a terminal.\n"
+    )
+    for name, function in commands().items():
+        text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\n\nExamples:\n\n")
+        page += f"\n## rmsprop {name}\n\n{text}\n\n"
+        rows = [option_row(parameter, hint) for parameter, hint in annotated(function)]
+        if rows:
+            page += table(["argument", "default", "meaning"], rows)
+        if examples:
+            lines = [line.strip() for line in examples.splitlines() if line.strip()]
+            page += "\n```sh\n" + "\n".join(lines) + "\n```\n"
+    return page
+
+
+def annotated(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
+    """The parameters of a command, each with typer's record of it."""
+    hints = get_type_hints(function, include_extras=True)
+    for parameter in inspect.signature(function).parameters.values():
+        for record in get_args(hints[parameter.name])[1:]:
+            if hasattr(record, "param_decls"):
+                yield parameter, record
+
+
+def option_row(parameter: inspect.Parameter, record: Any) -> list[str]:
+    """A parameter of a command as its name or flags, default and help."""
+    from typer.models import OptionInfo
+
+    if not isinstance(record, OptionInfo):
+        shown = f"`{(record.metavar or parameter.name).upper()}`"
+    else:
+        # Inside Annotated, typer takes the first flag for its "default" argument.
+        flags = [flag for flag in (record.default, *(record.param_decls or ())) if isinstance(flag, str)]
+        flags = flags or [f"--{parameter.name.replace('_', '-')}"]
+        shown = ", ".join(f"`{flag}{f' {record.metavar}' if record.metavar else ''}`" for flag in flags)
+    empty = parameter.default is None or parameter.default is False
+    needed = parameter.default is inspect.Parameter.empty
+    default = "required" if needed else "" if empty else f"`{parameter.default}`"
+    return [shown, default, record.help or ""]
+
+
+PAGES: Mapping[str, Callable[[], str]] = {
+    "equation.md": equation_page,
+    "dialects.md": dialects_page,
+    "cli.md": cli_page,
+}
+
+
+# --- all of it -----------------------------------------------------------------------------------
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; a bar inside a cell is escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+
+
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
+
+
+def check() -> list[str]:
+    """Say in sentences what is stale or missing; an empty list when all is well. No claim is run."""
+    found = []
+    for name, write in PAGES.items():
+        path = DOCS / name
+        if not path.exists() or path.read_text(encoding="utf-8") != write():
+            found.append(f"docs/{name} is stale")
+    try:
+        names = markers((DOCS / "choosing.md").read_text(encoding="utf-8"))
+    except ValueError as error:
+        return [*found, f"docs/choosing.md: {error}"]
+    found += [f"docs/choosing.md has no block for the claim {name!r}" for name in CLAIMS if name not in names]
+    found += [f"docs/choosing.md quotes {name!r}, which docs/claims.py lacks" for name in names if name not in CLAIMS]
+    found += [f"docs/choosing.md quotes {name!r} twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    for name in FIGURES:
+        if not (DOCS / "figures" / f"{name}.png").exists():
+            found.append(f"docs/figures/{name}.png is missing")
+    return found
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write beside the path, then rename, so that nobody meets half a file."""
+    path.parent.mkdir(exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Rebuild, or with --check say what is stale. Raises: SystemExit(1) if something is."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name what is stale")
+    if not parser.parse_args().check:
+        for name, write in PAGES.items():
+            write_whole(DOCS / name, write().encode())
+        repeat_claims()
+    problems = check()
+    if problems:
+        sys.exit("\n".join([*problems, "Run `make docs`."]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""The command line as a whole; each command's own behaviour has its own file."""
+
+import runpy
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import rmsprop
+from rmsprop.cli import app
+from rmsprop.dialects import DIALECTS
+
+
+def invoke(*words):
+    """The command's exit code and everything it printed, on a wide terminal."""
+    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200", "TERM": "dumb"})
+    return result.exit_code, result.output
+
+
+def test_every_command_has_help_with_examples():
+    """--help lists the commands, and each shows examples that begin with its name."""
+    code, text = invoke("--help")
+    assert code == 0
+    for command in app.registered_commands:
+        name = command.callback.__name__
+        assert name in text
+        code, own = invoke(name, "--help")
+        assert code == 0
+        assert f"rmsprop {name}" in own
+
+
+def test_the_version_is_the_packages():
+    """--version prints it and stops."""
+    assert invoke("--version") == (0, f"rmsprop {rmsprop.__version__}\n")
+
+
+def test_dialects_are_listed_and_shown_in_full():
+    """The table has every row; one row comes with its equation, words, refusals and source."""
+    code, text = invoke("dialects")
+    assert code == 0
+    for row in DIALECTS.values():
+        assert row.name in text
+        code, full = invoke("dialects", row.name)
+        assert code == 0
+        for part in (row.source, *row.words, *row.refused, *row.rule.equation()):
+            assert part in full.replace("\n", " ") or part in full
+
+
+def test_an_unknown_dialect_is_one_sentence():
+    """Exit code 2, the names that exist, and no traceback."""
+    code, text = invoke("dialects", "tensorflow9")
+    assert code == 2
+    assert "Unknown dialect: 'tensorflow9'; choose one of 'torch', 'textbook'" in text
+    assert "Traceback" not in text
+
+
+def test_python_dash_m_runs_it(monkeypatch, capsys):
+    """`python -m rmsprop --version` is the same program."""
+    monkeypatch.setattr(sys, "argv", ["rmsprop", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("rmsprop", run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"rmsprop {rmsprop.__version__}\n"
+
+
+def test_a_missing_extra_is_one_sentence_and_a_broken_module_is_not_hidden(monkeypatch):
+    """Only packages of the extra are blamed on the extra."""
+    from rmsprop.__main__ import main
+
+    monkeypatch.setitem(sys.modules, "rmsprop.cli", None)
+    with pytest.raises(ModuleNotFoundError, match="rmsprop"):
+        main()
+    monkeypatch.delitem(sys.modules, "rmsprop.cli")
+    for name in [name for name in sys.modules if name.startswith("rmsprop.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == "The command line needs typer: pip install 'rmsprop[cli]'"
