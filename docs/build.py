@@ -7,12 +7,12 @@ here with what claims.py measured. equation.md, dialects.md and cli.md are writt
 import argparse
 import inspect
 import io
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -21,6 +21,7 @@ from figures import FIGURES
 
 from rmsprop import spec
 from rmsprop.dialects import DIALECTS, SWITCHES, Dialect
+from rmsprop.files import write_whole
 from rmsprop.spec import EPS_MODES, WEIGHT_DECAY_MODES, Hyper, Rule
 
 DOCS = Path(__file__).parent
@@ -61,10 +62,10 @@ def repeat_claims() -> None:
     for name, (draw, _) in FIGURES.items():
         buffer = io.BytesIO()
         draw(findings[name]).savefig(buffer, format="png", dpi=120, facecolor="white", metadata={"Software": None})
-        write_whole(DOCS / "figures" / f"{name}.png", buffer.getvalue())
+        write_whole(DOCS / "figures" / f"{name}.png", partial(Path.write_bytes, data=buffer.getvalue()))
     page = (DOCS / "choosing.md").read_text(encoding="utf-8")
     page = MARKER.sub(lambda found: block(found[1], findings[found[1]]), page)
-    write_whole(DOCS / "choosing.md", page.encode())
+    write_whole(DOCS / "choosing.md", partial(Path.write_text, data=page, encoding="utf-8"))
 
 
 # --- the pages that are written as a whole -------------------------------------------------------
@@ -277,24 +278,13 @@ def check() -> list[str]:
     return found
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside the path, then rename, so that nobody meets half a file."""
-    path.parent.mkdir(exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def main() -> None:
     """Rebuild, or with --check say what is stale. Raises: SystemExit(1) if something is."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name what is stale")
     if not parser.parse_args().check:
         for name, write in PAGES.items():
-            write_whole(DOCS / name, write().encode())
+            write_whole(DOCS / name, partial(Path.write_text, data=write(), encoding="utf-8"))
         repeat_claims()
     problems = check()
     if problems:

@@ -4,7 +4,6 @@ import csv
 import json
 import math
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -379,24 +378,6 @@ def test_one_rate_for_all(tmp_path, small):
     """A single number is every optimizer's learning rate."""
     invoke("--data", small, "--epochs", 1, "--lr", "0.01", "--out", tmp_path)
     assert {row["lr"] for row in json.loads((tmp_path / "results.json").read_text())["table"]} == {0.01}
-
-
-def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    """A file is replaced whole or not at all, and nothing temporary stays behind."""
-    from rmsprop.cli.demo import _replace
-
-    path = tmp_path / "page.html"
-    path.write_text("old")
-
-    def full(self, content):
-        self.touch(len(content))
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(OSError, match="No space"):
-        _replace(path, b"new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_help():

@@ -13,9 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from rmsprop.cli.race import race as command
+from rmsprop.files import write_whole
 from rmsprop.landscapes import LANDSCAPES, OPTIMIZERS, race
 from rmsprop.race_page import page
-from rmsprop.race_plot import FRAMES, LOOKS, animation, figure, moments, write_whole
+from rmsprop.race_plot import FRAMES, LOOKS, animation, figure, moments
 
 app = typer.Typer()
 app.command("race")(command)

@@ -92,3 +92,11 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     float32 for half precision (g² underflows there, and so does ε), else the parameter's own.
     """
     return _WIDER.get(dtype, dtype)
+
+
+def fresh_slot(param: Tensor, value: float) -> Tensor:
+    """A fresh state tensor: the parameter's shape, layout and device, in the arithmetic's dtype."""
+    slot = torch.zeros_like(param, dtype=arithmetic_dtype(param.dtype), memory_format=torch.preserve_format)
+    if value != 0:
+        (torch.view_as_real(slot) if slot.is_complex() else slot).fill_(value)
+    return slot

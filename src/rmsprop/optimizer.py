@@ -19,10 +19,9 @@ from torch.optim.optimizer import (
 )
 
 from rmsprop import dialects, kernels, loading, settings
-from rmsprop.bucket import Bucket, arithmetic_dtype
-from rmsprop.kernels import plan as cpu_plan
-from rmsprop.kernels import triton_plan
+from rmsprop.bucket import Bucket, fresh_slot
 from rmsprop.kernels.plan import Plan, Scaling
+from rmsprop.kernels.triton_plan import build
 from rmsprop.settings import Unset
 from rmsprop.spec import Hyper, Rule, check_flag
 
@@ -64,10 +63,8 @@ class RMSprop(Optimizer):
         weight_decay_mode: "l2" adds weight_decay·p to the gradient; "decoupled" shrinks p by lr·weight_decay.
         backend: who computes the step: "auto" or a name that `rmsprop.kernels.BACKENDS` lists.
         fused: torch's name for asking for a native kernel. None: chosen.
-        amp_in_step: torch.amp.GradScaler leaves unscaling, and skipping on overflow, to `step`: one pass over the
-            gradients less, and no wait for the device. Needs capturable=True. Gradients stay scaled, so what
-            clips them calls scaler.unscale_ first; Lightning's clipping and Accelerate's skip detection do not
-            know of it.
+        amp_in_step: torch.amp.GradScaler leaves unscaling, and skipping on overflow, to `step`, which waits for no
+            device. Needs capturable=True. Lightning's clipping and Accelerate's skip detection need it False.
         words: settings in the dialect's own names, such as learning_rate= and beta= under "textbook".
 
     Equation: spec.py, lines [1]-[9].
@@ -170,11 +167,10 @@ class RMSprop(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        group = _own_group(param_group, self.defaults)
+        group = settings.own_group(param_group, self.defaults)
         if self._step_supports_amp_scaling and not group["capturable"]:
             raise ValueError(
-                "amp_in_step=True lets the device decide whether a step counts, and capturable=False counts on the "
-                "host; give capturable=True too"
+                "amp_in_step=True counts steps where found_inf is, on the device: give capturable=True too"
             )
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         tensors = [p[1] if isinstance(p, tuple) else p for p in params]
@@ -220,9 +216,8 @@ class RMSprop(Optimizer):
 
     def _scaling(self) -> Scaling | None:
         """What torch.amp.GradScaler set for this step: the scale gradients still carry, and found_inf."""
-        if "found_inf" not in self.__dict__:
-            return None
-        return self.__dict__.get("grad_scale"), self.__dict__["found_inf"]
+        found_inf = getattr(self, "found_inf", None)
+        return None if found_inf is None else (getattr(self, "grad_scale", None), found_inf)
 
     @_use_grad_for_differentiable
     def _step(self, closure: Callable[[], float] | None) -> float | None:
@@ -248,12 +243,10 @@ class RMSprop(Optimizer):
 
     def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
         """What the next step may rely on, if one native kernel took this one whole."""
-        names = {backend.name for backend in backends}
-        build = {"cpu": cpu_plan.build, "triton": triton_plan.build}.get(names.pop()) if len(names) == 1 else None
-        if build is None or type(self)._init_group is not RMSprop._init_group:
+        if type(self)._init_group is not RMSprop._init_group or len({backend.name for backend in backends}) != 1:
             return None
         groups = [(group, self._read(group)[0]) for group in self.param_groups]
-        return build(self.backend, groups, self.state, _SETTINGS)
+        return build(backends[0].name, self.backend, groups, self.state, _SETTINGS)
 
     def _read(self, group: dict[str, Any]) -> tuple[Rule, Hyper]:
         """The group's rule and numbers; the rule must be the one that the run began with."""
@@ -309,11 +302,11 @@ class RMSprop(Optimizer):
             if "step" not in state:
                 state["step"] = loading.step_tensor(0.0, p, group)
             if "square_avg" not in state:
-                state["square_avg"] = _slot(p, group["v_init"])
+                state["square_avg"] = fresh_slot(p, group["v_init"])
             if group["momentum"] != 0 and "momentum_buffer" not in state:
-                state["momentum_buffer"] = _slot(p, 0.0)
+                state["momentum_buffer"] = fresh_slot(p, 0.0)
             if group["centered"] and "grad_avg" not in state:
-                state["grad_avg"] = _slot(p, 0.0)
+                state["grad_avg"] = fresh_slot(p, 0.0)
             params_with_grad.append(p)
             grads.append(p.grad)
             square_avgs.append(state["square_avg"])
@@ -383,22 +376,6 @@ class RMSprop(Optimizer):
         return "\n".join(lines) + "\n)"
 
 
-def _own_group(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """A group as torch's base class takes it, with the settings it was given under our names, checked."""
-    dialect = given.get("dialect", defaults["dialect"])
-    row = dialects.find(dialect)
-    known = {*row.words, *row.refused, *settings.TORCH_GROUP, *dialects.FOREIGN} - {"dialect"}
-    words = {name: value for name, value in given.items() if name in known}
-    rest = {name: value for name, value in given.items() if name not in known}
-    execution = {name: words.pop(name) for name in settings.EXECUTION if name in words}
-    base = defaults if dialect == defaults["dialect"] else {**defaults, **row.defaults(), "dialect": row.name}
-    read = dialects.read_words(row, words)
-    group = {**rest, **settings.check_new({**base, **read, **execution})}
-    if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
-        group["params"] = list(group["params"])
-    return group
-
-
 def _wanted(group: dict[str, Any], params: list[Tensor]) -> Bucket:
     """A bucket of these parameters, with the group's wishes about how to step."""
     return Bucket(
@@ -408,14 +385,6 @@ def _wanted(group: dict[str, Any], params: list[Tensor]) -> Bucket:
         differentiable=group["differentiable"],
         fused=group["fused"],
     )
-
-
-def _slot(param: Tensor, value: float) -> Tensor:
-    """A fresh state tensor: the parameter's shape, layout and device, in the arithmetic's dtype."""
-    slot = torch.zeros_like(param, dtype=arithmetic_dtype(param.dtype), memory_format=torch.preserve_format)
-    if value != 0:
-        (torch.view_as_real(slot) if slot.is_complex() else slot).fill_(value)
-    return slot
 
 
 def _name(group: dict[str, Any], i: int) -> str:

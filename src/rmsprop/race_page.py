@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from rmsprop.files import write_whole
 from rmsprop.landscapes import TARGET, Landscape, Trajectory
-from rmsprop.race_plot import LOOKS, Races, loss_range, moments, surface, write_whole
+from rmsprop.race_plot import LOOKS, Races, loss_range, moments, surface
 
 
 def page(landscape: Landscape, runs: Races, path: Path) -> Path:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rmsprop.files import write_whole
 from rmsprop.landscapes import TARGET, Floats, Landscape, Trajectory
 
 if TYPE_CHECKING:
@@ -93,18 +93,6 @@ def moments(runs: Races) -> list[int]:
     strides = (digit * 10**power for power in range(6) for digit in (1, 2, 5))
     stride = next(stride for stride in strides if last <= FRAMES * stride)
     return sorted({*range(0, last, stride), last})
-
-
-def write_whole(path: Path, save: Callable[[Path], object]) -> Path:
-    """Save under a temporary name beside the path, then rename, so that nobody meets half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        save(part)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-    return path
 
 
 def surface(landscape: Landscape, cells: int) -> tuple[Floats, Floats, Floats]:

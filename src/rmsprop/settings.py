@@ -53,6 +53,26 @@ def settle(dialect: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return check_new(group)
 
 
+def own_group(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """A group as torch's base class takes it, with the settings it was given under our names, checked.
+
+    Raises:
+        ValueError, TypeError: a name or value that does not work, with what would.
+    """
+    dialect = given.get("dialect", defaults["dialect"])
+    row = dialects.find(dialect)
+    known = {*row.words, *row.refused, *TORCH_GROUP, *dialects.FOREIGN} - {"dialect"}
+    words = {name: value for name, value in given.items() if name in known}
+    rest = {name: value for name, value in given.items() if name not in known}
+    execution = {name: words.pop(name) for name in EXECUTION if name in words}
+    base = defaults if dialect == defaults["dialect"] else {**defaults, **row.defaults(), "dialect": row.name}
+    read = dialects.read_words(row, words)
+    group = {**rest, **check_new({**base, **read, **execution})}
+    if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
+        group["params"] = list(group["params"])
+    return group
+
+
 def check_new(group: Mapping[str, Any]) -> dict[str, Any]:
     """As `check`, for a group that begins: a schedule may later take it to where it could not have begun."""
     checked = check(group)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -180,9 +179,11 @@ def _write(runs: list[Run], dataset: Dataset, settings: Settings, out: Path) -> 
     import csv
     import io
     import json
+    from functools import partial
 
     from rmsprop import plot
     from rmsprop.demo import results, summary
+    from rmsprop.files import write_whole
     from rmsprop.page import page
 
     pictures = {"Training loss and test accuracy": plot.to_png(plot.curves(runs))}
@@ -201,16 +202,4 @@ def _write(runs: list[Run], dataset: Dataset, settings: Settings, out: Path) -> 
         if run.layers:
             files["effective_lr.png"] = pictures["Effective learning rates"] = plot.to_png(plot.effective_lr(run))
     files["index.html"] = page(runs, dataset, settings, pictures).encode()
-    for name, content in files.items():
-        _replace(out / name, content)
-    return [out / name for name in files]
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write beside and rename, so that a reader never sees half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    return [write_whole(out / name, partial(Path.write_bytes, data=content)) for name, content in files.items()]

@@ -231,17 +231,3 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
             place += 1
         for bucket, places in found.values():
             yield i, rule, bucket, places
-
-
-def build(backend: str, groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings) -> Plan | None:
-    """A plan for all groups; None where the CPU kernel does not take all of them.
-
-    Args:
-        backend: the name that led here, "auto" or "cpu".
-        settings: what of a group, but params and numbers, must stay as it is.
-    """
-    loaded = native.load()
-    if isinstance(loaded, str) or loaded.again is None:
-        return None
-    plan = Plan(loaded, backend, groups, state, settings)
-    return plan if plan.takes else None

@@ -104,11 +104,18 @@ class DevicePlan(Plan):
 
 
 def build(
-    backend: str, groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings
-) -> DevicePlan | None:
-    """A plan for all groups; None where the Triton kernel does not take all of them, or the look in C is missing."""
+    used: str, backend: str, groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings
+) -> Plan | None:
+    """A plan for all groups; None where one native kernel does not take all of them, or the look in C is missing.
+
+    Args:
+        used: the backend that took the step before.
+        backend: the one that was asked for.
+        settings: what of a group, but params and numbers, must stay as it is.
+    """
+    kinds = {"cpu": Plan, "triton": DevicePlan}
     loaded = native.load()
-    if isinstance(loaded, str) or loaded.again is None:
+    if used not in kinds or isinstance(loaded, str) or loaded.again is None:
         return None
-    plan = DevicePlan(loaded, backend, groups, state, settings)
+    plan = kinds[used](loaded, backend, groups, state, settings)
     return plan if plan.takes else None
