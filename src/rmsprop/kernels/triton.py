@@ -184,7 +184,8 @@ class Work:
         )
         if self.counted_before:
             grid = (-(-self.count // 256),)
-            kernels.count_steps[grid](there, self.count, found_inf, self.fixed["clock"], 256)
+            # Triton 3.9 warns where fusion is left open, though nothing here could be fused
+            kernels.count_steps[grid](there, self.count, found_inf, self.fixed["clock"], 256, enable_fp_fusion=False)
         alpha = hyper.alpha
         kernels.advance[(table.blocks,)](
             there,
