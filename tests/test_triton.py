@@ -335,6 +335,88 @@ def test_without_a_plan_a_table_is_kept_too() -> None:
     assert not list(triton._tables.values())
 
 
+class _Gpu:
+    """A GPU's streams and captures, as a table asks for them; its memory is the CPU's."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.stream, self.capturing, self.pinned = 1, False, 0
+        self.empty = torch.empty
+        patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda _index: self.stream, raising=False)
+        patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: self.capturing)
+        patch.setattr(torch, "empty", self.made)
+        patch.setattr(triton, "_REPLAYED", [])
+
+    def made(self, *size: int, dtype: torch.dtype, device: object = None, pin_memory: bool = False) -> Tensor:
+        assert pin_memory != (device is not None)
+        assert not (pin_memory and self.capturing), "pinned memory cannot be had during a capture"
+        self.pinned += pin_memory
+        return self.empty(*size, dtype=dtype)
+
+
+class TestTableOnAGpu:
+    """When a table is sent, from where, and what is kept for a graph."""
+
+    @pytest.fixture
+    def gpu(self, monkeypatch: pytest.MonkeyPatch) -> _Gpu:
+        return _Gpu(monkeypatch)
+
+    @pytest.fixture
+    def table(self, gpu: _Gpu) -> triton.Table:
+        table = triton.Table((5, 40), torch.device("cuda", 0))
+        table.columns[:5] = 64
+        return table
+
+    def test_it_is_sent_again_for_another_address_or_stream(self, gpu: _Gpu, table: triton.Table) -> None:
+        """Never over the one that a kernel may be reading; the staging buffer lives as long as the table."""
+        first = table.on_device(capturable=False)
+        assert table.on_device(capturable=False) is first
+        assert torch.equal(first, torch.from_numpy(table.host))
+        table.columns[1, 0] = 128
+        second = table.on_device(capturable=False)
+        assert second is not first
+        assert first[2] == 64
+        assert second[2] == 128
+        gpu.stream = 2
+        assert table.on_device(capturable=False) is not second
+        assert (table.sendings, gpu.pinned) == (3, 3)
+        assert table._there[0].data_ptr() != table._there[1].data_ptr()
+
+    def test_a_capture_uses_what_was_made_before_and_keeps_it(self, gpu: _Gpu, table: triton.Table) -> None:
+        """A graph copies its table at every replay from pinned memory of its own, for ever."""
+        table.on_device(capturable=True)
+        gpu.capturing, gpu.stream = True, 3
+        captured = table.on_device(capturable=True)
+        assert table.on_device(capturable=True) is captured
+        kept = list(triton._REPLAYED)
+        assert [there for there, _ in kept] == [captured]
+        gpu.capturing = False
+        table.columns[1, 0] = 128
+        later = table.on_device(capturable=True)
+        assert later is not captured
+        assert captured[2] == 64
+        assert kept[0][1][2] == 64
+        gpu.capturing = True
+        for address in range(192, 64 * 7, 64):
+            table.columns[1, 0] = address
+            table.on_device(capturable=True)
+        table.columns[1, 0] = 64 * 99
+        with pytest.raises(RuntimeError, match="take an optimizer step before the capture"):
+            table.on_device(capturable=True)
+
+    def test_a_table_in_place_is_kept_for_the_graph_that_reads_it(self, gpu: _Gpu, table: triton.Table) -> None:
+        """Captured on the stream of the warm-up with gradients in place, nothing is sent, and the table stays."""
+        there = table.on_device(capturable=True)
+        gpu.capturing = True
+        assert table.on_device(capturable=True) is there
+        assert triton._REPLAYED[0][0] is there
+
+    def test_a_capture_without_a_step_before_it_says_so(self, gpu: _Gpu, table: triton.Table) -> None:
+        """There is no pinned memory to send the first table from."""
+        gpu.capturing = True
+        with pytest.raises(RuntimeError, match="a CUDA graph is being captured"):
+            table.on_device(capturable=True)
+
+
 @pytest.mark.parametrize("rule", [PLAIN, FULL, Rule(centered=True)], ids=["plain", "full", "centered"])
 def test_one_launch_for_all_tensors(rule: Rule, module: ModuleType) -> None:
     """However many tensors: one launch, and a second that counts where [4] asks a device for the step."""

@@ -21,7 +21,7 @@ from rmsprop.spec import Rule
 _SLOTS = ("step", "square_avg", "grad_avg", "momentum_buffer")
 _NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
 _PACK = struct.Struct("=5d").pack_into
-_GRADIENTS = attrgetter("grad")
+GRADIENTS = attrgetter("grad")
 _MOVED, _SAME = 0, 1  # Again, in csrc/plan.h
 
 Scaling = tuple[Tensor | None, Tensor | None]  # the loss scale, and found_inf
@@ -113,7 +113,7 @@ class Plan:
                 return False
         self._busy = True
         try:
-            return self._run(list(map(_GRADIENTS, self._params)))
+            return self._run(list(map(GRADIENTS, self._params)))
         finally:
             self._busy = False
 
@@ -137,11 +137,15 @@ class Plan:
             failed = self._loaded.step(self._works_address, len(self._works), 0.0, parallel_for, native.GRAIN)
             if failed:
                 raise RuntimeError(f"torch_parallel_for failed with code {failed}: the step is incomplete")
+        self._count_writes()
+        return True
+
+    def _count_writes(self) -> None:
+        """Tell autograd which parameters were written: all of them, as a rule."""
         if self._active.value == len(self._stepped):
             torch.autograd.graph.increment_version(self._versioned)
         else:
             cpu.count_writes([p for p in self._versioned if p.grad is not None])
-        return True
 
     def _fill(self, parts: list["_Part"], groups: list[tuple[dict[str, Any], Rule]]) -> native.Plan:
         """The plan as csrc/plan.h has it."""

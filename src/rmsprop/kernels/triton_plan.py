@@ -12,7 +12,7 @@ import torch
 
 from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native, triton
-from rmsprop.kernels.plan import Plan, Scaling, Settings
+from rmsprop.kernels.plan import GRADIENTS, Plan, Scaling, Settings
 from rmsprop.spec import Hyper, Rule
 
 _NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "size")
@@ -76,7 +76,7 @@ class DevicePlan(Plan):
             return False
         self._busy = True
         try:
-            gradients = [p.grad for p in self._params]
+            gradients = list(map(GRADIENTS, self._params))
             if self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
                 return False
             grad_scale, found_inf = scaling or (None, None)
@@ -84,7 +84,7 @@ class DevicePlan(Plan):
                 if lists.launched.clock is None:
                     lists.count(self._loaded, hyper.alpha)
                 lists.launched.launch(hyper, lists.table, grad_scale, found_inf)
-            cpu.count_writes([p for p in self._versioned if p.grad is not None])
+            self._count_writes()
         finally:
             self._busy = False
         return True
