@@ -362,6 +362,7 @@ class TestTableOnAGpu:
 
     @pytest.fixture
     def table(self, gpu: _Gpu) -> triton.Table:
+        gpu.capturing = False
         table = triton.Table((5, 40), torch.device("cuda", 0))
         table.columns[:5] = 64
         return table
