@@ -17,5 +17,5 @@ preload="$("${CXX:-g++}" -print-file-name=libasan.so) $("${CXX:-g++}" -print-fil
 cd "$work/tests"
 # leaks: Python keeps what it likes; the kernel allocates nothing
 exec env PYTHONPATH="$work/src" LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
-    UBSAN_OPTIONS=print_stacktrace=1 "$python" -m pytest -q -p no:cacheprovider \
+    UBSAN_OPTIONS=print_stacktrace=1 "$python" -m pytest -q -p no:cacheprovider --capture=sys \
     test_cpu_kernel.py test_cpu_plan.py "$@"

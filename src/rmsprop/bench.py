@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 import rmsprop
+from rmsprop.files import write_whole
 from rmsprop.kernels import native
 
 Shapes = list[tuple[int, ...]]
@@ -308,10 +309,10 @@ def verdicts(results: list[Result]) -> list[tuple[str, float, float, bool]]:
 
 def write(results: list[Result], about: dict[str, Any], path: Path) -> None:
     """The results as JSON, with the machine they hold for."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{**asdict(r), "ratio": round(r.ratio(), 2)} for r in results]
     judged = [
         {"bar": what, "reached": round(reached, 2), "needed": round(needed, 2), "met": met}
         for what, reached, needed, met in verdicts(results)
     ]
-    path.write_text(json.dumps({"machine": about, "unit": "microseconds", "bars": judged, "results": rows}, indent=1))
+    found = {"machine": about, "unit": "microseconds", "bars": judged, "results": rows}
+    write_whole(path, lambda part: part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
