@@ -235,12 +235,15 @@ def advance(
             )  # fmt: skip
         else:
             # in pieces of another shape: Triton lays out loads of one shape alike, and would hold these to 16 bytes
-            for begin in range(0, tl.minimum(left, block).to(tl.int32), piece):
+            begin = 0
+            end = tl.minimum(left, block).to(tl.int32)
+            while begin < end:
                 _lines(
                     row, count, offset + begin, left - begin, scale, lr, alpha, beta, eps, mu, wd, correction,
                     param, state, arithmetic, eps_mode, centered, momentum, nesterov, lr_in_buffer, decoupled,
                     bias_correction, piece, 1,
                 )  # fmt: skip
+                begin += piece
 
 
 @triton.jit(do_not_specialize=["count"])
