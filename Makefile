@@ -1,6 +1,7 @@
 # demo   train on real data and look at the result        test   pass the tests
 # check  format, lint, types                              bench  measure
-# docs   repeat the runs behind the docs' claims          all of them set up $(VENV) by themselves
+# docs   repeat the runs behind the docs' claims          sanitize  the kernel's tests under ASan and UBSan
+# wheel  build what would be published, and test it without a compiler           all of them set up $(VENV)
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,9 +9,9 @@ VENV ?= .venv
 TORCH ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test check bench docs race clean
+.PHONY: demo test coverage check bench docs race sanitize wheel clean
 
-$(VENV)/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[test]'
@@ -34,7 +35,13 @@ check: $(VENV)/ready
 	$(BIN)/mypy
 
 bench: $(VENV)/ready
-	$(BIN)/python bench/eager.py
+	$(BIN)/python bench/bench_cpu.py
+
+sanitize: $(VENV)/ready
+	tests/sanitize.sh $(BIN)/python
+
+wheel: $(VENV)/ready
+	tests/check_wheel.sh $(BIN)/python
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/build.py

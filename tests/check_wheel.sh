@@ -14,7 +14,7 @@ mkdir "$work/source"
     { cat "$work/log"; exit 1; }
 ls "$work/dist"
 case $(echo "$work"/dist/*.whl) in *-py3-none-*) ;; *) echo "the wheel is bound to a Python version"; exit 1 ;; esac
-if unzip -l "$work"/dist/*.whl | grep -q csrc; then echo "the wheel holds sources"; exit 1; fi
+if "$python" -m zipfile -l "$work"/dist/*.whl | grep -q csrc; then echo "the wheel holds sources"; exit 1; fi
 tar tzf "$work"/dist/*.tar.gz | grep -q csrc/plan.h || { echo "the sdist lacks sources"; exit 1; }
 
 # a venv of its own that borrows torch and pytest, and not this package, from the given Python

@@ -83,3 +83,41 @@ def test_large_and_small_tensors_step_in_parts_with_the_same_result():
     for packed, at_once, one_by_one in zip(*ends, strict=True):
         assert_close(packed, at_once, rtol=0, atol=0)
         assert_close(packed, one_by_one, rtol=0, atol=0)
+
+
+def test_explain_says_the_rule_and_who_steps_what_and_why():
+    """One line per backend and kind of tensor: steps, could, or refuses with the reason; nothing changes."""
+    params = [
+        nn.Parameter(torch.ones(2)),
+        nn.Parameter(torch.ones(3)),
+        nn.Parameter(torch.ones(2, dtype=torch.complex64)),
+    ]
+    optimizer = RMSprop(params, dialect="textbook", learning_rate=0.5)
+    text = optimizer.explain()
+    assert "Parameter group 0, dialect textbook, backend 'auto'" in text
+    assert "[9] p ← p − 0.5·u" in text
+    assert "2 float32 tensors on cpu" in text
+    assert "eager: steps them" in text.split("complex64 tensors")[1]
+    assert "cpu: refuses, the parameters are torch.complex64" in text
+    assert len(optimizer.state) == 0
+    named = RMSprop(params[:1], backend="eager").explain()
+    assert "eager: steps them" in named
+
+
+def test_a_missing_kernel_is_a_reason_with_its_remedy(monkeypatch, tmp_path):
+    """Without the compiled library everything steps in eager, and explain says what is missing and how to get it."""
+    from rmsprop.kernels import native
+
+    real = native.load
+    monkeypatch.setattr(native, "load", lambda library=None: real(library or tmp_path / "none.so"))
+    p = nn.Parameter(torch.ones(2))
+    optimizer = RMSprop([p], lr=0.1)
+    text = optimizer.explain()
+    assert "cpu: refuses, the compiled kernel is missing" in text
+    assert "C++17 compiler" in text
+    assert "eager: steps them" in text
+    p.grad = torch.ones(2)
+    optimizer.step()
+    assert_close(p.detach(), torch.zeros(2), rtol=0, atol=1e-6)
+    with pytest.raises(RuntimeError, match="the compiled kernel is missing"):
+        RMSprop([p], backend="cpu")

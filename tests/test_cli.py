@@ -77,3 +77,40 @@ def test_a_missing_extra_is_one_sentence_and_a_broken_module_is_not_hidden(monke
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == "The command line needs typer: pip install 'rmsprop[cli]'"
+
+
+def test_check_says_what_steps_each_kind_of_tensor():
+    """Versions, and a line per backend for each dtype."""
+    code, text = invoke("check")
+    assert code == 0
+    assert f"rmsprop {rmsprop.__version__}, torch " in text
+    for part in ("cpu, float32", "cpu, bfloat16", "cpu, complex64", "eager: steps them", "cpu: "):
+        assert part in text
+
+
+def test_the_benchmark_prints_a_table_and_writes_json(tmp_path):
+    """A short run of the smallest case: times of all contestants, the machine and the commit."""
+    import json
+
+    out = tmp_path / "times.json"
+    code, text = invoke("bench", "--cases", "rl", "--threads", "1", "--seconds", "0.02", "--out", str(out))
+    assert code == 0, text
+    saved = json.loads(out.read_text())
+    assert saved["machine"]["torch"]
+    assert {"rmsprop", "torch loop", "torch foreach", "SGD fused", "Adam fused"} <= set(saved["results"][0]["times"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--cases", "gpt5"), "unknown 'gpt5'; choose from rl"),
+        (("--threads", "0"), "--threads takes numbers from 1"),
+        (("--variants", "half"), "unknown 'half'; choose from plain, full"),
+    ],
+    ids=str,
+)
+def test_the_benchmark_refuses_what_it_does_not_know(words, says):
+    """One sentence and exit code 2."""
+    code, text = invoke("bench", *words)
+    assert code == 2
+    assert says in text

@@ -27,7 +27,7 @@ from rmsprop.kernels import native
 
 Shapes = list[tuple[int, ...]]
 
-# The least ratio of torch's best RMSprop to ours that a plain step must reach: issue 3.
+# The least ratio of torch's best RMSprop to ours that a plain step must reach, as the project set it.
 BARS = {"rl": 6.0, "nature": 5.0, "mobilenet": 4.0, "500x16": 25.0, "one": 6.0}
 BUSY_BAR = 3.0  # a2c with busy cores: 99th percentile over its own quiet median
 STREAM_BAR = 0.95  # one: of the speed at which memory streams
@@ -273,7 +273,7 @@ def run(
 
 
 def verdicts(results: list[Result]) -> list[tuple[str, float, float, bool]]:
-    """The bars of issue 3 that the results can answer: what, reached, needed, met."""
+    """The bars that the results can answer: what, reached, needed, met."""
     quiet = [r for r in results if r.variant == "plain" and not r.busy]
     found = []
     for case, bar in BARS.items():

@@ -19,7 +19,7 @@ from torch.optim.optimizer import (
 )
 
 from rmsprop import dialects, kernels, loading, settings
-from rmsprop.bucket import Bucket, fresh_slot
+from rmsprop.bucket import Bucket, fresh_slot, kind
 from rmsprop.kernels.plan import Plan, Scaling
 from rmsprop.kernels.triton_plan import build
 from rmsprop.settings import Unset
@@ -365,6 +365,22 @@ class RMSprop(Optimizer):
                 own = self.state.get(p)
                 if own and not isinstance(own.get("step"), Tensor):
                     own["step"] = loading.step_tensor(float(own.get("step", 0)), p, group)
+
+    def explain(self) -> str:
+        """In words, for each group: the rule with its numbers, and who steps its parameters or why they cannot.
+
+        Nothing is changed. `print(optimizer.explain())` shows it.
+        """
+        lines = []
+        for i, group in enumerate(self.param_groups):
+            rule, hyper = settings.read(group)
+            lines.append(f"Parameter group {i}, dialect {group['dialect']}, backend {self.backend!r}")
+            lines += [f"    {line}" for line in rule.equation(hyper)]
+            for bucket in _wanted(group, group["params"]).split():
+                device, dtype, _ = kind(bucket.param[0])
+                lines.append(f"    {len(bucket.param)} {str(dtype).removeprefix('torch.')} tensors on {device}")
+                lines += [f"        {line}" for line in kernels.describe(self.backend, rule, bucket)]
+        return "\n".join(lines)
 
     def __repr__(self) -> str:
         lines = [f"{type(self).__name__} (backend: {self.backend}"]

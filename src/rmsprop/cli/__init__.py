@@ -5,6 +5,8 @@ from typing import Annotated
 import typer
 
 from rmsprop import __version__
+from rmsprop.cli.bench import bench
+from rmsprop.cli.check import check
 from rmsprop.cli.demo import demo
 from rmsprop.cli.dialects import dialects
 from rmsprop.cli.race import race
@@ -16,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, race, dialects):
+for command in (demo, race, dialects, check, bench):
     app.command()(command)
 
 

@@ -20,7 +20,18 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for each contestant in each case.")] = 0.5,
     out: Annotated[Path | None, typer.Option(help="A JSON file for all times, the machine and versions.")] = None,
 ) -> None:
-    """Time whole optimizer steps: ours, torch's RMSprop (for-loop and foreach), torch's fused SGD and Adam."""
+    """Time whole optimizer steps: ours, torch's RMSprop (for-loop and foreach), torch's fused SGD and Adam.
+
+    All take turns in one process. The table shows medians, torch's best RMSprop over ours, and memory traffic.
+
+    Examples:
+
+    rmsprop bench
+
+    rmsprop bench --cases rl,mobilenet --variants plain,full --threads 1 --busy
+
+    rmsprop bench --cases one --seconds 2 --out times.json
+    """
     from rich.console import Console
     from rich.table import Table
 

@@ -7,7 +7,7 @@ from rmsprop.kernels.eager import EAGER
 from rmsprop.kernels.triton import TRITON
 from rmsprop.spec import Rule
 
-__all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "explain", "pick"]
+__all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "describe", "explain", "pick"]
 
 BACKENDS: tuple[Backend, ...] = (TRITON, CPU, EAGER)
 
@@ -44,3 +44,17 @@ def pick(name: str, rule: Rule, bucket: Bucket) -> Backend:
 def explain(rule: Rule, bucket: Bucket) -> list[tuple[str, str | None]]:
     """Every backend's name with its reason to refuse, or None where it would take the bucket."""
     return [(backend.name, backend.refuse(rule, bucket)) for backend in BACKENDS]
+
+
+def describe(name: str, rule: Rule, bucket: Bucket) -> list[str]:
+    """A line for each backend: whether it takes the bucket under that choice, could, or why it cannot."""
+    lines, taken = [], False
+    for backend, reason in explain(rule, bucket):
+        if reason is not None:
+            lines.append(f"{backend}: refuses, {reason}")
+        elif taken or name not in ("auto", backend):
+            lines.append(f"{backend}: could step them")
+        else:
+            taken = True
+            lines.append(f"{backend}: steps them")
+    return lines
