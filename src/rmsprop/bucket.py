@@ -1,7 +1,8 @@
 """Tensors that step together: one device, one dtype, one kind; and the dtype that they are computed in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -78,6 +79,17 @@ class Bucket:
             for into, values in zip(own.lists(), self.lists(), strict=True):
                 into.extend(values[i : i + 1])
         yield from parts.values()
+
+
+def wanted(group: Mapping[str, Any], params: list[Tensor]) -> Bucket:
+    """A bucket of these parameters, with the group's wishes about how to step."""
+    return Bucket(
+        list(params),
+        foreach=group["foreach"],
+        capturable=group["capturable"],
+        differentiable=group["differentiable"],
+        fused=group["fused"],
+    )
 
 
 def kind(param: Tensor) -> tuple[torch.device, torch.dtype, type]:

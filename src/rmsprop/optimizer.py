@@ -19,8 +19,8 @@ from torch.optim.optimizer import (
 )
 
 from rmsprop import dialects, kernels, loading, settings
-from rmsprop.bucket import Bucket, fresh_slot, kind
-from rmsprop.kernels.plan import Plan, Scaling
+from rmsprop.bucket import Bucket, fresh_slot, kind, wanted
+from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
 from rmsprop.settings import Unset
 from rmsprop.spec import Hyper, Rule, check_flag
@@ -187,7 +187,7 @@ class RMSprop(Optimizer):
         """Raise now, and not at the first step, if a backend that was asked for cannot take these parameters."""
         rule, _ = settings.read(group)
         ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p)]
-        for bucket in _wanted(group, ready).split():
+        for bucket in wanted(group, ready).split():
             kernels.pick(self.backend, rule, bucket)
 
     @overload
@@ -212,12 +212,7 @@ class RMSprop(Optimizer):
         """Whether the plan still holds, and has stepped."""
         if torch.compiler.is_compiling() or self._plan is None:
             return False
-        return self._plan.again(self.backend, self.param_groups, self.state, self._scaling())
-
-    def _scaling(self) -> Scaling | None:
-        """What torch.amp.GradScaler set for this step: the scale gradients still carry, and found_inf."""
-        found_inf = getattr(self, "found_inf", None)
-        return None if found_inf is None else (getattr(self, "grad_scale", None), found_inf)
+        return self._plan.again(self.backend, self.param_groups, self.state, scaling(self))
 
     @_use_grad_for_differentiable
     def _step(self, closure: Callable[[], float] | None) -> float | None:
@@ -233,7 +228,7 @@ class RMSprop(Optimizer):
         for group in self.param_groups:
             rule, hyper = self._read(group)
             for bucket in self._fill(group):
-                bucket.grad_scale, bucket.found_inf = self._scaling() or (None, None)
+                bucket.grad_scale, bucket.found_inf = scaling(self) or (None, None)
                 work.append((kernels.pick(self.backend, rule, bucket), rule, hyper, bucket))
         for backend, rule, hyper, bucket in work:
             backend.step(rule, hyper, bucket)
@@ -265,7 +260,7 @@ class RMSprop(Optimizer):
 
     def _fill(self, group: dict[str, Any]) -> list[Bucket]:
         """The group's parameters that have a gradient, with their state, as buckets."""
-        bucket = _wanted(group, [])
+        bucket = wanted(group, [])
         self._init_group(
             group,
             bucket.param,
@@ -351,8 +346,8 @@ class RMSprop(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        amp = {"_step_supports_amp_scaling": True} if self._step_supports_amp_scaling else {}
-        return {**super().__getstate__(), "backend": self.backend, **amp}
+        own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -376,7 +371,7 @@ class RMSprop(Optimizer):
             rule, hyper = settings.read(group)
             lines.append(f"Parameter group {i}, dialect {group['dialect']}, backend {self.backend!r}")
             lines += [f"    {line}" for line in rule.equation(hyper)]
-            for bucket in _wanted(group, group["params"]).split():
+            for bucket in wanted(group, group["params"]).split():
                 device, dtype, _ = kind(bucket.param[0])
                 lines.append(f"    {len(bucket.param)} {str(dtype).removeprefix('torch.')} tensors on {device}")
                 lines += [f"        {line}" for line in kernels.describe(self.backend, rule, bucket)]
@@ -390,17 +385,6 @@ class RMSprop(Optimizer):
             rule, hyper = settings.read(group)
             lines += [f"    {line}" for line in rule.equation(hyper)]
         return "\n".join(lines) + "\n)"
-
-
-def _wanted(group: dict[str, Any], params: list[Tensor]) -> Bucket:
-    """A bucket of these parameters, with the group's wishes about how to step."""
-    return Bucket(
-        list(params),
-        foreach=group["foreach"],
-        capturable=group["capturable"],
-        differentiable=group["differentiable"],
-        fused=group["fused"],
-    )
 
 
 def _name(group: dict[str, Any], i: int) -> str:

@@ -235,3 +235,9 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
             place += 1
         for bucket, places in found.values():
             yield i, rule, bucket, places
+
+
+def scaling(optimizer: Any) -> Scaling | None:
+    """What torch.amp.GradScaler set for this step: the scale that gradients still carry, and found_inf."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return None if found_inf is None else (getattr(optimizer, "grad_scale", None), found_inf)
