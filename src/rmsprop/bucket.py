@@ -1,7 +1,8 @@
 """Tensors that step together: one device, one dtype, one kind; and the dtype that they are computed in."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,8 @@ class Bucket:
         capturable: nothing may be read back from the device; step and lr stay tensors.
         differentiable: autograd records the step.
         fused: True: only a native kernel will do; False: none; None: chosen.
+        grad_scale: the loss scale that the gradients still carry, or None.
+        found_inf: if it is not 0, a gradient overflowed on some device and the step is skipped, or None.
     """
 
     param: list[Tensor] = field(default_factory=list)
@@ -36,6 +39,8 @@ class Bucket:
     capturable: bool = False
     differentiable: bool = False
     fused: bool | None = None
+    grad_scale: Tensor | None = None
+    found_inf: Tensor | None = None
 
     def lists(self) -> tuple[list[Tensor], ...]:
         """Its six lists, in the order of the attributes."""
@@ -57,8 +62,9 @@ class Bucket:
         return self._with([values[begin:end] for values in self.lists()])
 
     def _with(self, lists: list[list[Tensor]]) -> "Bucket":
+        asked = (self.foreach, self.capturable, self.differentiable, self.fused)
         p, g, v, m, b, step = lists
-        return Bucket(p, g, v, m, b, step, self.foreach, self.capturable, self.differentiable, self.fused)
+        return Bucket(p, g, v, m, b, step, *asked, self.grad_scale, self.found_inf)
 
     def split(self) -> Iterator["Bucket"]:
         """The same tensors as buckets that each hold one device, dtype and type, in order of appearance."""
@@ -73,6 +79,17 @@ class Bucket:
             for into, values in zip(own.lists(), self.lists(), strict=True):
                 into.extend(values[i : i + 1])
         yield from parts.values()
+
+
+def wanted(group: Mapping[str, Any], params: list[Tensor]) -> Bucket:
+    """A bucket of these parameters, with the group's wishes about how to step."""
+    return Bucket(
+        list(params),
+        foreach=group["foreach"],
+        capturable=group["capturable"],
+        differentiable=group["differentiable"],
+        fused=group["fused"],
+    )
 
 
 def kind(param: Tensor) -> tuple[torch.device, torch.dtype, type]:

@@ -19,10 +19,11 @@ from torch.optim.optimizer import (
 )
 
 from rmsprop import dialects, kernels, loading, settings
-from rmsprop.bucket import Bucket, fresh_slot, kind
-from rmsprop.kernels.plan import Plan, build
+from rmsprop.bucket import Bucket, fresh_slot, kind, wanted
+from rmsprop.kernels.plan import Plan, scaling
+from rmsprop.kernels.triton_plan import build
 from rmsprop.settings import Unset
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import Hyper, Rule, check_flag
 
 # torch 2.13 renamed it; the old name still works there, with a warning.
 _CAPTURE_CHECK = next(
@@ -62,6 +63,8 @@ class RMSprop(Optimizer):
         weight_decay_mode: "l2" adds weight_decay·p to the gradient; "decoupled" shrinks p by lr·weight_decay.
         backend: who computes the step: "auto" or a name that `rmsprop.kernels.BACKENDS` lists.
         fused: torch's name for asking for a native kernel. None: chosen.
+        amp_in_step: torch.amp.GradScaler leaves unscaling, and skipping on overflow, to `step`, which waits for no
+            device. Needs capturable=True. Lightning's clipping and Accelerate's skip detection need it False.
         words: settings in the dialect's own names, such as learning_rate= and beta= under "textbook".
 
     Equation: spec.py, lines [1]-[9].
@@ -81,6 +84,7 @@ class RMSprop(Optimizer):
     """
 
     backend: str
+    _step_supports_amp_scaling = False  # torch.amp.GradScaler's name of amp_in_step
 
     def __init__(
         self,
@@ -105,6 +109,7 @@ class RMSprop(Optimizer):
         weight_decay_mode: str | None = None,
         backend: str = "auto",
         fused: bool | None = None,
+        amp_in_step: bool = False,
         **words: Any,
     ) -> None:
         numbers = {
@@ -128,6 +133,7 @@ class RMSprop(Optimizer):
         given |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
         given |= {"differentiable": differentiable, "fused": fused}
         self.backend = kernels.check_backend(backend)
+        self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
         self._plan: Plan | None = None
         super().__init__(params, settings.settle(dialect, given | words))
@@ -162,6 +168,10 @@ class RMSprop(Optimizer):
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         group = settings.own_group(param_group, self.defaults)
+        if self._step_supports_amp_scaling and not group["capturable"]:
+            raise ValueError(
+                "amp_in_step=True counts steps where found_inf is, on the device: give capturable=True too"
+            )
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         tensors = [p[1] if isinstance(p, tuple) else p for p in params]
         if len({id(p) for p in tensors}) != len(tensors):
@@ -177,7 +187,7 @@ class RMSprop(Optimizer):
         """Raise now, and not at the first step, if a backend that was asked for cannot take these parameters."""
         rule, _ = settings.read(group)
         ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p)]
-        for bucket in _wanted(group, ready).split():
+        for bucket in wanted(group, ready).split():
             kernels.pick(self.backend, rule, bucket)
 
     @overload
@@ -202,7 +212,7 @@ class RMSprop(Optimizer):
         """Whether the plan still holds, and has stepped."""
         if torch.compiler.is_compiling() or self._plan is None:
             return False
-        return self._plan.again(self.backend, self.param_groups, self.state)
+        return self._plan.again(self.backend, self.param_groups, self.state, scaling(self))
 
     @_use_grad_for_differentiable
     def _step(self, closure: Callable[[], float] | None) -> float | None:
@@ -218,6 +228,7 @@ class RMSprop(Optimizer):
         for group in self.param_groups:
             rule, hyper = self._read(group)
             for bucket in self._fill(group):
+                bucket.grad_scale, bucket.found_inf = scaling(self) or (None, None)
                 work.append((kernels.pick(self.backend, rule, bucket), rule, hyper, bucket))
         for backend, rule, hyper, bucket in work:
             backend.step(rule, hyper, bucket)
@@ -226,11 +237,11 @@ class RMSprop(Optimizer):
         return loss
 
     def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
-        """What the next step may rely on, if the CPU kernel took this one whole."""
-        if type(self)._init_group is not RMSprop._init_group or any(b is not kernels.CPU for b in backends):
+        """What the next step may rely on, if one native kernel took this one whole."""
+        if type(self)._init_group is not RMSprop._init_group or len({backend.name for backend in backends}) != 1:
             return None
         groups = [(group, self._read(group)[0]) for group in self.param_groups]
-        return build(self.backend, groups, self.state, _SETTINGS)
+        return build(backends[0].name, self.backend, groups, self.state, _SETTINGS)
 
     def _read(self, group: dict[str, Any]) -> tuple[Rule, Hyper]:
         """The group's rule and numbers; the rule must be the one that the run began with."""
@@ -249,7 +260,7 @@ class RMSprop(Optimizer):
 
     def _fill(self, group: dict[str, Any]) -> list[Bucket]:
         """The group's parameters that have a gradient, with their state, as buckets."""
-        bucket = _wanted(group, [])
+        bucket = wanted(group, [])
         self._init_group(
             group,
             bucket.param,
@@ -335,7 +346,8 @@ class RMSprop(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "backend": self.backend}
+        own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling")}
+        return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -359,7 +371,7 @@ class RMSprop(Optimizer):
             rule, hyper = settings.read(group)
             lines.append(f"Parameter group {i}, dialect {group['dialect']}, backend {self.backend!r}")
             lines += [f"    {line}" for line in rule.equation(hyper)]
-            for bucket in _wanted(group, group["params"]).split():
+            for bucket in wanted(group, group["params"]).split():
                 device, dtype, _ = kind(bucket.param[0])
                 lines.append(f"    {len(bucket.param)} {str(dtype).removeprefix('torch.')} tensors on {device}")
                 lines += [f"        {line}" for line in kernels.describe(self.backend, rule, bucket)]
@@ -373,17 +385,6 @@ class RMSprop(Optimizer):
             rule, hyper = settings.read(group)
             lines += [f"    {line}" for line in rule.equation(hyper)]
         return "\n".join(lines) + "\n)"
-
-
-def _wanted(group: dict[str, Any], params: list[Tensor]) -> Bucket:
-    """A bucket of these parameters, with the group's wishes about how to step."""
-    return Bucket(
-        list(params),
-        foreach=group["foreach"],
-        capturable=group["capturable"],
-        differentiable=group["differentiable"],
-        fused=group["fused"],
-    )
 
 
 def _name(group: dict[str, Any], i: int) -> str:

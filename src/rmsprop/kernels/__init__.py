@@ -4,11 +4,12 @@ from rmsprop.bucket import Bucket
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.cpu import CPU
 from rmsprop.kernels.eager import EAGER
+from rmsprop.kernels.triton import TRITON
 from rmsprop.spec import Rule
 
 __all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "describe", "explain", "pick"]
 
-BACKENDS: tuple[Backend, ...] = (CPU, EAGER)
+BACKENDS: tuple[Backend, ...] = (TRITON, CPU, EAGER)
 
 
 def check_backend(name: object) -> str:

@@ -17,7 +17,8 @@ _SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
 
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
     """Dense, real, separate tensors on the CPU, each with its gradient and slots in one layout."""
-    return _refuse_run(bucket) or _refuse_kind(bucket) or _refuse_slots(rule, bucket) or _refuse_memory(bucket)
+    asked = refuse_call(bucket) or native.missing()
+    return asked or _refuse_kind(bucket) or refuse_slots(rule, bucket) or refuse_memory(bucket)
 
 
 def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
@@ -27,7 +28,9 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     Shapes:   param[i], grad[i] and each slot share one shape.
     Mutates:  bucket.param and the slots. Never bucket.grad.
     """
-    advance(rule, hyper, bucket)
+    scale = 1.0 if bucket.grad_scale is None else bucket.grad_scale.item()
+    found_inf = 0.0 if bucket.found_inf is None else bucket.found_inf.item()
+    advance(rule, hyper, bucket, inv_scale=1 / scale, found_inf=found_inf)
 
 
 def advance(
@@ -105,12 +108,10 @@ def count_writes(params: list[Tensor]) -> None:
     torch.autograd.graph.increment_version([p for p in params if not p.is_inference()])
 
 
-def _refuse_run(bucket: Bucket) -> str | None:
+def refuse_call(bucket: Bucket) -> str | None:
     """Reasons that lie in how the step was asked for."""
     if torch.compiler.is_compiling():
         return "torch.compile is tracing, and cannot look into a compiled library"
-    if native.missing() is not None:
-        return native.missing()
     if bucket.fused is False:
         return "fused=False asks for no native kernel"
     if bucket.foreach is not None:
@@ -150,7 +151,7 @@ def _refuse_kind(bucket: Bucket) -> str | None:
     return None
 
 
-def _refuse_slots(rule: Rule, bucket: Bucket) -> str | None:
+def refuse_slots(rule: Rule, bucket: Bucket) -> str | None:
     """Reasons that lie in the state."""
     if not bucket.square_avg:
         return None
@@ -169,7 +170,7 @@ def _refuse_slots(rule: Rule, bucket: Bucket) -> str | None:
     return None
 
 
-def _refuse_memory(bucket: Bucket) -> str | None:
+def refuse_memory(bucket: Bucket) -> str | None:
     """Reasons that lie in how tensors lie in memory."""
     written = []
     for i, p in enumerate(bucket.param):

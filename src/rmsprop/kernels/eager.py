@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -39,6 +40,10 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     """
     if not bucket.param:
         return
+    if bucket.found_inf is not None and bucket.found_inf.item() != 0:
+        return
+    if bucket.grad_scale is not None:
+        bucket = replace(bucket, grad=_unscaled(bucket), grad_scale=None)
     together = _together(bucket)
     recorded = bucket.differentiable or (torch.compiler.is_compiling() and not together)
     advance = _advance_recorded if recorded else _advance
@@ -48,6 +53,13 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
 
 
 EAGER = Backend("eager", refuse, step)
+
+
+def _unscaled(bucket: Bucket) -> Lists:
+    """The gradients over the loss scale, as new tensors: the user's stay as they are."""
+    assert bucket.grad_scale is not None
+    scale = bucket.grad_scale.to(bucket.param[0].device, non_blocking=True)
+    return [g.to(arithmetic_dtype(g.dtype)) / scale for g in bucket.grad]
 
 
 def _together(bucket: Bucket) -> bool:

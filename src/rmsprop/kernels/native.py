@@ -177,6 +177,11 @@ def _code(library: ctypes.CDLL, name: str) -> int:
     return int(getattr(library, "aoti_torch_" + name)())
 
 
+def device_code(name: str) -> int:
+    """torch's own number of a kind of device, such as "cuda"."""
+    return _code(_torch_library(), "device_type_" + name)
+
+
 def _host(library: ctypes.CDLL) -> Host | None:
     """What rmsprop_again asks Python and torch; None where one of the questions has no answer.
 

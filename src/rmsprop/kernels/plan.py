@@ -21,9 +21,10 @@ from rmsprop.spec import Rule
 _SLOTS = ("step", "square_avg", "grad_avg", "momentum_buffer")
 _NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
 _PACK = struct.Struct("=5d").pack_into
-_GRADIENTS = attrgetter("grad")
+GRADIENTS = attrgetter("grad")
 _MOVED, _SAME = 0, 1  # Again, in csrc/plan.h
 
+Scaling = tuple[Tensor | None, Tensor | None]  # the loss scale, and found_inf
 Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 
 
@@ -53,20 +54,21 @@ class Plan:
         settings: Settings,
     ) -> None:
         self._loaded, self._backend, self._state, self._settings = loaded, backend, state, settings
+        self._host, self._grain = self._look()
         self._params = [p for group, _ in groups for p in group["params"]]
         self._items = list(state.items())
         self._busy = False
         self._active = c_int64()
         self._held: list[Any] = []  # arrays that the structures below point into
         parts = list(_parts(groups, state))
-        self.takes = bool(parts) and all(cpu.refuse(rule, bucket) is None for _, rule, bucket, _ in parts)
+        self.takes = bool(parts) and all(self._refuse(rule, bucket) is None for _, rule, bucket, _ in parts)
         if not self.takes:
             return
         self._stepped = [p for _, _, bucket, _ in parts for p in bucket.param]
         self._versioned = [p for p in self._stepped if not p.is_inference()]
         # only a tensor of one element can be in the dense layout and still be a lazily negated view
         self._singles = [p for p in self._stepped if p.numel() == 1]
-        lists = [cpu.Lists(rule, bucket) for _, rule, bucket, _ in parts]
+        lists = [self._lists(rule, bucket) for _, rule, bucket, _ in parts]
         self._held.append(lists)
         self._sizes = [held.size for held in lists]
         works = (native.Work * len(lists))(*(held.work for held in lists))
@@ -81,15 +83,19 @@ class Plan:
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
 
-    def again(self, backend: str, groups: list[dict[str, Any]], state: Any) -> bool:
+    def again(self, backend: str, groups: list[dict[str, Any]], state: Any, scaling: Scaling | None = None) -> bool:
         """Step once more if everything is where it was.
 
+        Args:
+            scaling: what a gradient scaler brings; the CPU's plan leaves that to the long way.
         Returns: False, with nothing written, if anything moved: then the plan is to be dropped.
         Mutates: parameters and state. Never gradients.
         """
         if self._busy or backend != self._backend or state is not self._state or len(groups) != len(self._known):
             return False
         if cpu.in_mode():
+            return False
+        if scaling is not None:
             return False
         for group, known in zip(groups, self._known, strict=True):
             if group["params"] is not known.params:
@@ -107,9 +113,20 @@ class Plan:
                 return False
         self._busy = True
         try:
-            return self._run(list(map(_GRADIENTS, self._params)))
+            return self._run(list(map(GRADIENTS, self._params)))
         finally:
             self._busy = False
+
+    def _look(self) -> tuple[native.Host | None, int]:
+        """What rmsprop_again asks of torch, and above how many elements it leaves the step to its caller."""
+        return self._loaded.host, native.GRAIN
+
+    def _refuse(self, rule: Rule, bucket: Bucket) -> str | None:
+        return cpu.refuse(rule, bucket)
+
+    def _lists(self, rule: Rule, bucket: Bucket) -> Any:
+        """The bucket's addresses and sizes, where rmsprop_again is to note them, with their `work` and `size`."""
+        return cpu.Lists(rule, bucket)
 
     def _run(self, gradients: list[Tensor | None]) -> bool:
         code = self._loaded.again(self._address, id(gradients), self._active)
@@ -120,11 +137,15 @@ class Plan:
             failed = self._loaded.step(self._works_address, len(self._works), 0.0, parallel_for, native.GRAIN)
             if failed:
                 raise RuntimeError(f"torch_parallel_for failed with code {failed}: the step is incomplete")
+        self._count_writes()
+        return True
+
+    def _count_writes(self) -> None:
+        """Tell autograd which parameters were written: all of them, as a rule."""
         if self._active.value == len(self._stepped):
             torch.autograd.graph.increment_version(self._versioned)
         else:
             cpu.count_writes([p for p in self._versioned if p.grad is not None])
-        return True
 
     def _fill(self, parts: list["_Part"], groups: list[tuple[dict[str, Any], Rule]]) -> native.Plan:
         """The plan as csrc/plan.h has it."""
@@ -142,7 +163,7 @@ class Plan:
             for group, _ in groups
         ]
         return native.Plan(
-            host=ctypes.addressof(self._loaded.host) if self._loaded.host else None,
+            host=ctypes.addressof(self._host) if self._host else None,
             state=id(self._state),
             items=len(self._items),
             keys=self._array(c_void_p, (id(key) for key, _ in self._items)),
@@ -156,7 +177,7 @@ class Plan:
             dtypes=self._array(c_int32, dtypes),
             places=self._array(c_void_p, [self._array(c_int64, places) for *_, places in parts]),
             elements=sum(p.numel() for p in self._stepped),
-            grain=native.GRAIN,
+            grain=self._grain,
             idle=len(idle),
             idle_places=self._array(c_int64, idle),
         )
@@ -202,8 +223,9 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
         for p in group["params"]:
             entry = state.get(p)
             if entry and all(isinstance(entry.get(slot), Tensor) for slot in rule.slots()):
-                key = (p.dtype, entry["square_avg"].dtype, entry["step"].dtype)
-                fresh = Bucket(foreach=group["foreach"], differentiable=group["differentiable"], fused=group["fused"])
+                key = (p.device, p.dtype, entry["square_avg"].dtype, entry["step"].dtype)
+                asked = ("foreach", "capturable", "differentiable", "fused")
+                fresh = Bucket(**{name: group[name] for name in asked})
                 bucket, places = found.setdefault(key, (fresh, []))
                 bucket.param.append(p)
                 bucket.grad.append(p if p.grad is None else p.grad)  # a parameter may stand for its own gradient
@@ -215,15 +237,7 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
             yield i, rule, bucket, places
 
 
-def build(backend: str, groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings) -> Plan | None:
-    """A plan for all groups; None where the CPU kernel does not take all of them.
-
-    Args:
-        backend: the name that led here, "auto" or "cpu".
-        settings: what of a group, but params and numbers, must stay as it is.
-    """
-    loaded = native.load()
-    if isinstance(loaded, str) or loaded.again is None:
-        return None
-    plan = Plan(loaded, backend, groups, state, settings)
-    return plan if plan.takes else None
+def scaling(optimizer: Any) -> Scaling | None:
+    """What torch.amp.GradScaler set for this step: the scale that gradients still carry, and found_inf."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return None if found_inf is None else (getattr(optimizer, "grad_scale", None), found_inf)

@@ -1,0 +1,305 @@
+"""The nine lines as one launch over all tensors of a bucket on an NVIDIA GPU: triton_kernel.py.
+
+No GPU has run it yet: it is compiled for sm_80 and sm_90, and computes the reference's numbers under Triton's
+interpreter; bench/gpu.py checks and times it where there is one.
+"""
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from rmsprop.bucket import Bucket, arithmetic_dtype, kind
+from rmsprop.kernels.base import Backend
+from rmsprop.kernels.cpu import count_writes, refuse_call, refuse_memory, refuse_slots
+from rmsprop.spec import Hyper, Rule
+
+# Elements that one program advances, and its warps: a prototype reached an H100's copy rate with these.
+BLOCK, WARPS = 4096, 8
+
+# Triton's names of the dtypes that the kernel takes.
+_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+}
+
+# What a captured graph reads at every replay: nobody tells when a graph is gone, so it is kept for good.
+_REPLAYED: list[tuple[Tensor, ...]] = []
+
+# Pinned buffers kept ready for tables that are first needed during a capture, when none can be made.
+_SPARES = 4
+
+
+def refuse(rule: Rule, bucket: Bucket) -> str | None:
+    """Dense, real, separate tensors on one NVIDIA GPU, each with its gradient and slots in one layout."""
+    return refuse_call(bucket) or _refuse_device(bucket) or refuse_tensors(rule, bucket)
+
+
+def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
+    """Advance every tensor in the bucket by one RMSprop step, in place, without waiting for the device.
+
+    Equation: spec.py, lines [1]-[9].
+    Shapes:   param[i], grad[i] and each slot share one shape.
+    Mutates:  bucket.param and the slots. Never bucket.grad.
+    """
+    if not bucket.param:
+        return
+    first = bucket.param[0]
+    sizes = tuple(p.numel() for p in bucket.param)
+    table = _tables.get(first)
+    if table is None or table.sizes != sizes or table.device != first.device:
+        table = _tables[first] = Table(sizes, first.device)
+    table.look(bucket)
+    work = Work(rule, bucket)
+    if not work.clock:
+        _count(rule, hyper, bucket, table)
+    work.launch(hyper, table, bucket.grad_scale, bucket.found_inf)
+    count_writes(bucket.param)
+
+
+TRITON = Backend("triton", refuse, step)
+
+
+class Table:
+    """Where tensors are: one array for the kernel, sent to the device only when something in it changed.
+
+    Shapes: columns[k, i] is the k-th word of tensor i (triton_kernel.py), `owner` the tensor of each block.
+    """
+
+    def __init__(self, sizes: tuple[int, ...], device: torch.device) -> None:
+        self.sizes, self.device = sizes, device
+        count = len(sizes)
+        blocks = [max(1, -(-size // BLOCK)) for size in sizes]  # an empty tensor has one too: its step is counted
+        self.blocks = sum(blocks)
+        self.host = np.zeros(9 * count + (self.blocks + 1) // 2, np.int64)
+        self.columns = self.host[: 9 * count].reshape(9, count)
+        self.columns[6] = sizes
+        self.columns[7] = np.cumsum([0, *blocks[:-1]])
+        self.columns[8] = np.ones(count).view(np.int64)
+        owner = self.host[9 * count :].view(np.int32)
+        owner[: self.blocks] = np.repeat(np.arange(count, dtype=np.int32), blocks)
+        self._sent: tuple[bytes, int] = (b"", 0)
+        self._there: tuple[Tensor, ...] = ()
+        self._spares: list[Tensor] = []
+        self.sendings = 0
+
+    def look(self, bucket: Bucket) -> None:
+        """Note where a bucket's tensors are today. A counter on the host is none of the kernel's."""
+        for k, values in enumerate(bucket.lists()):
+            if values:
+                self.columns[k] = [x.data_ptr() for x in values]
+
+    def on_device(self, capturable: bool) -> Tensor:
+        """The table in device memory, for kernels on the current stream.
+
+        What a kernel may still be reading is never overwritten: a table that changed is another tensor, from a
+        staging buffer of its own, and one for another stream too.
+        """
+        now = self.columns.tobytes()
+        if self.device.type != "cuda":  # Triton's interpreter
+            if self._sent != (now, 0):
+                self._sent, self._there = (now, 0), (torch.from_numpy(self.host.copy()),)
+                self.sendings += 1
+            return self._there[0]
+        stream = torch._C._cuda_getCurrentRawStream(self.device.index)
+        capturing = torch.cuda.is_current_stream_capturing()
+        if self._sent != (now, stream):
+            staging = self._staging(capturable, capturing)
+            staging.numpy()[:] = self.host
+            there = torch.empty(len(self.host), dtype=torch.int64, device=self.device)
+            there.copy_(staging, non_blocking=True)
+            self._sent, self._there = (now, stream), (there, staging)
+            self.sendings += 1
+        if capturing and not (_REPLAYED and _REPLAYED[-1] is self._there):
+            _REPLAYED.append(self._there)
+        return self._there[0]
+
+    def _staging(self, capturable: bool, capturing: bool) -> Tensor:
+        """A pinned buffer that no copy is reading: torch gives one back only after the copies from it."""
+        if capturing:
+            if not self._spares:
+                raise RuntimeError(
+                    "a CUDA graph is being captured, and where the tensors are can no longer be noted: take an "
+                    "optimizer step before the capture (warm-up), and one step in each graph"
+                )
+            return self._spares.pop()
+        while capturable and len(self._spares) < _SPARES:
+            self._spares.append(torch.empty(len(self.host), dtype=torch.int64, pin_memory=True))
+        return torch.empty(len(self.host), dtype=torch.int64, pin_memory=True)
+
+
+_tables: Any = WeakIdKeyDictionary()  # Table by a bucket's first parameter; its content is compared at every step
+
+
+class Work:
+    """What of a launch stays the same from step to step."""
+
+    def __init__(self, rule: Rule, bucket: Bucket) -> None:
+        first, state = bucket.param[0], bucket.square_avg[0].dtype
+        self.device, self.count, self.capturable = first.device, len(bucket.param), bucket.capturable
+        self.clock = counter(bucket)
+        self.counted_before = rule.bias_correction and self.clock is not None
+        widest = max(first.dtype, state, key=lambda dtype: dtype.itemsize)
+        self.fixed = {
+            "param": _type(first.dtype),
+            "state": _type(state),
+            "widest": _type(widest),
+            "clock": None if self.clock is None else _type(self.clock),
+            "arithmetic": _type(arithmetic_dtype(first.dtype)),
+            "eps_mode": rule.eps_mode,
+            "centered": rule.centered,
+            "momentum": rule.momentum,
+            "nesterov": rule.nesterov,
+            "lr_in_buffer": rule.lr_in_buffer,
+            "decoupled": rule.weight_decay_mode == "decoupled",
+            "bias_correction": rule.bias_correction,
+            "maximize": rule.maximize,
+            "block": BLOCK,
+            "piece": BLOCK // 4,
+            "num_warps": WARPS,
+            "enable_fp_fusion": False,  # every rounding is the CPU kernel's
+        }
+
+    def launch(
+        self, hyper: Hyper, table: Table, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
+    ) -> None:
+        """One launch on the current stream; two where [4] needs steps that are counted on the device."""
+        device = self.device
+        if device.type == "cuda" and torch.cuda.current_device() != device.index:
+            with torch.cuda.device(device):
+                return self.launch(hyper, table, grad_scale, found_inf)
+        kernels = load()
+        if isinstance(kernels, str):
+            raise RuntimeError(kernels)
+        there = table.on_device(self.capturable)
+        lr, lr_at = _learning_rate(hyper.lr, device)
+        grad_scale, found_inf = (
+            None if x is None else x.to(device, non_blocking=True) for x in (grad_scale, found_inf)
+        )
+        if self.counted_before:
+            grid = (-(-self.count // 256),)
+            # Triton 3.9 warns where fusion is left open, though nothing here could be fused
+            kernels.count_steps[grid](there, self.count, found_inf, self.fixed["clock"], 256, enable_fp_fusion=False)
+        alpha = hyper.alpha
+        kernels.advance[(table.blocks,)](
+            there,
+            self.count,
+            lr,
+            alpha,
+            1 - alpha,
+            math.log(alpha) if alpha else -math.inf,
+            hyper.eps,
+            hyper.momentum,
+            hyper.weight_decay,
+            lr_at,
+            grad_scale,
+            found_inf,
+            **self.fixed,
+        )
+        return None
+
+
+def counter(bucket: Bucket) -> torch.dtype | None:
+    """The dtype of step counters that the kernel counts; None where they are on the host and counted there."""
+    first = bucket.step[0]
+    return first.dtype if bucket.capturable or not first.is_cpu else None
+
+
+def _count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
+    """step ← step + 1 on the host, and [4] 1 − αᵗ from it."""
+    torch._foreach_add_(bucket.step, torch.tensor(1.0), alpha=1.0)
+    if rule.bias_correction:
+        table.columns[8] = np.array([1 - hyper.alpha ** t.item() for t in bucket.step]).view(np.int64)
+
+
+def _learning_rate(lr: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
+    """A number, or where it is on a device."""
+    if not isinstance(lr, Tensor):
+        return lr, None
+    if lr.is_cpu and device.type != "cpu":
+        return lr.item(), None
+    return 0.0, lr.detach().to(device, non_blocking=True)
+
+
+@cache
+def load() -> Any:
+    """The module of the kernels, or why there is none; Triton is imported here, and not before."""
+    try:
+        from rmsprop.kernels import triton_kernel
+    except ImportError as error:
+        return (
+            f"Triton cannot be imported ({error}): install it with `pip install triton` (torch for CUDA on Linux "
+            "brings it; on Windows `pip install triton-windows`)"
+        )
+    return triton_kernel
+
+
+@cache
+def _type(dtype: torch.dtype) -> Any:
+    """Triton's object for a dtype."""
+    import triton.language
+
+    return getattr(triton.language, _NAMES[dtype])
+
+
+def _refuse_device(bucket: Bucket) -> str | None:
+    """Reasons that lie in where the parameters are."""
+    if not bucket.param:
+        return None
+    device = bucket.param[0].device
+    if device.type != "cuda":
+        untested = "" if device.type == "cpu" else f"; on {device.type} it is untested"
+        return f"the parameters are on {device}, and it computes on NVIDIA GPUs{untested}"
+    if torch.version.hip is not None:
+        return "this torch is built for AMD's ROCm, where it is untested; it computes on NVIDIA GPUs"
+    if _capability(device.index) < (8, 0):
+        return (
+            f"{device} has compute capability {'.'.join(map(str, _capability(device.index)))}, and Triton needs 8.0"
+        )
+    kernels = load()
+    return kernels if isinstance(kernels, str) else None
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
+
+
+def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:
+    """Reasons that lie in what the tensors are."""
+    if not bucket.param:
+        return None
+    device, dtype, family = kind(bucket.param[0])
+    if family is not Tensor:
+        return f"the parameters are {family.__name__}, a subclass of Tensor whose memory means something else"
+    if dtype not in _NAMES:
+        return f"the parameters are {dtype}, and it takes {', '.join(_NAMES.values())}"
+    for name, values in zip(("parameters", "gradients", "slots", "slots", "slots"), bucket.tensors(), strict=True):
+        for x in values:
+            if x.layout != torch.strided:
+                return f"the {name} are {x.layout}, and it takes dense tensors"
+            if x.device != device or x.is_neg() or (type(x) is not Tensor and type(x) is not torch.nn.Parameter):
+                return f"the {name} are not all plain tensors on {device}"
+    if any(g.dtype != dtype for g in bucket.grad):
+        return f"some gradients are not {dtype} as their parameters are"
+    return _refuse_steps(bucket, device) or refuse_slots(rule, bucket) or refuse_memory(bucket)
+
+
+def _refuse_steps(bucket: Bucket, device: torch.device) -> str | None:
+    """Reasons that lie in where steps are counted."""
+    if not bucket.step:
+        return None
+    on_host = counter(bucket) is None
+    for t in bucket.step:
+        if t.device != (torch.device("cpu") if on_host else device):
+            wanted = "capturable=True and " if bucket.capturable else ""
+            return f"{wanted}a step counter is on {t.device}, while others, or the parameters, are on {device}"
+    if on_host and bucket.found_inf is not None:
+        return "found_inf is known to the device alone, and steps are counted on the host; give capturable=True"
+    return None

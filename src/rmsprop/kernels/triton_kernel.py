@@ -1,0 +1,258 @@
+"""The nine lines as one Triton kernel over a table of addresses. Imported when a CUDA tensor first asks for it.
+
+The table is int64 in device memory, COLUMNS of `count` words each (one word per tensor), then an int32 for each
+block: whose it is. `kernels/triton.py` makes it.
+"""
+
+# Triton reads annotations as types of its own, and returns as branches of its own.
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, name-defined, import-untyped, no-untyped-call"
+# ruff: noqa: F821, RET505, SIM102
+
+import triton
+import triton.language as tl
+
+# Columns of the table: six addresses, then the number of elements (-1: no gradient today), the first block, and
+# [4] 1 − αᵗ as the bits of a float64, where the host counts.
+PARAM, GRAD, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STEP, SIZE, FIRST, CORRECTION = map(tl.constexpr, range(9))
+COLUMNS = tl.constexpr(9)
+
+# The interpreter truncates on the way to bfloat16 and misreads its subnormals: there, and only there, by hand.
+INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+
+
+@triton.jit
+def _places(address, kept: tl.constexpr, offset, at, vector: tl.constexpr):
+    """Pointers to the elements of a block, of which `vector` may be read or written at once."""
+    first = address.to(tl.pointer_type(kept))
+    if vector > 1:
+        first = tl.multiple_of(first, vector * (kept.primitive_bitwidth // 8))
+    return first + offset + at
+
+
+@triton.jit
+def _load(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, arithmetic: tl.constexpr):
+    """A block of numbers, widened to the arithmetic's dtype."""
+    if INTERPRETED and kept == tl.bfloat16:
+        bits = tl.load(_places(address, tl.int16, offset, at, vector), mask=mask)
+        return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(arithmetic)
+    else:
+        return tl.load(_places(address, kept, offset, at, vector), mask=mask).to(arithmetic)
+
+
+@triton.jit
+def _store(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, x):
+    """Write a block of numbers, rounded once to nearest even."""
+    if INTERPRETED and kept == tl.bfloat16:
+        u = x.to(tl.int32, bitcast=True)
+        rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
+        half = tl.where(x != x, (u >> 16) | 0x40, rounded).to(tl.int16)
+        tl.store(_places(address, tl.int16, offset, at, vector), half, mask=mask)
+    else:
+        tl.store(_places(address, kept, offset, at, vector), x.to(kept), mask=mask)
+
+
+@triton.jit
+def _sqrt(x):
+    """The root, rounded as IEEE says; tl.sqrt is approximate in float32, and tl.sqrt_rn takes nothing else."""
+    if x.dtype == tl.float64:
+        return tl.sqrt(x)
+    else:
+        return tl.sqrt_rn(x)
+
+
+@triton.jit
+def _divide(x, y):
+    """The quotient, rounded as IEEE says."""
+    if x.dtype == tl.float64:
+        return x / y
+    else:
+        return tl.div_rn(x, y)
+
+
+@triton.jit
+def _correction(row, count, log_alpha, clock: tl.constexpr):
+    """[4] 1 − αᵗ in float64: as the host worked it out, or from a step counter on the device."""
+    if clock is None:
+        return tl.load(row + CORRECTION * count).to(tl.float64, bitcast=True)
+    else:
+        t = tl.load(tl.load(row + STEP * count).to(tl.pointer_type(clock))).to(tl.float64)
+        # 1 − eˣ without cancellation (W. Kahan): the rounding of eˣ is undone by its own logarithm
+        x = t * log_alpha
+        y = tl.exp(x)
+        return tl.where(y == 1.0, -x, tl.where(y == 0.0, 1.0, (1.0 - y) * x / tl.log(tl.where(y == 0.0, 0.5, y))))
+
+
+@triton.jit
+def _lines(
+    row,  # the tensor's own word in the table's first column
+    count,
+    offset,  # the block's first element in the tensor
+    left,  # elements of the tensor from there on
+    scale,  # 1 / loss scale, negative to ascend; it and the numbers below in float64, rounded once here
+    lr,
+    alpha,
+    beta,
+    eps,
+    mu,
+    wd,
+    correction,
+    param: tl.constexpr,
+    state: tl.constexpr,
+    arithmetic: tl.constexpr,
+    eps_mode: tl.constexpr,
+    centered: tl.constexpr,
+    momentum: tl.constexpr,
+    nesterov: tl.constexpr,
+    lr_in_buffer: tl.constexpr,
+    decoupled: tl.constexpr,
+    bias_correction: tl.constexpr,
+    block: tl.constexpr,
+    vector: tl.constexpr,  # elements that may be read at once; 1: some of the block's may be missing
+):
+    """One block of one tensor. Mutates: parameter and slots. Never the gradient."""
+    at = tl.arange(0, block)
+    p_at, g_at, v_at = tl.load(row + PARAM * count), tl.load(row + GRAD * count), tl.load(row + SQUARE_AVG * count)
+    m_at, b_at = tl.load(row + GRAD_AVG * count), tl.load(row + MOMENTUM_BUFFER * count)
+    mask = None if vector > 1 else at < left
+    # all reads before the first write, which might be to their memory as far as a compiler can tell
+    p = _load(p_at, offset, at, mask, vector, param, arithmetic)
+    g = _load(g_at, offset, at, mask, vector, param, arithmetic) * tl.cast(scale, arithmetic)
+    v = _load(v_at, offset, at, mask, vector, state, arithmetic)
+    if centered:
+        m = _load(m_at, offset, at, mask, vector, state, arithmetic)
+    if momentum:
+        b = _load(b_at, offset, at, mask, vector, state, arithmetic)
+    # [1] decay
+    if decoupled:
+        p = p * tl.cast(1 - lr * wd, arithmetic)
+    else:
+        g = tl.where(wd != 0, g + tl.cast(wd, arithmetic) * p, g)
+    # [2] second moment
+    v = tl.cast(alpha, arithmetic) * v + tl.cast(beta, arithmetic) * g * g
+    _store(v_at, offset, at, mask, vector, state, v)
+    # [4] bias
+    unbias = tl.cast(1 / correction, arithmetic)
+    w = v * unbias if bias_correction else v
+    if centered:
+        # [3] first moment
+        m = tl.cast(alpha, arithmetic) * m + tl.cast(beta, arithmetic) * g
+        _store(m_at, offset, at, mask, vector, state, m)
+        # [4] bias
+        m = m * unbias if bias_correction else m
+        # [5] variance: rounded below zero it is zero; NaN stays
+        w = w - m * m
+        w = tl.where(w < 0, 0.0, w)
+    # [6] denominator
+    e = tl.cast(eps, arithmetic)
+    if eps_mode == "inside":
+        d = _sqrt(w + e)
+    elif eps_mode == "both":
+        d = _sqrt(w + e) + e
+    elif eps_mode == "floor":
+        d = _sqrt(w)
+        d = tl.where(d < e, e, d)
+    else:
+        d = _sqrt(w) + e
+    # [7] direction: 0/0 is 0
+    u = _divide(g, tl.where((g == 0) & (d == 0), 1.0, d))
+    if momentum:
+        # [8] momentum
+        if lr_in_buffer:
+            u = tl.cast(lr, arithmetic) * u
+        b = tl.cast(mu, arithmetic) * b + u
+        _store(b_at, offset, at, mask, vector, state, b)
+        u = u + tl.cast(mu, arithmetic) * b if nesterov else b
+    # [9] parameter
+    p = p - u if momentum and lr_in_buffer else p - tl.cast(lr, arithmetic) * u
+    _store(p_at, offset, at, mask, vector, param, p)
+
+
+@triton.jit(do_not_specialize=["count"])
+def advance(
+    table,  # int64, as described above
+    count,  # tensors
+    lr: "fp64",  # float64, as the numbers below: a float argument would else be float32
+    alpha: "fp64",
+    beta: "fp64",
+    log_alpha: "fp64",
+    eps: "fp64",
+    mu: "fp64",
+    wd: "fp64",
+    lr_at,  # address of the learning rate instead, or None
+    grad_scale,  # address of the loss scale, or None
+    found_inf,  # address of a number: if it is not 0, nothing is written and no step is counted; or None
+    param: tl.constexpr,
+    state: tl.constexpr,
+    widest: tl.constexpr,  # of the two: 16 bytes of it are read at once, and as many elements of the other, since
+    # threads that hold different elements of each would have to exchange them through shared memory
+    clock: tl.constexpr,  # dtype of step counters on the device; None: the host counts
+    arithmetic: tl.constexpr,
+    eps_mode: tl.constexpr,
+    centered: tl.constexpr,
+    momentum: tl.constexpr,
+    nesterov: tl.constexpr,
+    lr_in_buffer: tl.constexpr,
+    decoupled: tl.constexpr,
+    bias_correction: tl.constexpr,
+    maximize: tl.constexpr,
+    block: tl.constexpr,
+    piece: tl.constexpr,  # of a block that is not full, or not aligned
+):
+    """One program advances one block of one tensor by one RMSprop step, in place.
+
+    Equation: spec.py, lines [1]-[9].
+    Mutates:  parameters and slots; step counters on the device, unless [4] had them counted before. Never gradients.
+    """
+    owner = tl.load((table + COLUMNS * count).to(tl.pointer_type(tl.int32)) + tl.program_id(0))
+    row = table + owner
+    size = tl.load(row + SIZE * count)
+    number = tl.program_id(0) - tl.load(row + FIRST * count)  # of this block in its tensor
+    live = size >= 0
+    if found_inf is not None:
+        live = live & (tl.load(found_inf) == 0)
+    if live:
+        if lr_at is not None:
+            lr = tl.load(lr_at).to(tl.float64)
+        scale = tl.cast(-1.0 if maximize else 1.0, tl.float64)
+        if grad_scale is not None:
+            scale = scale / tl.load(grad_scale).to(tl.float64)
+        correction = tl.cast(1.0, tl.float64)
+        if bias_correction:
+            correction = _correction(row, count, log_alpha, clock)
+        elif clock is not None:
+            if number == 0:
+                t = tl.load(row + STEP * count).to(tl.pointer_type(clock))
+                tl.store(t, tl.load(t) + 1)
+        together = tl.load(row + PARAM * count) | tl.load(row + GRAD * count) | tl.load(row + SQUARE_AVG * count)
+        together |= tl.load(row + GRAD_AVG * count) | tl.load(row + MOMENTUM_BUFFER * count)
+        offset = number * block
+        left = size - offset
+        if (left >= block) & (together % 16 == 0):
+            _lines(
+                row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, correction,
+                param, state, arithmetic, eps_mode, centered, momentum, nesterov, lr_in_buffer, decoupled,
+                bias_correction, block, 16 // (widest.primitive_bitwidth // 8),
+            )  # fmt: skip
+        else:
+            # in pieces of another shape: Triton lays out loads of one shape alike, and would hold these to 16 bytes
+            begin = 0
+            end = tl.minimum(left, block).to(tl.int32)
+            while begin < end:
+                _lines(
+                    row, count, offset + begin, left - begin, scale, lr, alpha, beta, eps, mu, wd, correction,
+                    param, state, arithmetic, eps_mode, centered, momentum, nesterov, lr_in_buffer, decoupled,
+                    bias_correction, piece, 1,
+                )  # fmt: skip
+                begin += piece
+
+
+@triton.jit(do_not_specialize=["count"])
+def count_steps(table, count, found_inf, clock: tl.constexpr, block: tl.constexpr):
+    """Count the step of every tensor with a gradient, on the device, before [4] reads it in many programs at once."""
+    i = tl.program_id(0) * block + tl.arange(0, block)
+    live = i < count
+    live = live & (tl.load(table + SIZE * count + i, mask=live, other=-1) >= 0)
+    if found_inf is not None:
+        live = live & (tl.load(found_inf) == 0)
+    t = tl.load(table + STEP * count + i, mask=live, other=0).to(tl.pointer_type(clock))
+    tl.store(t, tl.load(t, mask=live, other=0.0) + 1, mask=live)

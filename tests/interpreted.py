@@ -1,0 +1,78 @@
+"""The Triton kernel on CPU tensors: its source under Triton's interpreter, beside the compiled one in one process."""
+
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rmsprop import kernels
+from rmsprop.bucket import Bucket
+from rmsprop.kernels import Backend
+from rmsprop.kernels import triton as backend
+from rmsprop.kernels.cpu import refuse_call
+from rmsprop.spec import Rule
+
+triton = pytest.importorskip("triton", reason="triton is not installed, and its interpreter runs these tests")
+BLOCK = 32  # of the interpreted kernel: full blocks, pieces of 8 and tails in small tensors
+SOURCE = Path(backend.__file__).with_name("triton_kernel.py")
+
+
+class _Launched:
+    """A kernel whose float arguments stay float64, as its signature says: the interpreter would round them."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.grids: list[tuple[int, ...]] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        from triton.runtime.interpreter import TensorHandle
+
+        def number(x: object) -> object:
+            if not isinstance(x, float):
+                return x
+            return triton.language.tensor(
+                TensorHandle(np.array([x]), triton.language.float64), triton.language.float64
+            )
+
+        def launch(*args: object, **named: object) -> None:
+            self.grids.append(grid)
+            with np.errstate(all="ignore"):
+                self.kernel[grid](*map(number, args), **named)
+
+        return launch
+
+
+def kernel_module(path: Path | None = None) -> ModuleType:
+    """The kernel's module once more, interpreted; or the source in another file."""
+    spec = importlib.util.spec_from_file_location("interpreted_kernel", path or SOURCE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with triton.knobs.runtime.scope():
+        triton.knobs.runtime.interpret = True
+        spec.loader.exec_module(module)
+    for name in ("advance", "count_steps"):
+        setattr(module, name, _Launched(getattr(module, name)))
+    return module
+
+
+def refuse(rule: Rule, bucket: Bucket) -> str | None:
+    """As the backend does, but of CPU tensors."""
+    return refuse_call(bucket) or backend.refuse_tensors(rule, bucket)
+
+
+@contextmanager
+def interpreter(module: ModuleType, block: int = BLOCK) -> Iterator[None]:
+    """backend="triton" takes CPU tensors, in blocks of that size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "BACKENDS", (Backend("triton", refuse, backend.step), *kernels.BACKENDS[1:]))
+        patch.setattr(backend, "refuse", refuse)
+        patch.setattr(backend, "load", lambda: module)
+        patch.setattr(backend, "BLOCK", block)
+        patch.setattr(backend, "_tables", type(backend._tables)())
+        yield

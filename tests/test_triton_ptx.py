@@ -1,0 +1,202 @@
+"""The Triton kernel as it is compiled for GPUs, on a machine without one: what its PTX and machine code do."""
+
+import re
+import shutil
+import subprocess
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rmsprop.bucket import Bucket
+from rmsprop.kernels import triton as backend
+from rmsprop.spec import Hyper, Rule
+
+triton = pytest.importorskip("triton", reason="triton is not installed")
+if triton.knobs.runtime.interpret:
+    pytest.skip("TRITON_INTERPRET is set, so nothing is compiled", allow_module_level=True)
+try:
+    triton.knobs.nvidia.ptxas  # noqa: B018 - raises where there is none
+except RuntimeError:
+    pytest.skip("this triton brings no ptxas", allow_module_level=True)
+
+F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
+TYPES = ((F32, F32), (BF16, F32), (BF16, BF16), (F16, F32), (F32, F64), (F64, F64), (F64, F32))
+RULES = {
+    "plain": Rule(),
+    "momentum": Rule(momentum=True),
+    "centered": Rule(centered=True, momentum=True),
+    "full": Rule("both", 0.0, True, True, True, False, "decoupled", True, True),
+}
+KERNELS = backend.load()
+THREAD = backend.BLOCK // (32 * backend.WARPS)  # elements of a block that a thread has
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _fresh(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Nothing comes from a cache."""
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path_factory.mktemp("triton"))
+        yield
+
+
+def compiled(types: tuple[torch.dtype, torch.dtype], rule: Rule, capability: int, scaled: bool = False) -> Any:
+    """The kernel as a launch would have it compiled; scaled: with GradScaler's tensors and lr on the device."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    param, state = types
+    one, kept = torch.ones(1, dtype=param), torch.ones(1, dtype=state)
+    bucket = Bucket([one], [one], [kept], [], [], [torch.tensor(0.0)], capturable=scaled)
+    kernel = KERNELS.advance
+    fixed = dict(backend.Work(rule, bucket).fixed)
+    options = {name: fixed.pop(name) for name in ("num_warps", "enable_fp_fusion")}
+    numbers = dict.fromkeys(("lr", "alpha", "beta", "log_alpha", "eps", "mu", "wd"), "fp64")
+    places = ("lr_at", "grad_scale", "found_inf")
+    signature = {"table": "*i64", "count": "i32", **numbers}
+    signature |= dict.fromkeys(places, "*fp32" if scaled else "constexpr") | dict.fromkeys(fixed, "constexpr")
+    assert set(signature) == set(kernel.arg_names)
+    constants = fixed if scaled else fixed | dict.fromkeys(places)
+    source = ASTSource(
+        kernel,
+        {name: signature[name] for name in kernel.arg_names},
+        {(kernel.arg_names.index(name),): value for name, value in constants.items()},
+        {(0,): [["tt.divisibility", 16]]},
+    )
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def operations(ptx: str) -> Counter[str]:
+    """How often each instruction occurs."""
+    return Counter(re.findall(r"^\s+(?:@!?%\w+\s+)?([a-z][a-z0-9_]*\.[\w.:]+)", ptx, re.M))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(
+    ("types", "capability"),
+    [*((types, 90) for types in TYPES), *((types, 80) for types in TYPES[:2])],
+    ids=lambda x: str(x) if isinstance(x, int) else f"{x[0]}-{x[1]}".replace("torch.", ""),
+)
+def test_memory_is_read_16_bytes_at_once_and_nowhere_else(types: tuple, rule: str, capability: int) -> None:
+    """Full blocks move in the widest accesses there are; no thread hands anything to another or to local memory."""
+    built = compiled(types, RULES[rule], capability, scaled=rule == "full")
+    found = operations(built.asm["ptx"])
+    vector = 16 // max(t.itemsize for t in types)  # elements in one access, of either dtype
+    slots = len(RULES[rule].slots()) - 1
+    loads, stores = Counter(), Counter()
+    for dtype, read, written in ((types[0], 2, 1), (types[1], slots, slots)):
+        width = {16: (".v4.b32", ".v2.b64"), 8: (".v2.b32", ".b64"), 4: (".b32",)}[vector * dtype.itemsize]
+        loads[width[dtype.itemsize == 8 and len(width) > 1]] += read * THREAD // vector
+        stores[width[dtype.itemsize == 8 and len(width) > 1]] += written * THREAD // vector
+    for width, count in loads.items():
+        if width.startswith(".v"):
+            assert found["ld.global" + width] == count
+            assert found["st.global" + width] == stores[width]
+        else:  # the table's words and the masked pieces have that width too
+            assert found["ld.global" + width] >= count
+    assert not [name for name in found if "shared" in name or "local" in name or name.startswith("bar")]
+    assert built.metadata.shared == 0
+
+
+@pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0]}-{t[1]}".replace("torch.", ""))
+def test_rounding_is_ieee(types: tuple) -> None:
+    """Root and division round to nearest, subnormals are kept, and no product is fused into a sum."""
+    for name in ("plain", "full"):
+        found = operations(compiled(types, RULES[name], 90, scaled=name == "full").asm["ptx"])
+        number = "f64" if types[0] == F64 else "f32"
+        assert found[f"sqrt.rn.{number}"] > 0
+        assert found[f"div.rn.{number}"] > 0
+        # [4] on the device is libdevice's exponential and logarithm in float64, which are made of these
+        libdevice = {"fma.rn.f64", "abs.ftz.f32", "rcp.approx.ftz.f64"} if name == "full" else set()
+        inexact = {x for x in found if "approx" in x or "ftz" in x or "div.full" in x or x.startswith("fma")}
+        assert inexact <= libdevice
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_registers_suffice(rule: str, tmp_path: Path) -> None:
+    """Nothing spills, and two blocks fit a multiprocessor, but for the rule that has everything."""
+    binary = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = str(binary) if binary.exists() else shutil.which("cuobjdump")
+    if tool is None:
+        pytest.skip("this triton brings no cuobjdump")
+    for types in TYPES[:3]:
+        path = tmp_path / "kernel.cubin"
+        path.write_bytes(compiled(types, RULES[rule], 90, scaled=rule == "full").asm["cubin"])
+        usage = subprocess.run([tool, "-res-usage", str(path)], check=True, capture_output=True, text=True).stdout
+        words = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+        assert int(words["LOCAL"]) == 0
+        assert int(words["STACK"]) == 0
+        assert int(words["REG"]) <= (160 if rule == "full" else 128), (types, words)
+
+
+class _Driver:
+    """As much of a driver as Triton needs to compile a launch, but not to run it."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return device
+
+    def get_current_target(self) -> Any:
+        from triton.backends.compiler import GPUTarget
+
+        return GPUTarget("cuda", 90, 32)
+
+
+class _Compiled:
+    """A kernel that is compiled, for the arguments it is launched with, and not run."""
+
+    def __init__(self, kernel: Any) -> None:
+        self.kernel = kernel
+        self.built: list[Any] = []
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        return lambda *args, **named: self.built.append(self.kernel.warmup(*args, grid=grid, **named))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_launch_compiles_to_the_same(scaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `launch` hands to Triton, from Python's numbers and tensors, is what these tests compile and look at."""
+    real = KERNELS
+    fake = SimpleNamespace(advance=_Compiled(real.advance), count_steps=_Compiled(real.count_steps))
+    monkeypatch.setattr(backend, "load", lambda: fake)
+    monkeypatch.setattr(triton.runtime.driver, "_active", _Driver())
+    real.advance.device_caches.clear()
+    one = torch.ones(5)
+    bucket = Bucket([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=scaled)
+    rule = RULES["full"]
+    table = backend.Table((5,), torch.device("cpu"))
+    table.look(bucket)
+    scale = torch.tensor(1.0) if scaled else None
+    lr = torch.tensor(0.1) if scaled else 0.1
+    backend.Work(rule, bucket).launch(Hyper(lr, 0.9, 1e-8, 0.9, 0.0), table, scale, scale)
+    real.advance.device_caches.clear()
+    (launched,) = fake.advance.built
+    assert len(fake.count_steps.built) == scaled
+    expected = compiled((F32, F32), rule, 90, scaled)
+    assert operations(launched.asm["ptx"]) == operations(expected.asm["ptx"])
+    assert launched.metadata.num_warps == backend.WARPS
+
+
+def test_every_rule_compiles() -> None:
+    """Each switch of the spec, in float32, is Triton that compiles."""
+    for eps_mode in ("outside", "inside", "both", "floor"):
+        for rule in (Rule(eps_mode, lr_in_buffer=True, momentum=True), Rule(eps_mode, bias_correction=True)):
+            assert compiled((F32, F32), rule, 90).asm["cubin"]
+
+
+def test_counting_compiles() -> None:
+    """So does the launch that counts steps before [4] reads them."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    kernel = KERNELS.count_steps
+    signature = {"table": "*i64", "count": "i32", "found_inf": "*fp32", "clock": "constexpr", "block": "constexpr"}
+    options = {"enable_fp_fusion": False}  # Triton 3.9 warns where it is left open
+    constants = {(3,): triton.language.float32, (4,): 256}
+    source = ASTSource(kernel, signature, constants, {(0,): [["tt.divisibility", 16]]})
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
