@@ -9,7 +9,7 @@ VENV ?= .venv
 TORCH ?=
 BIN = $(VENV)/bin
 
-.PHONY: demo test coverage check bench docs race sanitize wheel clean
+.PHONY: demo test coverage check bench bench-gpu docs race sanitize wheel clean
 
 $(VENV)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
@@ -36,6 +36,9 @@ check: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python bench/bench_cpu.py
+
+bench-gpu: $(VENV)/ready
+	$(BIN)/python bench/gpu.py
 
 sanitize: $(VENV)/ready
 	tests/sanitize.sh $(abspath $(BIN))/python

@@ -86,8 +86,8 @@ def test_production_does_not_import_the_judge_and_imports_point_one_way():
 
 
 def test_every_body_carries_the_numbers_of_the_equation():
-    """[1]..[9] can be found in the spec, the reference, the eager body and the kernel."""
-    for name in ("spec.py", "reference.py", "kernels/eager.py", "csrc/rmsprop.cpp"):
+    """[1]..[9] can be found in the spec, the reference, the eager body and the two kernels."""
+    for name in ("spec.py", "reference.py", "kernels/eager.py", "kernels/triton_kernel.py", "csrc/rmsprop.cpp"):
         text = (ROOT / "src" / "rmsprop" / name).read_text(encoding="utf-8")
         assert all(f"[{i}]" in text for i in range(1, 10)), name
 

@@ -21,6 +21,7 @@ from rmsprop.spec import Hyper, Rule
 # No element, a piece and part of another, a whole block and part of a piece.
 SIZES = (0, 9, BLOCK + 1)
 EVERY = tuple(case for switches in ALL_SWITCHES for case in rules(*switches))
+AS_SHIPPED = kernels.BACKENDS
 PLAIN, FULL = Rule(), Rule(centered=True, momentum=True, nesterov=True, bias_correction=True)
 HYPER = Hyper(lr=0.03, alpha=0.9, eps=1e-3)
 FULL_HYPER = Hyper(lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8, weight_decay=0.05)
@@ -488,10 +489,14 @@ class TestRefusals:
 
     def test_the_reason_reaches_the_user(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Asked for by name on the CPU it raises its reason, and auto never takes it there."""
-        monkeypatch.setattr(kernels, "BACKENDS", (triton.TRITON, kernels.CPU, kernels.EAGER))
+        monkeypatch.setattr(kernels, "BACKENDS", AS_SHIPPED)
         with pytest.raises(RuntimeError, match="triton refuses: the parameters are on cpu"):
             RMSprop([torch.ones(3)], backend="triton")
         assert kernels.pick("auto", PLAIN, plain_bucket()).name != "triton"
+
+    def test_it_stands_last_until_a_gpu_has_verified_it(self) -> None:
+        """auto prefers eager, also on a GPU; whoever asks for it by name, or for fused=True, gets it."""
+        assert [own.name for own in AS_SHIPPED] == ["cpu", "eager", "triton"]
 
 
 def fake(device: str) -> Bucket:

