@@ -57,6 +57,7 @@ def main(seconds: float) -> None:
                     "torch loop": build(torch.optim.RMSprop, shapes, foreach=False, **settings),
                     "torch foreach": build(torch.optim.RMSprop, shapes, foreach=True, **settings),
                     "ours": build(RMSprop, shapes, backend="eager", **settings),
+                    "ours, foreach=False": build(RMSprop, shapes, foreach=False, **settings),
                 },
                 seconds,
             )
