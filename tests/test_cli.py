@@ -50,7 +50,7 @@ def test_an_unknown_dialect_is_one_sentence():
     """Exit code 2, the names that exist, and no traceback."""
     code, text = invoke("dialects", "tensorflow9")
     assert code == 2
-    assert "Unknown dialect: 'tensorflow9'; choose one of 'torch', 'textbook'" in text
+    assert "Unknown dialect: 'tensorflow9' (did you mean 'tensorflow1'?); choose one of 'torch'" in text
     assert "Traceback" not in text
 
 

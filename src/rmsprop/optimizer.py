@@ -18,11 +18,12 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from rmsprop import dialects, kernels, loading, settings
-from rmsprop.bucket import Bucket, fresh_slot, kind, wanted
+from rmsprop import clipping, dialects, explain, kernels, loading, settings
+from rmsprop.bucket import Bucket, fresh_slot, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
 from rmsprop.settings import Unset
+from rmsprop.sparse import parts, refused
 from rmsprop.spec import Hyper, Rule, check_flag
 
 # torch 2.13 renamed it; the old name still works there, with a warning.
@@ -60,12 +61,17 @@ class RMSprop(Optimizer):
         lr_in_buffer: multiply by lr on the way into the momentum buffer (TensorFlow), not on the way out.
         nesterov: look one momentum step ahead; needs momentum > 0.
         bias_correction: divide the averages by 1 − alphaᵗ, as Adam does.
-        weight_decay_mode: "l2" adds weight_decay·p to the gradient; "decoupled" shrinks p by lr·weight_decay.
+        weight_decay_mode: "l2" adds weight_decay·p to the gradient, "l1" weight_decay·sign(p); "decoupled" shrinks p
+            by lr·weight_decay, "corrected" by lr²/max_lr·weight_decay, where max_lr is lr at construction.
+        sparse: what sparse gradients mean: "lazy", only rows that have one step (TensorFlow 1); "dense", averages
+            decay everywhere (Keras). None: as in the dialect; torch's refuses them.
         backend: who computes the step: "auto" or a name that `rmsprop.kernels.BACKENDS` lists.
         fused: torch's name for asking for a native kernel. None: chosen.
         amp_in_step: torch.amp.GradScaler leaves unscaling, and skipping on overflow, to `step`, which waits for no
             device. Needs capturable=True. Lightning's clipping and Accelerate's skip detection need it False.
-        words: settings in the dialect's own names, such as learning_rate= and beta= under "textbook".
+        words: settings in the dialect's own names, such as learning_rate= and beta= under "textbook"; and in every
+            dialect `clip_value`, `clip_norm` (of each tensor), `clip_global_norm`, `clip_weights` and
+            `clip_after_decay`: rmsprop/clipping.py.
 
     Equation: spec.py, lines [1]-[9].
     State:    per parameter `step` (a count) and `square_avg`, with momentum `momentum_buffer`, if centered
@@ -107,6 +113,7 @@ class RMSprop(Optimizer):
         nesterov: bool | None = None,
         bias_correction: bool | None = None,
         weight_decay_mode: str | None = None,
+        sparse: str | None = None,
         backend: str = "auto",
         fused: bool | None = None,
         amp_in_step: bool = False,
@@ -127,6 +134,7 @@ class RMSprop(Optimizer):
             "nesterov": nesterov,
             "bias_correction": bias_correction,
             "weight_decay_mode": weight_decay_mode,
+            "sparse": sparse,
         }
         given: dict[str, Any] = {name: value for name, value in numbers.items() if not isinstance(value, Unset)}
         given |= {name: value for name, value in switches.items() if value is not None}
@@ -136,7 +144,8 @@ class RMSprop(Optimizer):
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
         self._plan: Plan | None = None
-        super().__init__(params, settings.settle(dialect, given | words))
+        defaults, self._asked = settings.settle(dialect, given | words)
+        super().__init__(params, defaults)
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,7 +176,7 @@ class RMSprop(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        group = settings.own_group(param_group, self.defaults)
+        group = settings.own_group(param_group, self.defaults, self._asked)
         if self._step_supports_amp_scaling and not group["capturable"]:
             raise ValueError(
                 "amp_in_step=True counts steps where found_inf is, on the device: give capturable=True too"
@@ -224,16 +233,26 @@ class RMSprop(Optimizer):
                 loss = closure()
             if self._again():
                 return loss
-        work = []
+        works: list[clipping.Work] = []
+        returns: list[Callable[[], None] | None] = []
         for group in self.param_groups:
             rule, hyper = self._read(group)
             for bucket in self._fill(group):
                 bucket.grad_scale, bucket.found_inf = scaling(self) or (None, None)
-                work.append((kernels.pick(self.backend, rule, bucket), rule, hyper, bucket))
-        for backend, rule, hyper, bucket in work:
+                for part, write_back in parts(group, bucket):
+                    works.append((group, rule, hyper, part))
+                    returns.append(write_back)
+        clipped = any(clipping.asked(group) for group in self.param_groups)
+        works = clipping.clip(works) if clipped else works
+        backends = [kernels.pick(self.backend, rule, bucket) for _, rule, _, bucket in works]
+        for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
             backend.step(rule, hyper, bucket)
+            clipping.clip_weights(settled, bucket)
+            if write_back is not None:
+                write_back()
         if not torch.compiler.is_compiling():
-            self._plan = self._make_plan([backend for backend, *_ in work])
+            whole = not clipped and not any(returns)
+            self._plan = self._make_plan(backends) if whole else None
         return loss
 
     def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
@@ -287,11 +306,8 @@ class RMSprop(Optimizer):
         for i, p in enumerate(group["params"]):
             if p.grad is None:
                 continue
-            if p.grad.layout != torch.strided:
-                raise RuntimeError(
-                    f"RMSprop does not support sparse gradients: parameter {_name(group, i)} has one of layout "
-                    f"{p.grad.layout}; build its layer with sparse=False, or give it to torch.optim.SparseAdam"
-                )
+            if p.grad.layout != torch.strided and (group["sparse"] is None or not p.grad.is_sparse):
+                raise RuntimeError(refused(_name(group, i), p.grad.layout))
             has_complex |= p.is_complex()
             state = self.state[p]
             if "step" not in state:
@@ -346,12 +362,13 @@ class RMSprop(Optimizer):
             post_hook(self)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling")}
+        own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling", "_asked")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("backend", "auto")
+        self.__dict__.setdefault("_asked", frozenset(settings.TORCH_GROUP))
         self._rules, self._plan = {}, None
         for group in self.param_groups:
             for name, value in settings.TORCH_GROUP.items():
@@ -366,25 +383,10 @@ class RMSprop(Optimizer):
 
         Nothing is changed. `print(optimizer.explain())` shows it.
         """
-        lines = []
-        for i, group in enumerate(self.param_groups):
-            rule, hyper = settings.read(group)
-            lines.append(f"Parameter group {i}, dialect {group['dialect']}, backend {self.backend!r}")
-            lines += [f"    {line}" for line in rule.equation(hyper)]
-            for bucket in wanted(group, group["params"]).split():
-                device, dtype, _ = kind(bucket.param[0])
-                lines.append(f"    {len(bucket.param)} {str(dtype).removeprefix('torch.')} tensors on {device}")
-                lines += [f"        {line}" for line in kernels.describe(self.backend, rule, bucket)]
-        return "\n".join(lines)
+        return explain.explain(self.param_groups, self.backend)
 
     def __repr__(self) -> str:
-        lines = [f"{type(self).__name__} (backend: {self.backend}"]
-        for i, group in enumerate(self.param_groups):
-            lines.append(f"Parameter Group {i}")
-            lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
-            rule, hyper = settings.read(group)
-            lines += [f"    {line}" for line in rule.equation(hyper)]
-        return "\n".join(lines) + "\n)"
+        return explain.show(type(self).__name__, self.param_groups, self.backend)
 
 
 def _name(group: dict[str, Any], i: int) -> str:

@@ -59,8 +59,12 @@ def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Ar
         if wd != 0:
             if rule.weight_decay_mode == "l2":
                 g = g + wd * p
-            else:
+            elif rule.weight_decay_mode == "l1":
+                g = g + wd * np.sign(p)
+            elif rule.weight_decay_mode == "decoupled":
                 p = p - lr * wd * p
+            else:
+                p = p - (lr * lr / hyper.max_lr if hyper.max_lr else lr) * wd * p
         # [2] second moment
         new["square_avg"] = v = alpha * v + (1 - alpha) * g * g
         # [3] first moment

@@ -8,11 +8,14 @@ import torch
 from torch import Tensor
 
 from rmsprop import dialects
+from rmsprop.dialects import Dialect
 from rmsprop.spec import Hyper, Rule, check_flag, check_number, check_switch
 
 # Settings that say how a step runs, not what it computes. "fused" is torch's name: False asks for no native
 # kernel, None leaves the choice to the backend.
 EXECUTION = ("capturable", "foreach", "fused", "differentiable")
+
+SPARSE = (None, "lazy", "dense")
 
 # What a group means when it does not say: torch's rule. Pickles and state dicts of torch lack our switches.
 TORCH_GROUP: Mapping[str, Any] = {
@@ -40,37 +43,68 @@ class Unset(float):
         return repr(self.shown)
 
 
-def settle(dialect: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def settle(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
     """All settings of a group under our names: the dialect's defaults, overridden by what was given.
 
+    Returns: the settings, and the names of those that were asked for. lr is None where the dialect has no default
+        and none was given: each group is then to bring its own.
     Raises:
         ValueError, TypeError: a name or value that does not work, with what would.
     """
     row = dialects.find(dialect)
     execution = {name: value for name, value in given.items() if name in EXECUTION}
     words = dialects.read_words(row, {name: value for name, value in given.items() if name not in EXECUTION})
-    group = {**TORCH_GROUP, **row.defaults(), "dialect": row.name, **words, **execution}
-    return check_new(group)
+    group = {**TORCH_GROUP, **row.complete(words, words), "dialect": row.name, **execution}
+    if group["lr"] is None and "lr" not in words:
+        return {**check_new({**group, "lr": 0.0}), "lr": None}, frozenset(words)
+    return check_new(group), frozenset(words)
 
 
-def own_group(given: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[str]) -> dict[str, Any]:
     """A group as torch's base class takes it, with the settings it was given under our names, checked.
 
+    Args:
+        given: the group, in the dialect's or torch's words.
+        defaults: the optimizer's settings.
+        asked: which of them were asked for, and do not merely follow from the dialect.
     Raises:
         ValueError, TypeError: a name or value that does not work, with what would.
     """
     dialect = given.get("dialect", defaults["dialect"])
     row = dialects.find(dialect)
-    known = {*row.words, *row.refused, *TORCH_GROUP, *dialects.FOREIGN} - {"dialect"}
+    known = {*row.words, *row.refused, *row.limits, *TORCH_GROUP, *dialects.FOREIGN} - {"dialect"}
     words = {name: value for name, value in given.items() if name in known}
     rest = {name: value for name, value in given.items() if name not in known}
     execution = {name: words.pop(name) for name in EXECUTION if name in words}
     base = defaults if dialect == defaults["dialect"] else {**defaults, **row.defaults(), "dialect": row.name}
+    kept = asked if dialect == defaults["dialect"] else frozenset()
+    # timm's max_lr is the constructor's learning rate in every group
+    kept |= {"max_lr"} if base["max_lr"] is not None else set()
     read = dialects.read_words(row, words)
-    group = {**rest, **check_new({**base, **read, **execution})}
+    settings = {**base, **row.complete({**base, **read}, kept | read.keys()), **execution}
+    if settings["lr"] is None and "lr" not in read:
+        raise TypeError(
+            f"dialect={row.name!r} has no default learning rate, as {row.call or row.title} has none; "
+            f"give {row.word('lr')}=..., such as 1e-3"
+        )
+    group = {**rest, **check_new(settings)}
     if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
         group["params"] = list(group["params"])
+    _check_complex(row, group["params"])
     return group
+
+
+def _check_complex(row: Dialect, params: Any) -> None:
+    """Refuse complex parameters where the dialect's square is not torch's, re² and im² apart."""
+    if not row.complex:
+        return
+    tensors = [params] if isinstance(params, Tensor) else [p[1] if isinstance(p, tuple) else p for p in params]
+    if any(isinstance(p, Tensor) and p.is_complex() for p in tensors):
+        raise ValueError(
+            f"dialect={row.name!r} takes no complex parameters: {row.complex}, and here they are pairs of "
+            "independent "
+            "reals; take dialect='torch', which has that meaning"
+        )
 
 
 def check_new(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +125,16 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
     checked |= {name: check_number(name, group[name]) for name in dialects.HYPERS if name != "lr"}
     checked["lr"] = check_lr(group["lr"])
     checked |= {name: check_switch(name, group[name]) for name in (*dialects.SWITCHES, "maximize")}
-    checked |= {name: check_flag(name, group[name]) for name in ("capturable", "differentiable")}
+    checked |= {name: check_flag(name, group[name]) for name in ("capturable", "differentiable", "clip_after_decay")}
+    for name in (*dialects.CLIPS, "max_lr"):
+        checked[name] = None if group[name] is None else check_number(name, group[name])
+    if group["sparse"] not in SPARSE:
+        raise ValueError(
+            f"Invalid sparse: {group['sparse']!r}; it takes 'lazy' (rows that have a gradient step, others keep "
+            "their "
+            "averages), 'dense' (averages decay everywhere) or None (sparse gradients are refused)"
+        )
+    checked["sparse"] = group["sparse"]
     for name in ("foreach", "fused"):
         checked[name] = None if group[name] is None else check_flag(name, group[name])
     for name in ("foreach", "differentiable"):
@@ -137,8 +180,8 @@ def read(group: Mapping[str, Any]) -> tuple[Rule, Hyper]:
         group["bias_correction"],
         group["maximize"],
     )
-    hyper = Hyper(group["lr"], group["alpha"], group["eps"], group["momentum"], group["weight_decay"])
-    return rule, hyper
+    numbers = group["lr"], group["alpha"], group["eps"], group["momentum"], group["weight_decay"]
+    return rule, Hyper(*numbers, group["max_lr"])
 
 
 # Checking a rule's nine fields takes 5 µs, as long as the rest of a small network's loop.

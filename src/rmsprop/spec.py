@@ -1,6 +1,7 @@
 """The numbered equation of RMSprop, and the switches and numbers that complete it.
 
     [1] decay         g ← g + wd·p (l2)   |   p ← p − lr·wd·p (decoupled)      g ← −g first, if maximize
+                        | g ← g + wd·sign(p) (l1)   |   p ← p − lr²/max_lr·wd·p (corrected)
     [2] second moment v ← α·v + (1−α)·g²
     [3] first moment  m ← α·m + (1−α)·g                                        centered only
     [4] bias          v̂, m̂ ← v/(1−αᵗ), m/(1−αᵗ)                                bias_correction only
@@ -20,7 +21,7 @@ from numbers import Integral, Real
 from typing import Any
 
 EPS_MODES = ("outside", "inside", "both", "floor")
-WEIGHT_DECAY_MODES = ("l2", "decoupled")
+WEIGHT_DECAY_MODES = ("l2", "decoupled", "corrected", "l1")
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Rule:
         momentum: whether [8] runs, and `momentum_buffer` exists.
         nesterov: whether [8] looks one momentum step ahead.
         lr_in_buffer: whether the learning rate enters in [8] (TensorFlow) rather than in [9] (torch).
-        weight_decay_mode: "l2" adds wd·p to the gradient, "decoupled" shrinks p by lr·wd.
+        weight_decay_mode: "l2" adds wd·p to the gradient, "l1" wd·sign(p); "decoupled" shrinks p by lr·wd,
+            "corrected" by lr²/max_lr·wd.
         bias_correction: whether [4] runs.
         maximize: whether the gradient is negated in [1].
 
@@ -70,8 +72,14 @@ class Rule:
             mu, wd = f"{hyper.momentum:g}", f"{hyper.weight_decay:g}"
         lines = ["[1] g ← −g"] if self.maximize else []
         if wd != "0":
-            decoupled = self.weight_decay_mode == "decoupled"
-            lines.append(f"[1] p ← p − {lr}·{wd}·p" if decoupled else f"[1] g ← g + {wd}·p")
+            most = "max_lr" if hyper is None or hyper.max_lr is None else f"{hyper.max_lr:g}"
+            decay = {
+                "l2": f"g ← g + {wd}·p",
+                "l1": f"g ← g + {wd}·sign(p)",
+                "decoupled": f"p ← p − {lr}·{wd}·p",
+                "corrected": f"p ← p − {lr}²/{most}·{wd}·p",
+            }
+            lines.append(f"[1] {decay[self.weight_decay_mode]}")
         start = f"   from v = {self.v_init:g}" if self.v_init else ""
         lines.append(f"[2] v ← {alpha}·v + {rest}·g²{start}")
         if self.centered:
@@ -103,9 +111,9 @@ class Hyper:
     """Today's numbers, which schedules may move at every step.
 
     Units: lr in units of the parameter; alpha and momentum none; weight_decay in g per p (l2) or none
-    (decoupled); eps in units of g ("outside", "floor") or g² ("inside").
+    (decoupled, corrected); eps in units of g ("outside", "floor") or g² ("inside").
 
-    `lr` is a float or, in the torch backends, a tensor with one element.
+    `lr` is a float or, in the torch backends, a tensor with one element. `max_lr` is read in the mode "corrected".
     """
 
     lr: Any
@@ -113,6 +121,13 @@ class Hyper:
     eps: float
     momentum: float = 0.0
     weight_decay: float = 0.0
+    max_lr: float | None = None
+
+    def shrinkage(self, rule: Rule) -> Any:
+        """[1] What lr is multiplied by where p shrinks: wd, or lr/max_lr·wd in the mode "corrected"."""
+        if rule.weight_decay_mode != "corrected":
+            return self.weight_decay
+        return self.lr / self.max_lr * self.weight_decay if self.max_lr else self.weight_decay
 
 
 # What each name must hold: in words for the message, and as a test of the float.
@@ -123,6 +138,11 @@ _RANGES = {
     "momentum": ("momentum value", "0 <= momentum < 1, such as 0.9"),
     "weight_decay": ("weight_decay value", "a finite number >= 0, such as 1e-4"),
     "v_init": ("v_init value", "a finite number >= 0: 0 as in torch, 1 as in TensorFlow 1"),
+    "max_lr": ("max_lr value", "a finite number >= 0, the highest learning rate of the schedule"),
+    "clip_value": ("clip_value", "a finite number >= 0, the largest size of a gradient's element"),
+    "clip_norm": ("clip_norm", "a finite number >= 0, the largest norm of one tensor's gradient"),
+    "clip_global_norm": ("clip_global_norm", "a finite number >= 0, the largest norm of all gradients together"),
+    "clip_weights": ("clip_weights", "a finite number >= 0, the largest size of a parameter's element"),
 }
 _BELOW_ONE = ("alpha", "momentum")
 _CHOICES = {"eps_mode": EPS_MODES, "weight_decay_mode": WEIGHT_DECAY_MODES}

@@ -17,7 +17,7 @@ _SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
 
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
     """Dense, real, separate tensors on the CPU, each with its gradient and slots in one layout."""
-    asked = refuse_call(bucket) or native.missing()
+    asked = refuse_call(bucket) or refuse_rule(rule) or native.missing()
     return asked or _refuse_kind(bucket) or refuse_slots(rule, bucket) or refuse_memory(bucket)
 
 
@@ -66,6 +66,7 @@ class Lists:
 
     def __init__(self, rule: Rule, bucket: Bucket) -> None:
         count = len(bucket.param)
+        self.rule = rule
         self.size = (c_int64 * count)(*(p.numel() for p in bucket.param))
         self.address = {
             name: (c_void_p * count)(*(x.data_ptr() for x in values))
@@ -83,7 +84,7 @@ class Lists:
             has_momentum=rule.momentum,
             nesterov=rule.nesterov,
             lr_in_buffer=rule.lr_in_buffer,
-            decoupled=rule.weight_decay_mode == "decoupled",
+            decoupled=rule.weight_decay_mode in ("decoupled", "corrected"),
             bias_correction=rule.bias_correction,
             maximize=rule.maximize,
             count=count,
@@ -97,7 +98,7 @@ class Lists:
         """Write today's numbers; a tensor lr is read here."""
         work = self.work
         work.lr, work.alpha, work.eps = float(hyper.lr), hyper.alpha, hyper.eps
-        work.momentum, work.weight_decay, work.scale = hyper.momentum, hyper.weight_decay, scale
+        work.momentum, work.weight_decay, work.scale = hyper.momentum, float(hyper.shrinkage(self.rule)), scale
 
 
 def count_writes(params: list[Tensor]) -> None:
@@ -120,6 +121,13 @@ def refuse_call(bucket: Bucket) -> str | None:
         return "differentiable=True needs a step that autograd records, and a compiled one is opaque to it"
     if in_mode():
         return "a TorchDispatchMode is active, and would not see a compiled step"
+    return None
+
+
+def refuse_rule(rule: Rule) -> str | None:
+    """Reasons that lie in the rule."""
+    if rule.weight_decay_mode == "l1":
+        return 'weight_decay_mode="l1" is for torch\'s own operators: the compiled kernels have no sign of p'
     return None
 
 

@@ -95,6 +95,7 @@ class Words(NamedTuple):
     add_: Any
     mul: Any
     mul_: Any
+    sign: Any
     sub_: Any
     div: Any
     sqrt: Any
@@ -117,14 +118,17 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     one = len(part.param) == 1
     do = _ONE if one else _LISTS
     p, g, v, m, b = ((values[0] if one and values else values) for values in widened)
-    alpha, eps, mu, wd = hyper.alpha, hyper.eps, hyper.momentum, hyper.weight_decay
+    alpha, eps, mu = hyper.alpha, hyper.eps, hyper.momentum
     lr = _learning_rate(hyper.lr, part.capturable or torch.compiler.is_compiling())
+    wd = replace(hyper, lr=lr).shrinkage(rule)
     # [1] decay: out of place, since the gradients are the user's
     if rule.maximize:
         g = do.neg(g)
-    if wd != 0:
+    if hyper.weight_decay != 0:
         if rule.weight_decay_mode == "l2":
             g = do.add(g, p, alpha=wd)
+        elif rule.weight_decay_mode == "l1":
+            g = do.add(g, do.sign(p), alpha=wd)
         else:
             do.mul_(p, 1 - lr * wd)
     # [2] second moment
@@ -204,14 +208,17 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     dtype = arithmetic_dtype(part.param[0].dtype)
     g, v = part.grad[0].to(dtype), part.square_avg[0].to(dtype)
     p = part.param[0].to(dtype, copy=True)  # the derivative with respect to lr may need it, and it is overwritten
-    alpha, eps, mu, wd = hyper.alpha, hyper.eps, hyper.momentum, hyper.weight_decay
+    alpha, eps, mu = hyper.alpha, hyper.eps, hyper.momentum
     lr = hyper.lr.reshape(()) if isinstance(hyper.lr, Tensor) else hyper.lr
+    wd = replace(hyper, lr=lr).shrinkage(rule)
     # [1] decay
     if rule.maximize:
         g = -g
-    if wd != 0:
+    if hyper.weight_decay != 0:
         if rule.weight_decay_mode == "l2":
             g = g + wd * p
+        elif rule.weight_decay_mode == "l1":
+            g = g + wd * p.sign()
         else:
             p = p * (1 - lr * wd)
     # [2] second moment

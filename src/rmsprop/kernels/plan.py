@@ -16,10 +16,10 @@ from torch import Tensor
 
 from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native
-from rmsprop.spec import Rule
+from rmsprop.spec import Hyper, Rule
 
 _SLOTS = ("step", "square_avg", "grad_avg", "momentum_buffer")
-_NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
+NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay", "max_lr")  # five of which begin a Work
 _PACK = struct.Struct("=5d").pack_into
 GRADIENTS = attrgetter("grad")
 _MOVED, _SAME = 0, 1  # Again, in csrc/plan.h
@@ -35,6 +35,7 @@ class _Known:
     params: list[Tensor]
     settings: tuple[Any, ...]
     momentum: bool
+    rule: Rule
     works: list[native.Work]
 
 
@@ -78,7 +79,7 @@ class Plan:
         self._known = []
         for i, (group, rule) in enumerate(groups):
             own = [work for work, (owner, *_) in zip(works, parts, strict=True) if owner == i]
-            self._known.append(_Known(group["params"], settings(group), rule.momentum, own))
+            self._known.append(_Known(group["params"], settings(group), rule.momentum, rule, own))
         self._plan = self._fill(parts, groups)
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
@@ -100,12 +101,14 @@ class Plan:
         for group, known in zip(groups, self._known, strict=True):
             if group["params"] is not known.params:
                 return False
-            numbers = _NUMBERS(group)
+            numbers = NUMBERS(group)
+            if numbers[5] is not None:  # only in the mode "corrected" of weight decay
+                numbers = (*numbers[:4], Hyper(*numbers).shrinkage(known.rule))
             if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
                 return False
             try:
                 for work in known.works:
-                    _PACK(work, 0, *numbers)
+                    _PACK(work, 0, *numbers[:5])
             except struct.error:  # not a number: the long way says which
                 return False
         for p in self._singles:

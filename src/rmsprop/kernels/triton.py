@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop.bucket import Bucket, arithmetic_dtype, kind
 from rmsprop.kernels.base import Backend
-from rmsprop.kernels.cpu import count_writes, refuse_call, refuse_memory, refuse_slots
+from rmsprop.kernels.cpu import count_writes, refuse_call, refuse_memory, refuse_rule, refuse_slots
 from rmsprop.spec import Hyper, Rule
 
 # Elements that one program advances, and its warps: a prototype reached an H100's copy rate with these.
@@ -38,7 +38,10 @@ _SPARES = 4
 
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
     """Dense, real, separate tensors on one NVIDIA GPU, each with its gradient and slots in one layout."""
-    return refuse_call(bucket) or _refuse_device(bucket) or refuse_tensors(rule, bucket)
+    asked = refuse_call(bucket) or refuse_rule(rule)
+    if asked is None and rule.weight_decay_mode == "corrected" and bucket.capturable:
+        asked = 'weight_decay_mode="corrected" reads the learning rate on the host, which capturable=True forbids'
+    return asked or _refuse_device(bucket) or refuse_tensors(rule, bucket)
 
 
 def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
@@ -144,6 +147,7 @@ class Work:
         first, state = bucket.param[0], bucket.square_avg[0].dtype
         self.device, self.count, self.capturable = first.device, len(bucket.param), bucket.capturable
         self.clock = counter(bucket)
+        self.rule = rule
         self.counted_before = rule.bias_correction and self.clock is not None
         widest = max(first.dtype, state, key=lambda dtype: dtype.itemsize)
         self.fixed = {
@@ -157,7 +161,7 @@ class Work:
             "momentum": rule.momentum,
             "nesterov": rule.nesterov,
             "lr_in_buffer": rule.lr_in_buffer,
-            "decoupled": rule.weight_decay_mode == "decoupled",
+            "decoupled": rule.weight_decay_mode in ("decoupled", "corrected"),
             "bias_correction": rule.bias_correction,
             "maximize": rule.maximize,
             "block": BLOCK,
@@ -196,7 +200,7 @@ class Work:
             math.log(alpha) if alpha else -math.inf,
             hyper.eps,
             hyper.momentum,
-            hyper.weight_decay,
+            float(hyper.shrinkage(self.rule)),
             lr_at,
             grad_scale,
             found_inf,

@@ -12,7 +12,7 @@ import torch
 
 from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native, triton
-from rmsprop.kernels.plan import GRADIENTS, Plan, Scaling, Settings
+from rmsprop.kernels.plan import GRADIENTS, NUMBERS, Plan, Scaling, Settings
 from rmsprop.spec import Hyper, Rule
 
 _NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "size")
@@ -68,7 +68,7 @@ class DevicePlan(Plan):
         for group, known in zip(groups, self._known, strict=True):
             if group["params"] is not known.params:
                 return False
-            hyper = Hyper(group["lr"], group["alpha"], group["eps"], group["momentum"], group["weight_decay"])
+            hyper = Hyper(*NUMBERS(group))
             if (hyper.momentum != 0) is not known.momentum or self._settings(group) != known.settings:
                 return False
             hypers += [hyper] * len(known.works)

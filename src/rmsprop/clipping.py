@@ -1,0 +1,112 @@
+"""Gradient and weight clipping where a framework's own optimizer does it: before the nine lines, and after them.
+
+In this order: [1] maximize and weight decay first, if `clip_after_decay` says so; each element (`clip_value`), each
+tensor's norm (`clip_norm`), the norm over all groups that ask for it (`clip_global_norm`); the step; each element of
+the parameters (`clip_weights`). The gradients that the user gave stay as they are.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmsprop.bucket import Bucket, arithmetic_dtype
+from rmsprop.dialects import CLIPS
+from rmsprop.spec import Hyper, Rule
+
+Group = Mapping[str, Any]
+Work = tuple[Group, Rule, Hyper, Bucket]  # of one group
+
+
+def asked(group: Mapping[str, Any]) -> bool:
+    """Whether the group clips anything."""
+    return any(group[name] is not None for name in CLIPS)
+
+
+def describe(group: Mapping[str, Any]) -> list[str]:
+    """A line for each thing that the group does beside the nine lines."""
+    words = {
+        "clip_value": "g ← min(max(g, −{0:g}), {0:g})",
+        "clip_norm": "g ← g·{0:g}/max(‖g‖, {0:g})   each tensor by itself",
+        "clip_global_norm": "g ← g·{0:g}/max(‖g‖, {0:g})   over all tensors",
+        "clip_weights": "p ← min(max(p, −{0:g}), {0:g})   after [9]",
+    }
+    lines = [text.format(group[name]) for name, text in words.items() if group[name] is not None]
+    if lines and group["clip_after_decay"] and group["weight_decay"]:
+        lines.insert(0, "clipping comes after [1]")
+    if group["sparse"] is not None:
+        lines.append(f"sparse gradients: {group['sparse']}")
+    return lines
+
+
+def clip(works: Sequence[Work]) -> list[Work]:
+    """The same works with clipped gradients, in tensors of their own. Works of groups that clip nothing stay."""
+    prepared = [_begin(*work) if asked(work[0]) else work for work in works]
+    _clip_norms_together([work for work in prepared if work[0]["clip_global_norm"] is not None])
+    return prepared
+
+
+def clip_weights(group: Mapping[str, Any], bucket: Bucket) -> None:
+    """After [9]: bound each element of the parameters, unless the step was skipped. Mutates: bucket.param."""
+    bound = group["clip_weights"]
+    if bound is None:
+        return
+    for p in bucket.as_real().param:
+        if bucket.found_inf is None:
+            p.clamp_(-bound, bound)
+        else:
+            p.copy_(torch.where(bucket.found_inf.to(p.device) == 0, p.clamp(-bound, bound), p))
+
+
+def _begin(group: Mapping[str, Any], rule: Rule, hyper: Hyper, bucket: Bucket) -> Work:
+    """What does not need to know the other tensors' gradients."""
+    own = replace(bucket, grad=[_widened(g) for g in bucket.grad])
+    if own.grad_scale is not None:
+        scale = own.grad_scale.to(own.grad[0].device, non_blocking=True)
+        own.grad, own.grad_scale = [g / scale for g in own.grad], None
+    if group["clip_after_decay"]:
+        rule, hyper = _decay(rule, hyper, own)
+    real = own.as_real().grad
+    if group["clip_value"] is not None:
+        real = [g.clamp(-group["clip_value"], group["clip_value"]) for g in real]
+    if group["clip_norm"] is not None:
+        real = [_bounded(g, torch.linalg.vector_norm(g), group["clip_norm"]) for g in real]
+    own.grad = [torch.view_as_complex(g) for g in real] if own.param[0].is_complex() else real
+    return group, rule, hyper, own
+
+
+def _decay(rule: Rule, hyper: Hyper, own: Bucket) -> tuple[Rule, Hyper]:
+    """[1], done here: the rule and the numbers of what is left to do."""
+    if rule.weight_decay_mode not in ("l2", "l1"):
+        return rule, hyper
+    sign = -1 if rule.maximize else 1
+    wd = hyper.weight_decay
+    params = [p.to(g.dtype) for p, g in zip(own.param, own.grad, strict=True)]
+    pulls = params if rule.weight_decay_mode == "l2" else [p.sgn() for p in params]
+    own.grad = [sign * g + wd * pull if wd else sign * g for g, pull in zip(own.grad, pulls, strict=True)]
+    return replace(rule, maximize=False), replace(hyper, weight_decay=0.0)
+
+
+def _clip_norms_together(works: Sequence[Work]) -> None:
+    """Bound the norm over all gradients of these works, wherever they are; no value is read back from a device."""
+    gradients = [g for *_, bucket in works for g in bucket.grad]
+    if not gradients:
+        return
+    home = gradients[0].device
+    wide = torch.float32 if home.type == "mps" else torch.float64
+    norms = [torch.linalg.vector_norm(g).to(home, wide) for g in gradients if g.numel()]
+    total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=home)
+    for group, _, _, bucket in works:
+        bucket.grad = [_bounded(g, total.to(g.device), group["clip_global_norm"]) for g in bucket.grad]
+
+
+def _bounded(g: Tensor, norm: Tensor, bound: float) -> Tensor:
+    """g·bound/max(norm, bound), and g itself where the norm is within the bound."""
+    real = g.real.dtype if g.is_complex() else g.dtype
+    return g * (bound / norm.clamp(min=bound) if bound else torch.zeros_like(norm)).to(real)
+
+
+def _widened(g: Tensor) -> Tensor:
+    return g.to(arithmetic_dtype(g.dtype))

@@ -1,0 +1,184 @@
+"""RMSprop as each framework computes it: one row per dialect, in the framework's own words.
+
+A row is the whole definition: the constructor, the command line, the conversions and the docs read it, nothing else
+knows a framework's name. To add a dialect, add one row (and its golden vectors).
+"""
+
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from rmsprop.dialects import historic, jax, others, papers, pytorch, tensorflow
+from rmsprop.dialects.row import CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
+
+__all__ = [
+    "CLIPS",
+    "DIALECTS",
+    "FOREIGN",
+    "HYPERS",
+    "SWITCHES",
+    "UNCLIPPED",
+    "Dialect",
+    "find",
+    "read_words",
+    "unknown_word",
+    "write_words",
+]
+
+_ROWS = {row.name: row for module in (papers, tensorflow, jax, pytorch, others, historic) for row in module.ROWS}
+DIALECTS: Mapping[str, Dialect] = {"torch": _ROWS["torch"], **_ROWS}
+
+UNFIT = historic.UNFIT
+
+# Names that people try -> the dialects that may be meant.
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "pytorch": ("torch",),
+    "libtorch": ("torch",),
+    "tf": ("tensorflow1", "keras2", "keras3"),
+    "tf1": ("tensorflow1",),
+    "tensorflow": ("tensorflow1", "keras2", "keras3"),
+    "tensorflow2": ("keras2", "keras3"),
+    "keras": ("keras1", "keras2", "keras3"),
+    "tf_keras": ("keras3", "keras2"),
+    "tf.keras": ("keras2", "keras3"),
+    "rmsproptf": ("timm",),
+    "rmsproptflike": ("sb3",),
+    "stable_baselines3": ("sb3",),
+    "bnb": ("bitsandbytes",),
+    "mxnet": ("mxnet1", "mxnet2"),
+    "hinton": ("hinton2012",),
+    "graves": ("graves2013", "chainer_graves"),
+    "dqn": ("dqn2015",),
+    "a3c": ("a3c2016",),
+    "sonnet": ("sonnet2",),
+    "pylearn2": ("blocks",),
+    "optimisers.jl": ("flux",),
+    "nd4j": ("dl4j",),
+}
+
+# Argument names of other frameworks' RMSprop, and what they are called here: for messages only.
+FOREIGN: Mapping[str, str] = {
+    **{word: ours for row in reversed(tuple(DIALECTS.values())) for word, ours in row.words.items()},
+    "decay": "alpha",
+    "gamma": "alpha",
+    "beta": "alpha",
+    "beta2": "alpha",
+    "betas": "alpha",
+    "smoothing": "alpha",
+    "mu": "momentum",
+    "delta": "eps",
+    "initial_accumulator": "v_init",
+    "initial_accumulator_value": "v_init",
+    "decoupled_weight_decay": "weight_decay_mode",
+}
+
+_OURS = {*HYPERS, *SWITCHES, *UNCLIPPED, "maximize"}
+
+
+def find(name: Any) -> Dialect:
+    """The row of that name.
+
+    Raises:
+        ValueError: there is none; the message lists those there are, or says why that one does not fit.
+    """
+    if isinstance(name, str) and name in DIALECTS:
+        return DIALECTS[name]
+    if isinstance(name, str) and name.lower() in UNFIT:
+        raise ValueError(f"dialect={name!r} is not offered: {UNFIT[name.lower()]}")
+    meant: tuple[str, ...] = ()
+    if isinstance(name, str):
+        meant = _ALIASES.get(name.lower(), ()) or tuple(difflib.get_close_matches(name, DIALECTS, n=1))
+    hint = f" (did you mean {' or '.join(map(repr, meant))}?)" if meant else ""
+    raise ValueError(f"Unknown dialect: {name!r}{hint}; choose one of {', '.join(map(repr, DIALECTS))}")
+
+
+def read_words(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under our names, from settings in the dialect's or in torch's words.
+
+    Raises:
+        TypeError: a name that means something else in this dialect, that belongs to another framework, that
+            nobody knows, or two names for one thing; the message names the right word.
+        ValueError: a value that the framework does not take, or that cannot be followed; with the reason.
+    """
+    exclusive = [word for word in dialect.exclusive if given.get(word) is not None]
+    if len(exclusive) > 1:
+        shown = ", ".join(f"{word}={given[word]!r}" for word in exclusive)
+        raise ValueError(f"dialect={dialect.name!r} takes one of {', '.join(dialect.exclusive)}; got {shown}")
+    read: dict[str, Any] = {}
+    typed: dict[str, str] = {}
+    for word, value in given.items():
+        if word in dialect.refused:
+            raise TypeError(f"{word}={value!r} is ambiguous under dialect={dialect.name!r}: {dialect.refused[word]}")
+        ours = dialect.words.get(word, word)
+        if ours not in _OURS and word not in dialect.limits:
+            raise TypeError(unknown_word(dialect, word, value))
+        if word in dialect.limits and ours not in _OURS:
+            continue
+        for name, setting in _read_value(dialect, word, ours, value).items():
+            # timm's two flags for one setting: the second stands over the first
+            if name in read and typed[name] != word and not _refines(dialect, typed[name], word, read):
+                raise TypeError(
+                    f"{typed[name]}={given[typed[name]]!r} and {word}={value!r} both set {name} under "
+                    f"dialect={dialect.name!r}; give one of them"
+                )
+            read[name], typed[name] = setting, word
+    _check_limits(dialect, given, read)
+    return read
+
+
+def _read_value(dialect: Dialect, word: str, ours: str, value: Any) -> Mapping[str, Any]:
+    """What one word says, as settings of ours."""
+    if word not in dialect.values:
+        return {ours: value}
+    try:
+        meant = dialect.values[word].read(value)
+    except (TypeError, ValueError, ArithmeticError, IndexError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"Invalid {word}: {value!r} under dialect={dialect.name!r}: {error}") from error
+    return meant if isinstance(meant, Mapping) else {ours: meant}
+
+
+def _refines(dialect: Dialect, first: str, second: str, read: Mapping[str, Any]) -> bool:
+    """Whether the second word says more of what the first one said: flags of one switch."""
+    both = {first, second} <= set(dialect.words)
+    return both and dialect.words[first] == dialect.words[second] == "weight_decay_mode" and bool(read)
+
+
+def _check_limits(dialect: Dialect, given: Mapping[str, Any], read: Mapping[str, Any]) -> None:
+    """Refuse the words that work with one value only, where they have another."""
+    for word, limit in dialect.limits.items():
+        if word not in given or _equal(given[word], limit.neutral):
+            continue
+        if limit.unless and read.get(limit.unless):
+            continue
+        raise ValueError(f"{word}={given[word]!r} does not work under dialect={dialect.name!r}: {limit.reason}")
+
+
+def _equal(value: Any, neutral: Any) -> bool:
+    return type(value).__name__ not in ("Tensor", "ndarray") and bool(value == neutral)
+
+
+def write_words(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of ours in the dialect's own words: the inverse of `read_words`."""
+    spoken: dict[str, Any] = {}
+    for ours, value in settings.items():
+        word = dialect.word(ours)
+        said = dialect.values[word].write(value) if word in dialect.values else value
+        spoken.update(said if isinstance(said, Mapping) else {word: said})
+    return spoken
+
+
+def unknown_word(dialect: Dialect, word: str, value: Any) -> str:
+    """The sentence for a setting that this dialect does not know: whose word it is, and the right one."""
+    ours = FOREIGN.get(word)
+    shown = f"{word}={value!r}"
+    if ours is None:
+        known = [*dialect.words, *(h for h in HYPERS if h not in dialect.refused), *SWITCHES, *CLIPS, "maximize"]
+        near = difflib.get_close_matches(word, known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+        return f"RMSprop got an unexpected setting {shown} under dialect={dialect.name!r}; {hint}"
+    speakers = [row for row in DIALECTS.values() if word in row.words and row is not dialect]
+    whose = f"dialect={speakers[0].name!r} has that name" if speakers else "another framework's RMSprop has that name"
+    meant = {row.words[word] for row in speakers} or {ours}
+    right = " or ".join(f"{dialect.word(name)}=..." for name in sorted(meant))
+    return f"RMSprop takes no {shown} under dialect={dialect.name!r}: {whose}; write {right} here"

@@ -1,0 +1,147 @@
+"""RMSprop in Caffe, Caffe2, Flux, DL4J and neon; and what has the name and does not fit."""
+
+from collections.abc import Mapping
+
+from rmsprop.dialects.row import Dialect, Limit, Value
+from rmsprop.spec import Hyper, Rule
+
+
+def _regularization(kind: str) -> str:
+    """Caffe's regularization_type."""
+    if kind not in ("L2", "L1"):
+        raise ValueError(f"{kind!r} is neither 'L2' nor 'L1'")
+    return kind.lower()
+
+
+ROWS = (
+    Dialect(
+        name="caffe",
+        title="Caffe, solver type RMSProp",
+        rule=Rule(eps_mode="outside"),
+        hyper=Hyper(lr=None, alpha=0.99, eps=1e-8),
+        source="BVLC/caffe 9b89154, src/caffe/solvers/rmsprop_solver.cpp and sgd_solver.cpp",
+        words={
+            "base_lr": "lr",
+            "rms_decay": "alpha",
+            "delta": "eps",
+            "clip_gradients": "clip_global_norm",
+            "regularization_type": "weight_decay_mode",
+        },
+        values={
+            "clip_gradients": Value(lambda bound: None if bound is None or bound < 0 else bound),
+            "regularization_type": Value(_regularization, str.upper),
+        },
+        limits={
+            "momentum": Limit(0, "Caffe's solver refuses to start with it; leave it out"),
+            "iter_size": Limit(1, "call step() after that many calls of backward()"),
+        },
+        states={"history": "square_avg"},
+        complex="Caffe has no complex parameters",
+        call='solver.prototxt: type: "RMSProp"',
+        example="base_lr=0.01, rms_decay=0.98, weight_decay=5e-4, clip_gradients=10.0",
+        traps=(
+            "clip_gradients bounds the norm over all gradients, before weight decay is added.",
+            "lr_mult and decay_mult of a layer are a parameter group's lr and weight_decay here.",
+            'regularization_type="L1" adds weight_decay·sign(p).',
+        ),
+    ),
+    Dialect(
+        name="caffe2",
+        title="Caffe2, operator RmsProp",
+        rule=Rule(eps_mode="inside", lr_in_buffer=True),
+        hyper=Hyper(lr=0.01, alpha=0.9, eps=1e-5),
+        source="pytorch/pytorch 03d697c, caffe2/sgd/rmsprop_op.h and caffe2/python/optimizer.py",
+        words={"base_learning_rate": "lr", "decay": "alpha", "epsilon": "eps"},
+        refused={
+            "alpha": "alpha is the learning rate in Caffe2's RmsPropOptimizer and the decay of the average in "
+            "torch's; write lr=... or decay=... to say which"
+        },
+        states={"mean_squares": "square_avg", "momentum": "momentum_buffer"},
+        complex="Caffe2 has no complex parameters",
+        call="caffe2.python.optimizer.RmsPropOptimizer",
+        example="lr=0.01, decay=0.9, momentum=0.9, epsilon=1e-5",
+        traps=(
+            "This is the operator. Its Python wrapper overwrites the operator's momentum blob with the scaled "
+            "step, so "
+            "its momentum works like alpha·momentum: 0.009 instead of 0.9. That is a bug, and not followed.",
+        ),
+    ),
+    Dialect(
+        name="flux",
+        title="Flux, Optimisers.jl RMSProp",
+        rule=Rule(eps_mode="outside", lr_in_buffer=True),
+        hyper=Hyper(lr=1e-3, alpha=0.9, eps=1e-8),
+        source="FluxML/Optimisers.jl b3595f5, src/rules.jl",
+        words={"eta": "lr", "rho": "alpha", "epsilon": "eps", "centred": "centered"},
+        states={"quad": "square_avg", "lin": "grad_avg", "velocity": "momentum_buffer"},
+        complex="Flux averages |g|², one number for both parts",
+        call="Optimisers.RMSProp",
+        example="eta=1e-3, rho=0.9, epsilon=1e-8",
+        traps=(
+            "Its docstring calls rho “Momentum”; it is the decay of the average.",
+            "weight_decay here is OptimiserChain(WeightDecay(λ), RMSProp(...)); momentum is "
+            "OptimiserChain(RMSProp(...), "
+            "Momentum(1, ρ)), with the learning rate inside the velocity; with nesterov=True Nesterov(1, ρ).",
+        ),
+    ),
+    Dialect(
+        name="dl4j",
+        title="Deeplearning4j, ND4J RmsProp",
+        rule=Rule(eps_mode="outside"),
+        hyper=Hyper(lr=0.1, alpha=0.95, eps=1e-8),
+        source="deeplearning4j 1373917, nd4j RmsProp.java and RmsPropUpdater.java",
+        words={"learningRate": "lr", "rmsDecay": "alpha", "epsilon": "eps"},
+        v_init_is_eps=True,
+        states={"G": "square_avg"},
+        complex="ND4J has no complex parameters",
+        call="new RmsProp",
+        example="learningRate=0.1, rmsDecay=0.95, epsilon=1e-8",
+        traps=("v starts at ε.", "Its default learning rate is 0.1."),
+    ),
+    Dialect(
+        name="neon",
+        title="Nervana neon, neon.optimizers.RMSProp",
+        rule=Rule(eps_mode="both"),
+        hyper=Hyper(lr=2e-3, alpha=0.95, eps=1e-6),
+        source="NervanaSystems/neon 8c3fb8a, neon/optimizers/optimizer.py",
+        words={
+            "learning_rate": "lr",
+            "decay_rate": "alpha",
+            "epsilon": "eps",
+            "gradient_clip_value": "clip_value",
+            "param_clip_value": "clip_weights",
+        },
+        limits={
+            "gradient_clip_norm": Limit(
+                None,
+                "neon's norm factor enters the numerator and not the average, which is a factor on the learning "
+                "rate; "
+                "scale lr, or give clip_global_norm to clip the gradient itself",
+            ),
+            "stochastic_round": Limit(False, "parameters are rounded to nearest here; leave it out"),
+        },
+        states={"state": "square_avg"},
+        complex="neon has no complex parameters",
+        call="neon.optimizers.RMSProp",
+        example="learning_rate=2e-3, decay_rate=0.95, epsilon=1e-6",
+        traps=(
+            "ε stands inside the root and outside it.",
+            "It divides gradients by the batch size; torch's losses do.",
+        ),
+    ),
+)
+
+# What is called RMSprop and is another rule: the reason, for messages and the docs.
+UNFIT: Mapping[str, str] = {
+    "cntk": "CNTK's rmsprop adapts a step size per element by the sign of successive gradients (RProp with a "
+    "root), and "
+    "divides by the mean over the tensor, so its elements are coupled; there is no RMSprop setting that equals it. "
+    "torch.optim.Rprop has the sign rule; dialect='hinton2012' has the root",
+    "climin_step_adapt": "climin's step adaptation raises and lowers each element's rate by the signs of successive "
+    "steps; dialect='climin' is its RmsProp without that",
+    "bitsandbytes8bit": "8-bit states are rounded to 256 values per block; `rmsprop convert` reads such "
+    "checkpoints, and "
+    "dialect='bitsandbytes' is the same rule with 32-bit state",
+    "rmsprop_caution": "timm's cautious variant (crmsproptf) masks steps by their sign; dialect='timm' is the rule "
+    "without the mask",
+}

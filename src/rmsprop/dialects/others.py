@@ -1,0 +1,240 @@
+"""RMSprop in MXNet, Paddle, MindSpore, Chainer, Lasagne, Blocks and climin."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rmsprop.dialects.row import Dialect, Limit, Value, When, optional
+from rmsprop.spec import Hyper, Rule
+
+_EPS = {"learning_rate": "lr", "epsilon": "eps"}
+_NEGATIVE_IS_OFF = Value(lambda bound: None if bound is None or bound < 0 else bound)
+_MX_MOMENTUM = Limit(0, "MXNet reads it only with centered=True, and else ignores it; leave it out", "centered")
+_MX_CENTERED = When("centered", {"eps_mode": "inside", "lr_in_buffer": True, "momentum": 0.9})
+_MX_RESCALE = Limit(1.0, "MXNet multiplies gradients by it; divide the loss instead")
+_MX_SQUARES = "MXNet has no complex parameters"
+
+
+def _paddle_clip(clip: Any) -> Mapping[str, Any]:
+    """Paddle's grad_clip: one of its ClipGradBy objects, or a dict of the class's name and arguments."""
+    if clip is None:
+        return {}
+    if isinstance(clip, Mapping):
+        name, held = clip.get("name"), dict(clip)
+    else:
+        name, held = type(clip).__name__, {k: getattr(clip, k, None) for k in ("max", "min", "clip_norm")}
+    if name == "ClipGradByValue":
+        bound = held.get("max")
+        if bound is not None and held.get("min") in (None, -bound):
+            return {"clip_value": bound}
+        raise ValueError(
+            f"it clips to [{held.get('min')}, {bound}]; here the two bounds are one number and its negative"
+        )
+    if name in ("ClipGradByNorm", "ClipGradByGlobalNorm"):
+        return {"clip_norm" if name == "ClipGradByNorm" else "clip_global_norm": held.get("clip_norm")}
+    raise TypeError(
+        "it takes paddle.nn.ClipGradByValue, ClipGradByNorm or ClipGradByGlobalNorm, or a dict such as "
+        '{"name": "ClipGradByNorm", "clip_norm": 1.0}'
+    )
+
+
+ROWS = (
+    Dialect(
+        name="mxnet1",
+        title="MXNet 1, mx.optimizer.RMSProp",
+        rule=Rule(eps_mode="inside"),
+        hyper=Hyper(lr=1e-3, alpha=0.9, eps=1e-8),
+        source="mxnet 1.9.1, python/mxnet/optimizer/optimizer.py; kernels by running them",
+        words={
+            **_EPS,
+            "gamma1": "alpha",
+            "gamma2": "momentum",
+            "wd": "weight_decay",
+            "clip_gradient": "clip_value",
+        },
+        values={"clip_gradient": _NEGATIVE_IS_OFF, "clip_weights": _NEGATIVE_IS_OFF},
+        limits={"gamma2": _MX_MOMENTUM, "momentum": _MX_MOMENTUM, "rescale_grad": _MX_RESCALE},
+        when=(_MX_CENTERED,),
+        settings={"clip_after_decay": True},
+        states={"n": "square_avg", "g": "grad_avg", "delta": "momentum_buffer"},
+        buffer_sign=-1,
+        complex=_MX_SQUARES,
+        call="mx.optimizer.RMSProp",
+        example="learning_rate=1e-3, gamma1=0.9, wd=1e-4, clip_gradient=1.0",
+        traps=(
+            "centered=True is another operator, Graves': it brings momentum gamma2=0.9 with the learning rate "
+            "inside.",
+            "gamma2= without centered=True is ignored there, and refused here.",
+            "clip_gradient bounds the gradient after weight decay was added; MXNet 2 clips before.",
+        ),
+    ),
+    Dialect(
+        name="mxnet2",
+        title="MXNet 2, mx.optimizer.RMSProp",
+        rule=Rule(eps_mode="outside"),
+        hyper=Hyper(lr=1e-3, alpha=0.9, eps=1e-8),
+        source="apache/mxnet b84609d, python/mxnet/optimizer/rmsprop.py and src/operator/optimizer_op-inl.h",
+        words={**_EPS, "rho": "alpha", "wd": "weight_decay", "clip_gradient": "clip_value"},
+        values={"clip_gradient": _NEGATIVE_IS_OFF, "clip_weights": _NEGATIVE_IS_OFF},
+        limits={"momentum": _MX_MOMENTUM, "rescale_grad": _MX_RESCALE},
+        when=(_MX_CENTERED,),
+        states={"mean": "grad_avg", "var": "square_avg", "mom": "momentum_buffer"},
+        buffer_sign=-1,
+        complex=_MX_SQUARES,
+        call="mx.optimizer.RMSProp",
+        example="learning_rate=1e-3, rho=0.9, wd=1e-4",
+        traps=(
+            "ε stands outside the root without centering and inside with it.",
+            "A centered state saved by MXNet 1 loads with its first two slots swapped; `rmsprop convert` "
+            "reorders them.",
+        ),
+    ),
+    Dialect(
+        name="paddle",
+        title="PaddlePaddle, paddle.optimizer.RMSProp",
+        rule=Rule(eps_mode="inside", lr_in_buffer=True),
+        hyper=Hyper(lr=None, alpha=0.95, eps=1e-6),
+        source="paddlepaddle 3.3.1, python/paddle/optimizer/rmsprop.py and phi/kernels/impl/rmsprop_kernel_impl.h",
+        words={**_EPS, "rho": "alpha", "grad_clip": "clip_value"},
+        values={"grad_clip": Value(_paddle_clip), "weight_decay": optional(0.0)},
+        settings={"sparse": "dense"},
+        states={"momentum": "momentum_buffer", "mean_square": "square_avg", "mean_grad": "grad_avg"},
+        complex="Paddle's RMSProp takes no complex parameters",
+        call="paddle.optimizer.RMSProp",
+        example="learning_rate=1e-3, rho=0.95, epsilon=1e-6",
+        traps=(
+            "Its documentation says that Nesterov momentum is used; it is not.",
+            "rho, epsilon and momentum are float32 there even for float64 parameters, and eight-wide lanes take an "
+            "approximate root (up to 3 units in the last place).",
+            "grad_clip comes before weight_decay is added.",
+        ),
+    ),
+    Dialect(
+        name="mindspore",
+        title="MindSpore, nn.RMSProp",
+        rule=Rule(eps_mode="inside", v_init=1.0, lr_in_buffer=True),
+        hyper=Hyper(lr=0.1, alpha=0.9, eps=1e-10),
+        source="mindspore 2.10.0, python/mindspore/nn/optim/rmsprop.py; mindspore-ai/mindspore 07f9793",
+        words={**_EPS, "decay": "alpha"},
+        limits={
+            "use_locking": Limit(False, "nothing here runs unlocked beside it; leave it out"),
+            "loss_scale": Limit(1.0, "scale the loss with torch.amp.GradScaler"),
+        },
+        states={"mean_square": "square_avg", "moment": "momentum_buffer", "mean_grad": "grad_avg"},
+        complex="MindSpore squares complex gradients as complex numbers",
+        call="mindspore.nn.RMSProp",
+        example="learning_rate=0.01, decay=0.9, epsilon=1e-10",
+        traps=(
+            "MindSpore 2.10's CPU operator puts ε outside the root in its vector lanes and inside it in the last few "
+            "elements; here it stands inside everywhere, as documented.",
+            "Centered, its CPU operator skips elements whose variance is not positive; here that variance is 0.",
+            "weight_decay skips parameters named beta or gamma there; give them a group of their own here.",
+        ),
+    ),
+    Dialect(
+        name="mindspore_experimental",
+        title="MindSpore, mindspore.experimental.optim.RMSprop",
+        rule=Rule(eps_mode="outside"),
+        hyper=Hyper(lr=1e-2, alpha=0.99, eps=1e-8),
+        source="mindspore 2.10.0, python/mindspore/experimental/optim/rmsprop.py",
+        states={"mean_square": "square_avg", "moment": "momentum_buffer", "mean_grad": "grad_avg"},
+        complex="MindSpore squares complex gradients as complex numbers",
+        call="mindspore.experimental.optim.RMSprop",
+        example="lr=1e-2, alpha=0.99",
+        traps=("It is torch's rule, while nn.RMSProp is TensorFlow 1's.",),
+    ),
+    Dialect(
+        name="chainer",
+        title="Chainer, optimizers.RMSprop",
+        rule=Rule(eps_mode="outside"),
+        hyper=Hyper(lr=0.01, alpha=0.99, eps=1e-8),
+        source="chainer a8e15cb (7.8.1), chainer/optimizers/rmsprop.py",
+        words={"eps_inside_sqrt": "eps_mode"},
+        values={"eps_inside_sqrt": Value(lambda inside: "inside" if inside else "outside", lambda m: m == "inside")},
+        states={"t": "step", "ms": "square_avg"},
+        complex="Chainer squares complex gradients as complex numbers",
+        call="chainer.optimizers.RMSprop",
+        example="lr=0.01, alpha=0.99, eps=1e-8",
+        traps=(
+            "weight_decay here is its hook WeightDecay; clip_global_norm its GradientClipping; clip_value its "
+            "GradientHardClipping. Hooks run in the order they were added: clip_after_decay=True if WeightDecay "
+            "was first.",
+            "eps=0 is an error there on a GPU only.",
+        ),
+    ),
+    Dialect(
+        name="chainer_graves",
+        title="Chainer, optimizers.RMSpropGraves",
+        rule=Rule(eps_mode="inside", centered=True, lr_in_buffer=True),
+        hyper=Hyper(lr=1e-4, alpha=0.95, eps=1e-4, momentum=0.9),
+        source="chainer a8e15cb (7.8.1), chainer/optimizers/rmsprop_graves.py",
+        states={"t": "step", "n": "square_avg", "g": "grad_avg", "delta": "momentum_buffer"},
+        buffer_sign=-1,
+        complex="Chainer squares complex gradients as complex numbers",
+        call="chainer.optimizers.RMSpropGraves",
+        example="lr=1e-4, alpha=0.95, momentum=0.9, eps=1e-4",
+        traps=("It is always centered. Its delta holds the signed step, learning rate included.",),
+    ),
+    Dialect(
+        name="lasagne",
+        title="Lasagne, lasagne.updates.rmsprop",
+        rule=Rule(eps_mode="inside", lr_in_buffer=True),
+        hyper=Hyper(lr=1.0, alpha=0.9, eps=1e-6),
+        source="Lasagne 5d3c63c, lasagne/updates.py",
+        words={**_EPS, "rho": "alpha"},
+        states={"accu": "square_avg", "velocity": "momentum_buffer"},
+        buffer_sign=-1,
+        complex="Theano squares complex gradients as complex numbers",
+        call="lasagne.updates.rmsprop",
+        example="learning_rate=1e-3, rho=0.9",
+        traps=(
+            "Its default learning rate is 1.",
+            "momentum= here is its wrapper apply_momentum, with nesterov=True apply_nesterov_momentum: both keep the "
+            "learning rate inside the velocity.",
+        ),
+    ),
+    Dialect(
+        name="blocks",
+        title="Blocks, blocks.algorithms.RMSProp, and pylearn2",
+        rule=Rule(eps_mode="floor", lr_in_buffer=True),
+        hyper=Hyper(lr=1.0, alpha=0.9, eps=1e-5),
+        source="mila-iqia/blocks c69c2dc, blocks/algorithms/__init__.py; lisa-lab/pylearn2 af81e5c",
+        words={"learning_rate": "lr", "decay_rate": "alpha", "decay": "alpha", "max_scaling": "eps"},
+        values={"max_scaling": Value(lambda most: 1 / most, lambda eps: 1 / eps if eps else float("inf"))},
+        states={"mean_square": "square_avg", "velocity": "momentum_buffer"},
+        complex="Theano squares complex gradients as complex numbers",
+        call="blocks.algorithms.RMSProp",
+        example="learning_rate=1e-3, decay_rate=0.9, max_scaling=1e5",
+        traps=(
+            "Its default learning rate is 1.",
+            "max_scaling bounds what a gradient is multiplied by: a floor of 1/max_scaling under the root.",
+            "momentum= here is CompositeRule([RMSProp(...), BasicMomentum(...)]): the learning rate is inside.",
+        ),
+    ),
+    Dialect(
+        name="climin",
+        title="climin.RmsProp",
+        rule=Rule(eps_mode="inside", v_init=1.0, lr_in_buffer=True),
+        hyper=Hyper(lr=None, alpha=0.9, eps=1e-8),
+        source="BRML/climin 2215b1a, climin/rmsprop.py",
+        words={"step_rate": "lr", "decay": "alpha"},
+        limits={
+            name: Limit(
+                neutral,
+                "climin's step adaptation changes each element's rate by its steps' signs, which is not "
+                "RMSprop's rule; leave it out",
+            )
+            for name, neutral in {"step_adapt": False, "step_rate_min": 0, "step_rate_max": float("inf")}.items()
+        },
+        when=(When("momentum", {"nesterov": True}),),
+        states={"moving_mean_squared": "square_avg", "step": "momentum_buffer"},
+        complex="climin takes no complex parameters",
+        call="climin.RmsProp",
+        example="step_rate=1e-3, decay=0.9",
+        traps=(
+            "Its momentum is Nesterov's with a real look ahead: the gradient is taken at w − momentum·b. Here the "
+            "parameters are those look-ahead points, so the same gradients give the same run; its own w lies "
+            "momentum·b behind them, on the other side.",
+            "ε is fixed at 1e-8 there.",
+        ),
+    ),
+)

@@ -1,0 +1,160 @@
+"""RMSprop in torch and in the packages around it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rmsprop.dialects.row import Dialect, Limit, Value, when_true
+from rmsprop.spec import Hyper, Rule
+
+_TORCH_STATES = {
+    "step": "step",
+    "square_avg": "square_avg",
+    "momentum_buffer": "momentum_buffer",
+    "grad_avg": "grad_avg",
+}
+
+_NO_MOMENTUM = (
+    "bitsandbytes takes momentum= and never reads it: its runs have none; leave it out here, or take "
+    'dialect="torch" for a run with momentum'
+)
+
+
+def _decoupled(mode: str) -> Mapping[str, bool]:
+    """timm's words for a weight_decay_mode."""
+    return {"decoupled_decay": mode != "l2", "corrected_weight_decay": mode == "corrected"}
+
+
+def _corrected(value: Any) -> Mapping[str, str]:
+    """corrected_weight_decay=True stands over decoupled_decay=True; False says nothing."""
+    return {"weight_decay_mode": "corrected"} if when_true(True, False).read(value) else {}
+
+
+ROWS = (
+    Dialect(
+        name="torch",
+        title="PyTorch, torch.optim.RMSprop",
+        rule=Rule(eps_mode="outside"),
+        hyper=Hyper(lr=1e-2, alpha=0.99, eps=1e-8),
+        source="torch 2.15.0, torch/optim/rmsprop.py (the same formula since 1.2)",
+        states=_TORCH_STATES,
+        call="torch.optim.RMSprop",
+        example="lr=1e-3, alpha=0.9, eps=1e-5",
+        traps=(
+            "ε stands outside the root, in units of g; TensorFlow's stands inside, in units of g².",
+            "The first step is lr/√(1−alpha) long, ten times lr by default, whatever the gradient's size.",
+            "Complex parameters are pairs of independent reals.",
+        ),
+    ),
+    Dialect(
+        name="timm",
+        title="timm's RMSpropTF: TensorFlow 1's rule in torch's words",
+        rule=Rule(eps_mode="inside", v_init=1.0, lr_in_buffer=True),
+        hyper=Hyper(lr=1e-2, alpha=0.9, eps=1e-10),
+        source="timm 1.0.31, timm/optim/rmsprop_tf.py",
+        words={
+            "lr_in_momentum": "lr_in_buffer",
+            "decoupled_decay": "weight_decay_mode",
+            "corrected_weight_decay": "weight_decay_mode",
+            "max_lr_snapshot": "max_lr",
+        },
+        values={
+            "decoupled_decay": Value(when_true("decoupled", "l2").read, _decoupled),
+            "corrected_weight_decay": Value(_corrected, _decoupled),
+        },
+        limits={
+            "caution": Limit(
+                False,
+                "caution masks steps whose sign differs from the gradient's, which is another rule than RMSprop; "
+                "leave it out",
+            )
+        },
+        states=_TORCH_STATES,
+        complex="timm squares complex gradients as complex numbers",
+        call="timm.optim.RMSpropTF",
+        example="lr=0.048, alpha=0.9, eps=1e-3, momentum=0.9, weight_decay=1e-5",
+        traps=(
+            "v starts at 1, which works like a warm-up of about 1/(1−alpha) steps for gradients below 1.",
+            "timm's create_optimizer and train script pass momentum=0.9 of their own accord; its class does not.",
+            "corrected_weight_decay shrinks by lr²/max_lr·weight_decay; max_lr is the learning rate at construction, "
+            "in every group. It needs decoupled_decay=True: without it timm ignores it, and here it is refused.",
+            "Its registry: rmsproptf; rmsproptfw has decoupled_decay, rmsproptfc corrected_weight_decay too.",
+        ),
+    ),
+    Dialect(
+        name="sb3",
+        title="Stable-Baselines3's RMSpropTFLike",
+        rule=Rule(eps_mode="inside", v_init=1.0),
+        hyper=Hyper(lr=1e-2, alpha=0.99, eps=1e-8),
+        source="stable-baselines3 2.9.2, common/sb2_compat/rmsprop_tf_like.py",
+        states=_TORCH_STATES,
+        complex="RMSpropTFLike squares complex gradients as complex numbers",
+        call="RMSpropTFLike",
+        example="lr=7e-4, alpha=0.99, eps=1e-5",
+        traps=(
+            "SB3's A2C uses torch.optim.RMSprop unless policy_kwargs name this class.",
+            "With momentum and a schedule it is not TensorFlow's rule: the learning rate stays outside the buffer.",
+            "Its defaults for alpha and eps are torch's, not TensorFlow's.",
+        ),
+    ),
+    Dialect(
+        name="bitsandbytes",
+        title="bitsandbytes' RMSprop with 32-bit state",
+        rule=Rule(eps_mode="outside"),
+        hyper=Hyper(lr=1e-2, alpha=0.99, eps=1e-8),
+        source="bitsandbytes 0.50.2, bitsandbytes/optim/rmsprop.py and backends/default/ops.py",
+        limits={
+            "momentum": Limit(0, _NO_MOMENTUM),
+            "centered": Limit(False, "bitsandbytes raises NotImplementedError for it; leave it out"),
+            "optim_bits": Limit(
+                32,
+                "8-bit states are rounded to 256 values; `rmsprop convert` reads such checkpoints, no run keeps them",
+            ),
+            "args": Limit(None, "it overrides bitsandbytes' internals; leave it out"),
+            "min_8bit_size": Limit(4096, "no state is kept in 8 bits here; leave it out"),
+            "max_unorm": Limit(0.0, "it caps the step's norm; give clip_norm or clip_global_norm for the gradient's"),
+        },
+        states={"step": "step", "state1": "square_avg"},
+        complex="bitsandbytes takes no complex parameters",
+        call="bitsandbytes.optim.RMSprop",
+        example="lr=1e-3, alpha=0.99, eps=1e-8",
+        traps=(
+            "momentum= is accepted there and silently ignored, on every device; here it is refused.",
+            "alpha=0 raises NotImplementedError there.",
+        ),
+    ),
+    Dialect(
+        name="heavyball",
+        title="HeavyBall's RMSprop",
+        rule=Rule(eps_mode="floor", bias_correction=True, weight_decay_mode="decoupled"),
+        hyper=Hyper(lr=0.0025, alpha=0.99, eps=1e-6),
+        source="HeavyBall, heavyball/__init__.py RMSprop and utils.py exp_avg_sq_",
+        words={"betas": "alpha", "beta2": "alpha"},
+        values={"betas": Value(lambda pair: tuple(pair)[1], lambda alpha: (0.9, alpha))},
+        limits={
+            "warmup_steps": Limit(0, "it moves the learning rate: take a torch.optim.lr_scheduler"),
+            "caution": Limit(False, "it masks steps, which is another rule; leave it out"),
+            "mars": Limit(False, "it changes the gradient, which is another rule; leave it out"),
+        },
+        states={"exp_avg_sq": "square_avg"},
+        complex="HeavyBall takes no complex parameters",
+        call="heavyball.RMSprop",
+        example="lr=0.0025, betas=(0.9, 0.99), eps=1e-6",
+        traps=(
+            "Its average is divided by 1−betaᵗ, as Adam's; it keeps the divided average, v/(1−betaᵗ).",
+            "ε is a floor under the root, not a summand. The first of its betas is never used.",
+        ),
+    ),
+    Dialect(
+        name="torch7",
+        title="Lua Torch, optim.rmsprop",
+        rule=Rule(eps_mode="outside"),
+        hyper=Hyper(lr=1e-2, alpha=0.99, eps=1e-8),
+        source="torch/optim a5ceed7, rmsprop.lua",
+        words={"learningRate": "lr", "epsilon": "eps", "weightDecay": "weight_decay", "initialMean": "v_init"},
+        states={"m": "square_avg"},
+        complex="Lua Torch has no complex parameters",
+        call="optim.rmsprop",
+        example="learningRate=1e-2, alpha=0.99, epsilon=1e-8",
+        traps=("Between 2016 versions v started at 0, then at 1, then at 0 again: initialMean says which.",),
+    ),
+)

@@ -1,0 +1,152 @@
+"""What a row of the table of dialects holds."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from rmsprop.spec import Hyper, Rule
+
+HYPERS = tuple(f.name for f in fields(Hyper) if f.name != "max_lr")
+SWITCHES = tuple(f.name for f in fields(Rule) if f.name not in ("momentum", "maximize"))
+
+# What some frameworks do to gradients before the nine lines, and to parameters after: rmsprop/clipping.py.
+CLIPS = ("clip_value", "clip_norm", "clip_global_norm", "clip_weights")
+
+
+@dataclass(frozen=True)
+class Value:
+    """A word whose values are not ours.
+
+    Attributes:
+        read: the framework's value -> ours; or a mapping of several of our settings.
+        write: our value -> the framework's.
+    """
+
+    read: Callable[[Any], Any]
+    write: Callable[[Any], Any] = lambda value: value
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A word that works with one value only.
+
+    Attributes:
+        neutral: that value, with which the word may as well be left out.
+        reason: why no other works, and what to write instead.
+        unless: a setting of ours that lifts the limit where it is on.
+    """
+
+    neutral: Any
+    reason: str
+    unless: str = ""
+
+
+@dataclass(frozen=True)
+class When:
+    """What the framework makes of a setting: where `setting` is on, `then` are the defaults."""
+
+    setting: str
+    then: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One framework version's RMSprop.
+
+    Attributes:
+        name: what `dialect=` takes.
+        title: the framework, in words.
+        rule: its switches. `momentum` in it is ignored: the number decides.
+        hyper: its default numbers; None for a learning rate that it asks for.
+        source: where the formula and the defaults were read.
+        words: its argument names -> ours, where they differ from torch's.
+        values: of its words, and of torch's under it, those whose values are not ours.
+        refused: names that cannot be taken under this dialect -> the reason and what to write instead.
+        limits: names that can be taken with one value only.
+        exclusive: names of which one at most may be given.
+        when: what some settings imply.
+        settings: further defaults that differ from torch's: `sparse`, `clip_after_decay`.
+        v_init_is_eps: whether v starts at ε.
+        states: its state names -> ours, in its order.
+        buffer_sign: -1 where its momentum buffer holds the step itself, which goes downhill.
+        complex: why complex parameters are refused: the framework squares them in another way.
+        call: how its optimizer is made there.
+        example: settings in its words, for the docs.
+        traps: what surprises those who come from it, or go to it.
+    """
+
+    name: str
+    title: str
+    rule: Rule
+    hyper: Hyper
+    source: str
+    words: Mapping[str, str] = field(default_factory=dict)
+    values: Mapping[str, Value] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    limits: Mapping[str, Limit] = field(default_factory=dict)
+    exclusive: tuple[str, ...] = ()
+    when: tuple[When, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    v_init_is_eps: bool = False
+    states: Mapping[str, str] = field(default_factory=dict)
+    buffer_sign: int = 1
+    complex: str = ""
+    call: str = ""
+    example: str = ""
+    traps: tuple[str, ...] = ()
+
+    def defaults(self) -> dict[str, Any]:
+        """Every number, switch and further setting of the dialect, under our names."""
+        return self.complete({}, ())
+
+    def complete(self, given: Mapping[str, Any], explicit: Any) -> dict[str, Any]:
+        """The dialect's defaults overridden by what was given, and what follows from both.
+
+        Args:
+            given: settings under our names.
+            explicit: which of them were asked for: what follows from other settings does not replace these.
+        """
+        own = {name: getattr(self.hyper, name) for name in HYPERS}
+        own |= {name: getattr(self.rule, name) for name in SWITCHES}
+        own |= {**UNCLIPPED, **self.settings}
+        full = {**own, **given}
+        implied = {name for condition in self.when for name in condition.then} - set(explicit)
+        full |= {name: own[name] for name in implied}
+        for condition in self.when:
+            if full[condition.setting]:
+                full |= {name: value for name, value in condition.then.items() if name in implied}
+        if self.v_init_is_eps and "v_init" not in explicit:
+            full["v_init"] = full["eps"]
+        if "max_lr" not in explicit:
+            corrected = full["weight_decay_mode"] == "corrected" and full["lr"] is not None
+            full["max_lr"] = float(full["lr"]) if corrected else None
+        return full
+
+    def word(self, ours: str) -> str:
+        """What the framework calls a setting of ours: its first name for it, or torch's."""
+        return next((theirs for theirs, name in self.words.items() if name == ours), ours)
+
+
+# What torch does beyond the nine lines: nothing.
+UNCLIPPED: Mapping[str, Any] = {
+    **dict.fromkeys(CLIPS),
+    "clip_after_decay": False,
+    "sparse": None,
+    "max_lr": None,
+}
+
+
+def optional(default: float) -> Value:
+    """None stands for a default, as in momentum=None."""
+    return Value(lambda value: default if value is None else value)
+
+
+def when_true(yes: Any, no: Any) -> Value:
+    """A flag of the framework that chooses between two values of a switch of ours."""
+
+    def _read(value: Any) -> Any:
+        if not isinstance(value, bool):
+            raise TypeError(f"{value!r} is no True or False")
+        return yes if value else no
+
+    return Value(_read, lambda value: value == yes)

@@ -1,0 +1,75 @@
+"""Sparse gradients, such as an embedding's: the rows that have one, as dense tensors that any kernel steps.
+
+"lazy" (TensorFlow 1): rows without a gradient are left alone, their averages and momentum too; the cost follows the
+rows that have one. "dense" (Keras): a row without a gradient has the gradient 0: its averages decay, and its momentum
+moves it. Duplicate indices are summed first in both.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from rmsprop.bucket import Bucket
+
+WRITTEN = ("param", "square_avg", "grad_avg", "momentum_buffer")
+
+
+def refused(name: str, layout: torch.layout) -> str:
+    """The sentence for a sparse gradient where the group takes none."""
+    if layout != torch.sparse_coo:
+        return (
+            f"RMSprop does not support gradients of layout {layout}: parameter {name} has one; turn it into a "
+            "dense or "
+            "a sparse COO one, which torch.nn.Embedding(sparse=True) makes"
+        )
+    return (
+        f"RMSprop does not support sparse gradients: parameter {name} has one, and nothing says what it means; give "
+        "sparse='lazy' (only rows with a gradient step) or sparse='dense' (averages decay everywhere), or build its "
+        "layer with sparse=False"
+    )
+
+
+def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callable[[], None] | None]]:
+    """The bucket with dense gradients only, as the group's `sparse` means it.
+
+    Returns: buckets, each with what writes its results back to where they belong, or None where they are there. Under
+        "lazy" the rows of sparse gradients are a bucket of their own.
+    """
+    sparse = [i for i, g in enumerate(bucket.grad) if g.is_sparse]
+    if not sparse:
+        return [(bucket, None)]
+    if group["sparse"] == "dense":
+        bucket.grad = [g.to_dense() if g.is_sparse else g for g in bucket.grad]
+        return [(bucket, None)]
+    dense = [i for i, g in enumerate(bucket.grad) if not g.is_sparse]
+    whole, rest = _chosen(bucket, sparse), _chosen(bucket, dense)
+    places = []
+    rows = _chosen(bucket, [])
+    for i, sparse_grad in enumerate(whole.grad):
+        grad = sparse_grad if sparse_grad.is_coalesced() else sparse_grad.coalesce()  # duplicates are summed
+        where = tuple(grad.indices())
+        places.append(where)
+        rows.grad.append(grad.values())
+        for name in WRITTEN:
+            values = getattr(whole, name)
+            if values:
+                getattr(rows, name).append(values[i][where].contiguous())
+    rows.step = list(whole.step)
+    rows.differentiable = bool(group["differentiable"])
+
+    def _write_back() -> None:
+        for name in WRITTEN:
+            kept = getattr(whole, name)
+            for into, where, values in zip(kept, places, getattr(rows, name), strict=False):
+                into.index_put_(where, values)
+
+    return [*([(rest, None)] if dense else []), (rows, _write_back)]
+
+
+def _chosen(bucket: Bucket, indices: list[int]) -> Bucket:
+    """The tensors at those places, as a bucket of their own."""
+    chosen = bucket.part(0, 0)
+    for into, values in zip(chosen.lists(), bucket.lists(), strict=True):
+        into.extend(values[i] for i in indices if values)
+    return chosen
