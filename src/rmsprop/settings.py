@@ -16,6 +16,7 @@ from rmsprop.spec import Hyper, Rule, check_flag, check_number, check_switch
 EXECUTION = ("capturable", "foreach", "fused", "differentiable")
 
 SPARSE = (None, "lazy", "dense")
+CLIP_ORDER = ("clip_after_decay", "clip_value_last")
 
 # What a group means when it does not say: torch's rule. Pickles and state dicts of torch lack our switches.
 TORCH_GROUP: Mapping[str, Any] = {
@@ -72,16 +73,16 @@ def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[
     """
     dialect = given.get("dialect", defaults["dialect"])
     row = dialects.find(dialect)
-    known = {*row.words, *row.refused, *row.limits, *TORCH_GROUP, *dialects.FOREIGN} - {"dialect"}
+    known = {*row.words, *row.refused, *row.limits, *TORCH_GROUP, *dialects.FOREIGN} - {"dialect", "name"}
     words = {name: value for name, value in given.items() if name in known}
     rest = {name: value for name, value in given.items() if name not in known}
     execution = {name: words.pop(name) for name in EXECUTION if name in words}
     base = defaults if dialect == defaults["dialect"] else {**defaults, **row.defaults(), "dialect": row.name}
     kept = asked if dialect == defaults["dialect"] else frozenset()
-    # timm's max_lr is the constructor's learning rate in every group
-    kept |= {"max_lr"} if base["max_lr"] is not None else set()
     read = dialects.read_words(row, words)
     settings = {**base, **row.complete({**base, **read}, kept | read.keys()), **execution}
+    if settings["max_lr"] is not None and "max_lr" not in read and base["lr"] is not None:
+        settings["max_lr"] = base["max_lr"] or float(base["lr"])  # timm's is the constructor's, in every group
     if settings["lr"] is None and "lr" not in read:
         raise TypeError(
             f"dialect={row.name!r} has no default learning rate, as {row.call or row.title} has none; "
@@ -112,6 +113,11 @@ def check_new(group: Mapping[str, Any]) -> dict[str, Any]:
     checked = check(group)
     if checked["nesterov"] and checked["momentum"] == 0:
         raise ValueError("nesterov=True looks ahead along the momentum, which is 0; give momentum > 0, such as 0.9")
+    if checked["weight_decay_mode"] == "corrected" and not checked["max_lr"]:
+        raise ValueError(
+            'weight_decay_mode="corrected" divides by the learning rate at construction, which is 0; give '
+            "max_lr=..., the highest of the schedule"
+        )
     return checked
 
 
@@ -125,7 +131,7 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
     checked |= {name: check_number(name, group[name]) for name in dialects.HYPERS if name != "lr"}
     checked["lr"] = check_lr(group["lr"])
     checked |= {name: check_switch(name, group[name]) for name in (*dialects.SWITCHES, "maximize")}
-    checked |= {name: check_flag(name, group[name]) for name in ("capturable", "differentiable", "clip_after_decay")}
+    checked |= {name: check_flag(name, group[name]) for name in ("capturable", "differentiable", *CLIP_ORDER)}
     for name in (*dialects.CLIPS, "max_lr"):
         checked[name] = None if group[name] is None else check_number(name, group[name])
     if group["sparse"] not in SPARSE:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmsprop.dialects import historic, jax, others, papers, pytorch, tensorflow
-from rmsprop.dialects.row import CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
+from rmsprop.dialects.row import ANYTHING, CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
 
 __all__ = [
     "CLIPS",
@@ -147,7 +147,10 @@ def _refines(dialect: Dialect, first: str, second: str, read: Mapping[str, Any])
 def _check_limits(dialect: Dialect, given: Mapping[str, Any], read: Mapping[str, Any]) -> None:
     """Refuse the words that work with one value only, where they have another."""
     for word, limit in dialect.limits.items():
-        if word not in given or _equal(given[word], limit.neutral):
+        if word not in given or limit.neutral is ANYTHING:
+            continue
+        neutral = limit.neutral if isinstance(limit.neutral, tuple) else (limit.neutral,)
+        if any(_equal(given[word], value) for value in neutral):
             continue
         if limit.unless and read.get(limit.unless):
             continue
