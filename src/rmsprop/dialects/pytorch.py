@@ -61,6 +61,7 @@ ROWS = (
             "decoupled_decay": Value(when_true("decoupled", "l2").read, _decoupled),
             "corrected_weight_decay": Value(_corrected, _decoupled),
         },
+        requires={"corrected_weight_decay": "decoupled_decay"},
         limits={
             "caution": Limit(
                 False,
