@@ -233,7 +233,10 @@ def option_row(parameter: inspect.Parameter, record: Any) -> list[str]:
         shown = ", ".join(f"`{flag}{f' {record.metavar}' if record.metavar else ''}`" for flag in flags)
     empty = parameter.default is None or parameter.default is False
     needed = parameter.default is inspect.Parameter.empty
-    default = "required" if needed else "" if empty else f"`{parameter.default}`"
+    told = getattr(record, "show_default", None)  # a sentence of its own, where None stands for something
+    default = (
+        "required" if needed else f"`{told}`" if isinstance(told, str) else "" if empty else f"`{parameter.default}`"
+    )
     return [shown, default, record.help or ""]
 
 
