@@ -1,7 +1,6 @@
 """Sparse gradients: lazy rows or dense decay, against the real frameworks and against dense gradients."""
 
 import json
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +31,7 @@ def run(case: dict, **options: object) -> float:
         optimizer.param_groups[0]["lr"] = lr
         indices = torch.tensor(ARRAYS[f"{case['sequence']}/{t}/indices"]).reshape(1, -1)
         values = torch.tensor(ARRAYS[f"{case['sequence']}/{t}/values"], dtype=dtype)
-        table.grad = torch.sparse_coo_tensor(indices, values, table.shape)
+        table.grad = torch.sparse_coo_tensor(indices, values, table.shape, check_invariants=True)
         optimizer.step()
         expected = ARRAYS[f"{case['key']}/w"][t].astype(np.float64)
         off = np.abs(table.detach().double().numpy() - expected) / np.maximum(np.abs(expected), np.abs(start))
@@ -58,13 +57,13 @@ def test_the_other_meaning_is_another_run():
 
 def grads(shape: tuple[int, ...], rows: list[int], seed: int = 0) -> torch.Tensor:
     values = torch.randn((len(rows), *shape[1:]), generator=torch.Generator().manual_seed(seed))
-    return torch.sparse_coo_tensor(torch.tensor([rows]), values, shape)
+    return torch.sparse_coo_tensor(torch.tensor([rows]), values, shape, check_invariants=True)
 
 
-@pytest.mark.parametrize(
-    ("centered", "momentum", "decay", "clip"),
-    product((False, True), (0.0, 0.9), (0.0, 0.1), ({}, {"clip_norm": 0.5})),
-)
+@pytest.mark.parametrize("clip", [{}, {"clip_norm": 0.5}], ids=str)
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("centered", [False, True])
 def test_dense_means_a_dense_gradient(centered: bool, momentum: float, decay: float, clip: dict):
     """sparse="dense" gives the bits of the same run with dense gradients; duplicate indices are summed."""
     tables = [nn.Parameter(torch.ones(5, 3)) for _ in range(2)]
@@ -144,7 +143,7 @@ def test_two_sparse_dimensions_and_odd_layouts():
     table = nn.Parameter(torch.ones(3, 5).t())
     optimizer = RMSprop([table], lr=0.1, sparse="lazy", momentum=0.5)
     values = torch.tensor([2.0, -1.0])
-    table.grad = torch.sparse_coo_tensor(torch.tensor([[0, 4], [2, 1]]), values, (5, 3))
+    table.grad = torch.sparse_coo_tensor(torch.tensor([[0, 4], [2, 1]]), values, (5, 3), check_invariants=True)
     optimizer.step()
     expected = torch.ones(5, 3)
     expected[0, 2], expected[4, 1] = 0.0, 2.0  # the first step is 10·lr
@@ -155,10 +154,11 @@ def test_two_sparse_dimensions_and_odd_layouts():
 @pytest.mark.parametrize("meaning", ["Lazy", "rows", True, 1])
 def test_another_word_is_refused(meaning: object):
     """The sentence lists what works."""
-    with pytest.raises(ValueError, match="it takes 'lazy' .* 'dense' .* or None"):
+    with pytest.raises(ValueError, match=r"it takes 'lazy' .* 'dense' .* or None"):
         RMSprop([nn.Parameter(torch.ones(1))], sparse=meaning)
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_other_layouts_are_refused():
     """CSR gradients are named, and what would work."""
     table = nn.Parameter(torch.ones(3, 3))
