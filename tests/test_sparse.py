@@ -160,10 +160,10 @@ def test_another_word_is_refused(meaning: object):
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR")
 def test_other_layouts_are_refused():
-    """CSR gradients are named, and what would work."""
-    table = nn.Parameter(torch.ones(3, 3))
-    table.grad = torch.eye(3).to_sparse_csr()
-    with pytest.raises(RuntimeError, match=r"layout torch.sparse_csr: .*COO"):
+    """CSR gradients, which parameters that are CSR may have, are named, and what would work."""
+    table = nn.Parameter(torch.sparse_csr_tensor([0, 1, 1], [0], [1.0], (2, 2), check_invariants=True))
+    table.grad = table.detach().clone()
+    with pytest.raises(RuntimeError, match=r"layout torch.sparse_csr: parameter 0 .*COO"):
         RMSprop([table], sparse="lazy").step()
 
 

@@ -113,11 +113,6 @@ def check_new(group: Mapping[str, Any]) -> dict[str, Any]:
     checked = check(group)
     if checked["nesterov"] and checked["momentum"] == 0:
         raise ValueError("nesterov=True looks ahead along the momentum, which is 0; give momentum > 0, such as 0.9")
-    if checked["weight_decay_mode"] == "corrected" and not checked["max_lr"]:
-        raise ValueError(
-            'weight_decay_mode="corrected" divides by the learning rate at construction, which is 0; give '
-            "max_lr=..., the highest of the schedule"
-        )
     return checked
 
 
@@ -141,6 +136,11 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
             "averages), 'dense' (averages decay everywhere) or None (sparse gradients are refused)"
         )
     checked["sparse"] = group["sparse"]
+    if checked["weight_decay_mode"] == "corrected" and not checked["max_lr"]:
+        raise ValueError(
+            'weight_decay_mode="corrected" divides by the learning rate at construction, which is 0; give '
+            "max_lr=..., the highest of the schedule"
+        )
     for name in ("foreach", "fused"):
         checked[name] = None if group[name] is None else check_flag(name, group[name])
     for name in ("foreach", "differentiable"):
