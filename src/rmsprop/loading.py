@@ -98,8 +98,9 @@ def _say_what_was_left_open(new: Group, kept: Mapping[str, Any]) -> None:
     names = _left_open(new, kept)
     if names:
         warnings.warn(
-            f"the loaded state dict names no {', '.join(names)}: a class without them, such as torch's, saved it; this run goes on with "
-            f"{', '.join(f'{name}={new[name]!r}' for name in names)} as constructed, and with its eps={new['eps']:g}",
+            f"the loaded state dict names no {', '.join(names)}: a class without them, such as torch's, saved it; "
+            f"this run goes on with {', '.join(f'{name}={new[name]!r}' for name in names)} as constructed, and with its "
+            f"eps={new['eps']:g}",
             stacklevel=5,
         )
 
