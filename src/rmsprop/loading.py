@@ -97,10 +97,10 @@ def _left_open(new: Group, kept: Mapping[str, Any]) -> list[str]:
 def _say_what_was_left_open(new: Group, kept: Mapping[str, Any]) -> None:
     names = _left_open(new, kept)
     if names:
+        kept_so = ", ".join(f"{name}={new[name]!r}" for name in names)
         warnings.warn(
             f"the loaded state dict names no {', '.join(names)}: a class without them, such as torch's, saved it; "
-            f"this run goes on with {', '.join(f'{name}={new[name]!r}' for name in names)} as constructed, and with its "
-            f"eps={new['eps']:g}",
+            f"this run goes on with {kept_so} as constructed, and with its eps={new['eps']:g}",
             stacklevel=5,
         )
 
