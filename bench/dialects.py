@@ -1,9 +1,9 @@
-"""Our dialects beside the classes that they replace: timm's RMSpropTF, Stable-Baselines3's RMSpropTFLike; and lazy rows.
+"""Our dialects beside the classes that they replace, of timm and Stable-Baselines3; and lazy rows.
 
     python bench/dialects.py [seconds per case]
 
-Prints medians of `step()` in microseconds, interleaved in one process, with one thread and with all, and writes them to
-bench/results/dialects.json. timm is measured in its for-loop and its foreach form, and the better one counts.
+Prints medians of `step()` in microseconds, interleaved in one process, with one thread and with all, and writes them
+to bench/results/dialects.json. timm is measured in its for-loop and its foreach form, and the better one counts.
 """
 
 import sys
