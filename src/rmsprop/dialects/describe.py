@@ -282,7 +282,8 @@ def _words(row: Dialect) -> Part:
             same = written in (default, None) or default is None
             here = f"`{ours}`" if same else f"`{ours}={shown(default)}`"
             rows.append((f"`{word}`", here, _default(ours, written), _meaning(row, ours)))
-    return Part("Its words", header=("its word", "here", "default", "meaning and unit"), rows=tuple(rows))
+    note = "Where a word is the same as here, the framework may lack it: then it is our addition to its rule."
+    return Part("Words", note, header=("word", "here", "default", "meaning and unit"), rows=tuple(rows))
 
 
 def _written(row: Dialect, word: str, value: Any) -> Any:
