@@ -80,8 +80,8 @@ ROWS = (
         source="tensorflow/tpu 0c2a78b, models/experimental/inception/inception_v4.py",
         fixes=_EPS1,
         batch=_PER_256.format("256", "0.15"),
-        schedule="0.001 in the first epoch, a third and two thirds of R in the next two, then R x 0.94 every 2 epochs "
-        "in steps counted from the start, not below 1e-4 of R; R is the learning rate over 0.94^1.5",
+        schedule="0.001 in the first epoch, R/3 and 2R/3 in the next two, then R x 0.94 every 2 epochs in steps "
+        "counted from the start, not below 1e-4 of R; R is the learning rate over 0.94^1.5",
         decayed=_ON_WEIGHTS,
         other="average of weights 0.995, label smoothing 0.1, auxiliary loss x 0.4",
     ),
