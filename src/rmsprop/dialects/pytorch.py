@@ -136,6 +136,7 @@ ROWS = (
             "mars": Limit(False, "it changes the gradient, which is another rule; leave it out"),
         },
         states={"exp_avg_sq": "square_avg"},
+        keeps_corrected=True,
         complex="HeavyBall takes no complex parameters",
         call="heavyball.RMSprop",
         example="lr=0.0025, betas=(0.9, 0.99), eps=1e-6",
