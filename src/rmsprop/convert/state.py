@@ -6,6 +6,7 @@ bias correction; b is in units of the step where the learning rate is inside, an
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class Side:
 
     row: Dialect
     settings: Settings
+    given: frozenset[str] = frozenset()
 
     @property
     def c(self) -> float:
@@ -96,7 +98,7 @@ def side(given: str | Settings, keeps: set[str], target: bool = False) -> Side:
     if "momentum" not in read and settings["centered"]:  # mxnet's centered operator has momentum of its own accord
         implied = row.complete({"centered": True}, {"centered"})["momentum"]
         settings = {**settings, "momentum": settings["momentum"] or (implied if target else 0.0)}
-    return Side(row, settings)
+    return Side(row, settings, frozenset(read))
 
 
 def find(name: str) -> Dialect:
@@ -130,8 +132,6 @@ def _one(
         )
     held = {start.states[name]: value for name, value in slots.items() if value is not None}
     begin = side(source, set(held))
-    if isinstance(source, str) and isinstance(target, Mapping) and "alpha" in target:
-        begin = Side(begin.row, {**begin.settings, "alpha": target["alpha"]})
     return between(held, begin, side(target, set(held), target=True), lr, step, report)
 
 
@@ -188,29 +188,31 @@ def _say_dropped(held: Slots, out: Slots, start: Side, end: Side, report: Report
 def _average(value: Any, start: Side, end: Side, count: int | None, report: Report) -> Any:
     """v or m, where one side divides it by 1 − alphaᵗ and the other does not."""
     power = end.c - start.c
-    if power != 0:
-        if not count:
-            raise ValueError(
-                f"{start.row.name} and {end.row.name} differ by bias correction, 1 − alphaᵗ: give step=..., the number "
-                "of steps taken, at least 1"
-            )
-        alpha = float(start.settings["alpha"])
-        factor = -np.expm1(count * np.log(alpha)) if alpha > 0 else 1.0
-        value = _times(value, float(factor)) if power > 0 else _over(value, float(factor))
-        same = start.settings["bias_correction"] == end.settings["bias_correction"]
-        sentence = f"averages are {'multiplied' if power > 0 else 'divided'} by 1 − alphaᵗ = {factor:.6g}"
-        if same:
-            report.exact.append(f"{sentence}, as {end.row.name} keeps them")
-        else:
-            weight = (1 - alpha) * (1 / factor - 1)
-            report.approximate.append(
-                f"{sentence}, so that the roots agree at the switch; one side corrects the bias and the other does not, "
-                f"so the newest gradient's weight differs by {weight:.2g} at the first step, and less at each"
-            )
-        return value
-    name = "v and m" if start.settings["centered"] else "v"
-    report.exact.append(f"{name}: unchanged, as every dialect here keeps the same averages")
-    return _times(value, 1.0)
+    corrected = bool(start.settings["bias_correction"]), bool(end.settings["bias_correction"])
+    if power == 0 and corrected[0] == corrected[1]:
+        names = "v and m" if start.settings["centered"] else "v"
+        report.exact.append(f"{names}: unchanged, as both keep the same averages")
+        return _times(value, 1.0)
+    if not count:
+        raise ValueError(
+            f"{start.row.name} and {end.row.name} differ by bias correction, 1 − alphaᵗ: give step=..., the number "
+            "of steps taken, at least 1"
+        )
+    alpha = float(start.settings["alpha"])
+    if "alpha" not in start.given:
+        report.assumed.append(f"alpha is {alpha:g}, {start.row.name}'s default, in 1 − alphaᵗ")
+    factor = -math.expm1(count * math.log(alpha)) if alpha > 0 else 1.0
+    done = {1: "multiplied by", -1: "divided by", 0: "not changed by"}[int(power)]
+    sentence = f"averages are {done} 1 − alphaᵗ = {factor:.6g}"
+    if corrected[0] == corrected[1]:
+        report.exact.append(f"{sentence}, as {end.row.name} keeps them")
+    else:
+        report.approximate.append(
+            f"{sentence}, so that the roots agree at the switch; one side corrects the bias and the other does not, "
+            f"so the newest gradient's weight differs by {(1 - alpha) * (1 / factor - 1):.2g} at the first step, and "
+            "less at each"
+        )
+    return {1: _times, -1: _over, 0: _times}[int(power)](value, factor if power else 1.0)
 
 
 def _velocity(held: Slots, start: Side, end: Side, lr: float | None, report: Report, theirs: str) -> Any:
