@@ -181,8 +181,6 @@ def _move(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], layout: str
     axes = tuple(said) if isinstance(said, list) else None
     if axes is not None and len(axes) != len(shape):
         raise ValueError(f'the map\'s [transpose] "{name}" lists {len(axes)} axes; it has {len(shape)}, shape {shape}')
-    turned = turn(np.broadcast_to(np.float32(0), shape), "keep" if kind == "depthwise" else kind, axes) if 0 else None
-    del turned
     target = chart.rename.get(name) or (torch_name(name) if layout == "torch" and _foreign(checkpoint) else name)
     return Move(name, target, kind, axes, _turned_shape(shape, kind, axes), "by map" if name in chart.rename else "by rule")
 
