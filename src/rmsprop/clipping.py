@@ -1,8 +1,9 @@
 """Gradient and weight clipping where a framework's own optimizer does it: before the nine lines, and after them.
 
 In this order: [1] maximize and weight decay first, if `clip_after_decay` says so; each element (`clip_value`), each
-tensor's norm (`clip_norm`), the norm over all groups that ask for it (`clip_global_norm`); the step; each element of
-the parameters (`clip_weights`). The gradients that the user gave stay as they are.
+tensor's norm (`clip_norm`), the norm over all groups that ask for it (`clip_global_norm`), each element now, if
+`clip_value_last` says so; the step; each element of the parameters (`clip_weights`). The gradients that the user gave
+stay as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,9 @@ def clip(works: Sequence[Work]) -> list[Work]:
     """The same works with clipped gradients, in tensors of their own. Works of groups that clip nothing stay."""
     prepared = [_begin(*work) if asked(work[0]) else work for work in works]
     _clip_norms_together([work for work in prepared if work[0]["clip_global_norm"] is not None])
+    for group, *_, bucket in prepared:
+        if group["clip_value_last"] and group["clip_value"] is not None:
+            bucket.grad = _clip_elements(bucket, group["clip_value"])
     return prepared
 
 
@@ -68,13 +72,17 @@ def _begin(group: Mapping[str, Any], rule: Rule, hyper: Hyper, bucket: Bucket) -
         own.grad, own.grad_scale = [g / scale for g in own.grad], None
     if group["clip_after_decay"]:
         rule, hyper = _decay(rule, hyper, own)
-    real = own.as_real().grad
-    if group["clip_value"] is not None:
-        real = [g.clamp(-group["clip_value"], group["clip_value"]) for g in real]
+    if group["clip_value"] is not None and not group["clip_value_last"]:
+        own.grad = _clip_elements(own, group["clip_value"])
     if group["clip_norm"] is not None:
-        real = [_bounded(g, torch.linalg.vector_norm(g), group["clip_norm"]) for g in real]
-    own.grad = [torch.view_as_complex(g) for g in real] if own.param[0].is_complex() else real
+        own.grad = [_bounded(g, torch.linalg.vector_norm(g), group["clip_norm"]) for g in own.grad]
     return group, rule, hyper, own
+
+
+def _clip_elements(bucket: Bucket, bound: float) -> list[Tensor]:
+    """Each element within ±bound; of complex ones each part."""
+    real = [g.clamp(-bound, bound) for g in bucket.as_real().grad]
+    return [torch.view_as_complex(g) for g in real] if bucket.param[0].is_complex() else real
 
 
 def _decay(rule: Rule, hyper: Hyper, own: Bucket) -> tuple[Rule, Hyper]:

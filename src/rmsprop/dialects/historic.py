@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rmsprop.dialects.row import Dialect, Limit, Value
+from rmsprop.dialects.row import NEGATIVE_IS_OFF, Dialect, Limit, Value
 from rmsprop.spec import Hyper, Rule
 
 
@@ -11,6 +11,13 @@ def _regularization(kind: str) -> str:
     if kind not in ("L2", "L1"):
         raise ValueError(f"{kind!r} is neither 'L2' nor 'L1'")
     return kind.lower()
+
+
+def _regularization_type(mode: str) -> str:
+    """Caffe's word for a weight_decay_mode."""
+    if mode not in ("l2", "l1"):
+        raise ValueError(f"Caffe has no weight_decay_mode={mode!r}")
+    return mode.upper()
 
 
 ROWS = (
@@ -28,8 +35,8 @@ ROWS = (
             "regularization_type": "weight_decay_mode",
         },
         values={
-            "clip_gradients": Value(lambda bound: None if bound is None or bound < 0 else bound),
-            "regularization_type": Value(_regularization, str.upper),
+            "clip_gradients": NEGATIVE_IS_OFF,
+            "regularization_type": Value(_regularization, _regularization_type),
         },
         limits={
             "momentum": Limit(0, "Caffe's solver refuses to start with it; leave it out"),
@@ -40,7 +47,7 @@ ROWS = (
         call='solver.prototxt: type: "RMSProp"',
         example="base_lr=0.01, rms_decay=0.98, weight_decay=5e-4, clip_gradients=10.0",
         traps=(
-            "clip_gradients bounds the norm over all gradients, before weight decay is added.",
+            "clip_gradients bounds the norm over all gradients, before weight decay is added; 0 zeroes them.",
             "lr_mult and decay_mult of a layer are a parameter group's lr and weight_decay here.",
             'regularization_type="L1" adds weight_decay·sign(p).',
         ),
@@ -58,7 +65,7 @@ ROWS = (
         },
         states={"mean_squares": "square_avg", "momentum": "momentum_buffer"},
         complex="Caffe2 has no complex parameters",
-        call="caffe2.python.optimizer.RmsPropOptimizer",
+        call="the operator RmsProp, with RmsPropOptimizer's",
         example="lr=0.01, decay=0.9, momentum=0.9, epsilon=1e-5",
         traps=(
             "This is the operator. Its Python wrapper overwrites the operator's momentum blob with the scaled "
@@ -96,7 +103,12 @@ ROWS = (
         complex="ND4J has no complex parameters",
         call="new RmsProp",
         example="learningRate=0.1, rmsDecay=0.95, epsilon=1e-8",
-        traps=("v starts at ε.", "Its default learning rate is 0.1."),
+        traps=(
+            "v starts at ε. Its default learning rate is 0.1.",
+            "L1 and L2 regularisation come before the updater (weight_decay here, modes l1 and l2), its "
+            "WeightDecay after, "
+            "which is weight_decay_mode='decoupled'. Gradient normalisation comes before both.",
+        ),
     ),
     Dialect(
         name="neon",

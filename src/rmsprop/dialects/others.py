@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rmsprop.dialects.row import Dialect, Limit, Value, When, optional
+from rmsprop.dialects.row import NONE_IS_OFF, Dialect, Limit, Value, When
 from rmsprop.spec import Hyper, Rule
 
 _EPS = {"learning_rate": "lr", "epsilon": "eps"}
-_NEGATIVE_IS_OFF = Value(lambda bound: None if bound is None or bound < 0 else bound)
-_MX_MOMENTUM = Limit(0, "MXNet reads it only with centered=True, and else ignores it; leave it out", "centered")
+_MX_MOMENTUM = Limit(
+    (0, 0.9, None), "MXNet reads it only with centered=True, and else ignores it; leave it out", "centered"
+)
 _MX_CENTERED = When("centered", {"eps_mode": "inside", "lr_in_buffer": True, "momentum": 0.9})
 _MX_RESCALE = Limit(1.0, "MXNet multiplies gradients by it; divide the loss instead")
 _MX_SQUARES = "MXNet has no complex parameters"
@@ -37,6 +38,14 @@ def _paddle_clip(clip: Any) -> Mapping[str, Any]:
     )
 
 
+def _paddle_decay(decay: Any) -> Mapping[str, Any]:
+    """Paddle's weight_decay: a number, or one of its regularizers, read by its class's name and coefficient."""
+    if decay is None:
+        return {}
+    read = {"weight_decay": getattr(decay, "_coeff", getattr(decay, "coeff", decay))}
+    return {**read, "weight_decay_mode": "l1"} if type(decay).__name__.startswith("L1Decay") else read
+
+
 ROWS = (
     Dialect(
         name="mxnet1",
@@ -51,7 +60,7 @@ ROWS = (
             "wd": "weight_decay",
             "clip_gradient": "clip_value",
         },
-        values={"clip_gradient": _NEGATIVE_IS_OFF, "clip_weights": _NEGATIVE_IS_OFF},
+        values={"clip_gradient": NONE_IS_OFF, "clip_weights": NONE_IS_OFF},
         limits={"gamma2": _MX_MOMENTUM, "momentum": _MX_MOMENTUM, "rescale_grad": _MX_RESCALE},
         when=(_MX_CENTERED,),
         settings={"clip_after_decay": True},
@@ -65,6 +74,8 @@ ROWS = (
             "inside.",
             "gamma2= without centered=True is ignored there, and refused here.",
             "clip_gradient bounds the gradient after weight decay was added; MXNet 2 clips before.",
+            "Given param_idx2name, it decays only parameters named _weight or _gamma: give the others their own "
+            "group.",
         ),
     ),
     Dialect(
@@ -74,7 +85,7 @@ ROWS = (
         hyper=Hyper(lr=1e-3, alpha=0.9, eps=1e-8),
         source="apache/mxnet b84609d, python/mxnet/optimizer/rmsprop.py and src/operator/optimizer_op-inl.h",
         words={**_EPS, "rho": "alpha", "wd": "weight_decay", "clip_gradient": "clip_value"},
-        values={"clip_gradient": _NEGATIVE_IS_OFF, "clip_weights": _NEGATIVE_IS_OFF},
+        values={"clip_gradient": NONE_IS_OFF, "clip_weights": NONE_IS_OFF},
         limits={"momentum": _MX_MOMENTUM, "rescale_grad": _MX_RESCALE},
         when=(_MX_CENTERED,),
         states={"mean": "grad_avg", "var": "square_avg", "mom": "momentum_buffer"},
@@ -84,6 +95,7 @@ ROWS = (
         example="learning_rate=1e-3, rho=0.9, wd=1e-4",
         traps=(
             "ε stands outside the root without centering and inside with it.",
+            "clip_gradient=0 zeroes the gradient in its Python step and is off in its fused one; it is off here.",
             "A centered state saved by MXNet 1 loads with its first two slots swapped; `rmsprop convert` "
             "reorders them.",
         ),
@@ -95,7 +107,7 @@ ROWS = (
         hyper=Hyper(lr=None, alpha=0.95, eps=1e-6),
         source="paddlepaddle 3.3.1, python/paddle/optimizer/rmsprop.py and phi/kernels/impl/rmsprop_kernel_impl.h",
         words={**_EPS, "rho": "alpha", "grad_clip": "clip_value"},
-        values={"grad_clip": Value(_paddle_clip), "weight_decay": optional(0.0)},
+        values={"grad_clip": Value(_paddle_clip), "weight_decay": Value(_paddle_decay)},
         settings={"sparse": "dense"},
         states={"momentum": "momentum_buffer", "mean_square": "square_avg", "mean_grad": "grad_avg"},
         complex="Paddle's RMSProp takes no complex parameters",
@@ -105,7 +117,9 @@ ROWS = (
             "Its documentation says that Nesterov momentum is used; it is not.",
             "rho, epsilon and momentum are float32 there even for float64 parameters, and eight-wide lanes take an "
             "approximate root (up to 3 units in the last place).",
-            "grad_clip comes before weight_decay is added.",
+            "grad_clip takes a ClipGradByValue, ClipGradByNorm or ClipGradByGlobalNorm, or a dict of its name "
+            "and numbers; it "
+            "comes before weight_decay is added. weight_decay takes a number, L2Decay or L1Decay.",
         ),
     ),
     Dialect(
@@ -124,8 +138,10 @@ ROWS = (
         call="mindspore.nn.RMSProp",
         example="learning_rate=0.01, decay=0.9, epsilon=1e-10",
         traps=(
-            "MindSpore 2.10's CPU operator puts ε outside the root in its vector lanes and inside it in the last few "
-            "elements; here it stands inside everywhere, as documented.",
+            "MindSpore 2.10's CPU operator puts ε outside the root in its vector lanes and inside it in the "
+            "rest, and "
+            "which elements those are moves with its choice of threads; here it stands inside everywhere, as "
+            "documented.",
             "Centered, its CPU operator skips elements whose variance is not positive; here that variance is 0.",
             "weight_decay skips parameters named beta or gamma there; give them a group of their own here.",
         ),

@@ -21,6 +21,8 @@ _NO_MOMENTUM = (
 
 def _decoupled(mode: str) -> Mapping[str, bool]:
     """timm's words for a weight_decay_mode."""
+    if mode == "l1":
+        raise ValueError("timm's RMSpropTF has no weight_decay_mode='l1'")
     return {"decoupled_decay": mode != "l2", "corrected_weight_decay": mode == "corrected"}
 
 
@@ -61,6 +63,7 @@ ROWS = (
             "decoupled_decay": Value(when_true("decoupled", "l2").read, _decoupled),
             "corrected_weight_decay": Value(_corrected, _decoupled),
         },
+        requires={"corrected_weight_decay": "decoupled_decay"},
         limits={
             "caution": Limit(
                 False,
@@ -127,13 +130,17 @@ ROWS = (
         title="HeavyBall's RMSprop",
         rule=Rule(eps_mode="floor", bias_correction=True, weight_decay_mode="decoupled"),
         hyper=Hyper(lr=0.0025, alpha=0.99, eps=1e-6),
-        source="HeavyBall, heavyball/__init__.py RMSprop and utils.py exp_avg_sq_",
+        source="heavyball 3.2.1, heavyball/__init__.py, chainable.py and utils.py",
         words={"betas": "alpha", "beta2": "alpha"},
         values={"betas": Value(lambda pair: tuple(pair)[1], lambda alpha: (0.9, alpha))},
         limits={
             "warmup_steps": Limit(0, "it moves the learning rate: take a torch.optim.lr_scheduler"),
             "caution": Limit(False, "it masks steps, which is another rule; leave it out"),
             "mars": Limit(False, "it changes the gradient, which is another rule; leave it out"),
+            "palm": Limit(False, "it moves beta2, which a schedule of alpha does here; leave it out"),
+            "cautious_weight_decay": Limit(False, "it masks the decay by signs; leave it out"),
+            "storage_dtype": Limit("float32", "the state is float32 here; leave it out"),
+            "multi_tensor": Limit((True, False), "that is foreach= here"),
         },
         states={"exp_avg_sq": "square_avg"},
         keeps_corrected=True,
@@ -143,6 +150,7 @@ ROWS = (
         traps=(
             "Its average is divided by 1−betaᵗ, as Adam's; it keeps the divided average, v/(1−betaᵗ).",
             "ε is a floor under the root, not a summand. The first of its betas is never used.",
+            "weight_decay is decoupled: p·(1 − lr·weight_decay).",
         ),
     ),
     Dialect(

@@ -26,12 +26,15 @@ class Value:
     write: Callable[[Any], Any] = lambda value: value
 
 
+ANYTHING = object()  # a label, such as the optimizer's name: no value of it has an effect
+
+
 @dataclass(frozen=True)
 class Limit:
-    """A word that works with one value only.
+    """A word that works with few values only.
 
     Attributes:
-        neutral: that value, with which the word may as well be left out.
+        neutral: the value, or a tuple of those, with which the word may as well be left out.
         reason: why no other works, and what to write instead.
         unless: a setting of ours that lifts the limit where it is on.
     """
@@ -62,10 +65,11 @@ class Dialect:
         words: its argument names -> ours, where they differ from torch's.
         values: of its words, and of torch's under it, those whose values are not ours.
         refused: names that cannot be taken under this dialect -> the reason and what to write instead.
-        limits: names that can be taken with one value only.
+        limits: names that can be taken with few values only.
         exclusive: names of which one at most may be given.
+        requires: flags that the framework reads only where another flag is on, which they say more of.
         when: what some settings imply.
-        settings: further defaults that differ from torch's: `sparse`, `clip_after_decay`.
+        settings: further defaults that differ from torch's: `sparse`, `clip_after_decay`, `clip_value_last`.
         v_init_is_eps: whether v starts at ε.
         states: its state names -> ours, in its order.
         buffer_sign: -1 where its momentum buffer holds the step itself, which goes downhill.
@@ -86,6 +90,7 @@ class Dialect:
     refused: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, Limit] = field(default_factory=dict)
     exclusive: tuple[str, ...] = ()
+    requires: Mapping[str, str] = field(default_factory=dict)
     when: tuple[When, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     v_init_is_eps: bool = False
@@ -133,9 +138,14 @@ class Dialect:
 UNCLIPPED: Mapping[str, Any] = {
     **dict.fromkeys(CLIPS),
     "clip_after_decay": False,
+    "clip_value_last": False,
     "sparse": None,
     "max_lr": None,
 }
+
+
+NEGATIVE_IS_OFF = Value(lambda bound: None if bound is None or bound < 0 else bound)
+NONE_IS_OFF = Value(lambda bound: None if bound is None or bound <= 0 else bound)
 
 
 def optional(default: float) -> Value:

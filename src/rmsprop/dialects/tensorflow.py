@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rmsprop.dialects.row import Dialect, Limit, Value, When, optional
+from rmsprop.dialects.row import ANYTHING, NONE_IS_OFF, Dialect, Limit, Value, When, optional
 from rmsprop.spec import Hyper, Rule
 
 _KERAS_WORDS = {"learning_rate": "lr", "rho": "alpha", "epsilon": "eps"}
@@ -12,13 +12,16 @@ _TIME_DECAY = (
     "lambda t: 1 / (1 + decay * t)), and rho=... for the averages' decay"
 )
 _EMA = "keep averaged weights with torch.optim.swa_utils.AveragedModel"
+_NAME = Limit(ANYTHING, "a label, without effect here")
 _KERAS_LIMITS: Mapping[str, Limit] = {
     "use_ema": Limit(False, _EMA),
     "ema_momentum": Limit(0.99, _EMA),
-    "ema_overwrite_frequency": Limit(None, _EMA),
+    "ema_overwrite_frequency": Limit((None, 100), _EMA),
+    "name": _NAME,
     "loss_scale_factor": Limit(None, "scale the loss with torch.amp.GradScaler"),
     "gradient_accumulation_steps": Limit(None, "call step() after that many calls of backward()"),
-    "jit_compile": Limit(True, "the kernels are compiled already; leave it out"),
+    "jit_compile": Limit((True, False), "the kernels are compiled already; leave it out"),
+    "is_legacy_optimizer": Limit(False, "that is dialect='keras2'"),
 }
 _SQUARES = "TensorFlow squares complex gradients as complex numbers"
 _KERAS_EPS = Value(lambda eps: 1e-7 if eps is None else eps)
@@ -32,7 +35,7 @@ ROWS = (
         hyper=Hyper(lr=None, alpha=0.9, eps=1e-10),
         source="tensorflow 2.21.0, python/training/rmsprop.py and core/kernels/training_ops.cc (008130e)",
         words={"learning_rate": "lr", "decay": "alpha", "epsilon": "eps"},
-        limits={"use_locking": Limit(False, "nothing here runs unlocked beside it; leave it out")},
+        limits={"use_locking": Limit(False, "nothing here runs unlocked beside it; leave it out"), "name": _NAME},
         settings={"sparse": "lazy"},
         states={"rms": "square_avg", "mg": "grad_avg", "momentum": "momentum_buffer"},
         complex=_SQUARES,
@@ -53,9 +56,10 @@ ROWS = (
         title="Keras 1 and 2 before TensorFlow 2 (multi-backend), keras.optimizers.RMSprop",
         rule=Rule(eps_mode="outside"),
         hyper=Hyper(lr=1e-3, alpha=0.9, eps=1e-8),
-        source="keras-team/keras 2.2, keras/optimizers.py; Keras 1's epsilon=1e-8 from memory, Keras 2's is 1e-7",
+        source="Keras 2.2.4 and 2.3.1, keras/optimizers.py; a stored copy of late 1.x, whose epsilon is 1e-8",
         words={**_KERAS_WORDS, "clipnorm": "clip_global_norm", "clipvalue": "clip_value"},
-        values={"epsilon": _KERAS_EPS},
+        values={"epsilon": _KERAS_EPS, "clipnorm": NONE_IS_OFF, "clipvalue": NONE_IS_OFF},
+        settings={"clip_value_last": True},
         limits={
             "decay": Limit(0.0, _TIME_DECAY),
             "momentum": Limit(0, "this optimizer has none; Keras 3's has (dialect='keras3')"),
@@ -66,9 +70,14 @@ ROWS = (
         call="keras.optimizers.RMSprop",
         example="lr=1e-3, rho=0.9",
         traps=(
-            "clipnorm is the norm over all gradients together; in Keras 3 it is each tensor's own.",
-            "Keras has had ε on both sides of the root over the years: outside here and in Keras 2 without momentum.",
-            "Keras 2 before TensorFlow 2 has the same rule with epsilon=1e-7.",
+            "clipnorm is the norm over all gradients together, and comes before clipvalue; from tf.keras on it "
+            "is each "
+            "tensor's own, and comes after.",
+            "ε has been on both sides of the root: inside with 1e-6 in the first releases, which "
+            "dialect='textbook' with "
+            "epsilon=1e-6 computes, then outside.",
+            "Late Keras 1 has epsilon=1e-8; Keras 2.2 and 2.3 have the same rule with 1e-7: give epsilon=None or "
+            "1e-7.",
         ),
     ),
     Dialect(
@@ -79,7 +88,7 @@ ROWS = (
         source="tf_keras 2.21.0, optimizers/legacy/rmsprop.py and optimizer_v2.py",
         words={**_KERAS_WORDS, **_CLIPPING},
         values={"epsilon": _KERAS2_EPS, "eps": _KERAS2_EPS},
-        limits={"decay": Limit(0.0, _TIME_DECAY)},
+        limits={"decay": Limit(0.0, _TIME_DECAY), "name": _NAME},
         exclusive=("clipnorm", "global_clipnorm"),
         when=(When("momentum", {"eps_mode": "inside", "lr_in_buffer": True, "sparse": "lazy"}),),
         settings={"sparse": "dense"},
@@ -91,6 +100,7 @@ ROWS = (
             "Its rule depends on momentum: without, ε stands outside the root; with it, TensorFlow's fused operator "
             "runs, where ε stands inside. Both are followed here; what counts is the momentum at construction.",
             "epsilon=0 or None becomes 1e-7 there, and here.",
+            "clipvalue comes before clipnorm or global_clipnorm.",
             "Sparse gradients: dense decay of the averages without momentum, lazy rows with it.",
         ),
     ),
@@ -116,6 +126,7 @@ ROWS = (
         example="learning_rate=1e-3, rho=0.9, momentum=0.9, epsilon=1e-7",
         traps=(
             "What it calls velocity is the average of squared gradients; the velocity is called momentum.",
+            "clipvalue together with a norm is an error in Keras 3, and silently ignored in tf_keras; an error here.",
             "weight_decay shrinks the weights by learning_rate·weight_decay, before the step and after clipping.",
             "Keras 3 squares duplicate rows of a sparse gradient before summing them, tf_keras after; here after.",
             "Its documentation says that the decay rate equals 1 − momentum; it does not.",
@@ -128,6 +139,7 @@ ROWS = (
         hyper=Hyper(lr=None, alpha=0.9, eps=1e-10),
         source="dm-sonnet 2.0.2, sonnet/src/optimizers/rmsprop.py",
         words={"learning_rate": "lr", "decay": "alpha", "epsilon": "eps"},
+        limits={"name": _NAME},
         settings={"sparse": "lazy"},
         states={"mom": "momentum_buffer", "ms": "square_avg", "mg": "grad_avg"},
         complex=_SQUARES,
