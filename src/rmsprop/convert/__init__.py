@@ -1,0 +1,1 @@
+"""Optimizer state between dialects, and checkpoints between frameworks."""

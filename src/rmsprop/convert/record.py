@@ -1,0 +1,50 @@
+"""What a checkpoint of any framework says, before anything is converted."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Callable
+
+import numpy as np
+
+
+class Unreadable(ValueError):
+    """A file that cannot be read, or not safely; the message is one clear sentence."""
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What a file holds, in the source framework's names, units, order and layouts.
+
+    `source` is a dialect's name, or "" where the file cannot say. `params` are arrays by the file's names, in the
+    file's order; empty if the file holds none. `slots` goes from a parameter's name to the framework's own slot names
+    (the keys of the dialect row's `states`) to arrays. `step` counts the optimizer steps taken, where the file says.
+    `hyper` holds the settings that the file holds, in the framework's own words. `kinds` hints at a parameter's layout:
+    "conv" (HWIO), "depthwise" (HWIM), "dense" (in, out) or "keep". `notes` are sentences for the report: what the
+    reader dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with a note.
+    """
+
+    source: str = ""
+    params: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    slots: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    step: int | None = None
+    hyper: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kinds: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A kind of file: how to know it, read it and, where it can be written, write it.
+
+    `sniff(path)` looks at the first bytes (or members) and never raises on a strange file. `read` raises `Unreadable`
+    with one clear sentence, checks every size and shape before it allocates, and never runs code from a file.
+    `write` is None for what cannot be written; it is given a path that nobody else reads yet.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    sniff: Callable[[Path], bool]
+    read: Callable[[Path], Checkpoint]
+    write: Callable[[Path, Checkpoint], None] | None = None
