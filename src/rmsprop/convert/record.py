@@ -3,10 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any
 
-import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+@dataclasses.dataclass
+class Report:
+    """What a conversion did, in sentences: exactly, nearly and by how much, not at all, and what it took for granted."""
+
+    exact: list[str] = dataclasses.field(default_factory=list)
+    approximate: list[str] = dataclasses.field(default_factory=list)
+    dropped: list[str] = dataclasses.field(default_factory=list)
+    assumed: list[str] = dataclasses.field(default_factory=list)
+
+    def merge(self, other: Report) -> None:
+        """Add the sentences of another report that this one lacks."""
+        for name, sentences in dataclasses.asdict(other).items():
+            own = getattr(self, name)
+            own += [sentence for sentence in sentences if sentence not in own]
+
+    def __str__(self) -> str:
+        parts = dataclasses.asdict(self).items()
+        return "\n".join(f"{name}: {sentence}" for name, sentences in parts for sentence in sentences)
 
 
 class Unreadable(ValueError):
@@ -22,16 +45,18 @@ class Checkpoint:
     (the keys of the dialect row's `states`) to arrays. `step` counts the optimizer steps taken, where the file says.
     `hyper` holds the settings that the file holds, in the framework's own words. `kinds` hints at a parameter's layout:
     "conv" (HWIO), "depthwise" (HWIM), "dense" (in, out) or "keep". `notes` are sentences for the report: what the
-    reader dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with a note.
+    reader dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with a note. `groups` are the parameter
+    groups, each the names of its parameters and its settings, where the file has several; `hyper` is then the first's.
     """
 
     source: str = ""
-    params: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    slots: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
+    params: dict[str, Array] = dataclasses.field(default_factory=dict)
+    slots: dict[str, dict[str, Array]] = dataclasses.field(default_factory=dict)
     step: int | None = None
     hyper: dict[str, Any] = dataclasses.field(default_factory=dict)
     kinds: dict[str, str] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
+    groups: list[tuple[list[str], dict[str, Any]]] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
