@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from ..record import Unreadable
-from .reading import array, count, strange
+from rmsprop.convert.formats.archive import shown
+from rmsprop.convert.formats.reading import array, count, strange
+from rmsprop.convert.record import Array, Unreadable
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 REPACK = "rewrite it by `h5repack --low=0 --high=0 -f NONE -l CONTI IN OUT`"
@@ -78,14 +79,14 @@ class Dataset:
     address: int
     dtype: str
     shape: tuple[int, ...]
-    bytes: int
+    size: int
     order: str
     inline: bytes | None = None
     attrs: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def read(self) -> np.ndarray:
+    def read(self) -> Array:
         """The values."""
-        raw = self.file.take(self.address, self.bytes) if self.inline is None else self.inline
+        raw = self.file.take(self.address, self.size) if self.inline is None else self.inline
         if self.order == ">" and self.dtype != "bfloat16":
             raw = np.frombuffer(raw, np.dtype(self.dtype).newbyteorder(">")).astype(f"<{self.dtype}").tobytes()
         return array(raw, self.dtype, self.shape, self.file.path, self.name)
@@ -118,42 +119,44 @@ class _File:
     def take(self, at: int, length: int) -> bytes:
         if at < 0 or length < 0 or at + length > self.size:
             raise Unreadable(
-                f"{self.path} points to {length} bytes at {at}, beyond its {self.size}: it is damaged or cut"
+                f"{self.path.name} points to {length} bytes at {at}, beyond its {self.size}: it is damaged or cut"
             )
         self.stream.seek(at)
         raw = self.stream.read(length)
         if len(raw) != length:
-            raise Unreadable(f"{self.path} is cut short at {at + len(raw)} bytes")
+            raise Unreadable(f"{self.path.name} is cut short at {at + len(raw)} bytes")
         return raw
 
     def declare(self, size: int, name: str) -> None:
         self.declared += size
         if self.declared > self.size:
-            raise Unreadable(f"{self.path} declares more data than it has bytes, from {name!r} on: it is damaged")
+            raise Unreadable(
+                f"{self.path.name} declares more data than it has bytes, from {shown(name)} on: it is damaged"
+            )
 
     def refuse(self, what: str) -> Unreadable:
-        return Unreadable(f"{self.path} has {what}, which is not read; {REPACK}")
+        return Unreadable(f"{self.path.name} has {what}, which is not read; {REPACK}")
 
     def root(self) -> Group:
         head = self.take(0, 96)
         if head[:8] != MAGIC:
-            raise Unreadable(f"{self.path} is no HDF5 file")
+            raise Unreadable(f"{self.path.name} is no HDF5 file")
         if head[8] != 0 or head[13:15] != b"\x08\x08":
             raise self.refuse(f"an HDF5 superblock of version {head[8]}")
         base, _, end = struct.unpack_from("<3Q", head, 24)
         if base != 0:
             raise self.refuse("an HDF5 base address")
         if end > self.size:
-            raise Unreadable(f"{self.path} is cut short: it has {self.size} of {end} bytes")
+            raise Unreadable(f"{self.path.name} is cut short: it has {self.size} of {end} bytes")
         (address,) = struct.unpack_from("<Q", head, 64)
         found = self.object(address, "/", 0)
         if not isinstance(found, Group):
-            raise Unreadable(f"{self.path} has no root group: it is damaged")
+            raise Unreadable(f"{self.path.name} has no root group: it is damaged")
         return found
 
     def object(self, address: int, name: str, depth: int) -> Group | Dataset:
         if address in self.seen or len(self.seen) >= _NODES or depth > _DEPTH:
-            raise self.refuse(f"{name!r} under two names, or groups nested too deeply")
+            raise self.refuse(f"{shown(name)} under two names, or groups nested too deeply")
         self.seen.add(address)
         messages = self.messages(address)
         attrs = dict(self.attribute(message.data, name) for message in messages if message.kind == 0x0C)
@@ -162,33 +165,34 @@ class _File:
             group = Group(address, attrs)
             for child, at in self.children(*struct.unpack_from("<2Q", tables[0])):
                 if child in group.groups or child in group.datasets:
-                    raise Unreadable(f"{self.path} has {child!r} twice in {name!r}: it is damaged")
+                    raise Unreadable(f"{self.path.name} has {shown(child)} twice in {shown(name)}: it is damaged")
                 made = self.object(at, child, depth + 1)
                 if isinstance(made, Group):
                     group.groups[child] = made
                 else:
                     group.datasets[child] = made
             return group
-        return self.dataset({message.kind: message.data for message in messages}, attrs, address, name)
+        return self.dataset({message.kind: message.data for message in messages}, attrs, name)
 
     def messages(self, address: int) -> list[_Message]:
         version, _, total, _, length = struct.unpack_from("<BBHII", self.take(address, 12))
         if version != 1:
             raise self.refuse(f"an HDF5 object header that is not of version 1 (at {address})")
         if total > _MESSAGES:
-            raise Unreadable(f"{self.path} has {total} messages in one header: it is damaged")
-        blocks, found, seen = [(address + 16, length)], [], set()
+            raise Unreadable(f"{self.path.name} has {total} messages in one header: it is damaged")
+        blocks, seen = [(address + 16, length)], set()
+        found: list[_Message] = []
         while blocks and len(found) < total:
             at, left = blocks.pop(0)
             if at in seen:
-                raise Unreadable(f"{self.path} has a header that continues in itself: it is damaged")
+                raise Unreadable(f"{self.path.name} has a header that continues in itself: it is damaged")
             seen.add(at)
             raw, here = self.take(at, left), 0
             while here + 8 <= left and len(found) < total:
                 kind, size, flags = struct.unpack_from("<HHB", raw, here)
                 data = raw[here + 8 : here + 8 + size]
                 if len(data) != size:
-                    raise Unreadable(f"{self.path} has a header message beyond its block: it is damaged")
+                    raise Unreadable(f"{self.path.name} has a header message beyond its block: it is damaged")
                 if flags & 2:
                     raise self.refuse("a shared (committed) HDF5 datatype")
                 here += 8 + size
@@ -203,20 +207,20 @@ class _File:
         """Returns: the names in a group, oldest first, and where what they name is."""
         magic, length, _, names = struct.unpack_from("<4s4x3Q", self.take(heap, 32))
         if magic != b"HEAP":
-            raise Unreadable(f"{self.path} has no heap of names at {heap}: it is damaged")
+            raise Unreadable(f"{self.path.name} has no heap of names at {heap}: it is damaged")
         text = self.take(names, length)
         pending, seen = [tree], set()
         found: list[tuple[int, str, int]] = []
         while pending:
             at = pending.pop()
             if at in seen:
-                raise Unreadable(f"{self.path} has a tree of names that runs in a circle: it is damaged")
+                raise Unreadable(f"{self.path.name} has a tree of names that runs in a circle: it is damaged")
             seen.add(at)
             magic = self.take(at, 4)
             if magic == b"TREE":
                 kind, _, used = struct.unpack_from("<BBH", self.take(at + 4, 4))
                 if kind != 0:
-                    raise Unreadable(f"{self.path} has a tree at {at} that is none of names: it is damaged")
+                    raise Unreadable(f"{self.path.name} has a tree at {at} that is none of names: it is damaged")
                 words = struct.unpack(f"<{2 * used}Q", self.take(at + 32, 16 * used)) if used else ()
                 pending.extend(reversed(words[::2]))
             elif magic == b"SNOD":
@@ -228,19 +232,19 @@ class _File:
                     if cached == 2 or address == _NOWHERE:
                         raise self.refuse("a link to elsewhere")
                     if name >= length or end <= name:
-                        raise Unreadable(f"{self.path} has a name beyond its heap: it is damaged")
+                        raise Unreadable(f"{self.path.name} has a name beyond its heap: it is damaged")
                     found.append((name, text[name:end].decode(), address))
             else:
-                raise Unreadable(f"{self.path} has neither names nor a tree at {at}: it is damaged")
+                raise Unreadable(f"{self.path.name} has neither names nor a tree at {at}: it is damaged")
         return [(name, address) for _, name, address in sorted(found)]
 
-    def dataset(self, said: dict[int, bytes], attrs: dict[str, Any], address: int, name: str) -> Dataset:
+    def dataset(self, said: dict[int, bytes], attrs: dict[str, Any], name: str) -> Dataset:
         if not {0x01, 0x03, 0x08} <= said.keys():
             raise Unreadable(
-                f"{self.path} has {name!r} without shape, type or place: it is damaged, or no checkpoint"
+                f"{self.path.name} has {shown(name)} without shape, type or place: it is damaged, or no checkpoint"
             )
         if 0x0B in said or 0x07 in said:
-            raise self.refuse(f"{name!r} compressed, or stored in another file")
+            raise self.refuse(f"{shown(name)} compressed, or stored in another file")
         shape = self.shape(said[0x01], name)
         dtype, order, width = self.number(said[0x03], name)
         size = count(shape, self.path, name) * width
@@ -248,7 +252,7 @@ class _File:
         inline = None
         where = 0
         if place[0] != 3 or place[1] > 1:
-            raise self.refuse(f"{name!r} in chunks")
+            raise self.refuse(f"{shown(name)} in chunks")
         if place[1] == 0:
             (stored,) = struct.unpack_from("<H", place, 2)
             inline = place[4 : 4 + stored]
@@ -256,7 +260,9 @@ class _File:
             where, stored = struct.unpack_from("<2Q", place, 2)
             where, stored = (0, 0) if where == _NOWHERE else (where, stored)
         if stored != size:
-            raise Unreadable(f"{self.path} declares {size} bytes of {name!r} and stores {stored}: it is damaged")
+            raise Unreadable(
+                f"{self.path.name} declares {size} bytes of {shown(name)} and stores {stored}: it is damaged"
+            )
         self.declare(size, name)
         if inline is None:
             self.take(where, 0 if not size else 1)
@@ -266,7 +272,7 @@ class _File:
     def shape(self, raw: bytes, name: str) -> tuple[int, ...]:
         version, rank, flags = raw[0], raw[1], raw[2]
         if version not in (1, 2) or rank > 32 or (version == 2 and raw[3] == 2):
-            raise self.refuse(f"{name!r} of a shape of another kind ({version}, {rank}, {flags})")
+            raise self.refuse(f"{shown(name)} of a shape of another kind ({version}, {rank}, {flags})")
         return struct.unpack_from(f"<{rank}Q", raw, 8 if version == 1 else 4)
 
     def number(self, raw: bytes, name: str) -> tuple[str, str, int]:
@@ -282,12 +288,12 @@ class _File:
                 return dtype, order, width
         if kind == 8 and width == 1:
             return "uint8", "<", 1  # h5py's True and False
-        raise self.refuse(f"{name!r} of a type that is no number")
+        raise self.refuse(f"{shown(name)} of a type that is no number")
 
     def attribute(self, raw: bytes, owner: str) -> tuple[str, Any]:
         version, flags, names, types, spaces = struct.unpack_from("<BBHHH", raw)
         if version not in (1, 2, 3) or (version > 1 and flags):
-            raise self.refuse(f"an attribute of another kind on {owner!r}")
+            raise self.refuse(f"an attribute of another kind on {shown(owner)}")
         at, step = (9 if version == 3 else 8), (8 if version == 1 else 1)
         parts = []
         for length in (names, types, spaces):
@@ -302,7 +308,7 @@ class _File:
         (width,) = struct.unpack_from("<I", kind, 4)
         self.declare(total * width, name)
         if total * width > len(data):
-            raise Unreadable(f"{self.path} has an attribute {name!r} beyond its header: it is damaged")
+            raise Unreadable(f"{self.path.name} has an attribute {shown(name)} beyond its header: it is damaged")
         texts: list[str]
         if kind[0] & 15 == 3:
             texts = [data[i * width : (i + 1) * width].rstrip(b"\0 ").decode() for i in range(total)]
@@ -321,7 +327,7 @@ class _File:
             return b""
         magic, total = struct.unpack_from("<4s4xQ", self.take(heap, 16))
         if magic != b"GCOL":
-            raise Unreadable(f"{self.path} has no heap of texts at {heap}: it is damaged")
+            raise Unreadable(f"{self.path.name} has no heap of texts at {heap}: it is damaged")
         at, end = heap + 16, heap + total
         self.take(heap, 0)
         for _ in range(65536):
@@ -336,4 +342,4 @@ class _File:
             if this == 0:
                 break
             at += 16 + -(-size // 8) * 8
-        raise Unreadable(f"{self.path} has a text that is not in its heap: it is damaged")
+        raise Unreadable(f"{self.path.name} has a text that is not in its heap: it is damaged")

@@ -1,9 +1,9 @@
 """Keras 3's .keras archives and .weights.h5 files, and tf_keras' of the same names.
 
-A .keras is a zip of config.json, which has the optimizer's settings, and model.weights.h5. In that, a layer is a group
-named after its class, its variables are vars/0, vars/1, ..., and the optimizer's are optimizer/vars/0 (iteration), 1
-(learning_rate; not in tf_keras), then all velocities, all momenta, all average gradients, in the order of
-model.trainable_variables. Written by keras3_write.py.
+A .keras is a zip of config.json, which has the optimizer's settings, and model.weights.h5. In that, a layer is a
+group named after its class, its variables are vars/0, vars/1, ..., and the optimizer's are optimizer/vars/0
+(iteration), 1 (learning_rate; not in tf_keras), then all velocities, all momenta, all average gradients, in the order
+of model.trainable_variables. Written by keras3_write.py.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ..record import Checkpoint, Unreadable
-from . import hdf5, zipped
-from .reading import layout, strange
-from .trainable import Item, Shape, Unordered, Variable, assign, variables
+from rmsprop.convert.formats import hdf5, zipped
+from rmsprop.convert.formats.archive import shown
+from rmsprop.convert.formats.reading import decimal, layout, strange
+from rmsprop.convert.formats.trainable import Item, Shape, Unordered, Variable, assign, variables
+from rmsprop.convert.record import Array, Checkpoint, Unreadable
 
 WEIGHTS = "model.weights.h5"
 KINDS = ("velocity", "momentum", "average_gradient")
@@ -97,14 +98,15 @@ def _understand(path: Path, root: hdf5.Group, settings: Any, said: dict[str, Any
     made.step = int(stored[0].read())
     rest = stored[1:]
     if rest and rest[0].shape == ():
-        made.hyper["learning_rate"] = float(rest[0].read())
+        made.hyper["learning_rate"] = decimal(float(rest[0].read()))
         rest = rest[1:]
     kinds, names = _fit(path, made, items, rest, kinds, {**made.hyper, **said})
     values = [dataset.read() for dataset in rest]
     if len(kinds) == 2 and kinds[1] == "":
         kinds[1] = _second(path, values[: len(names)], values[len(names) :], said, made)
-    for name, *states in zip(names, *(values[i * len(names) : (i + 1) * len(names)] for i in range(len(kinds)))):
-        made.slots[name] = {kind: state for kind, state in zip(kinds, states, strict=True) if kind in KINDS}
+    for index, name in enumerate(names):
+        states = zip(kinds, values[index :: len(names)], strict=True)
+        made.slots[name] = {kind: state for kind, state in states if kind in KINDS}
     return made
 
 
@@ -116,7 +118,7 @@ def _settings(path: Path, settings: Any, made: Checkpoint) -> list[str]:
         return []
     kind = compiled.get("class_name", "") if isinstance(compiled, dict) else str(compiled)
     if str(kind).split(">")[-1].lower() != "rmsprop":
-        raise Unreadable(f"{path} holds the state of the optimizer {kind}, not of RMSprop")
+        raise Unreadable(f"{path.name} holds the state of the optimizer {shown(kind)}, not of RMSprop")
     config = compiled.get("config", {}) if isinstance(compiled, dict) else {}
     take_settings(config, made)
     kept = ["average"] * bool(config.get("use_ema")) + ["accumulator"] * bool(
@@ -133,7 +135,7 @@ def take_settings(config: Mapping[str, Any], made: Checkpoint) -> None:
     for word in WORDS:
         value = config.get(word)
         if isinstance(value, (bool, int, float)):
-            made.hyper[word] = value
+            made.hyper[word] = decimal(value) if isinstance(value, float) else value
         elif value is not None:
             kind = value.get("class_name", "an object") if isinstance(value, dict) else type(value).__name__
             made.notes.append(f"{word} was {kind}, not a number: give today's with --set {word}=...")
@@ -158,12 +160,13 @@ def _fit(
             continue
         if not only:
             raise Unreadable(
-                f"{path} does not say which variables its optimizer's states belong to: their shapes fit in more than "
-                f"one way; {_BESIDE}"
+                f"{path.name} does not say which variables its optimizer's states belong to, and their shapes fit in "
+                f"more than one way; {_BESIDE}"
             )
         return list(guess), names
     raise Unreadable(
-        f"{path} holds {len(shapes)} optimizer states that do not fit its {len(made.params)} variables; {_BESIDE}"
+        f"{path.name} holds {len(shapes)} states of an optimizer, which do not fit its {len(made.params)} variables; "
+        f"{_BESIDE}"
     )
 
 
@@ -177,8 +180,8 @@ def _kinds(said: Mapping[str, Any]) -> list[list[str]]:
 
 def _second(
     path: Path,
-    velocity: Sequence[np.ndarray],
-    second: Sequence[np.ndarray],
+    velocity: Sequence[Array],
+    second: Sequence[Array],
     said: Mapping[str, Any],
     made: Checkpoint,
 ) -> str:
@@ -194,7 +197,7 @@ def _second(
         )
         return "momentum"
     raise Unreadable(
-        f"{path} does not name its second kind of state, momentum or average_gradient: "
+        f"{path.name} does not name its second kind of state, momentum or average_gradient: "
         "give --set momentum=... or --set centered=true"
     )
 

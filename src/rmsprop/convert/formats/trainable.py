@@ -54,8 +54,8 @@ def variables(items: Sequence[Item]) -> list[Variable]:
 def assign(items: Sequence[Item], shapes: Sequence[Shape]) -> tuple[list[str] | None, bool]:
     """The names of the variables that states of these shapes belong to.
 
-    First the trainable ones are tried, all of them; then some of them may have been frozen without a word in the file;
-    then any variable may have been frozen or not.
+    First the trainable ones are tried, all of them; then some of them may have been frozen without a word in the
+    file; then any variable may have been frozen or not.
     Returns: the names, None if nothing fits; and whether that is the only way.
     """
     for frozen, thawed in ((False, False), (True, False), (True, True)):
@@ -66,7 +66,7 @@ def assign(items: Sequence[Item], shapes: Sequence[Shape]) -> tuple[list[str] | 
 
 
 def _search(items: tuple[Item, ...], shapes: tuple[Shape, ...], frozen: bool, thawed: bool) -> list[list[str]]:
-    """The first two ways, depth first, on a stack of (what is left, names so far): linked lists, which share tails."""
+    """The first two ways, depth first, on a stack of what is left and the names so far: lists that share tails."""
     known = variables(items)
     spare = Counter(variable.shape for variable in known if thawed or variable.trainable)
     spare.subtract(shapes)

@@ -1,4 +1,4 @@
-"""Zip archives and NumPy's .npz, read member by member, without believing what they declare."""
+"""NumPy's .npz, and members of archives, read without believing what they declare."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..record import Unreadable
-from .reading import array, count, strange
+from rmsprop.convert.formats.archive import opened, shown
+from rmsprop.convert.formats.reading import array, count, strange
+from rmsprop.convert.record import Array, Unreadable
 
-# An archive may unfold to this many bytes, or to this many times its own size; more is taken for a bomb.
-FREE, RATIO = 1 << 28, 64
 _MAGIC = b"PK\x03\x04"
 _HEADER = 10_000  # bytes of an .npy header; ours and everybody's are below 200
 
@@ -39,37 +38,35 @@ def names(path: Path) -> list[str]:
         return []
 
 
+def keys(path: Path) -> list[str]:
+    """The names of an .npz' arrays; none of what is no .npz."""
+    found = names(path)
+    return [name.removesuffix(".npy") for name in found] if all(name.endswith(".npy") for name in found) else []
+
+
 def members(path: Path, wanted: tuple[str, ...] = ()) -> dict[str, bytes]:
     """The archive's members, in its order, or those of them that are wanted.
 
-    Raises: Unreadable, for a damaged archive, one that unfolds to far more than it is, or a wanted name not in it.
+    Raises: Unreadable, for a damaged archive, one that unpacks to far more than it is, or a wanted name not in it.
     """
-    with strange(path, "zip archive"), zipfile.ZipFile(path) as archive:
+    with opened(path) as archive:
         infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
         if len(infos) != sum(not info.is_dir() for info in archive.infolist()):
-            raise Unreadable(f"{path} holds two members of one name")
+            raise Unreadable(f"{path.name} holds two members of one name")
         for name in wanted:
             if name not in infos:
-                raise Unreadable(f"{path} holds no {name}; it has {', '.join(list(infos)[:8]) or 'no members'}")
-        chosen = {name: infos[name] for name in wanted or infos}
-        size, whole = path.stat().st_size, sum(info.file_size for info in chosen.values())
-        packed = sum(info.compress_size for info in infos.values())
-        if whole > max(FREE, RATIO * size) or packed > size:
-            raise Unreadable(
-                f"{path} declares {whole} bytes in an archive of {size}, as a decompression bomb does; "
-                "if you made it, save it uncompressed"
-            )
+                raise Unreadable(f"{path.name} holds no {name}; it has {shown(', '.join(infos), 200)}")
         read = {}
-        for name, info in chosen.items():
-            with archive.open(info) as member:
+        for name in wanted or infos:
+            with archive.open(infos[name]) as member:
                 read[name] = member.read()
-            if len(read[name]) != info.file_size:
-                raise Unreadable(f"{path} is cut short: {name} has {len(read[name])} of {info.file_size} bytes")
+            if len(read[name]) != infos[name].file_size:
+                raise Unreadable(f"{path.name} is cut short: {shown(name)} has {len(read[name])} bytes")
         return read
 
 
-def arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, in the file's order; objects are refused, for only pickle can read them."""
+def arrays(path: Path) -> dict[str, Array]:
+    """The arrays of an .npz, in the file's order. Raises: Unreadable, also for objects: only pickle can read them."""
     with strange(path, ".npz"):
         return {
             name.removesuffix(".npy"): _array(raw, path, name.removesuffix(".npy"))
@@ -78,13 +75,7 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
         }
 
 
-def npz_keys(path: Path) -> list[str]:
-    """The names of an .npz' arrays; none of what is no .npz."""
-    found = names(path)
-    return [name.removesuffix(".npy") for name in found] if all(name.endswith(".npy") for name in found) else []
-
-
-def save(path: Path, values: Mapping[str, np.ndarray]) -> None:
+def save(path: Path, values: Mapping[str, Array]) -> None:
     """Write an .npz of any keys, `file` among them, which np.savez takes for itself."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, value in values.items():
@@ -92,29 +83,25 @@ def save(path: Path, values: Mapping[str, np.ndarray]) -> None:
                 np.lib.format.write_array(member, np.asanyarray(value), allow_pickle=False)
 
 
-def _array(raw: bytes, path: Path, name: str) -> np.ndarray:
+def _array(raw: bytes, path: Path, name: str) -> Array:
     file = io.BytesIO(raw)
     version = np.lib.format.read_magic(file)
     if version not in ((1, 0), (2, 0)):
-        raise Unreadable(f"{path} holds {name!r} in version {version} of .npy; 1.0 and 2.0 are read")
+        raise Unreadable(f"{path.name} holds {shown(name)} in version {version} of .npy; 1.0 and 2.0 are read")
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read(file, max_header_size=_HEADER)
     if dtype.hasobject:
         raise Unreadable(
-            f"{path} holds Python objects in {name!r}, which only code could read; save arrays of numbers"
+            f"{path.name} holds Python objects as {shown(name)}, which are code; save plain arrays instead"
         )
     rest = memoryview(raw)[file.tell() :]
-    if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
-        read_in = "bfloat16"  # what NumPy makes of ml_dtypes' bfloat16
-    elif dtype.kind in "biufcSU" and dtype.names is None and dtype.subdtype is None:
-        read_in = ""
-    else:
-        raise Unreadable(f"{path} holds {name!r} as {dtype}, which is no number")
     sizes = tuple(reversed(shape)) if fortran else shape
-    if read_in:
-        value = array(rest, read_in, sizes, path, name)
-    else:
+    if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
+        value = array(rest, "bfloat16", sizes, path, name)  # what NumPy makes of ml_dtypes' bfloat16
+    elif dtype.kind in "biufcSU" and dtype.names is None and dtype.subdtype is None:
         if count(shape, path, name) * dtype.itemsize != len(rest):
-            raise Unreadable(f"{path} declares {name!r} as {dtype} of shape {shape} and holds {len(rest)} bytes")
+            raise Unreadable(f"{path.name} declares {shown(name)} of shape {shape[:8]} and holds {len(rest)} bytes")
         value = np.frombuffer(rest, dtype, math.prod(shape)).reshape(sizes).astype(dtype.newbyteorder("="))
+    else:
+        raise Unreadable(f"{path.name} holds {shown(name)} as {shown(str(dtype))}, which is no number")
     return np.ascontiguousarray(value.T) if fortran else value
