@@ -31,6 +31,14 @@ def shown(value: object, most: int = 60) -> str:
     return text if len(text) <= most else text[: most - 4] + "...'"
 
 
+def is_archive(path: Path) -> bool:
+    """Whether it ends as an archive does; False for a damaged end."""
+    try:
+        return zipfile.is_zipfile(path)
+    except BROKEN:
+        return False
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """An archive whose members are stored or deflated within reason, none of them encrypted, none with a path outside.

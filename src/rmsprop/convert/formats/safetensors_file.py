@@ -43,7 +43,7 @@ def read(path: Path) -> Checkpoint:
             about = (file.metadata() or {}).get(KEY)
             for key in file.offset_keys() if hasattr(file, "offset_keys") else file.keys():  # noqa: SIM118
                 _put(made, key, arrays.array(file.get_tensor(key), key), about is not None)
-    except Unreadable:
+    except (Unreadable, MemoryError, RecursionError):
         raise
     except Exception as error:  # the library's own, OSError, and what torch makes of a strange dtype
         raise Unreadable(f"{path.name} is no sound safetensors file: {shown(str(error), 120)}") from error

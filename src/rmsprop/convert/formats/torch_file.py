@@ -30,7 +30,7 @@ def sniff(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        if zipfile.is_zipfile(path):
+        if archive.is_archive(path):
             with zipfile.ZipFile(path) as held:
                 names = {name.rsplit("/", 1)[-1] for name in held.namelist()}
             return bool(names & {"data.pkl", "policy.pth", "policy.optimizer.pth"})

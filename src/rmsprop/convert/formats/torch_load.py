@@ -48,7 +48,7 @@ def load(path: Path) -> Any:
     """What torch.save wrote. Raises: Unreadable, in one sentence, for code, damage, or a layout that is not torch's."""
     import torch
 
-    if not zipfile.is_zipfile(path):
+    if not archive.is_archive(path):
         raise Unreadable(
             f"{path.name} is no archive of torch.save: it is damaged, or from before torch 1.6; then write it again with "
             "torch.save(torch.load(file, weights_only=True), new)"
@@ -59,6 +59,8 @@ def load(path: Path) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (MemoryError, RecursionError):
+        raise
     except Exception as error:  # torch's reader raises whatever a damaged pickle leads it to
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise Unreadable(f"{path.name} cannot be loaded with weights_only=True: {archive.shown(first, 160)}") from error
