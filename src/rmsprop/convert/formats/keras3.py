@@ -3,7 +3,7 @@
 A .keras is a zip of config.json, which has the optimizer's settings, and model.weights.h5. In that, a layer is a
 group named after its class, its variables are vars/0, vars/1, ..., and the optimizer's are optimizer/vars/0
 (iteration), 1 (learning_rate; not in tf_keras), then all velocities, all momenta, all average gradients, in the order
-of model.trainable_variables. Written by keras3_write.py.
+of model.trainable_variables. Written by hdf5_write.py.
 """
 
 from __future__ import annotations
@@ -41,11 +41,18 @@ _BESIDE = (
 )
 
 
-def sniff(path: Path) -> bool:
-    """A zip with Keras' members, or HDF5 with numbered variables."""
-    if zipped.is_zip(path):
-        return WEIGHTS in zipped.names(path)
-    return hdf5.is_hdf5(path) and b"model_weights" not in _head(path) and b"vars" in _head(path)
+def sniff_archive(path: Path) -> bool:
+    """A zip with Keras' members."""
+    return WEIGHTS in zipped.names(path)
+
+
+def sniff_weights(path: Path) -> bool:
+    """HDF5 with numbered variables, near whose beginning no list of layers is named."""
+    if not hdf5.is_hdf5(path):
+        return False
+    with path.open("rb") as file:
+        head = file.read(8192)
+    return b"model_weights" not in head and b"vars" in head
 
 
 def read(path: Path, said: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -100,7 +107,7 @@ def _understand(path: Path, root: hdf5.Group, settings: Any, said: dict[str, Any
     if rest and rest[0].shape == ():
         made.hyper["learning_rate"] = decimal(float(rest[0].read()))
         rest = rest[1:]
-    kinds, names = _fit(path, made, items, rest, kinds, {**made.hyper, **said})
+    kinds, names = fit(path, made, items, rest, kinds, {**made.hyper, **said})
     values = [dataset.read() for dataset in rest]
     if len(kinds) == 2 and kinds[1] == "":
         kinds[1] = _second(path, values[: len(names)], values[len(names) :], said, made)
@@ -141,7 +148,7 @@ def take_settings(config: Mapping[str, Any], made: Checkpoint) -> None:
             made.notes.append(f"{word} was {kind}, not a number: give today's with --set {word}=...")
 
 
-def _fit(
+def fit(
     path: Path,
     made: Checkpoint,
     items: list[Item],
@@ -304,8 +311,3 @@ def _layers(config: Any) -> dict[str, Mapping[str, Any]]:
         elif isinstance(here, list):
             pending.extend(value for value in here if isinstance(value, (dict, list)))
     return found
-
-
-def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(8192)
