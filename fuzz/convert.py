@@ -93,13 +93,21 @@ def digits(draw: random.Random, data: bytes, _: bytes) -> bytes:
     """Change a number or a name that is written as text."""
     places = [i for i, byte in enumerate(data[:20000]) if 48 <= byte < 58] or [0]
     at = draw.choice(places)
-    return data[:at] + draw.choice((b"9999999999", b"-1", b"1e999", b"null", b"[]", b"{}", b'"', b"\xff")) + data[at + 1 :]
+    return (
+        data[:at]
+        + draw.choice((b"9999999999", b"-1", b"1e999", b"null", b"[]", b"{}", b'"', b"\xff"))
+        + data[at + 1 :]
+    )
 
 
 def nest(draw: random.Random, data: bytes, _: bytes) -> bytes:
     """Open brackets and marks without end."""
     at = draw.randrange(len(data))
-    return data[:at] + draw.choice((b"[", b"(", b"{", b"\x91", b"]", b"\x81\xa1a")) * draw.choice((50, 3000, 100000)) + data[at:]
+    return (
+        data[:at]
+        + draw.choice((b"[", b"(", b"{", b"\x91", b"]", b"\x81\xa1a")) * draw.choice((50, 3000, 100000))
+        + data[at:]
+    )
 
 
 BLUNT: tuple[Callable[[random.Random, bytes, bytes], bytes], ...] = (flip, cut, remove, splice, number, digits, nest)
@@ -110,11 +118,15 @@ def members(draw: random.Random, data: bytes, other: bytes) -> bytes:
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as held:
             parts = [(info.filename, held.read(info), info.compress_type) for info in held.infolist()]
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except Exception:  # damaged before
+        parts = []
+    if not parts:
         return flip(draw, data, other)
     at = draw.randrange(len(parts))
     if draw.random() < 0.4:  # the small ones, pickles and descriptions, are the interesting ones
-        at = min(range(len(parts)), key=lambda i: (not parts[i][0].endswith((".pkl", ".json", ".pth")), draw.random()))
+        at = min(
+            range(len(parts)), key=lambda i: (not parts[i][0].endswith((".pkl", ".json", ".pth")), draw.random())
+        )
     name, content, method = parts[at]
     what = draw.randrange(8)
     if what < 4 and content:
@@ -161,7 +173,12 @@ def judge(path: Path, kind: str) -> str | None:
             run()
         except (ValueError, TypeError) as error:
             said = str(error)
-            if isinstance(error, TypeError) and "RMSprop" not in said and "dialect" not in said and "Invalid" not in said:
+            if (
+                isinstance(error, TypeError)
+                and "RMSprop" not in said
+                and "dialect" not in said
+                and "Invalid" not in said
+            ):
                 return traceback.format_exc()
             if not said or "\n" in said or len(said) > LONGEST or " " not in said or "allocate" in said:
                 return f"no sentence: {said[:2000]!r}\n{traceback.format_exc()}"
@@ -189,7 +206,9 @@ def attack(first: int, count: int, folder: Path, found: list[tuple[str, str, Fil
         with fence(10 * sum(path.stat().st_size for path in case.rglob("*") if path.is_file())):
             fault = judge(case / name, kind)
         signal.alarm(0)
-        outside = [path.name for path in folder.iterdir() if path not in (progress, failures, case)]
+        outside = [
+            path.name for path in folder.iterdir() if path not in (progress, failures, case, folder / "stderr")
+        ]
         if outside:
             fault = f"written outside: {outside}"
         if fault is not None:
@@ -231,9 +250,14 @@ def run(first: int, count: int, jobs: int, say: Callable[[int], None]) -> list[s
             folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
             process = os.fork()
             if process == 0:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-                attack(at, size, folder, found)
-                os._exit(0)
+                os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)
+                try:
+                    attack(at, size, folder, found)
+                    os._exit(0)
+                except BaseException:  # a fault of this driver
+                    traceback.print_exc()
+                finally:
+                    os._exit(1)
             running[process] = (at + size, folder)
         process, status = os.wait()
         end, folder = running.pop(process)
@@ -242,7 +266,8 @@ def run(first: int, count: int, jobs: int, say: Callable[[int], None]) -> list[s
         if status != 0:
             text = (folder / "progress").read_text() if (folder / "progress").exists() else f"{end} (start)"
             fate = "hung" if os.waitstatus_to_exitcode(status) == -signal.SIGALRM else "crashed"
-            failures.append(f"--- input {text}\nthe reader {fate}, {os.waitstatus_to_exitcode(status)}\n")
+            said = (folder / "stderr").read_text(errors="replace")[-2000:]
+            failures.append(f"--- input {text}\nthe reader {fate}, {os.waitstatus_to_exitcode(status)}\n{said}\n")
             after = int(text.split()[0]) + 1
             if after < end:
                 waiting.append((after, end - after))

@@ -1,6 +1,6 @@
-"""Record what follows from the other checkpoints here: one more step of bitsandbytes, and torch's states in other files.
+"""Record what follows from other checkpoints here: one more step of bitsandbytes, and torch's states in other files.
 
-Run it after make_torch.py, with torch, bitsandbytes, stable-baselines3's file layout (nothing to install) and this package:
+Run it after make_torch.py, with torch, bitsandbytes, safetensors and this package:
 
     python tests/checkpoints/make_more.py
 

@@ -17,10 +17,12 @@ def convert(
         Path | None, typer.Argument(metavar="OUT", help="The file to write; its name says the format.")
     ] = None,
     source: Annotated[
-        str | None, typer.Option("--from", help="Whose checkpoint it is: a dialect, adam or adamw. Default: what it says.")
+        str | None,
+        typer.Option("--from", help="Whose checkpoint it is: a dialect, adam or adamw. Default: what it says."),
     ] = None,
     target: Annotated[
-        str, typer.Option("--to", help="rmsprop (this package, in the source's dialect), torch, timm, sb3, or a dialect.")
+        str,
+        typer.Option("--to", help="rmsprop (this package, in the source's dialect), torch, timm, sb3, or a dialect."),
     ] = "rmsprop",
     model: Annotated[
         Path | None, typer.Option(help="A file with the target's parameter names and shapes, such as a state dict.")
@@ -47,7 +49,7 @@ def convert(
 
     rmsprop convert model.keras model.pt --set learning_rate=0.001
 
-    rmsprop convert state.npz state.pt --from optax --model net.pt --set learning_rate=.01 --set decay=.9 --set eps=1e-8
+    rmsprop convert state.npz state.pt --from optax --model net.pt --set learning_rate=.01 --set decay=.9
 
     rmsprop convert timm.pth plain.pt --to torch --report report.json
 

@@ -1,7 +1,7 @@
 """Optimizer state between dialects, and checkpoints between frameworks.
 
-    state, report = rmsprop.convert(state, "tensorflow1", "torch", lr=1e-3)     # arrays: convert/state.py
-    rmsprop convert model.keras out.pt                                          # files: convert/file.py
+state, report = rmsprop.convert(state, "tensorflow1", "torch", lr=1e-3)     # arrays: convert/state.py
+rmsprop convert model.keras out.pt                                          # files: convert/file.py
 """
 
 import sys

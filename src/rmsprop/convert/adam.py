@@ -1,8 +1,8 @@
 """Adam as a source: RMSprop with bias correction is Adam without its first moment.
 
-Adam's denominator √v̂ + ε is RMSprop's with `bias_correction=True`, alpha = beta2 and the same v and step: exact at every
-step. What RMSprop lacks is the average of gradients, `exp_avg`. It is dropped, unless the target has momentum: then
-b = exp_avg / ((1 − beta1)·(√v̂ + ε)), which is the sum that momentum would hold if every gradient had been divided by
+Adam's denominator √v̂ + ε is RMSprop's with `bias_correction=True`, alpha = beta2 and the same v and step: exact at
+every step. What RMSprop lacks is the average of gradients, `exp_avg`. It is dropped, unless the target has momentum:
+then b = exp_avg / ((1 − beta1)·(√v̂ + ε)), the sum that momentum would hold if every gradient had been divided by
 today's root, and the learning rate that goes with it is (1 − beta1)·lr.
 """
 
@@ -57,8 +57,8 @@ def moments(
     beta1 = float(end["momentum"])
     if beta1 == 0:
         report.dropped.append(
-            "exp_avg: RMSprop averages no gradients, so the run goes on as Adam with beta1=0 would; momentum=0.9 makes a "
-            "momentum buffer of it"
+            "exp_avg: RMSprop averages no gradients, so the run goes on as Adam with beta1=0 would; momentum=0.9 "
+            "makes a momentum buffer of it"
         )
         return rest
     if not count:

@@ -12,6 +12,7 @@ from rmsprop import dialects
 from rmsprop.convert import layout as layouts
 from rmsprop.convert import words
 from rmsprop.convert.formats import FORMATS
+from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.torch_write import WRITTEN
 from rmsprop.convert.layout import Map, Move
 from rmsprop.convert.record import Checkpoint, Format, Report, Unreadable
@@ -61,7 +62,27 @@ def read_checkpoint(path: Path, source: str | None = None) -> Checkpoint:
         held.source = source
     if held.slots and not held.source:
         raise ValueError(f"{path.name} does not say whose state it holds; say it with --from, such as --from optax")
+    if held.slots:
+        _check(held, path)
     return held
+
+
+def _check(held: Checkpoint, path: Path) -> None:
+    """Slots that the framework has, of their parameters' shapes. Raises: Unreadable."""
+    row = find(held.source)
+    for name, slots in held.slots.items():
+        unknown = next((slot for slot in slots if slot not in row.states), None)
+        if unknown is not None:
+            raise Unreadable(
+                f"{path.name}: the state of {shown(name)} holds {shown(unknown)}; {row.name} keeps "
+                f"{', '.join(row.states)}"
+            )
+        shapes = {value.shape for slot, value in slots.items() if row.states[slot] != "step"}
+        shapes |= {held.params[name].shape} if name in held.params else set()
+        if len(shapes) > 1:
+            raise Unreadable(
+                f"{path.name}: {shown(name)} and its state have several shapes, {shown(sorted(shapes)[:3], 100)}"
+            )
 
 
 def prepare(
@@ -135,17 +156,18 @@ def _convert(
                 slots = {start_row.states[slot]: value for slot, value in held.slots[name].items()}
                 move = place[name]
                 turned = {s: layouts.turn(v, move.kind, move.axes) if v.ndim else v for s, v in slots.items()}
-                made.slots[move.target] = between(turned, start, Side(row, end_settings), own["lr"], held.step, report)
-        if not by_torch:
-            kept = words.speak(end_settings, row.name)
-        else:
-            kept = _group(end_settings)
+                made.slots[move.target] = between(
+                    turned, start, Side(row, end_settings), own["lr"], held.step, report
+                )
+        kept = _group(end_settings) if by_torch else words.speak(end_settings, row.name)
         order = [move.target for move in moves if move.source in set(names)]
         made.groups.append((order, kept))
     made.hyper = dict(made.groups[0][1])
     order = [move.target for move in moves if move.target in made.slots]
     made.slots = {name: made.slots[name] for name in order}
-    made.params = {m.target: layouts.turn(held.params[m.source], m.kind, m.axes) for m in moves if m.source in held.params}
+    made.params = {
+        m.target: layouts.turn(held.params[m.source], m.kind, m.axes) for m in moves if m.source in held.params
+    }
     idle = [name for name in made.params if name not in made.slots]
     if idle:
         report.assumed.append(

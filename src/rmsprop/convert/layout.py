@@ -20,8 +20,9 @@ from rmsprop.convert.record import Array, Checkpoint, Unreadable
 KINDS = ("conv", "depthwise", "dense", "keep")
 # Frameworks that keep their kernels as torch does: a name proves nothing there.
 _AS_TORCH = (
-    "torch timm sb3 bitsandbytes heavyball torch7 mxnet1 mxnet2 chainer chainer_graves caffe caffe2 mindspore adam adamw"
-).split()
+    *("torch", "timm", "sb3", "bitsandbytes", "heavyball", "torch7", "adam", "adamw"),
+    *("mxnet1", "mxnet2", "chainer", "chainer_graves", "caffe", "caffe2", "mindspore"),
+)
 _LEAVES = {
     **dict.fromkeys(("kernel", "depthwise_kernel", "weights", "w", "W", "gamma", "scale", "embeddings"), "weight"),
     **dict.fromkeys(("embedding", "embedding_table", "depthwise_weights", "weight"), "weight"),
@@ -71,7 +72,9 @@ def read_map(path: Path) -> Map:
         raise Unreadable(f"{path.name} cannot be read as TOML: {error}") from error
     unknown = set(tables) - {"rename", "transpose"}
     if unknown or not all(isinstance(table, dict) for table in tables.values()):
-        raise Unreadable(f"{path.name} holds {', '.join(sorted(tables))}; a map has the tables [rename] and [transpose]")
+        raise Unreadable(
+            f"{path.name} holds {', '.join(sorted(tables))}; a map has the tables [rename] and [transpose]"
+        )
     made = Map(tables.get("rename", {}), tables.get("transpose", {}))
     for name, new in made.rename.items():
         if not isinstance(new, str):
@@ -156,18 +159,24 @@ def plan(
     for table, entries in (("rename", chart.rename), ("transpose", chart.transpose)):
         for name in entries:
             if name not in shapes:
-                raise ValueError(f'the map\'s [{table}] names "{name}", which the file does not hold: it has '
-                                 f"{', '.join(list(shapes)[:8])}{', ...' if len(shapes) > 8 else ''}")
+                raise ValueError(
+                    f'the map\'s [{table}] names "{name}", which the file does not hold: it has '
+                    f"{', '.join(list(shapes)[:8])}{', ...' if len(shapes) > 8 else ''}"
+                )
     moves = [_move(checkpoint, name, shape, layout, chart) for name, shape in shapes.items()]
     if model is not None:
         moves = _to_model(moves, model, chart)
     names = [move.target for move in moves]
     doubled = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     if doubled:
-        keep = [m if m.target not in doubled else _named(m, m.source, "name kept, since two would be one") for m in moves]
+        keep = [
+            m if m.target not in doubled else _named(m, m.source, "name kept, since two would be one") for m in moves
+        ]
         moves = keep if model is None else moves
         if len({m.target for m in moves}) < len(moves):
-            raise ValueError(f"two parameters would both be named {min(doubled)!r}; name them apart in the map's [rename]")
+            raise ValueError(
+                f"two parameters would both be named {min(doubled)!r}; name them apart in the map's [rename]"
+            )
     return moves
 
 
@@ -180,9 +189,13 @@ def _move(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], layout: str
     kind = said if isinstance(said, str) else kind_of(checkpoint, name, len(shape)) if layout == "torch" else "keep"
     axes = tuple(said) if isinstance(said, list) else None
     if axes is not None and len(axes) != len(shape):
-        raise ValueError(f'the map\'s [transpose] "{name}" lists {len(axes)} axes; it has {len(shape)}, shape {shape}')
+        raise ValueError(
+            f'the map\'s [transpose] "{name}" lists {len(axes)} axes; it has {len(shape)}, shape {shape}'
+        )
     target = chart.rename.get(name) or (torch_name(name) if layout == "torch" and _foreign(checkpoint) else name)
-    return Move(name, target, kind, axes, _turned_shape(shape, kind, axes), "by map" if name in chart.rename else "by rule")
+    return Move(
+        name, target, kind, axes, _turned_shape(shape, kind, axes), "by map" if name in chart.rename else "by rule"
+    )
 
 
 def _foreign(checkpoint: Checkpoint) -> bool:
@@ -213,16 +226,22 @@ def _to_model(moves: list[Move], model: Mapping[str, tuple[int, ...]], chart: Ma
         if len(places) != len(moves):
             lost = [move.target for move in moves if move.target not in model]
             raise ValueError(
-                f"the file has {len(moves)} parameters and the model {len(places)}, and {len(lost)} names do not match "
-                f"({', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}); rename them in a map.toml"
+                f"the file has {len(moves)} parameters and the model {len(places)}, and {len(lost)} names do not "
+                f"match ({', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}); rename them in a map.toml"
             )
-        fixed = {chart.rename[m.source]: m for m in moves if m.source in chart.rename and chart.rename[m.source] in model}
+        fixed = {
+            chart.rename[m.source]: m for m in moves if m.source in chart.rename and chart.rename[m.source] in model
+        }
         rest = iter([m for m in moves if m not in fixed.values()])
-        found = [_named(m, name, "by map") if (m := fixed.get(name)) else _named(next(rest), name, "by order") for name in places]
+        found = [
+            _named(m, name, "by map") if (m := fixed.get(name)) else _named(next(rest), name, "by order")
+            for name in places
+        ]
     for move in found:
         if tuple(model[move.target]) != move.shape:
             raise ValueError(
                 f"{move.source} would become {move.target} with shape {move.shape}, and the model's has "
-                f"{tuple(model[move.target])}; say in a map.toml what it is ([rename]) or how its axes turn ([transpose])"
+                f"{tuple(model[move.target])}; say in a map.toml what it is ([rename]) or how its axes turn "
+                "([transpose])"
             )
     return found

@@ -14,7 +14,7 @@ Array = npt.NDArray[Any]
 
 @dataclasses.dataclass
 class Report:
-    """What a conversion did, in sentences: exactly, nearly and by how much, not at all, and what it took for granted."""
+    """What a conversion did, in sentences: exactly, nearly and by how much, not at all; and what it assumed."""
 
     exact: list[str] = dataclasses.field(default_factory=list)
     approximate: list[str] = dataclasses.field(default_factory=list)
@@ -32,7 +32,7 @@ class Report:
         return "\n".join(f"{name}: {sentence}" for name, sentences in parts for sentence in sentences)
 
 
-class Unreadable(ValueError):
+class Unreadable(ValueError):  # noqa: N818
     """A file that cannot be read, or not safely; the message is one clear sentence."""
 
 
@@ -43,10 +43,10 @@ class Checkpoint:
     `source` is a dialect's name, or "" where the file cannot say. `params` are arrays by the file's names, in the
     file's order; empty if the file holds none. `slots` goes from a parameter's name to the framework's own slot names
     (the keys of the dialect row's `states`) to arrays. `step` counts the optimizer steps taken, where the file says.
-    `hyper` holds the settings that the file holds, in the framework's own words. `kinds` hints at a parameter's layout:
-    "conv" (HWIO), "depthwise" (HWIM), "dense" (in, out) or "keep". `notes` are sentences for the report: what the
-    reader dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with a note. `groups` are the parameter
-    groups, each the names of its parameters and its settings, where the file has several; `hyper` is then the first's.
+    `hyper` holds the settings that the file holds, in the framework's own words. `kinds` hints at a layout: "conv"
+    (HWIO), "depthwise" (HWIM), "dense" (in, out) or "keep". `notes` are sentences for the report: what the reader
+    dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with a note. `groups` are the parameter groups,
+    each the names of its parameters and its settings, where the file has several; `hyper` is then the first's.
     """
 
     source: str = ""

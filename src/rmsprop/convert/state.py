@@ -58,7 +58,7 @@ def convert(
 
     Args:
         state: {slot: array} of one parameter, or {parameter: {slot: array}}, under the source's names
-            (`DIALECTS[name].states`); NumPy arrays or torch tensors. It is not altered, and nothing is shared with it.
+            (`DIALECTS[name].states`); NumPy arrays or torch tensors. Not altered, and nothing is shared with it.
         source: a dialect's name ("adam" and "adamw" too), or its settings in its own words beside the key "dialect":
             {"dialect": "timm", "lr_in_momentum": False}.
         target: the same. What it does not say of momentum and centering follows from the state.
@@ -109,7 +109,7 @@ def find(name: str) -> Dialect:
 def _rate(lr: float | Mapping[str, float] | None, name: str | None) -> float | None:
     """The learning rate of one parameter's next step, checked."""
     if isinstance(lr, Mapping):
-        if name not in lr:
+        if name is None or name not in lr:
             raise ValueError(f"lr= names no rate for parameter {name!r}; it has {', '.join(map(repr, lr))}")
         lr = lr[name]
     if lr is None:
@@ -161,8 +161,8 @@ def between(
                 out[theirs] = _times(held["square_avg"], 0.0)
                 report.approximate.append(
                     f"{theirs} starts at 0, since {start.row.name} was not centered: for about "
-                    f"{1 / max(1 - float(end.settings['alpha']), 1e-12):.0f} steps the variance is too large, at first by "
-                    "the square of the mean gradient"
+                    f"{1 / max(1 - float(end.settings['alpha']), 1e-12):.0f} steps the variance is too large, at "
+                    "first by the square of the mean gradient"
                 )
         elif ours == "momentum_buffer" and end.settings["momentum"] != 0:
             out[theirs] = _velocity(held, start, end, lr, report, theirs)
@@ -177,7 +177,9 @@ def _say_dropped(held: Slots, out: Slots, start: Side, end: Side, report: Report
     kept = {end.row.states[name] for name in out}
     names = {ours: theirs for theirs, ours in start.row.states.items()}
     if "grad_avg" in held and "grad_avg" not in kept:
-        report.dropped.append(f"{names['grad_avg']}: the target is not centered, which loses nothing that it would use")
+        report.dropped.append(
+            f"{names['grad_avg']}: the target is not centered, which loses nothing that it would use"
+        )
     if "momentum_buffer" in held and "momentum_buffer" not in kept and _any(held["momentum_buffer"]):
         report.dropped.append(f"{names['momentum_buffer']}: the target has no momentum, so its run starts at rest")
     if "step" in held and "step" not in kept:
@@ -230,26 +232,26 @@ def _velocity(held: Slots, start: Side, end: Side, lr: float | None, report: Rep
     if lr is None:
         raise TypeError(
             f"momentum of {start.row.name} is in other units than {end.row.name}'s, which "
-            f"{'keeps' if inside[1] else 'does not keep'} the learning rate in it: give lr=..., the learning rate of the "
-            "next step"
+            f"{'keeps' if inside[1] else 'does not keep'} the learning rate in it: give lr=..., the learning rate of "
+            "the next step"
         )
     if lr == 0 and not inside[1]:
         raise ValueError(
-            f"lr=0 cannot be divided out of {start.row.name}'s momentum: what the velocity was is lost in it; give the "
-            "learning rate of the next step that moves"
+            f"lr=0 cannot be divided out of {start.row.name}'s momentum: what the velocity was is lost in it; give "
+            "the learning rate of the next step that moves"
         )
     if lr == 0 and _any(value):
         report.approximate.append(
             f"momentum: times lr = 0, so the velocity is lost once the rate rises again; {start.row.name} kept it"
         )
     report.exact.append(
-        f"momentum: {'times' if inside[1] else 'divided by'} lr{turned}; to half a unit in the last place, none if lr is "
-        "a power of two"
+        f"momentum: {'times' if inside[1] else 'divided by'} lr{turned}; to half a unit in the last place, none if "
+        "lr is a power of two"
     )
+    acts = ["on new gradients only", "on the old momentum too"]
     report.approximate.append(
-        f"a later change of the learning rate acts {'on new gradients only' if inside[1] else 'on the old momentum too'} "
-        f"in {end.row.name}; in {start.row.name} it acts "
-        f"{'on the old momentum too' if inside[1] else 'on new gradients only'}; the runs agree until then"
+        f"a later change of the learning rate acts {acts[not inside[1]]} in {end.row.name}, and {acts[inside[1]]} in "
+        f"{start.row.name}; the runs agree until then"
     )
     return _times(value, sign * lr) if inside[1] else _over(value, sign * lr)
 
@@ -259,7 +261,7 @@ def _count(kept: Any, given: int | None) -> int | None:
     value = given if given is not None else kept
     if value is None:
         return None
-    number = float(value.reshape(-1)[0] if hasattr(value, "reshape") and getattr(value, "ndim", 0) else value)
+    number = float(np.asarray(value).reshape(-1)[0])
     if not 0 <= number < 2.0**53 or number != int(number):
         raise ValueError(f"step={number!r} is no count of steps")
     return int(number)

@@ -1,4 +1,4 @@
-"""A checkpoint's settings: from the framework's words to ours, the missing ones asked for by name, and on to another rule."""
+"""A checkpoint's settings: from the framework's words to ours, missing ones asked for, and on to another rule."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _group(
         example = {"lr": "0.001", "alpha": "0.9", "eps": "1e-7", "momentum": "0.9"}
         asked = " ".join(f"--set {row.word(name)}={example[name]}" for name in missing)
         raise ValueError(
-            f"the file does not hold {', '.join(row.word(name) for name in missing)}, which {row.name} trained with: add "
-            f"{asked} with the run's own values"
+            f"the file does not hold {', '.join(row.word(name) for name in missing)}, which {row.name} trained with: "
+            f"add {asked} with the run's own values"
         )
     if buffers and not moving and "momentum" not in ours:
         report.assumed.append(f"{row.word('momentum')} is 0, since the momentum of every parameter is")
@@ -103,12 +103,12 @@ def _eps(settings: Settings, new: Settings, report: Report) -> float:
         matched = (eps + math.sqrt(eps)) ** (2 if now == "inside" else 1)
     place = matched if now != "inside" else math.sqrt(matched)
     at = [10.0**power for power in range(-3, 4)]
-    sizes = [_root(was, eps, s * place) / _root(now, matched, s * place) - 1 for s in [*at, 1.0]]
+    sizes = [_root(now, matched, s * place) / _root(was, eps, s * place) - 1 for s in [*at, 1.0]]
     worst = max(sizes, key=abs)
     report.approximate.append(
-        f"eps={eps:g} stands {was} the root in the source and {now} it in the target: {matched:g} caps the step alike "
-        f"where gradients vanish; steps differ by up to {worst:+.0%}, where √v is about {place:.2g}, and agree far "
-        "from it"
+        f"eps={eps:g} stands {was} the root in the source and {now} it in the target: {matched:g} caps the "
+        f"step alike where gradients vanish; denominators differ by up to {worst:+.0%}, where √v is about {place:.2g}, and agree "
+        "far from it"
     )
     return matched
 

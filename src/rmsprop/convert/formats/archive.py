@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +23,9 @@ BROKEN = (
     OverflowError,
     IndexError,
     KeyError,
+    lzma.LZMAError,
+    struct.error,
+    zlib.error,
 )
 MOST_MEMBERS = 1_000_000
 SLACK = 1 << 20
@@ -41,7 +47,7 @@ def is_archive(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An archive whose members are stored or deflated within reason, none of them encrypted, none with a path outside.
+    """An archive whose members unpack within reason, none of them encrypted, none with a path outside.
 
     Raises: Unreadable with one sentence, also for what the body meets in a damaged archive.
     """
@@ -51,16 +57,8 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
             yield archive
     except Unreadable:
         raise
-    except (*BROKEN, *_codecs()) as error:
+    except BROKEN as error:
         raise Unreadable(f"{path.name} is a damaged or truncated archive: {shown(str(error), 100)}") from error
-
-
-def _codecs() -> tuple[type[Exception], ...]:
-    import lzma
-    import struct
-    import zlib
-
-    return (zlib.error, lzma.LZMAError, struct.error)
 
 
 def check(archive: zipfile.ZipFile, path: Path) -> None:

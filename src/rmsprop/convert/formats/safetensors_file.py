@@ -1,4 +1,4 @@
-"""`.safetensors`: parameters by name; and, as written here, state as `optimizer.SLOT.PARAMETER` with settings as JSON."""
+"""`.safetensors`: parameters by name; as written here, also state, as `optimizer.SLOT.PARAMETER`, and settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ def _library() -> Any:
     try:
         import safetensors
     except ModuleNotFoundError:
-        raise Unreadable("a .safetensors file needs the package safetensors: pip install 'rmsprop[convert]'") from None
+        raise Unreadable(
+            "a .safetensors file needs the package safetensors: pip install 'rmsprop[convert]'"
+        ) from None
     return safetensors
 
 
@@ -41,7 +43,7 @@ def read(path: Path) -> Checkpoint:
     try:
         with library.safe_open(path, framework="pt", device="cpu") as file:
             about = (file.metadata() or {}).get(KEY)
-            for key in file.offset_keys() if hasattr(file, "offset_keys") else file.keys():  # noqa: SIM118
+            for key in file.offset_keys() if hasattr(file, "offset_keys") else file.keys():
                 _put(made, key, arrays.array(file.get_tensor(key), key), about is not None)
     except (Unreadable, MemoryError, RecursionError):
         raise
@@ -82,7 +84,7 @@ def _describe(made: Checkpoint, about: str, path: Path) -> None:
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Write parameters, state and settings. Raises: Unreadable if the package safetensors is missing."""
     _library()
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.params.items()}
     for name, slots in checkpoint.slots.items():
@@ -95,4 +97,4 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         "kinds": checkpoint.kinds,
         "order": list(dict.fromkeys([*checkpoint.params, *checkpoint.slots])),
     }
-    save_file(tensors, path, {KEY: json.dumps(about)})
+    path.write_bytes(save(tensors, {KEY: json.dumps(about)}))

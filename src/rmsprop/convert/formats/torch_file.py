@@ -1,4 +1,4 @@
-"""`.pt` and `.pth`: torch's, timm's, Stable-Baselines3's, bitsandbytes' and Adam's state dicts, beside a model's or not."""
+"""`.pt` and `.pth`: state dicts of torch, timm, Stable-Baselines3, bitsandbytes and Adam, with a model or not."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def _find_optimizer(whole: Mapping[Any, Any], path: Path) -> Mapping[Any, Any] |
         value = whole.get(key)
         if isinstance(value, (list, tuple)):
             if len(value) != 1:
-                raise Unreadable(f"{path.name} holds {len(value)} optimizers in {key!r}; save a file with the one wanted")
+                raise Unreadable(
+                    f"{path.name} holds {len(value)} optimizers in {key!r}; save a file with the one wanted"
+                )
             value = value[0]
         if isinstance(value, Mapping) and "param_groups" in value:
             return value
@@ -136,18 +138,22 @@ def _parts(optimizer: Mapping[Any, Any], path: Path) -> tuple[list[dict[str, Any
         sound = sound and all(isinstance(key, (int, str)) for key in group["params"])
     sound = sound and all(isinstance(entry, Mapping) for entry in (state or {}).values())
     if not sound or groups is None or state is None:
-        raise Unreadable(f"{path.name} holds no sound optimizer state dict: it wants a list param_groups and a dict state")
+        raise Unreadable(
+            f"{path.name} holds no sound optimizer state dict: it wants a list param_groups and a dict state"
+        )
     return [dict(group) for group in groups], state
 
 
 def _names(
     groups: list[dict[str, Any]], order: list[Any], state: Mapping[Any, Any], params: Mapping[str, Any], path: Path
 ) -> dict[Any, str]:
-    """The name of each parameter of the optimizer: its groups', or the model's in order if shapes fit, or its number."""
+    """Each parameter's name: what its group says, or the model's in order if shapes fit, or its number."""
     if len(set(order)) != len(order):
         raise Unreadable(f"{path.name} lists a parameter twice in the optimizer's groups")
     named = [group.get("param_names") for group in groups]
-    if all(isinstance(names, list) and len(names) == len(g["params"]) for names, g in zip(named, groups, strict=True)):
+    if all(
+        isinstance(names, list) and len(names) == len(g["params"]) for names, g in zip(named, groups, strict=True)
+    ):
         flat = [_text(name, path) for names in named if names is not None for name in names]
         if len(set(flat)) == len(flat):
             return dict(zip(order, flat, strict=True))
@@ -179,7 +185,9 @@ def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path) 
     if "square_avg" in slots or ("alpha" in group and not slots):
         return "timm" if {"lr_in_momentum", "decoupled_decay"} & set(group) else "torch"
     kept = ", ".join(sorted(archive.shown(name) for name in slots)[:6]) or "nothing"
-    raise Unreadable(f"{path.name} holds the state of another optimizer, which keeps {kept}; RMSprop keeps square_avg")
+    raise Unreadable(
+        f"{path.name} holds the state of another optimizer, which keeps {kept}; RMSprop keeps square_avg"
+    )
 
 
 def _slots(source: str, entry: Mapping[Any, Any], name: str, arrays: Arrays, path: Path) -> dict[str, Any]:

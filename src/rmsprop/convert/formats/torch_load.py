@@ -45,13 +45,13 @@ _MOST_PICKLE = 1 << 28
 
 
 def load(path: Path) -> Any:
-    """What torch.save wrote. Raises: Unreadable, in one sentence, for code, damage, or a layout that is not torch's."""
+    """What torch.save wrote. Raises: Unreadable, in one sentence, for code, damage, or an archive of others."""
     import torch
 
     if not archive.is_archive(path):
         raise Unreadable(
-            f"{path.name} is no archive of torch.save: it is damaged, or from before torch 1.6; then write it again with "
-            "torch.save(torch.load(file, weights_only=True), new)"
+            f"{path.name} is no archive of torch.save: it is damaged, or from before torch 1.6; then write it again "
+            "with torch.save(torch.load(file, weights_only=True), new)"
         )
     with archive.opened(path) as held:
         _check(held, path)
@@ -63,22 +63,30 @@ def load(path: Path) -> Any:
         raise
     except Exception as error:  # torch's reader raises whatever a damaged pickle leads it to
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise Unreadable(f"{path.name} cannot be loaded with weights_only=True: {archive.shown(first, 160)}") from error
+        raise Unreadable(
+            f"{path.name} cannot be loaded with weights_only=True: {archive.shown(first, 160)}"
+        ) from error
 
 
 def _check(held: zipfile.ZipFile, path: Path) -> None:
     """Records stored whole, with their checksums, and a pickle of plain data. Raises: Unreadable."""
     pickles = [member for member in held.infolist() if member.filename.rsplit("/", 1)[-1] == "data.pkl"]
     if len(pickles) != 1:
-        raise Unreadable(f"{path.name} is an archive, and none of torch.save's: it holds {len(pickles)} data.pkl, not 1")
+        raise Unreadable(
+            f"{path.name} is an archive, and none of torch.save's: it holds {len(pickles)} data.pkl, not 1"
+        )
     names = {member.filename.rsplit("/", 1)[-1] for member in held.infolist()}
     if "constants.pkl" in names:
         raise Unreadable(f"{path.name} is a TorchScript archive, which holds code; {RESAVE}")
     for member in held.infolist():
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
-            raise Unreadable(f"{path.name} has compressed members; torch.save stores them: save it again with torch.save")
+            raise Unreadable(
+                f"{path.name} has compressed members; torch.save stores them: save it again with torch.save"
+            )
     if pickles[0].file_size > _MOST_PICKLE:
-        raise Unreadable(f"{path.name} has a pickle of {pickles[0].file_size} bytes, beside the tensors: too much to trust")
+        raise Unreadable(
+            f"{path.name} has a pickle of {pickles[0].file_size} bytes, beside the tensors: too much to trust"
+        )
     archive.intact(held, path)
     code = next((name for name in _globals(held.read(pickles[0]), path) if not _plain(name)), None)
     if code is not None:
@@ -94,13 +102,15 @@ def _globals(pickle: bytes, path: Path) -> list[str]:
                 found.append(str(argument))
             elif op.name in ("STACK_GLOBAL", "INST", "OBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "BYTEARRAY8"):
                 found.append(f"the opcode {op.name}")
-            elif op.name in ("LONG_BINPUT", "LONG_BINGET") and argument > len(pickle):
+            elif op.name in ("LONG_BINPUT", "LONG_BINGET") and int(argument or 0) > len(pickle):
                 raise Unreadable(f"{path.name} is damaged: its pickle counts further than it is long")
         return found
     except Unreadable:
         raise
     except Exception as error:
-        raise Unreadable(f"{path.name} is damaged: its pickle breaks off ({archive.shown(str(error), 80)})") from error
+        raise Unreadable(
+            f"{path.name} is damaged: its pickle breaks off ({archive.shown(str(error), 80)})"
+        ) from error
 
 
 def _plain(name: str) -> bool:
@@ -112,8 +122,8 @@ def _plain(name: str) -> bool:
 
 
 _DTYPES = {
-    *("float16 float32 float64 bfloat16 half float double complex32 complex64 complex128 bool".split()),
-    *("uint8 uint16 uint32 uint64 int8 int16 int32 int64 short int long".split()),
+    *("float16 float32 float64 bfloat16 half float double complex32 complex64 complex128 bool".split()),  # noqa: SIM905
+    *("uint8 uint16 uint32 uint64 int8 int16 int32 int64 short int long".split()),  # noqa: SIM905
 }
 
 
@@ -141,7 +151,9 @@ class Arrays:
         size = value.numel() * value.element_size()
         self.left -= size
         if size > value.untyped_storage().nbytes() or self.left < 0:
-            raise Unreadable(f"{self.path.name}: {archive.shown(name)} claims {size} bytes, more than the file stores for it")
+            raise Unreadable(
+                f"{self.path.name}: {archive.shown(name)} claims {size} bytes, more than the file stores for it"
+            )
         value = value.detach().resolve_conj().resolve_neg()
         if value.dtype not in _NUMPY:
             self._note(f"{str(value.dtype).removeprefix('torch.')} arrays are held, and written, as float32")
@@ -156,8 +168,8 @@ class Arrays:
 def _dtypes() -> set[Any]:
     import torch
 
-    names = "float16 float32 float64 complex64 complex128 bool uint8 int8 int16 int32 int64".split()
-    return {getattr(torch, name) for name in names}
+    plain = (torch.float16, torch.float32, torch.float64, torch.complex64, torch.complex128, torch.bool)
+    return {*plain, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 _NUMPY = _dtypes()

@@ -1,4 +1,4 @@
-"""`.pt` for reading: {"model": ..., "optimizer": ...} of plain tensors, numbers and text, for torch.load(weights_only=True).
+"""`.pt` as it is written here: {"model", "optimizer"} of plain tensors, numbers and text, for weights_only loading.
 
 The optimizer is a state dict of `rmsprop.RMSprop` (source "rmsprop"), `torch.optim.RMSprop`, timm's `RMSpropTF`,
 Stable-Baselines3's `RMSpropTFLike` or bitsandbytes' 32-bit `RMSprop`.
