@@ -62,7 +62,8 @@ def from_arrays(path: Path, arrays: Mapping[str, Array]) -> Checkpoint:
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write an optimizer's .npz, or, where there are parameters too, both under a snapshot's names.
 
-    Of the latter load_npz(file, model, path="updater/model:main/") takes the model, and with optimizer:main the state.
+    Of the latter, load_npz(file, model, path="updater/model:main/") takes the model, "updater/optimizer:main/" the
+    rest.
     """
     before = f"{_OPTIMIZER}main/" if checkpoint.params else ""
     count = np.array(checkpoint.step or 0, np.int64)

@@ -131,8 +131,8 @@ def _replaced(template: Path, raw: bytes, values: list[tuple[hdf5.Dataset, Array
     for dataset, value in values:
         if dataset.shape != value.shape or dataset.dtype == "bfloat16" or dataset.inline is not None:
             raise Unreadable(
-                f"{template.name} has {shown(dataset.name)} of shape {dataset.shape} and type {dataset.dtype}, and the "
-                f"source {value.shape} of {value.dtype}, which does not fit"
+                f"{template.name} has {shown(dataset.name)} of shape {dataset.shape} and type {dataset.dtype}, and "
+                f"the source {value.shape} of {value.dtype}, which does not fit"
             )
         kind = np.dtype(dataset.order + np.dtype(dataset.dtype).str[1:])
         made[dataset.address : dataset.address + dataset.size] = value.astype(kind).tobytes()

@@ -158,27 +158,30 @@ def fit(
 ) -> tuple[list[str], list[str]]:
     """Returns: the kinds of state, "" for one that the file does not name, and the variables' names."""
     shapes = [dataset.shape for dataset in rest]
+    found = []
     for guess in [kinds] if kinds else _kinds(said):
         each, left = divmod(len(shapes), len(guess))
         if left or any(shapes[i] != shapes[i % each] for i in range(len(shapes))):
             continue
-        names, only = assign(items, shapes[:each])
-        if names is None:
-            continue
-        if not only:
-            raise Unreadable(
-                f"{path.name} does not say which variables its optimizer's states belong to, and their shapes fit in "
-                f"more than one way; {_BESIDE}"
-            )
-        return list(guess), names
-    raise Unreadable(
-        f"{path.name} holds {len(shapes)} states of an optimizer, which do not fit its {len(made.params)} variables; "
-        f"{_BESIDE}"
-    )
+        way = assign(items, shapes[:each])
+        if way is not None:
+            found.append((way[1], guess, way[0], way[2]))
+    if not found:
+        raise Unreadable(
+            f"{path.name} holds {len(shapes)} states of an optimizer, which do not fit its {len(made.params)} "
+            f"variables; {_BESIDE}"
+        )
+    attempt, guess, names, only = min(found, key=lambda way: way[0])
+    if not only or sum(way[0] == attempt for way in found) > 1:
+        raise Unreadable(
+            f"{path.name} does not say which variables its optimizer's states belong to, and their shapes fit in "
+            f"more than one way; {_BESIDE}"
+        )
+    return list(guess), names
 
 
 def _kinds(said: Mapping[str, Any]) -> list[list[str]]:
-    """The kinds of state that there may be, the most at first: of two equal halves, one kind each is the simpler."""
+    """The kinds of state that there may be."""
     if "momentum" in said and "centered" in said:
         known = ["velocity"] + ["momentum"] * bool(said["momentum"]) + ["average_gradient"] * bool(said["centered"])
         return [known]

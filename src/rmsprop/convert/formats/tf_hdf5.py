@@ -132,13 +132,13 @@ def _put(path: Path, made: Checkpoint, stored: Mapping[str, Dataset], rest: Mapp
             raise Unreadable(f"{path.name} does not say which variable {shown(left[0])} belongs to")
         made.notes.append("The averaged weights, or the gradients accumulated so far, are left out.")
     elif left:
-        names, only = assign(
+        way = assign(
             [Variable(name, d.shape, not name.endswith(_MOVING)) for name, d in stored.items()],
             [rest[name].shape for name in left],
         )
-        if names is None or not only:
+        if way is None or not way[2]:
             raise Unreadable(f"{path.name} does not say which variables its {len(left)} states belong to")
-        found = {owner: {"a": rest[name]} for owner, name in zip(names, left, strict=True)}
+        found = {owner: {"a": rest[name]} for owner, name in zip(way[0], left, strict=True)}
         made.notes.append("The states have no names of variables; they are taken in the order of the weights.")
     kinds = {kind for kept in found.values() for kind in kept}
     made.source = "keras1" if "a" in kinds else "keras2" if "rms" in kinds else "keras3"

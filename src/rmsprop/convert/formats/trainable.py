@@ -51,18 +51,19 @@ def variables(items: Sequence[Item]) -> list[Variable]:
     return found
 
 
-def assign(items: Sequence[Item], shapes: Sequence[Shape]) -> tuple[list[str] | None, bool]:
+def assign(items: Sequence[Item], shapes: Sequence[Shape]) -> tuple[list[str], int, bool] | None:
     """The names of the variables that states of these shapes belong to.
 
     First the trainable ones are tried, all of them; then some of them may have been frozen without a word in the
     file; then any variable may have been frozen or not.
-    Returns: the names, None if nothing fits; and whether that is the only way.
+    Returns: the names, at which of these attempts they were found, and whether that is the only way; None if nothing
+        fits.
     """
-    for frozen, thawed in ((False, False), (True, False), (True, True)):
+    for attempt, (frozen, thawed) in enumerate(((False, False), (True, False), (True, True))):
         found = _search(tuple(items), tuple(shapes), frozen, thawed)
         if found:
-            return found[0], len(found) == 1
-    return None, False
+            return found[0], attempt, len(found) == 1
+    return None
 
 
 def _search(items: tuple[Item, ...], shapes: tuple[Shape, ...], frozen: bool, thawed: bool) -> list[list[str]]:
