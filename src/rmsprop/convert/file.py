@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from rmsprop.convert.formats.torch_write import WRITTEN
 from rmsprop.convert.layout import Map, Move
 from rmsprop.convert.record import OWN, Checkpoint, Format, Report, Unreadable
 from rmsprop.convert.state import Side, between, find
-from rmsprop.files import write_whole
+from rmsprop.files import write_together, write_whole
 
 # The formats that hold this package's own state as well as a framework's.
 _KEEPS_OURS = ("torch", "safetensors")
@@ -31,6 +32,7 @@ class Plan:
     moves: list[Move]
     checkpoint: Checkpoint
     report: Report = field(default_factory=Report)
+    template: Path | None = None
 
 
 def recognise(path: Path) -> Format:
@@ -44,18 +46,21 @@ def recognise(path: Path) -> Format:
     raise Unreadable(f"{path.name} is of no format that is read here, or its beginning is damaged; there are {known}")
 
 
-def read_checkpoint(path: Path, source: str | None = None) -> Checkpoint:
+def read_checkpoint(path: Path, source: str | None = None, given: Mapping[str, Any] | None = None) -> Checkpoint:
     """A checkpoint of any format, with `source` in place of what the file says of its framework.
 
+    Args:
+        given: settings in the source's words, which tell some formats what their states are.
     Raises: Unreadable in one sentence; ValueError for a source that does not fit the state.
     """
-    held = recognise(path).read(path)
+    row = recognise(path)
+    held = row.read(path, given) if row.asks else row.read(path)
     if source is not None and source != held.source:
-        row = find(source)
-        odd = [slot for slots in held.slots.values() for slot in slots if slot not in row.states]
+        kept = find(source).states
+        odd = [slot for slots in held.slots.values() for slot in slots if slot not in kept]
         if held.source and odd:
             raise ValueError(
-                f"--from {source} does not fit {path.name}: it keeps {', '.join(row.states)}, and the file holds "
+                f"--from {source} does not fit {path.name}: it keeps {', '.join(kept)}, and the file holds "
                 f"{', '.join(dict.fromkeys(odd))}, as {held.source} does"
             )
         held.source = source
@@ -105,7 +110,7 @@ def prepare(
         out: the format to write; None stands for `.pt`.
     Raises: Unreadable, ValueError or TypeError, in one sentence.
     """
-    held = read_checkpoint(path, source)
+    held = read_checkpoint(path, source, given)
     if not held.slots:
         raise Unreadable(f"{path.name} holds parameters and no optimizer state; there is nothing to convert")
     report = Report(assumed=list(held.notes))
@@ -126,7 +131,8 @@ def prepare(
     made = _convert(held, groups, moves, target, out, given or {}, report)
     if model is not None and not held.params:
         made.params = dict(other.params)
-    return Plan(held.source, target, moves, made, report)
+    template = model if out is not None and out.template and model is not None else None
+    return Plan(held.source, target, moves, made, report, template)
 
 
 def _layout(asked: str, source: str, target: str, out: Format | None) -> str:
@@ -213,6 +219,10 @@ def write(plan: Plan, out: Path, *, force: bool = False, also_not: Path | None =
     row = writer(out)
     save = row.write
     assert save is not None
+    if row.template and plan.template is not None:
+        save = functools.partial(save, template=plan.template)
+    if row.parts:
+        return write_together(out, row.parts, lambda part: save(part, plan.checkpoint))
     return write_whole(out, lambda part: save(part, plan.checkpoint))
 
 

@@ -69,11 +69,16 @@ class Format:
 
     `sniff(path)` looks at the first bytes (or members) and never raises on a strange file. `read` raises `Unreadable`
     with one clear sentence, checks every size and shape before it allocates, and never runs code from a file.
-    `write` is None for what cannot be written; it is given a path that nobody else reads yet.
+    `write` is None for what cannot be written; it is given a path that nobody else reads yet. Where `asks`, `read` is
+    given the user's settings as well, for what the file does not tell. Where `template`, `write` takes `template=`, a
+    file of the model to be written for. `parts` are the endings of the files that a write makes, if it makes several.
     """
 
     name: str
     suffixes: tuple[str, ...]
     sniff: Callable[[Path], bool]
-    read: Callable[[Path], Checkpoint]
-    write: Callable[[Path, Checkpoint], None] | None = None
+    read: Callable[..., Checkpoint]
+    write: Callable[..., None] | None = None
+    asks: bool = False
+    template: bool = False
+    parts: tuple[str, ...] = ()
