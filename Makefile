@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # What to install beside the package: `make test VENV=.venv-old TORCH=torch==2.13.0` tests on that torch.
 TORCH ?=
+ORACLES = timm stable-baselines3
 BIN = $(VENV)/bin
 
 .PHONY: demo test coverage check bench bench-gpu docs race sanitize wheel clean
@@ -15,6 +16,8 @@ $(VENV)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[test]'
+	# one file of each is read, beside ours; what they depend on is not needed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ORACLES)
 	touch $@
 
 demo: $(VENV)/ready

@@ -58,6 +58,7 @@ class Case:
             "eps": hyper.eps,
             "momentum": hyper.momentum,
             "weight_decay": hyper.weight_decay,
+            **({"max_lr": hyper.max_lr} if hyper.max_lr is not None else {}),
         }
 
 
@@ -74,6 +75,18 @@ def _cases() -> list[Case]:
         cases.append(Case(rule, hyper))
     return cases
 
+
+# The modes of weight decay that are one framework's each, beside all other switches of [1] and [8].
+DECAYS = [
+    Case(
+        Rule("inside", 0.0, centered, momentum != 0, nesterov, lr_in_buffer, mode, False, maximize),
+        Hyper(lr=0.01, alpha=0.9, eps=1e-3, momentum=momentum, weight_decay=0.02, max_lr=max_lr),
+    )
+    for mode, max_lr in (("corrected", 0.04), ("l1", None))
+    for centered in (False, True)
+    for momentum, nesterov, lr_in_buffer in ((0.0, False, False), (0.8, False, True), (0.8, True, False))
+    for maximize in (False, True)
+]
 
 CASES = _cases()
 assert CASES, "the table of cases is empty"
@@ -148,7 +161,8 @@ def errors(
     wanted = {"param": p1, **{name: state1[name] for name in case.rule.slots() if name != "step"}}
     held = {"param": got_p, **got}
     with np.errstate(all="ignore"):
-        g = np.abs(grad) + (hyper.weight_decay * np.abs(p0) if rule.weight_decay_mode == "l2" else 0.0)
+        pull = {"l2": np.abs(p0), "l1": 1.0}.get(rule.weight_decay_mode, 0.0)
+        g = np.abs(grad) + hyper.weight_decay * pull
         worse = np.ones_like(p0)
         if rule.centered:
             c = 1 - hyper.alpha ** state1["step"] if rule.bias_correction else 1.0

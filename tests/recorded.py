@@ -18,7 +18,7 @@ sys.path.insert(0, str(GOLDEN))
 
 from inputs import LRS, SHAPES, gradients, parameters  # noqa: E402
 
-__all__ = ["Recorded", "difference", "frameworks", "ours", "parameters", "provenance", "recorded"]
+__all__ = ["Recorded", "difference", "frameworks", "ours", "parameters", "provenance", "recorded", "refused"]
 
 # Relative to the larger of |p| now and |p| at the start, at every element of every step.
 RTOL = {"float32": 1e-5, "float64": 1e-11}
@@ -81,17 +81,36 @@ def recorded() -> Iterator[Recorded]:
             )
 
 
+def refused(case: Recorded) -> list[str]:
+    """The words of a run that the framework ignores, or that move elsewhere: here they are refused in words."""
+    words, found = case.words, []
+    if case.dialect == "bitsandbytes" and words.get("momentum"):
+        found.append("momentum")  # never read there
+    if case.dialect == "mxnet1" and not words.get("centered") and words.get("gamma2", 0.9) != 0.9:
+        found.append("gamma2")  # not read without centered
+    if words.get("rescale_grad", 1.0) != 1.0:
+        found.append("rescale_grad")  # the loss is divided instead
+    if case.dialect == "optax" and words.get("nesterov") and not words.get("momentum"):
+        found.append("nesterov")  # without momentum there is no trace
+    if words.get("corrected_weight_decay") and not words.get("decoupled_decay"):
+        found.append("corrected_weight_decay")  # not read there
+    return found
+
+
 def ours(case: Recorded, **options: Any) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     """The same run here: the parameters after each step."""
     dtype = getattr(torch, case.dtype)
     params = {name: torch.nn.Parameter(torch.tensor(p, dtype=dtype)) for name, p in parameters().items()}
-    words = {**case.words, case.lr_word: case.lrs[0], **options}
+    words, factor = dict(case.words), case.words.get("rescale_grad", 1.0)
+    for word in refused(case):
+        del words[word]
+    words |= {case.lr_word: case.lrs[0], **options}
     optimizer = RMSprop(params.values(), dialect=case.dialect, **words)
     for t, (lr, grads) in enumerate(zip(case.lrs, gradients(), strict=True)):
         for group in optimizer.param_groups:
             group["lr"] = lr
         for name, p in params.items():
-            p.grad = torch.tensor(grads[name], dtype=dtype)
+            p.grad = torch.tensor(grads[name] * factor, dtype=dtype)
         optimizer.step()
         yield t, {name: p.detach().numpy().copy() for name, p in params.items()}
 

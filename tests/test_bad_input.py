@@ -211,7 +211,9 @@ def test_a_torch_checkpoint_under_another_rule_says_what_goes_on():
         p.grad = torch.ones_like(p)
     theirs.step()
     ours = RMSprop(params(), dialect="textbook")
-    with pytest.warns(UserWarning, match="names no eps_mode: torch's RMSprop saved it; .* eps_mode='inside'"):
+    with pytest.warns(
+        UserWarning, match="names no eps_mode: a class without them, such as torch's, saved it; .* eps_mode='inside'"
+    ):
         ours.load_state_dict(theirs.state_dict())
     assert ours.param_groups[0]["eps_mode"] == "inside"
     units = RMSprop(params(), lr_in_buffer=True, momentum=0.9)

@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from cases import DECAYS, within
 from cpu_parity import ALL_SWITCHES, BF16, BOUND, F16, F32, F64, SIZES, TYPES, copied, rules, stepped, tensors, worst
+from runs import Run
 from torch import Tensor
 
 from rmsprop import RMSprop
@@ -27,6 +29,21 @@ def same(a: Bucket, b: Bucket) -> bool:
     """Whether two buckets hold the same bits (NaN equal to NaN)."""
     pairs = zip((x for v in a.lists() for x in v), (x for v in b.lists() for x in v), strict=True)
     return all(torch.equal(x, y) or torch.allclose(x, y, rtol=0, atol=0, equal_nan=True) for x, y in pairs)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64, BF16], ids=str)
+@pytest.mark.parametrize("case", DECAYS, ids=str)
+def test_the_rarer_modes_of_weight_decay(case, dtype: torch.dtype) -> None:
+    """ "corrected" is taken, with a plan and without, with a float and a tensor lr; "l1" is refused in words."""
+    if case.rule.weight_decay_mode == "l1":
+        with pytest.raises(RuntimeError, match="no sign of p"):
+            Run(case, dtype, backend="cpu")
+        return
+    for lr in (0.01, torch.tensor(0.01, dtype=F64)):
+        run = Run(case, dtype, backend="cpu", lr=lr)
+        for found in run.steps():
+            within(found)
+        assert run.optimizer._plan is not None
 
 
 @pytest.mark.parametrize("switches", ALL_SWITCHES, ids=lambda s: f"{s[0]}-centered{s[1]:d}-momentum{s[2]}")

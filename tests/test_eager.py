@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CASES, DTYPES, within
+from cases import CASES, DECAYS, DTYPES, within
 from runs import Run
 
 CAPTURED = [case for case in CASES if not case.rule.maximize]
@@ -47,6 +47,19 @@ def test_a_recorded_step_obeys_the_same_budget(case):
             param.requires_grad_(False)
         for found in run.steps():
             within(found)
+
+
+@pytest.mark.parametrize("options", [{}, {"capturable": True}, {"differentiable": True}], ids=str)
+@pytest.mark.parametrize("case", DECAYS, ids=str)
+def test_the_rarer_modes_of_weight_decay_obey_the_same_budget(case, options):
+    """ "corrected" and "l1", in every way that a step is taken, with a float and a tensor lr."""
+    for lr in (0.01, torch.tensor(0.01, dtype=torch.float64)):
+        run = Run(case, torch.float64, backend="eager", **{**options, "lr": lr})
+        with torch.no_grad():
+            for param in run.params:
+                param.requires_grad_(not options.get("differentiable"))
+            for found in run.steps():
+                within(found)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -272,6 +272,22 @@ def test_a_run_is_the_cpu_kernels(capturable: bool, bias_correction: bool, plann
         assert torch.allclose(mine, other, rtol=3e-7 if capturable and bias_correction else 0, atol=0)
 
 
+@NEEDS_NATIVE
+@pytest.mark.parametrize("planned", [True, False])
+def test_a_run_with_corrected_decay_is_the_cpu_kernels(planned: bool, monkeypatch) -> None:
+    """[1] p − lr²/max_lr·wd·p, while lr moves; with capturable=True the kernel refuses, since lr is not read back."""
+    if not planned:
+        monkeypatch.setattr(RMSprop, "_make_plan", lambda *_: None)
+    settings = dict(weight_decay=0.3, weight_decay_mode="corrected", lr=0.05)
+    other = trained("eager", **settings)
+    for mine, same, near in zip(trained("triton", **settings), trained("cpu", **settings), other, strict=True):
+        assert torch.equal(mine, same)
+        torch.testing.assert_close(mine, near)
+    bucket = Bucket([torch.ones(1)], [torch.ones(1)], [torch.ones(1)], step=[torch.tensor(0.0)], capturable=True)
+    reason = triton.refuse_reading(Rule(weight_decay_mode="corrected"), bucket)
+    assert "reads the learning rate on the host, which capturable=True forbids" in str(reason)
+
+
 def planned() -> tuple[list[torch.nn.Parameter], RMSprop, triton.Table]:
     """An optimizer that stepped once and has a plan, with its table."""
     params = [torch.nn.Parameter(torch.ones(n)) for n in (5, 40)]

@@ -133,12 +133,21 @@ def resnet50() -> Shapes:
     return [*shapes, (1000, 2048), (1000,)]
 
 
+def vit() -> Shapes:
+    """ViT-B/16 as in torchvision."""
+    norm: Shapes = [(768,), (768,)]
+    attention: Shapes = [(2304, 768), (2304,), (768, 768), (768,)]
+    block: Shapes = [*norm, *attention, *norm, (3072, 768), (3072,), (768, 3072), (768,)]
+    return [(1, 1, 768), (768, 3, 16, 16), (768,), (1, 197, 768), *block * 12, *norm, (1000, 768), (1000,)]
+
+
 CASES: dict[str, Callable[[], Shapes]] = {
     "rl": rl,
     "a2c": a2c,
     "nature": nature,
     "mobilenet": mobilenet,
     "resnet50": resnet50,
+    "vit": vit,
     "500x16": lambda: [(16,)] * 500,
     "500x1024": lambda: [(1024,)] * 500,
     "one": lambda: [(1 << 26,)],
@@ -310,9 +319,17 @@ def verdicts(results: list[Result]) -> list[tuple[str, float, float, bool]]:
 def write(results: list[Result], about: dict[str, Any], path: Path) -> None:
     """The results as JSON, with the machine they hold for."""
     rows = [{**asdict(r), "ratio": round(r.ratio(), 2)} for r in results]
-    judged = [
-        {"bar": what, "reached": round(reached, 2), "needed": round(needed, 2), "met": met}
-        for what, reached, needed, met in verdicts(results)
+    save({"machine": about, "unit": "microseconds", "bars": judged(verdicts(results)), "results": rows}, path)
+
+
+def judged(bars: list[tuple[str, float, float, bool]]) -> list[dict[str, Any]]:
+    """Verdicts as they are kept."""
+    return [
+        {"bar": what, "reached": round(reached, 4), "needed": round(needed, 4), "met": met}
+        for what, reached, needed, met in bars
     ]
-    found = {"machine": about, "unit": "microseconds", "bars": judged, "results": rows}
+
+
+def save(found: dict[str, Any], path: Path) -> None:
+    """Findings as a JSON file."""
     write_whole(path, lambda part: part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))

@@ -15,6 +15,7 @@ def explain(groups: Groups, backend: str) -> str:
     for i, group in enumerate(groups):
         rule, _ = settings.read(group)
         lines.append(f"Parameter group {i}, dialect {group['dialect']}, backend {backend!r}")
+        lines += [f"    recipe {group['recipe']}"] if "recipe" in group else []
         lines += [f"    {line}" for line in equation(group)]
         for bucket in wanted(group, group["params"]).split():
             device, dtype, _ = kind(bucket.param[0])

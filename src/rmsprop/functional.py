@@ -30,6 +30,7 @@ def rmsprop(
     nesterov: bool = False,
     bias_correction: bool = False,
     weight_decay_mode: str = "l2",
+    max_lr: float | None = None,
     backend: str = "auto",
 ) -> None:
     """Advance the parameters by one step, in place, given their gradients and state.
@@ -58,6 +59,7 @@ def rmsprop(
             "nesterov": nesterov,
             "bias_correction": bias_correction,
             "weight_decay_mode": weight_decay_mode,
+            "max_lr": max_lr,
             "foreach": foreach,
             "differentiable": differentiable,
             "capturable": capturable,

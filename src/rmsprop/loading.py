@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rmsprop import settings
 from rmsprop.bucket import arithmetic_dtype
-from rmsprop.dialects import SWITCHES
+from rmsprop.dialects import DIALECTS, SWITCHES, find, read_words
 
 Group = dict[str, Any]
 
@@ -39,11 +39,38 @@ def load(groups: list[Group], state_dict: Mapping[str, Any]) -> tuple[list[Group
             f"loaded state dict has a different number of parameter groups: it has {len(saved)}, "
             f"this optimizer has {len(groups)}"
         )
+    saved = [_in_our_words(i, group, kept) for i, (group, kept) in enumerate(zip(groups, saved, strict=True))]
     loaded = [_load_group(i, group, kept) for i, (group, kept) in enumerate(zip(groups, saved, strict=True))]
     state = _load_state(loaded, saved, state_dict["state"])
     for new, kept in zip(loaded, saved, strict=True):
         _say_what_was_left_open(new, kept)
     return loaded, state
+
+
+def _in_our_words(i: int, group: Group, kept: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The saved group with the words of the present group's dialect, such as timm's lr_in_momentum, as ours.
+
+    Raises: ValueError if they are the words of a dialect that the group does not have.
+    """
+    row = find(group["dialect"])
+    known = {*settings.TORCH_GROUP, *row.words, *row.limits, "params"}
+    for other in DIALECTS.values():
+        strange = [word for word in other.words if word in kept and word not in known]
+        if strange and "square_avg" in other.states:
+            raise ValueError(
+                f"loaded state dict is of {other.title}: its group {i} holds {', '.join(strange)}, which this "
+                "optimizer, "
+                f"of dialect={row.name!r}, does not know; build it with dialect={other.name!r}, or turn the "
+                "checkpoint "
+                "into this dialect's with `rmsprop convert`"
+            )
+    words = {word: value for word, value in kept.items() if word in row.words or word in row.limits}
+    words = {word: value for word, value in words.items() if word not in settings.TORCH_GROUP}
+    if not words or "dialect" in kept:
+        return kept
+    rest = {name: value for name, value in kept.items() if name not in words}
+    fixed = {name: value for name, value in row.defaults().items() if name in SWITCHES}  # its class has no words for
+    return {**fixed, **rest, **read_words(row, words)}
 
 
 def _load_group(i: int, group: Group, kept: Mapping[str, Any]) -> Group:
@@ -70,9 +97,10 @@ def _left_open(new: Group, kept: Mapping[str, Any]) -> list[str]:
 def _say_what_was_left_open(new: Group, kept: Mapping[str, Any]) -> None:
     names = _left_open(new, kept)
     if names:
+        kept_so = ", ".join(f"{name}={new[name]!r}" for name in names)
         warnings.warn(
-            f"the loaded state dict names no {', '.join(names)}: torch's RMSprop saved it; this run goes on with "
-            f"{', '.join(f'{name}={new[name]!r}' for name in names)} as constructed, and with its eps={new['eps']:g}",
+            f"the loaded state dict names no {', '.join(names)}: a class without them, such as torch's, saved it; "
+            f"this run goes on with {kept_so} as constructed, and with its eps={new['eps']:g}",
             stacklevel=5,
         )
 

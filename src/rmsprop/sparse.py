@@ -9,14 +9,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rmsprop.bucket import Bucket
 
 WRITTEN = ("param", "square_avg", "grad_avg", "momentum_buffer")
 
 
-def refused(name: str, layout: torch.layout) -> str:
-    """The sentence for a sparse gradient where the group takes none."""
+def refused(group: Mapping[str, Any], i: int, layout: torch.layout) -> str:
+    """The sentence for a sparse gradient of the group's parameter i where it takes none."""
+    names = group.get("param_names")
+    name = repr(names[i]) if names else f"{i} of its group"
     if layout != torch.sparse_coo:
         return (
             f"RMSprop does not support gradients of layout {layout}: parameter {name} has one; turn it into a "
@@ -54,7 +57,7 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
         for name in WRITTEN:
             values = getattr(whole, name)
             if values:
-                getattr(rows, name).append(values[i][where].contiguous())
+                getattr(rows, name).append(_read(values[i], where))
     rows.step = list(whole.step)
     rows.differentiable = bool(group["differentiable"])
 
@@ -62,9 +65,22 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
         for name in WRITTEN:
             kept = getattr(whole, name)
             for into, where, values in zip(kept, places, getattr(rows, name), strict=False):
-                into.index_put_(where, values)
+                _write(into, where, values)
 
     return [*([(rest, None)] if dense else []), (rows, _write_back)]
+
+
+def _read(whole: Tensor, where: tuple[Tensor, ...]) -> Tensor:
+    """A copy of the rows. index_select stays on one core for a few rows; advanced indexing waits for all cores."""
+    return whole.index_select(0, where[0]) if len(where) == 1 else whole[where].contiguous()
+
+
+def _write(whole: Tensor, where: tuple[Tensor, ...], rows: Tensor) -> None:
+    """The rows, back where they were read. Mutates: whole."""
+    if len(where) == 1:
+        whole.index_copy_(0, where[0], rows)
+    else:
+        whole.index_put_(where, rows)
 
 
 def _chosen(bucket: Bucket, indices: list[int]) -> Bucket:

@@ -11,6 +11,7 @@ from rmsprop.cli.convert import convert
 from rmsprop.cli.demo import demo
 from rmsprop.cli.dialects import dialects
 from rmsprop.cli.race import race
+from rmsprop.cli.recipes import recipes
 
 app = typer.Typer(
     name="rmsprop",
@@ -19,7 +20,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, race, dialects, convert, check, bench):
+for command in (demo, race, dialects, recipes, convert, check, bench):
     app.command()(command)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,12 +15,12 @@ from rmsprop.convert.formats import FORMATS
 from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.torch_write import WRITTEN
 from rmsprop.convert.layout import Map, Move
-from rmsprop.convert.record import Checkpoint, Format, Report, Unreadable
+from rmsprop.convert.record import OWN, Checkpoint, Format, Report, Unreadable
 from rmsprop.convert.state import Side, between, find
-from rmsprop.dialects.pytorch import ROWS as _TORCH_ROWS
 from rmsprop.files import write_together, write_whole
 
-_OURS = next(row.states for row in _TORCH_ROWS if row.name == "torch")
+# The formats that hold this package's own state as well as a framework's.
+_KEEPS_OURS = ("torch", "safetensors")
 
 
 @dataclass
@@ -126,12 +125,22 @@ def prepare(
         if not held.params and layout == "torch":
             report.assumed.append(f"the model's values are those of {model.name}, since {path.name} holds none")
     groups = words.settle(held, given or {}, report)
-    moves = layouts.plan(held, layout, chart, shapes)
+    if target == "rmsprop" and out is not None and out.name not in _KEEPS_OURS:
+        target = groups[0][1]["dialect"]
+    moves = layouts.plan(held, _layout(layout, held.source, target, out), chart, shapes)
     made = _convert(held, groups, moves, target, out, given or {}, report)
     if model is not None and not held.params:
         made.params = dict(other.params)
     template = model if out is not None and out.template and model is not None else None
     return Plan(held.source, target, moves, made, report, template)
+
+
+def _layout(asked: str, source: str, target: str, out: Format | None) -> str:
+    """Which way kernels turn: to torch's layout, to TensorFlow's, or neither."""
+    turned = out is not None and out.name not in _KEEPS_OURS and target in layouts.AS_TENSORFLOW
+    if asked == "keep" or not turned:
+        return asked
+    return "keep" if source in layouts.AS_TENSORFLOW else "tensorflow"
 
 
 def _convert(
@@ -147,33 +156,31 @@ def _convert(
     start_row = find(held.source)
     by_torch = out is None or out.name == "torch"
     ours = target == "rmsprop" or (by_torch and target not in WRITTEN)
-    made = Checkpoint(source="rmsprop" if ours and by_torch else held.source if target == "rmsprop" else target)
+    dialect = groups[0][1]["dialect"] if target == "rmsprop" else target
+    made = Checkpoint(source=OWN + dialect if ours else target)
     made.step = held.step
     place = {move.source: move for move in moves}
     for names, own in groups:
         settings = _rate(own, held.source, given, report)
         end_settings = settings if target == "rmsprop" else words.translate(settings, target, report)
-        row = dialects.find(end_settings["dialect"])
-        if ours:
-            row = dataclasses.replace(row, states=_OURS, buffer_sign=1, keeps_corrected=False)
-        start = Side(start_row, {**settings, "lr_in_buffer": settings["lr_in_buffer"]}, frozenset(("alpha",)))
+        row = find(OWN + dialect if ours else dialect)
+        start = Side(start_row, settings, frozenset(("alpha",)))
         for name in names:
             if name in held.slots:
                 slots = {start_row.states[slot]: value for slot, value in held.slots[name].items()}
                 move = place[name]
-                turned = {s: layouts.turn(v, move.kind, move.axes) if v.ndim else v for s, v in slots.items()}
+                turned = {slot: move.turned(value) if value.ndim else value for slot, value in slots.items()}
                 made.slots[move.target] = between(
                     turned, start, Side(row, end_settings), own["lr"], held.step, report
                 )
-        kept = _group(end_settings) if by_torch else words.speak(end_settings, row.name)
+        kept = _group(end_settings) if ours or by_torch else words.speak(end_settings, row.name)
         order = [move.target for move in moves if move.source in set(names)]
         made.groups.append((order, kept))
     made.hyper = dict(made.groups[0][1])
     order = [move.target for move in moves if move.target in made.slots]
     made.slots = {name: made.slots[name] for name in order}
-    made.params = {
-        m.target: layouts.turn(held.params[m.source], m.kind, m.axes) for m in moves if m.source in held.params
-    }
+    made.params = {m.target: m.turned(held.params[m.source]) for m in moves if m.source in held.params}
+    made.kinds = {m.target: m.kind for m in moves if m.back}
     idle = [name for name in made.params if name not in made.slots]
     if idle:
         report.assumed.append(

@@ -9,19 +9,21 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from rmsprop.convert.record import Array, Checkpoint, Unreadable
+from rmsprop.convert.record import OWN, Array, Checkpoint, Unreadable
 
+AS_TENSORFLOW = ("tensorflow1", "keras1", "keras2", "keras3", "sonnet2", "optax", "jax")
 KINDS = ("conv", "depthwise", "dense", "keep")
 # Frameworks that keep their kernels as torch does: a name proves nothing there.
+_NAMED_AS_TORCH = ("torch", "timm", "sb3", "bitsandbytes", "heavyball", "adam", "adamw")
 _AS_TORCH = (
-    *("torch", "timm", "sb3", "bitsandbytes", "heavyball", "torch7", "adam", "adamw"),
-    *("mxnet1", "mxnet2", "chainer", "chainer_graves", "caffe", "caffe2", "mindspore"),
+    *_NAMED_AS_TORCH,
+    *("torch7", "mxnet1", "mxnet2", "chainer", "chainer_graves", "caffe", "caffe2", "mindspore"),
 )
 _LEAVES = {
     **dict.fromkeys(("kernel", "depthwise_kernel", "weights", "w", "W", "gamma", "scale", "embeddings"), "weight"),
@@ -51,6 +53,13 @@ class Move:
     axes: tuple[int, ...] | None
     shape: tuple[int, ...]
     why: str
+    back: bool = False
+
+    def turned(self, value: Array) -> Array:
+        """An array of this parameter in the target's layout."""
+        if self.axes is not None or not self.back:
+            return turn(value, self.kind, self.axes)
+        return turn_back(value, self.kind)
 
     def __str__(self) -> str:
         turned = f"axes {', '.join(map(str, self.axes))}" if self.axes else self.kind
@@ -93,7 +102,7 @@ def kind_of(checkpoint: Checkpoint, name: str, ndim: int) -> str:
     """How a parameter lies: what the reader said, else what its name says."""
     if name in checkpoint.kinds:
         return checkpoint.kinds[name]
-    if checkpoint.source in _AS_TORCH:
+    if checkpoint.source in _AS_TORCH or checkpoint.source.startswith(OWN):
         return "keep"
     leaf = re.sub(r":\d+$", "", name).replace(".", "/").rsplit("/", 1)[-1]
     if leaf.startswith("depthwise") and ndim == 4:
@@ -117,10 +126,8 @@ def turn(value: Array, kind: str, axes: Sequence[int] | None = None) -> Array:
     return value
 
 
-def turn_back(value: Array, kind: str, axes: Sequence[int] | None = None, channels: int = 0) -> Array:
+def turn_back(value: Array, kind: str, channels: int = 0) -> Array:
     """The inverse of `turn`: from torch's layout to TensorFlow's. `channels`: a depthwise kernel's inputs."""
-    if axes is not None:
-        return np.ascontiguousarray(value.transpose(np.argsort(axes)))
     if kind == "dense" and value.ndim == 2:
         return np.ascontiguousarray(value.T)
     if kind == "conv" and value.ndim >= 3:
@@ -163,6 +170,10 @@ def plan(
                     f'the map\'s [{table}] names "{name}", which the file does not hold: it has '
                     f"{', '.join(list(shapes)[:8])}{', ...' if len(shapes) > 8 else ''}"
                 )
+    given = list(chart.rename.values())
+    if len(set(given)) < len(given):
+        twice = next(name for name in given if given.count(name) > 1)
+        raise ValueError(f"two parameters would both be named {twice!r} by the map's [rename]; name them apart")
     moves = [_move(checkpoint, name, shape, layout, chart) for name, shape in shapes.items()]
     if model is not None:
         moves = _to_model(moves, model, chart)
@@ -181,31 +192,48 @@ def plan(
 
 
 def _named(move: Move, target: str, why: str) -> Move:
-    return Move(move.source, target, move.kind, move.axes, move.shape, why)
+    return replace(move, target=target, why=why)
 
 
 def _move(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], layout: str, chart: Map) -> Move:
-    said = chart.transpose.get(name)
-    kind = said if isinstance(said, str) else kind_of(checkpoint, name, len(shape)) if layout == "torch" else "keep"
+    """Where a parameter goes before a model is looked at."""
+    said, back = chart.transpose.get(name), layout == "tensorflow"
     axes = tuple(said) if isinstance(said, list) else None
     if axes is not None and len(axes) != len(shape):
         raise ValueError(
             f'the map\'s [transpose] "{name}" lists {len(axes)} axes; it has {len(shape)}, shape {shape}'
         )
-    target = chart.rename.get(name) or (torch_name(name) if layout == "torch" and _foreign(checkpoint) else name)
-    return Move(
-        name, target, kind, axes, _turned_shape(shape, kind, axes), "by map" if name in chart.rename else "by rule"
-    )
+    kind = "keep"
+    if isinstance(said, str):
+        kind = said
+    elif layout != "keep" and axes is None:
+        kind = (_kind_back if back else kind_of)(checkpoint, name, len(shape))
+    renamed = layout == "torch" and checkpoint.source not in _NAMED_AS_TORCH and not checkpoint.source.startswith(OWN)
+    target = chart.rename.get(name) or (torch_name(name) if renamed else name)
+    why = "by map" if name in chart.rename or name in chart.transpose else "by rule"
+    return Move(name, target, kind, axes, _turned_shape(shape, kind, axes, back), why, back)
 
 
-def _foreign(checkpoint: Checkpoint) -> bool:
-    return checkpoint.source not in ("torch", "timm", "sb3", "bitsandbytes", "adam", "adamw")
+def _kind_back(checkpoint: Checkpoint, name: str, ndim: int) -> str:
+    """How a parameter of torch's lies in TensorFlow: what the reader said, else what its name says."""
+    if name in checkpoint.kinds:
+        return checkpoint.kinds[name]
+    leaf, lower = name.rsplit(".", 1)[-1], name.lower()
+    if leaf not in ("weight", "W") or ndim < 2 or "emb" in lower or "table" in lower:
+        return "keep"
+    return "dense" if ndim == 2 else "depthwise" if "depthwise" in lower else "conv"
 
 
-def _turned_shape(shape: tuple[int, ...], kind: str, axes: Sequence[int] | None) -> tuple[int, ...]:
-    """The shape that `turn` gives, without turning anything."""
+def _turned_shape(
+    shape: tuple[int, ...], kind: str, axes: Sequence[int] | None, back: bool = False
+) -> tuple[int, ...]:
+    """The shape that `turn` or `turn_back` gives, without turning anything."""
     if axes is not None:
         return tuple(shape[axis] for axis in axes)
+    if back and kind == "conv" and len(shape) >= 3:
+        return (*shape[2:], shape[1], shape[0])
+    if back and kind == "depthwise" and len(shape) == 4:
+        return (shape[2], shape[3], shape[0], 1)
     if kind == "dense" and len(shape) == 2:
         return shape[::-1]
     if kind == "conv" and len(shape) >= 3:

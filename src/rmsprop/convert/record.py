@@ -11,6 +11,9 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 
+# How the source of this package's own files begins; the dialect follows. Slots, settings and layouts are ours.
+OWN = "rmsprop:"
+
 
 @dataclasses.dataclass
 class Report:
@@ -40,13 +43,14 @@ class Unreadable(ValueError):  # noqa: N818
 class Checkpoint:
     """What a file holds, in the source framework's names, units, order and layouts.
 
-    `source` is a dialect's name, or "" where the file cannot say. `params` are arrays by the file's names, in the
-    file's order; empty if the file holds none. `slots` goes from a parameter's name to the framework's own slot names
-    (the keys of the dialect row's `states`) to arrays. `step` counts the optimizer steps taken, where the file says.
-    `hyper` holds the settings that the file holds, in the framework's own words. `kinds` hints at a layout: "conv"
-    (HWIO), "depthwise" (HWIM), "dense" (in, out) or "keep". `notes` are sentences for the report: what the reader
-    dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with a note. `groups` are the parameter groups,
-    each the names of its parameters and its settings, where the file has several; `hyper` is then the first's.
+    `source` is a dialect's name, "rmsprop:" and one for this package's own, or "" where the file cannot say. `params`
+    are arrays by the file's names, in the file's order; empty if the file holds none. `slots` goes from a parameter's
+    name to the framework's own slot names (the keys of the dialect row's `states`) to arrays. `step` counts the
+    optimizer steps taken, where the file says. `hyper` holds the settings that the file holds, in the framework's own
+    words. `kinds` hints at a layout: "conv" (HWIO), "depthwise" (HWIM), "dense" (in, out) or "keep". `notes` are
+    sentences for the report: what the reader dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with
+    a note. `groups` are the parameter groups, each the names of its parameters and its settings, where the file has
+    several; `hyper` is then the first's.
     """
 
     source: str = ""

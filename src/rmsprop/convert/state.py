@@ -6,6 +6,7 @@ bias correction; b is in units of the step where the learning rate is inside, an
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
@@ -16,13 +17,17 @@ import numpy as np
 
 from rmsprop import dialects
 from rmsprop.convert import adam
-from rmsprop.convert.record import Report
+from rmsprop.convert.record import OWN, Report
 from rmsprop.dialects import Dialect
 
 Slots = Mapping[str, Any]
 Settings = Mapping[str, Any]
 
-OURS = ("step", "square_avg", "momentum_buffer", "grad_avg")
+KEPT_AS_OURS: Mapping[str, Any] = {
+    "states": dialects.DIALECTS["torch"].states,
+    "buffer_sign": 1,
+    "keeps_corrected": False,
+}
 
 
 class Converted(NamedTuple):
@@ -102,7 +107,9 @@ def side(given: str | Settings, keeps: set[str], target: bool = False) -> Side:
 
 
 def find(name: str) -> Dialect:
-    """The row of a dialect, or of Adam, which only ever is a source."""
+    """The row of a dialect; or of Adam, which only ever is a source; or of "rmsprop:NAME", with our state."""
+    if name.startswith(OWN):
+        return dataclasses.replace(dialects.find(name.removeprefix(OWN)), **KEPT_AS_OURS)
     return adam.ROWS[name] if name in adam.ROWS else dialects.find(name)
 
 

@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmsprop import dialects
-from rmsprop.convert.record import Checkpoint, Report
+from rmsprop.convert.record import OWN, Checkpoint, Report
 from rmsprop.convert.state import find
-from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, Dialect
+from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
 
 Settings = dict[str, Any]
+
+_OURS = (*HYPERS, *SWITCHES, *UNCLIPPED, "maximize")
 
 
 def settle(checkpoint: Checkpoint, given: Mapping[str, Any], report: Report) -> list[tuple[list[str], Settings]]:
@@ -31,6 +33,9 @@ def _group(
     checkpoint: Checkpoint, row: Dialect, names: list[str], hyper: Settings, given: Mapping[str, Any], report: Report
 ) -> Settings:
     """One group's settings."""
+    if checkpoint.source.startswith(OWN):
+        own = {name: value for name, value in hyper.items() if name in _OURS}
+        return {**row.complete(own | dialects.read_words(row, given), {*own, *given}), "dialect": row.name}
     meant = {row.words.get(word, word) for word in given}
     words = {word: value for word, value in hyper.items() if row.words.get(word, word) not in meant} | dict(given)
     ours = {row.words.get(word, word) for word in words}
@@ -107,8 +112,8 @@ def _eps(settings: Settings, new: Settings, report: Report) -> float:
     worst = max(sizes, key=abs)
     report.approximate.append(
         f"eps={eps:g} stands {was} the root in the source and {now} it in the target: {matched:g} caps the "
-        f"step alike where gradients vanish; denominators differ by up to {worst:+.0%}, where √v is about {place:.2g}, and agree "
-        "far from it"
+        f"step alike where gradients vanish; denominators differ by up to {worst:+.0%}, where √v is about "
+        f"{place:.2g}, and agree far from it"
     )
     return matched
 

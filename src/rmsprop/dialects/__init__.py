@@ -18,6 +18,7 @@ __all__ = [
     "HYPERS",
     "SWITCHES",
     "UNCLIPPED",
+    "UNFIT",
     "Dialect",
     "find",
     "read_words",
@@ -106,7 +107,14 @@ def read_words(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"dialect={dialect.name!r} takes one of {', '.join(dialect.exclusive)}; got {shown}")
     read: dict[str, Any] = {}
     typed: dict[str, str] = {}
-    for word, value in given.items():
+    for word, flag in dialect.requires.items():
+        if given.get(word) and not given.get(flag):
+            raise ValueError(
+                f"{word}={given[word]!r} does not work under dialect={dialect.name!r} without {flag}=True: the "
+                "framework "
+                f"ignores it then; give both, or leave it out"
+            )
+    for word, value in sorted(given.items(), key=lambda item: item[0] in dialect.requires):
         if word in dialect.refused:
             raise TypeError(f"{word}={value!r} is ambiguous under dialect={dialect.name!r}: {dialect.refused[word]}")
         ours = dialect.words.get(word, word)
@@ -115,14 +123,14 @@ def read_words(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
         if word in dialect.limits and ours not in _OURS:
             continue
         for name, setting in _read_value(dialect, word, ours, value).items():
-            # timm's two flags for one setting: the second stands over the first
-            if name in read and typed[name] != word and not _refines(dialect, typed[name], word, read):
+            if name in read and dialect.requires.get(word) != typed[name]:
                 raise TypeError(
                     f"{typed[name]}={given[typed[name]]!r} and {word}={value!r} both set {name} under "
                     f"dialect={dialect.name!r}; give one of them"
                 )
             read[name], typed[name] = setting, word
-    _check_limits(dialect, given, read)
+    for word in _check_limits(dialect, given, read):
+        read.pop(dialect.words.get(word, word), None)
     return read
 
 
@@ -138,23 +146,20 @@ def _read_value(dialect: Dialect, word: str, ours: str, value: Any) -> Mapping[s
     return meant if isinstance(meant, Mapping) else {ours: meant}
 
 
-def _refines(dialect: Dialect, first: str, second: str, read: Mapping[str, Any]) -> bool:
-    """Whether the second word says more of what the first one said: flags of one switch."""
-    both = {first, second} <= set(dialect.words)
-    return both and dialect.words[first] == dialect.words[second] == "weight_decay_mode" and bool(read)
-
-
-def _check_limits(dialect: Dialect, given: Mapping[str, Any], read: Mapping[str, Any]) -> None:
-    """Refuse the words that work with one value only, where they have another."""
+def _check_limits(dialect: Dialect, given: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
+    """Refuse the words that work with few values only, where they have another. Returns: those that say nothing."""
+    idle = []
     for word, limit in dialect.limits.items():
-        if word not in given or limit.neutral is ANYTHING:
+        if word not in given or (limit.unless and read.get(limit.unless)):
+            continue
+        idle.append(word)
+        if limit.neutral is ANYTHING:
             continue
         neutral = limit.neutral if isinstance(limit.neutral, tuple) else (limit.neutral,)
         if any(_equal(given[word], value) for value in neutral):
             continue
-        if limit.unless and read.get(limit.unless):
-            continue
         raise ValueError(f"{word}={given[word]!r} does not work under dialect={dialect.name!r}: {limit.reason}")
+    return idle
 
 
 def _equal(value: Any, neutral: Any) -> bool:

@@ -7,7 +7,9 @@ from rmsprop.dialects.row import NONE_IS_OFF, Dialect, Limit, Value, When
 from rmsprop.spec import Hyper, Rule
 
 _EPS = {"learning_rate": "lr", "epsilon": "eps"}
-_MX_MOMENTUM = Limit(0, "MXNet reads it only with centered=True, and else ignores it; leave it out", "centered")
+_MX_MOMENTUM = Limit(
+    (0, 0.9, None), "MXNet reads it only with centered=True, and else ignores it; leave it out", "centered"
+)
 _MX_CENTERED = When("centered", {"eps_mode": "inside", "lr_in_buffer": True, "momentum": 0.9})
 _MX_RESCALE = Limit(1.0, "MXNet multiplies gradients by it; divide the loss instead")
 _MX_SQUARES = "MXNet has no complex parameters"
@@ -40,8 +42,8 @@ def _paddle_decay(decay: Any) -> Mapping[str, Any]:
     """Paddle's weight_decay: a number, or one of its regularizers, read by its class's name and coefficient."""
     if decay is None:
         return {}
-    mode = {"L1Decay": "l1", "L1DecayRegularizer": "l1"}.get(type(decay).__name__, "l2")
-    return {"weight_decay": getattr(decay, "_coeff", getattr(decay, "coeff", decay)), "weight_decay_mode": mode}
+    read = {"weight_decay": getattr(decay, "_coeff", getattr(decay, "coeff", decay))}
+    return {**read, "weight_decay_mode": "l1"} if type(decay).__name__.startswith("L1Decay") else read
 
 
 ROWS = (
@@ -115,7 +117,9 @@ ROWS = (
             "Its documentation says that Nesterov momentum is used; it is not.",
             "rho, epsilon and momentum are float32 there even for float64 parameters, and eight-wide lanes take an "
             "approximate root (up to 3 units in the last place).",
-            "grad_clip comes before weight_decay is added.",
+            "grad_clip takes a ClipGradByValue, ClipGradByNorm or ClipGradByGlobalNorm, or a dict of its name "
+            "and numbers; it "
+            "comes before weight_decay is added. weight_decay takes a number, L2Decay or L1Decay.",
         ),
     ),
     Dialect(
@@ -134,8 +138,10 @@ ROWS = (
         call="mindspore.nn.RMSProp",
         example="learning_rate=0.01, decay=0.9, epsilon=1e-10",
         traps=(
-            "MindSpore 2.10's CPU operator puts ε outside the root in its vector lanes and inside it in the last few "
-            "elements; here it stands inside everywhere, as documented.",
+            "MindSpore 2.10's CPU operator puts ε outside the root in its vector lanes and inside it in the "
+            "rest, and "
+            "which elements those are moves with its choice of threads; here it stands inside everywhere, as "
+            "documented.",
             "Centered, its CPU operator skips elements whose variance is not positive; here that variance is 0.",
             "weight_decay skips parameters named beta or gamma there; give them a group of their own here.",
         ),

@@ -67,6 +67,7 @@ class Dialect:
         refused: names that cannot be taken under this dialect -> the reason and what to write instead.
         limits: names that can be taken with few values only.
         exclusive: names of which one at most may be given.
+        requires: flags that the framework reads only where another flag is on, which they say more of.
         when: what some settings imply.
         settings: further defaults that differ from torch's: `sparse`, `clip_after_decay`, `clip_value_last`.
         v_init_is_eps: whether v starts at ε.
@@ -89,6 +90,7 @@ class Dialect:
     refused: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, Limit] = field(default_factory=dict)
     exclusive: tuple[str, ...] = ()
+    requires: Mapping[str, str] = field(default_factory=dict)
     when: tuple[When, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     v_init_is_eps: bool = False

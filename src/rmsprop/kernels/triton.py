@@ -38,9 +38,7 @@ _SPARES = 4
 
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
     """Dense, real, separate tensors on one NVIDIA GPU, each with its gradient and slots in one layout."""
-    asked = refuse_call(bucket) or refuse_rule(rule)
-    if asked is None and rule.weight_decay_mode == "corrected" and bucket.capturable:
-        asked = 'weight_decay_mode="corrected" reads the learning rate on the host, which capturable=True forbids'
+    asked = refuse_call(bucket) or refuse_rule(rule) or refuse_reading(rule, bucket)
     return asked or _refuse_device(bucket) or refuse_tensors(rule, bucket)
 
 
@@ -273,6 +271,13 @@ def _refuse_device(bucket: Bucket) -> str | None:
 @cache
 def _capability(index: int) -> tuple[int, int]:
     return torch.cuda.get_device_capability(index)
+
+
+def refuse_reading(rule: Rule, bucket: Bucket) -> str | None:
+    """Reasons that lie in what the host would have to read back from the device."""
+    if rule.weight_decay_mode == "corrected" and bucket.capturable:
+        return 'weight_decay_mode="corrected" reads the learning rate on the host, which capturable=True forbids'
+    return None
 
 
 def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:

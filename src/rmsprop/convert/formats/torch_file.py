@@ -14,7 +14,7 @@ from rmsprop import dialects
 from rmsprop.convert.formats import archive
 from rmsprop.convert.formats.bnb import dequantize
 from rmsprop.convert.formats.torch_load import Arrays, load
-from rmsprop.convert.record import Checkpoint, Unreadable
+from rmsprop.convert.record import OWN, Checkpoint, Unreadable
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".tar")
 _OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_states", "policy.optimizer", "optim", "opt")
@@ -177,7 +177,7 @@ def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path) 
     if "dialect" in group:
         if group["dialect"] not in dialects.DIALECTS:
             raise Unreadable(f"{path.name} is of the dialect {archive.shown(group['dialect'])}, which nobody knows")
-        return str(group["dialect"])
+        return OWN + str(group["dialect"])
     if _QUANTIZED in slots or "state1" in slots:
         return "bitsandbytes"
     if "exp_avg_sq" in slots or ("betas" in group and not slots):
@@ -228,10 +228,6 @@ def _hyper(source: str, group: Mapping[str, Any], made: Checkpoint, path: Path) 
     odd = [name for name, value in kept.items() if not isinstance(value, (int, float, str, tuple, type(None)))]
     if odd:
         raise Unreadable(f"{path.name}: the setting {archive.shown(odd[0])} is no number, switch or text")
-    if "dialect" in group:
-        row = dialects.find(source)
-        ours = (*dialects.HYPERS, *dialects.SWITCHES, *dialects.UNCLIPPED, "maximize")
-        return dialects.write_words(row, {n: kept[n] for n in ours if kept.get(n) is not None})
     if source in ("adam", "adamw", "bitsandbytes"):
         betas = kept.get("betas")
         if not isinstance(betas, tuple) or len(betas) < 2 or not all(isinstance(b, (int, float)) for b in betas):

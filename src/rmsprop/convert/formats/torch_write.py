@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.convert.record import Checkpoint
+from rmsprop.convert.record import OWN, Checkpoint
 
 WRITTEN = ("rmsprop", "torch", "timm", "sb3", "bitsandbytes")
 _QUANTIZED = "__bnb_optimizer_quant_state__"
@@ -24,19 +24,18 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     """
     import torch
 
-    if checkpoint.source not in WRITTEN:
+    source = "rmsprop" if checkpoint.source.startswith(OWN) else checkpoint.source
+    if source not in WRITTEN:
         raise ValueError(f"a .pt holds the state of {', '.join(WRITTEN)}; got {checkpoint.source!r}")
     groups = checkpoint.groups or [(list(checkpoint.slots), checkpoint.hyper)]
     state: dict[int, Any] = {}
     packed: list[dict[str, Any]] = []
     at = 0
     for names, hyper in groups:
-        packed.append(
-            {**_settings(checkpoint.source, hyper), "params": list(range(at, at + len(names))), "param_names": names}
-        )
+        packed.append({**_settings(source, hyper), "params": list(range(at, at + len(names))), "param_names": names})
         for name in names:
             if name in checkpoint.slots:
-                state[at] = _state(checkpoint.source, checkpoint.slots[name], checkpoint.step)
+                state[at] = _state(source, checkpoint.slots[name], checkpoint.step)
             at += 1
     model = {name: _tensor(value) for name, value in checkpoint.params.items()}
     torch.save({"model": model, "optimizer": {"state": state, "param_groups": packed}}, path)
