@@ -26,6 +26,7 @@ _DTYPES = {
 }
 _NUMBERS = {name: number for number, name in _DTYPES.items()}
 _SHARDS = 10_000
+_NAME = 4096  # bytes of a tensor's name
 Field = tuple[int, int | bytes]
 
 
@@ -117,7 +118,13 @@ class Bundle:
         if not 0 < self.shards <= _SHARDS:
             raise Unreadable(f"{index_of(path).name} tells of {self.shards} files of data: it is damaged")
         for name, raw in table.items():
+            if len(name) > _NAME:
+                raise Unreadable(f"{index_of(path).name} has a name of {len(name)} bytes: it is damaged")
             self.entries[name.decode()] = self._entry(name.decode(), raw)
+        files = [shard(path, number, self.shards) for number in {entry[2] for entry in self.entries.values()}]
+        stored = sum(file.stat().st_size for file in files if file.is_file())
+        if all(file.is_file() for file in files) and sum(entry[4] for entry in self.entries.values()) > stored:
+            raise Unreadable(f"{self.path.name} lists more bytes than its data has: it is cut short, or damaged")
 
     def _entry(self, name: str, raw: bytes) -> tuple[int, tuple[int, ...], int, int, int, int]:
         said = dict.fromkeys(range(1, 8), 0)

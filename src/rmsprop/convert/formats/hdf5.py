@@ -115,12 +115,17 @@ class _File:
         self.path, self.stream, self.size = path, stream, size
         self.seen: set[int] = set()
         self.declared = 0  # bytes of all datasets and attributes: together no more than the file has
+        self.left = 4 * size + (1 << 20)  # bytes that may be read: a sound file is read about once
+        self.heaps: dict[int, dict[int, tuple[int, int]]] = {}
 
     def take(self, at: int, length: int) -> bytes:
         if at < 0 or length < 0 or at + length > self.size:
             raise Unreadable(
                 f"{self.path.name} points to {length} bytes at {at}, beyond its {self.size}: it is damaged or cut"
             )
+        self.left -= max(length, 16)
+        if self.left < 0:
+            raise Unreadable(f"{self.path.name} leads to the same bytes again and again: it is damaged")
         self.stream.seek(at)
         raw = self.stream.read(length)
         if len(raw) != length:
@@ -325,21 +330,23 @@ class _File:
         """Text of the global heap."""
         if length == 0:
             return b""
+        if heap not in self.heaps:
+            self.heaps[heap] = dict(self.objects(heap))
+        at, size = self.heaps[heap].get(index, (0, 0))
+        if length > size:
+            raise Unreadable(f"{self.path.name} has a text that is not in its heap: it is damaged")
+        self.declare(length, "a text")
+        return self.take(at, length)
+
+    def objects(self, heap: int) -> Iterator[tuple[int, tuple[int, int]]]:
+        """The numbers of a global heap's objects, and where they are."""
         magic, total = struct.unpack_from("<4s4xQ", self.take(heap, 16))
         if magic != b"GCOL":
             raise Unreadable(f"{self.path.name} has no heap of texts at {heap}: it is damaged")
-        at, end = heap + 16, heap + total
-        self.take(heap, 0)
-        for _ in range(65536):
-            if at + 16 > end:
+        at = heap + 16
+        while at + 16 <= heap + total:
+            index, size = struct.unpack_from("<H6xQ", self.take(at, 16))
+            if index == 0:
                 break
-            this, size = struct.unpack_from("<H6xQ", self.take(at, 16))
-            if this == index:
-                if length > size:
-                    break
-                self.declare(length, "a text")
-                return self.take(at + 16, length)
-            if this == 0:
-                break
+            yield index, (at + 16, size)
             at += 16 + -(-size // 8) * 8
-        raise Unreadable(f"{self.path.name} has a text that is not in its heap: it is damaged")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -200,7 +199,9 @@ def _second(
         centered = said["centered"] if "centered" in said else not said["momentum"]
         return "average_gradient" if centered else "momentum"
     # The square of an average is nowhere above the average of squares.
-    if any(np.any(np.square(m) > v * 1.001 + 1e-30) for v, m in zip(velocity, second, strict=True)):
+    with np.errstate(all="ignore"):
+        above = any(np.any(np.square(m) > v * 1.001 + 1e-30) for v, m in zip(velocity, second, strict=True))
+    if above:
         made.notes.append(
             "The file does not name its second kind of state; no average of gradients can be like it, "
             "so it is the momentum."
@@ -262,7 +263,8 @@ def _group(
 
 def _class(name: str) -> str:
     """dense_12 is the thirteenth dense."""
-    return re.sub(r"_\d+$", "", name)
+    base, _, number = name.rpartition("_")
+    return base if base and number.isdecimal() else name
 
 
 def _leaves(base: str, shapes: list[Shape], config: Mapping[str, Any]) -> list[tuple[str, bool]]:

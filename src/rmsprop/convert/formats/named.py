@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 
 NEWER = ("velocity", "momentum", "average_gradient")
@@ -19,9 +20,7 @@ class Owners:
     def __init__(self, variables: Iterable[str]) -> None:
         listed = list(variables)
         self.variables = set(listed)
-        self.twice = (
-            {name for name in listed if listed.count(name) > 1} if len(listed) > len(self.variables) else set()
-        )
+        self.twice = {name for name, times in Counter(listed).items() if times > 1}
         self.flat: dict[str, str] = {}
         for name in listed:
             flat = name.replace("/", "_")
@@ -41,8 +40,12 @@ class Owners:
         return None
 
     def _keras3(self, state: str) -> tuple[str, str] | None:
-        match = re.fullmatch(r"(?:.*/)?([^/]+)_(velocity|momentum|average_gradient)", state, re.DOTALL)
-        return (match[2], self.flat[match[1]]) if match and match[1] in self.flat else None
+        name = state.rpartition("/")[2]
+        for slot in NEWER:
+            flat = name.removesuffix(f"_{slot}")
+            if flat != name and flat in self.flat:
+                return slot, self.flat[flat]
+        return None
 
     def _legacy(self, state: str) -> tuple[str, str] | None:
         name, _, slot = state.rpartition("/")

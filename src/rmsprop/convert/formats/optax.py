@@ -121,7 +121,9 @@ def _settle(path: Path, made: Checkpoint, state: Mapping[Words, Array], counts: 
             )
     if centered and own:
         for name, slots in made.slots.items():
-            if np.any(np.square(slots["mu"]) > slots["nu"] * 1.001 + 1e-30):
+            with np.errstate(all="ignore"):
+                above = np.any(np.square(slots["mu"]) > slots["nu"] * 1.001 + 1e-30)
+            if above:
                 raise Unreadable(
                     f"{path.name} has the state of Adam: in {shown(name)} the square of mu is above nu, which no "
                     "centered RMSprop's is"

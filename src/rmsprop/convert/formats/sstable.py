@@ -18,6 +18,7 @@ from rmsprop.convert.record import Array, Unreadable
 MAGIC = 0xDB4775248B80FB57
 _FOOTER = 48
 _LANES = 4096
+_MOST = 1 << 28
 
 
 def varint(raw: bytes, at: int) -> tuple[int, int]:
@@ -76,7 +77,9 @@ def mask(crc: int) -> int:
 def read(path: Path) -> dict[bytes, bytes]:
     """All keys and values of a table, in the order of keys. Raises: Unreadable or ValueError."""
     size = path.stat().st_size
-    raw = path.read_bytes() if size < 1 << 30 else b""
+    if size > _MOST:
+        raise Unreadable(f"{path.name} has {size} bytes, which no index of tensors has")
+    raw = path.read_bytes()
     if len(raw) < _FOOTER or struct.unpack_from("<Q", raw, size - 8)[0] != MAGIC:
         raise Unreadable(
             f"{path.name} does not end as an index of a TensorFlow checkpoint does: it is cut, or is none"

@@ -90,8 +90,8 @@ def _saver(held: Bundle) -> Checkpoint:
 
 def _stem(held: Bundle, names: list[str]) -> str:
     """What the optimizer is called, "" if there is none: RMSProp, unless it was given another name."""
-    pattern = re.compile(r".+/([^/]*rms[^/]*?)(?:_[12])?", re.IGNORECASE)
-    found = {match[1] for name in names if (match := pattern.fullmatch(name))}
+    last = {name.rpartition("/")[2] for name in names}
+    found = {name.removesuffix("_1").removesuffix("_2") for name in last if "rms" in name.lower()}
     stems = {stem for stem in found if any(f"{name}/{stem}" in held.entries for name in names)}
     if "RMSProp" in stems:
         return "RMSProp"

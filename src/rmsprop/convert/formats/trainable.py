@@ -73,9 +73,11 @@ def _search(items: tuple[Item, ...], shapes: tuple[Shape, ...], frozen: bool, th
     spare.subtract(shapes)
     found: list[list[str]] = []
     pending: list[tuple[Any, Any, int]] = [(_link(items, None), None, 0)]
-    for _ in range(_STEPS):
+    steps = 0
+    while steps < _STEPS:
         if not pending or len(found) == 2:
             return found
+        steps += 1
         left, names, at = pending.pop()
         if left is None:
             if at == len(shapes):
@@ -86,6 +88,7 @@ def _search(items: tuple[Item, ...], shapes: tuple[Shape, ...], frozen: bool, th
         item, rest = left
         if isinstance(item, Unordered):
             parts = [part for part in item.parts if part]
+            steps += len(parts) ** 2
             for index in reversed(range(len(parts))):
                 others = (*parts[:index], parts[index][1:], *parts[index + 1 :])
                 after = (Unordered(others), rest) if any(others) else rest
