@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rmsprop import functional as functional
+    from rmsprop.convert import convert as convert
     from rmsprop.dialects import DIALECTS as DIALECTS
     from rmsprop.optimizer import RMSprop as RMSprop
     from rmsprop.recipe import recipes as recipes
@@ -27,6 +28,7 @@ __all__ = [
     "Rule",
     "Translation",
     "__version__",
+    "convert",
     "functional",
     "recipes",
     "translate",
@@ -44,8 +46,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "functional":
-        return import_module("rmsprop.functional")
+    if name in ("convert", "functional"):
+        return import_module(f"rmsprop.{name}")
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value

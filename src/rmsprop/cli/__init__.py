@@ -7,6 +7,7 @@ import typer
 from rmsprop import __version__
 from rmsprop.cli.bench import bench
 from rmsprop.cli.check import check
+from rmsprop.cli.convert import convert
 from rmsprop.cli.demo import demo
 from rmsprop.cli.dialects import dialects
 from rmsprop.cli.race import race
@@ -20,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, race, dialects, recipes, translate, check, bench):
+for command in (demo, race, dialects, recipes, translate, convert, check, bench):
     app.command()(command)
 
 

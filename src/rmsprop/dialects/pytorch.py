@@ -152,6 +152,7 @@ ROWS = (
             "multi_tensor": Limit((True, False), "that is foreach= here"),
         },
         states={"exp_avg_sq": "square_avg"},
+        keeps_corrected=True,
         complex="HeavyBall takes no complex parameters",
         call="heavyball.RMSprop",
         own=Own(takes=("weight_decay",), text="heavyball.RMSprop(params, {words})"),
