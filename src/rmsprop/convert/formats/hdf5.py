@@ -104,6 +104,15 @@ def read(path: Path, stream: BinaryIO, size: int) -> Group:
         return _File(path, stream, size).root()
 
 
+def top(path: Path) -> set[str]:
+    """The names of a file's outermost groups and attributes; none of what cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return _File(path, stream, path.stat().st_size).names()
+    except Exception:  # a sniff answers; it does not complain
+        return set()
+
+
 @dataclasses.dataclass
 class _Message:
     kind: int
@@ -142,7 +151,8 @@ class _File:
     def refuse(self, what: str) -> Unreadable:
         return Unreadable(f"{self.path.name} has {what}, which is not read; {REPACK}")
 
-    def root(self) -> Group:
+    def start(self) -> int:
+        """Where the root group is."""
         head = self.take(0, 96)
         if head[:8] != MAGIC:
             raise Unreadable(f"{self.path.name} is no HDF5 file")
@@ -153,8 +163,20 @@ class _File:
             raise self.refuse("an HDF5 base address")
         if end > self.size:
             raise Unreadable(f"{self.path.name} is cut short: it has {self.size} of {end} bytes")
-        (address,) = struct.unpack_from("<Q", head, 64)
-        found = self.object(address, "/", 0)
+        return int(struct.unpack_from("<Q", head, 64)[0])
+
+    def names(self) -> set[str]:
+        """What is outermost."""
+        messages = self.messages(self.start())
+        found = {self.attribute(message.data, "/")[0] for message in messages if message.kind == 0x0C}
+        for message in messages:
+            if message.kind == 0x11:
+                found |= {name for name, _ in self.children(*struct.unpack_from("<2Q", message.data))}
+        return found
+
+    def root(self) -> Group:
+        """All groups."""
+        found = self.object(self.start(), "/", 0)
         if not isinstance(found, Group):
             raise Unreadable(f"{self.path.name} has no root group: it is damaged")
         return found

@@ -46,12 +46,15 @@ def sniff_archive(path: Path) -> bool:
 
 
 def sniff_weights(path: Path) -> bool:
-    """HDF5 with numbered variables, near whose beginning no list of layers is named."""
+    """HDF5 with numbered variables, and without the lists of layers of the older kind."""
     if not hdf5.is_hdf5(path):
         return False
-    with path.open("rb") as file:
-        head = file.read(8192)
-    return b"model_weights" not in head and b"vars" in head
+    found = hdf5.top(path)
+    if found & {"model_weights", "layer_names", "layer_names0"}:
+        return False
+    return (
+        bool(found & {"layers", "optimizer", "vars", "_layer_checkpoint_dependencies"}) or ".weights.h5" in path.name
+    )
 
 
 def read(path: Path, said: Mapping[str, Any] | None = None) -> Checkpoint:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rmsprop.convert.formats.archive import shown
-from rmsprop.convert.formats.reading import array, count, strange
+from rmsprop.convert.formats.reading import array, count, strange, to_write
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
 
 MAGIC = 0x112
@@ -87,6 +87,7 @@ def from_arrays(path: Path, arrays: Mapping[str, Array]) -> Checkpoint:
 
 def to_arrays(checkpoint: Checkpoint) -> dict[str, Array]:
     """Parameters and states under one name each."""
+    checkpoint = to_write(checkpoint)
     made = dict(checkpoint.params)
     for name, slots in checkpoint.slots.items():
         made |= {f"{name}.{slot}": slots[slot] for slot in _ORDER if slot in slots}
