@@ -286,7 +286,12 @@ INEXACT = [
 ]
 
 
-@pytest.mark.parametrize(("source", "target", "words", "kinds"), INEXACT, ids=str)
+def _shown(value: object) -> str:
+    """A set in one order, so that all workers collect the same names."""
+    return str(sorted(value)) if isinstance(value, set) else str(value)
+
+
+@pytest.mark.parametrize(("source", "target", "words", "kinds"), INEXACT, ids=_shown)
 def test_what_differs_is_named_and_differs_in_a_run(source, target, words, kinds):
     """Each kind of difference is found by its name, and there is a run that it changes."""
     found = translate(source, target, **words)
@@ -344,7 +349,7 @@ def test_torchs_call_makes_the_run_that_was_meant(source):
     np.testing.assert_allclose(np.array(trail), run(found.meant, gradients, rates), rtol=1e-11, atol=1e-13)
 
 
-@pytest.mark.parametrize(("source", "target", "words", "kinds"), INEXACT, ids=str)
+@pytest.mark.parametrize(("source", "target", "words", "kinds"), INEXACT, ids=_shown)
 def test_our_own_call_is_the_source(source, target, words, kinds):
     """`ours`, pasted, is this package's optimizer with the settings that were meant."""
     found = translate(source, target, **words)

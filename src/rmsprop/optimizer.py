@@ -34,8 +34,8 @@ _CAPTURE_CHECK = next(
     if hasattr(Optimizer, name)
 )
 
-# What of a group must stay as it is for a plan to hold: all settings but the numbers, which are read at every step, and
-# what says nothing without a bound for clipping or a sparse gradient, with which there is no plan.
+# What of a group must stay as it is for a plan to hold: all settings but the numbers, which are read at every step,
+# and what says nothing without a bound for clipping or a sparse gradient, with which there is no plan.
 _IDLE = (*dialects.HYPERS, *settings.CLIP_ORDER, "sparse", "dialect")
 _SETTINGS = itemgetter(*(name for name in settings.TORCH_GROUP if name not in _IDLE))
 

@@ -128,6 +128,7 @@ class _File:
         self.heaps: dict[int, dict[int, tuple[int, int]]] = {}
 
     def take(self, at: int, length: int) -> bytes:
+        """So many bytes at a place in the file. Raises: Unreadable beyond its end."""
         if at < 0 or length < 0 or at + length > self.size:
             raise Unreadable(
                 f"{self.path.name} points to {length} bytes at {at}, beyond its {self.size}: it is damaged or cut"
@@ -142,6 +143,7 @@ class _File:
         return raw
 
     def declare(self, size: int, name: str) -> None:
+        """Count what a dataset says that it holds. Raises: Unreadable once that is more than the file."""
         self.declared += size
         if self.declared > self.size:
             raise Unreadable(
@@ -149,6 +151,7 @@ class _File:
             )
 
     def refuse(self, what: str) -> Unreadable:
+        """The sentence for what HDF5 allows and this does not read."""
         return Unreadable(f"{self.path.name} has {what}, which is not read; {REPACK}")
 
     def start(self) -> int:
@@ -182,6 +185,7 @@ class _File:
         return found
 
     def object(self, address: int, name: str, depth: int) -> Group | Dataset:
+        """The group or dataset whose header is there."""
         if address in self.seen or len(self.seen) >= _NODES or depth > _DEPTH:
             raise self.refuse(f"{shown(name)} under two names, or groups nested too deeply")
         self.seen.add(address)
@@ -202,6 +206,7 @@ class _File:
         return self.dataset({message.kind: message.data for message in messages}, attrs, name)
 
     def messages(self, address: int) -> list[_Message]:
+        """The messages of an object's header, those of its continuations too."""
         version, _, total, _, length = struct.unpack_from("<BBHII", self.take(address, 12))
         if version != 1:
             raise self.refuse(f"an HDF5 object header that is not of version 1 (at {address})")
@@ -266,6 +271,7 @@ class _File:
         return [(name, address) for _, name, address in sorted(found)]
 
     def dataset(self, said: dict[int, bytes], attrs: dict[str, Any], name: str) -> Dataset:
+        """A dataset from the messages of its header: its shape, type and place."""
         if not {0x01, 0x03, 0x08} <= said.keys():
             raise Unreadable(
                 f"{self.path.name} has {shown(name)} without shape, type or place: it is damaged, or no checkpoint"
@@ -297,6 +303,7 @@ class _File:
         return Dataset(self, name, where, dtype, shape, size, order, inline, attrs)
 
     def shape(self, raw: bytes, name: str) -> tuple[int, ...]:
+        """The sizes that a dataspace message states."""
         version, rank, flags = raw[0], raw[1], raw[2]
         if version not in (1, 2) or rank > 32 or (version == 2 and raw[3] == 2):
             raise self.refuse(f"{shown(name)} of a shape of another kind ({version}, {rank}, {flags})")
@@ -318,6 +325,7 @@ class _File:
         raise self.refuse(f"{shown(name)} of a type that is no number")
 
     def attribute(self, raw: bytes, owner: str) -> tuple[str, Any]:
+        """An attribute's name and value."""
         version, flags, names, types, spaces = struct.unpack_from("<BBHHH", raw)
         if version not in (1, 2, 3) or (version > 1 and flags):
             raise self.refuse(f"an attribute of another kind on {shown(owner)}")
