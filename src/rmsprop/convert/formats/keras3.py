@@ -242,7 +242,7 @@ def _group(
         found[full] = dataset, f"{path}/vars/{index}".lstrip("/"), _hint(base, leaf, dataset)
         items.append(Variable(full, dataset.shape, trainable and not moving))
 
-    def part(child: str, group: hdf5.Group, base: str) -> list[Item]:
+    def _part(child: str, group: hdf5.Group, base: str) -> list[Item]:
         return _group(group, f"{path}/{child}".lstrip("/"), here, base, layers, found, trainable)
 
     parts: dict[str, list[tuple[Item, ...]]] = {}
@@ -250,9 +250,9 @@ def _group(
         if child in _NOT_THE_MODEL or child == "vars":
             continue
         if child in _LISTS:
-            parts[child] = [tuple(part(f"{child}/{one}", layer, _class(one))) for one, layer in below.groups.items()]
+            parts[child] = [tuple(_part(f"{child}/{one}", layer, _class(one))) for one, layer in below.groups.items()]
         else:
-            parts[child] = [tuple(part(child, below, f"{base}/{child}" if child == "cell" else child))]
+            parts[child] = [tuple(_part(child, below, f"{base}/{child}" if child == "cell" else child))]
     parts = {child: made for child, made in parts.items() if any(made)}
     for known in _PARTS:
         if parts.keys() <= set(known):
