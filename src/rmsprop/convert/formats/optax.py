@@ -252,11 +252,11 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
             here = here.setdefault(word, {})
         here[place[-1]] = value if place != ("step",) else int(value)
 
-    def _pack_array(value: Any) -> Any:
+    def _pack(value: Any) -> Any:
         said = msgpack.packb((value.shape, value.dtype.name, value.tobytes()), use_bin_type=True)
         return msgpack.ExtType(_ARRAY, said)
 
-    path.write_bytes(msgpack.packb(nested, default=_pack_array, strict_types=True))
+    path.write_bytes(msgpack.packb(nested, default=_pack, strict_types=True))
 
 
 def _library() -> Any:
