@@ -1,7 +1,7 @@
 """The golden vectors: runs of the real frameworks, as tests/golden/make_*.py recorded them."""
 
+import importlib.util
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -14,9 +14,14 @@ import torch
 from rmsprop import RMSprop
 
 GOLDEN = Path(__file__).parent / "golden"
-sys.path.insert(0, str(GOLDEN))
 
-from inputs import LRS, SHAPES, gradients, parameters  # noqa: E402
+# under a name of its own: tests/checkpoints has an inputs.py too
+_spec = importlib.util.spec_from_file_location("golden_inputs", GOLDEN / "inputs.py")
+assert _spec is not None
+assert _spec.loader is not None
+_inputs = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(_inputs)
+LRS, SHAPES, gradients, parameters = _inputs.LRS, _inputs.SHAPES, _inputs.gradients, _inputs.parameters
 
 __all__ = ["Recorded", "difference", "frameworks", "ours", "parameters", "provenance", "recorded", "refused"]
 
