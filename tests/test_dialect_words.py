@@ -164,7 +164,7 @@ def test_a_saved_run_goes_on_under_its_dialect(row):
         for name in TORCH_GROUP:
             assert other.param_groups[1][name] == optimizer.param_groups[0][name], name
     fresh = make(row.name)
-    fresh.load_state_dict(optimizer.state_dict())
+    fresh.load_state_dict(optimizer.state_dict(), hparams="load")
     assert fresh.param_groups[0]["lr"] == 0.125
 
 

@@ -1,163 +1,331 @@
-"""Taking over a state dict: checked whole before anything is changed, and state kept in its own dtype.
+"""Taking over a state dict: checked whole before anything is changed, and written in place where it fits.
 
-torch's base class casts every state tensor to the parameter's dtype (float32 averages of a bfloat16 model lose
-16 bits, pytorch#43706) and may share memory with the dict that was given; this does neither.
+torch's base class pairs parameters by order whatever their names, casts every state tensor to the parameter's dtype
+(float32 averages of a bfloat16 model lose 16 bits, pytorch#43706), and puts new tensors in the place of those that a
+CUDA graph or another process reads (pytorch#147288); this does none of the three.
 """
 
+import math
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rmsprop import settings
-from rmsprop.bucket import arithmetic_dtype
-from rmsprop.dialects import DIALECTS, SWITCHES, find, read_words
+from rmsprop import foreign, settings
+from rmsprop.bucket import arithmetic_dtype, fresh_slot
+from rmsprop.groups import HPARAMS, Difference, Group, Settled, settle, show
+from rmsprop.matching import Match, Pair, hint, match
 
-Group = dict[str, Any]
+_SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
-def load(groups: list[Group], state_dict: Mapping[str, Any]) -> tuple[list[Group], dict[Any, Any]]:
-    """What a state dict makes of the present groups: new groups, and state keyed by their parameters.
+@dataclass(frozen=True)
+class Report:
+    """What loading a state dict did; `print(report)` shows it.
 
-    Groups and parameters are matched by order. The saved settings replace the present ones; a switch that the
-    saved group lacks (torch saves none of ours) stays as constructed, and a warning says so where it matters.
-
-    Raises:
-        ValueError, TypeError: it is no RMSprop's, does not fit, or holds a setting that does not work.
+    Attributes:
+        matched: "name" or "order".
+        loaded: parameters whose state came from the state dict.
+        stateless: parameters that it knows and has no state of: they had never stepped, and begin afresh.
+        missing: parameters here that it lacks (strict=False: they keep the state that they had).
+        unexpected: parameters of it that are not here.
+        reshaped: what of it does not fit its parameter (strict=False: it keeps the state that it had).
+        differences: settings that differ, as the optimizer had them and as the state dict has them.
+        kept: whether the optimizer's settings stayed.
     """
-    saved = state_dict.get("param_groups")
-    if not isinstance(saved, list) or "state" not in state_dict:
-        raise ValueError(
-            "loaded state dict is no state dict of an optimizer: it has no list of param_groups and no state; "
-            "give what optimizer.state_dict() returned"
-        )
-    if len(groups) != len(saved):
-        raise ValueError(
-            f"loaded state dict has a different number of parameter groups: it has {len(saved)}, "
-            f"this optimizer has {len(groups)}"
-        )
-    saved = [_in_our_words(i, group, kept) for i, (group, kept) in enumerate(zip(groups, saved, strict=True))]
-    loaded = [_load_group(i, group, kept) for i, (group, kept) in enumerate(zip(groups, saved, strict=True))]
-    state = _load_state(loaded, saved, state_dict["state"])
-    for new, kept in zip(loaded, saved, strict=True):
-        _say_what_was_left_open(new, kept)
-    return loaded, state
+
+    matched: str
+    loaded: tuple[str, ...]
+    stateless: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    reshaped: tuple[str, ...]
+    differences: tuple[Difference, ...]
+    kept: bool
+
+    def __str__(self) -> str:
+        lines = [f"state of {len(self.loaded)} parameters loaded, matched by {self.matched}"]
+        for name in ("stateless", "missing", "unexpected", "reshaped"):
+            found = getattr(self, name)
+            lines += [f"{name} ({len(found)}): {'; '.join(found)}"] if found else []
+        now = "this optimizer's is kept" if self.kept else "the loaded one is taken"
+        lines += [f"group {d.group}: {d}: {now}" for d in self.differences]
+        return "\n".join(lines)
 
 
-def _in_our_words(i: int, group: Group, kept: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The saved group with the words of the present group's dialect, such as timm's lr_in_momentum, as ours.
+def load(
+    optimizer: Any, state_dict: Any, strict: bool, rename: Mapping[str, str] | None, hparams: str | None
+) -> Report:
+    """Make an RMSprop go on from a state dict. See RMSprop.load_state_dict.
 
-    Raises: ValueError if they are the words of a dialect that the group does not have.
+    Mutates: the optimizer, only after everything was checked. Tensors of its state that fit stay the same tensors.
+    Raises: ValueError, TypeError: it is no RMSprop's, does not fit, or holds a setting that does not work.
     """
-    row = find(group["dialect"])
-    known = {*settings.TORCH_GROUP, *row.words, *row.limits, "params"}
-    for other in DIALECTS.values():
-        strange = [word for word in other.words if word in kept and word not in known]
-        if strange and "square_avg" in other.states:
-            raise ValueError(
-                f"loaded state dict is of {other.title}: its group {i} holds {', '.join(strange)}, which this "
-                "optimizer, "
-                f"of dialect={row.name!r}, does not know; build it with dialect={other.name!r}, or turn the "
-                "checkpoint "
-                "into this dialect's with `rmsprop convert`"
-            )
-    words = {word: value for word, value in kept.items() if word in row.words or word in row.limits}
-    words = {word: value for word, value in words.items() if word not in settings.TORCH_GROUP}
-    if not words or "dialect" in kept:
-        return kept
-    rest = {name: value for name, value in kept.items() if name not in words}
-    fixed = {name: value for name, value in row.defaults().items() if name in SWITCHES}  # its class has no words for
-    return {**fixed, **rest, **read_words(row, words)}
+    if hparams is not None and hparams not in HPARAMS:
+        raise ValueError(f"Invalid hparams: {hparams!r}; it takes 'load' (the saved numbers), 'keep' (these) or None")
+    state_dict = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
+    for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
+        changed = hook(optimizer, state_dict)
+        state_dict = state_dict if changed is None else changed
+    foreign.check_shape(state_dict)
+    groups, saved, state = optimizer.param_groups, state_dict["param_groups"], state_dict["state"]
+    foreign.check_owner(groups, saved, state)
+    matched = match(groups, saved, rename)
+    settled = settle(groups, saved, matched, optimizer._asked, hparams == "keep")
+    reshaped = _misfits(matched, settled, state)
+    if strict and (matched.missing or matched.unexpected or reshaped):
+        raise ValueError(_does_not_fit(matched, [x for found in reshaped.values() for x in found]))
+    for sentence in (*settled.notes, *_surprise(optimizer, settled, hparams)):
+        warnings.warn(sentence, stacklevel=4)
+    writes = _Writes()
+    if hparams != "keep":
+        _place_lr(groups, settled.groups, writes)
+    known = {key for group in saved for key in group["params"]}
+    held = _place_state(optimizer.state, matched, settled, state, known, reshaped, writes)
+    writes.carry_out()
+    optimizer.__setstate__({"state": held, "param_groups": settled.groups})
+    for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
+        hook(optimizer)
+    fit = [pair for pair in matched.pairs if pair.label not in reshaped]
+    return Report(
+        matched.by,
+        tuple(pair.name for pair in fit if state.get(pair.key)),
+        tuple(pair.name for pair in fit if not state.get(pair.key)),
+        tuple(matched.missing),
+        tuple(matched.unexpected),
+        tuple(x for found in reshaped.values() for x in found),
+        tuple(settled.differences),
+        hparams == "keep",
+    )
 
 
-def _load_group(i: int, group: Group, kept: Mapping[str, Any]) -> Group:
-    """The saved group's settings around the present group's parameters."""
-    sizes = len(group["params"]), len(kept["params"])
-    if sizes[0] != sizes[1]:
-        raise ValueError(
-            "loaded state dict contains a parameter group that doesn't match the size of optimizer's group: "
-            f"group {i} has {sizes[1]} parameters there and {sizes[0]} here"
-        )
-    notes = deepcopy({name: value for name, value in kept.items() if name != "params"})
-    merged = {name: notes.get(name, group[name]) for name in settings.TORCH_GROUP}
-    new = {**notes, **settings.check(merged), "params": group["params"]}
-    if "param_names" in group:
-        new.setdefault("param_names", group["param_names"])
-    return new
+def _does_not_fit(matched: Match, reshaped: list[str]) -> str:
+    """The sentence that lists everything for which a strict load is refused."""
+    lines = ["loaded state dict does not fit this optimizer:"]
+    for words, found in (
+        ("missing from it", [repr(name) for name in matched.missing]),
+        ("unexpected in it", [repr(name) for name in matched.unexpected]),
+        ("of another kind", reshaped),
+    ):
+        lines += [f"  {words} ({len(found)}): {'; '.join(found)}"] if found else []
+    renaming = f"{hint(matched.missing, matched.unexpected)} where names changed, or " if matched.unexpected else ""
+    return "\n".join([*lines, f"give {renaming}strict=False to load what fits and leave the rest as it is"])
 
 
-def _left_open(new: Group, kept: Mapping[str, Any]) -> list[str]:
-    """The switches that the saved group does not name and that are not torch's here."""
-    return [name for name in SWITCHES if name not in kept and new[name] != settings.TORCH_GROUP[name]]
+def _surprise(optimizer: Any, settled: Settled, hparams: str | None) -> list[str]:
+    """The sentence for numbers of the constructor that a load replaces, unless that was said to be meant."""
+    if hparams is not None or not settled.surprises:
+        return []
+    if any(float(entry.get("step", 0)) for entry in optimizer.state.values()):
+        return []  # it has stepped: going back to a checkpoint is the wish
+    said = ", ".join(
+        f"{d.name}={show(d.here)} by {show(d.saved)}" + (f" in group {d.group}" if len(settled.groups) > 1 else "")
+        for d in settled.surprises
+    )
+    return [
+        f"the loaded state dict replaces {said}, as torch's would: give hparams='keep' to go on with what this "
+        "optimizer was built with, or hparams='load' if the saved numbers are meant"
+    ]
 
 
-def _say_what_was_left_open(new: Group, kept: Mapping[str, Any]) -> None:
-    names = _left_open(new, kept)
-    if names:
-        kept_so = ", ".join(f"{name}={new[name]!r}" for name in names)
-        warnings.warn(
-            f"the loaded state dict names no {', '.join(names)}: a class without them, such as torch's, saved it; "
-            f"this run goes on with {kept_so} as constructed, and with its eps={new['eps']:g}",
-            stacklevel=5,
-        )
+def _misfits(matched: Match, settled: Settled, state: Mapping[Any, Any]) -> dict[str, list[str]]:
+    """By parameter, what of its saved state does not fit it.
 
-
-def _load_state(groups: list[Group], saved_groups: list[Mapping[str, Any]], saved: Any) -> dict[Any, Any]:
-    """The saved state keyed by the present parameters: copies, on their devices, each slot in its own dtype."""
-    places: dict[Any, tuple[Tensor, Group, bool]] = {}
-    for group, kept in zip(groups, saved_groups, strict=True):
-        open_units = "lr_in_buffer" in _left_open(group, kept)
-        places |= {key: (p, group, open_units) for key, p in zip(kept["params"], group["params"], strict=True)}
-    state: dict[Any, Any] = {}
-    for key, entry in saved.items():
-        if key not in places:
-            state[key] = entry  # not a parameter's: kept as it is, as torch does
+    Raises: ValueError where the momentum buffer is in other units.
+    """
+    found = {}
+    for pair in matched.pairs:
+        entry = state.get(pair.key)
+        if not entry:
             continue
-        param, group, open_units = places[key]
-        if entry:
-            _check_entry(key, entry, param, group)
-        if open_units and "momentum_buffer" in entry:
+        wrong = _check_entry(pair, entry, settled.groups[pair.group])
+        if wrong:
+            found[pair.label] = wrong
+        if "momentum_buffer" in entry and "lr_in_buffer" in settled.left_open[pair.group, pair.saved]:
             raise ValueError(
-                f"loaded state dict holds the momentum_buffer of parameter {key} without the learning rate in it, as "
+                f"loaded state dict holds the momentum_buffer of {pair.label} without the learning rate in it, as "
                 "torch keeps it, and this optimizer has lr_in_buffer=True; build it with lr_in_buffer=False"
             )
-        state[param] = {name: _adopt(name, value, param, group) for name, value in entry.items()}
-    return state
+    return found
 
 
-def _check_entry(key: Any, entry: Mapping[str, Any], param: Tensor, group: Group) -> None:
-    needed = ["step", "square_avg"] + (["grad_avg"] if group["centered"] else [])
-    missing = [name for name in needed if name not in entry]
-    if missing:
-        raise ValueError(
-            f"loaded state dict is not an RMSprop's: the state of parameter {key} holds "
-            f"{', '.join(map(str, entry))} and lacks {', '.join(missing)}"
-        )
-    for name in ("square_avg", "grad_avg", "momentum_buffer"):
+def _check_entry(pair: Pair, entry: Mapping[str, Any], group: Group) -> list[str]:
+    param, label = pair.param, pair.label
+    needed = ["step"] + (["grad_avg"] if group["centered"] else [])
+    lacking = [name for name in needed if name not in entry]
+    wrong = (
+        [f"the state of {label} holds {', '.join(map(str, entry))} and lacks {', '.join(lacking)}"] if lacking else []
+    )
+    count = entry.get("step", 0)
+    if isinstance(count, bool) or not isinstance(count, int | float | Tensor) or not _is_count(count):
+        wrong.append(f"step of {label} is {count!r}; it takes one finite count >= 0")
+    for name in _SLOTS:
         value = entry.get(name)
-        if value is not None and (not isinstance(value, Tensor) or value.shape != param.shape):
-            shown = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-            raise ValueError(
-                f"loaded state dict does not fit: {name} of parameter {key} has {shown}, "
-                f"the parameter has shape {tuple(param.shape)}"
-            )
+        if value is None and name not in entry:
+            continue
+        if not isinstance(value, Tensor):
+            shown = f"a {type(value).__name__}"
+        elif value.shape != param.shape:
+            shown = f"shape {tuple(value.shape)}"
+        elif value.layout != torch.strided or value.is_meta or not (value.is_floating_point() or value.is_complex()):
+            shown = f"{value.dtype} of layout {value.layout} on {value.device}"
+        elif value.is_complex() != param.is_complex():
+            shown = str(value.dtype)
+        else:
+            continue
+        like = f"shape {tuple(param.shape)}" if shown.startswith(("shape", "a ")) else str(param.dtype)
+        wrong.append(f"{name} of {label} has {shown}, the parameter has {like}")
+    return wrong
 
 
-def _adopt(name: str, value: Any, param: Tensor, group: Group) -> Any:
-    """A copy of one saved value where this optimizer keeps it."""
+def _is_count(value: float | Tensor) -> bool:
+    if isinstance(value, Tensor):
+        if value.numel() != 1 or value.is_complex() or value.is_meta:
+            return False
+        value = float(value)
+    return math.isfinite(value) and value >= 0
+
+
+class _Writes:
+    """Copies into tensors that stay where they are, made when all that can fail is over."""
+
+    def __init__(self) -> None:
+        self._copies: list[tuple[Tensor, Tensor]] = []
+
+    def into(self, target: Tensor, source: Tensor) -> Tensor:
+        """Note that the source is to be written into the target. Returns: the target."""
+        self._copies.append((target, source))
+        return target
+
+    def carry_out(self) -> None:
+        """Write; sources that lie in what is written, as in a state dict of this optimizer, are copied before."""
+        written = {_memory(target) for target, _ in self._copies}
+        ready = [
+            (target, source.clone() if source is not target and _memory(source) in written else source)
+            for target, source in self._copies
+        ]
+        with torch.no_grad():
+            for target, source in ready:
+                if source is not target:
+                    target.copy_(source)
+
+
+def _memory(tensor: Tensor) -> int:
+    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return int(local.untyped_storage().data_ptr())
+
+
+def _place_lr(groups: list[Group], new: list[Group], writes: _Writes) -> None:
+    """Write a loaded tensor lr into the present one: a captured graph and other groups read it there."""
+    for group, loaded in zip(groups, new, strict=True):
+        here, there = group["lr"], loaded["lr"]
+        if loaded is group or not isinstance(here, Tensor) or not isinstance(there, Tensor):
+            continue
+        sharing = [new[i]["lr"] for i, other in enumerate(groups) if other["lr"] is here]
+        alike = all(isinstance(lr, Tensor) and (lr is here or float(lr) == float(there)) for lr in sharing)
+        if alike and here.dtype == there.dtype and not here.requires_grad and not here.is_inference():
+            loaded["lr"] = writes.into(here, there.detach().reshape(here.shape))
+
+
+def _place_state(
+    present: Any,
+    matched: Match,
+    settled: Settled,
+    state: Mapping[Any, Any],
+    known: set[Any],
+    reshaped: Mapping[str, Any],
+    writes: _Writes,
+) -> Any:
+    """The state keyed by the present parameters, on their devices, each slot in its own dtype."""
+    taken = {pair.param for pair in matched.pairs if pair.label not in reshaped}
+    held = type(present)(dict)
+    held.update({key: entry for key, entry in present.items() if isinstance(key, Tensor) and key not in taken})
+    for pair in matched.pairs:
+        entry = state.get(pair.key)
+        if entry is None or pair.param not in taken:
+            continue
+        own, group = present.get(pair.param, {}), settled.groups[pair.group]
+        held[pair.param] = {
+            name: _place(name, value, own.get(name), pair.param, group, writes) for name, value in entry.items()
+        }
+    held.update({key: entry for key, entry in state.items() if key not in known})  # no parameter's: kept, as in torch
+    return held
+
+
+def _place(name: str, value: Any, present: Any, param: Tensor, group: Group, writes: _Writes) -> Any:
+    """One saved value where this optimizer keeps it: the present tensor if it fits, else a new one."""
     if name == "step":
-        return step_tensor(float(value), param, group)
+        count = step_tensor(float(value), param, group)
+        fits = isinstance(present, Tensor) and present.is_floating_point() and _takes(present, count, present.dtype)
+        return writes.into(present, count) if fits else count
     if not isinstance(value, Tensor):
         return deepcopy(value)
-    if not (value.is_floating_point() or value.is_complex()):
-        return value.to(device=param.device, copy=True)
-    return value.detach().to(device=param.device, dtype=arithmetic_dtype(param.dtype), copy=True)
+    value = value.detach()
+    dtype = arithmetic_dtype(param.dtype) if name in _SLOTS else value.dtype
+    if isinstance(present, Tensor) and present.device == param.device and _takes(present, value, dtype):
+        return writes.into(present, value)
+    if name in _SLOTS and type(value) in _PLAIN and type(param) in _PLAIN:
+        return fresh_slot(param, 0.0).copy_(value)  # in the parameter's own layout, whatever the file's
+    return value.to(device=param.device, dtype=dtype, copy=True)
+
+
+def _takes(present: Tensor, value: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a value can be written into the tensor that is there, which then stays the same tensor."""
+    if present.dtype != dtype or present.shape != value.shape or present.layout != torch.strided:
+        return False
+    if present.requires_grad or present.is_inference() or present.is_meta:
+        return False
+    if any(stride == 0 and size > 1 for size, stride in zip(present.shape, present.stride(), strict=True)):
+        return False  # elements that share memory
+    if type(present) in _PLAIN or type(value) in _PLAIN:
+        return type(present) in _PLAIN and type(value) in _PLAIN
+    own, other = (getattr(x, "_spec", None) for x in (present, value))  # a DTensor's mesh and placements
+    return type(present) is type(value) and own is not None and own == other
+
+
+def plain(packed: dict[str, Any]) -> dict[str, Any]:
+    """A state dict whose groups hold plain floats: a schedule's numpy number needs full unpickling."""
+    for group in packed["param_groups"]:
+        for name, value in group.items():
+            if isinstance(value, float) and type(value) is not float:
+                group[name] = float(value)
+    return packed
+
+
+def complete(groups: list[Group], state: Any) -> None:
+    """Fill what pickles and state dicts of torch, or of old versions, lack: our settings, and steps as tensors."""
+    for group in groups:
+        for name, value in settings.TORCH_GROUP.items():
+            group.setdefault(name, value)
+        for p in group["params"]:
+            own = state.get(p)
+            if own and not isinstance(own.get("step"), Tensor):
+                own["step"] = step_tensor(float(own.get("step", 0)), p, group)
 
 
 def step_tensor(count: float, param: Tensor, group: Mapping[str, Any]) -> Tensor:
     """A step counter as torch keeps it: no dimensions, on the CPU, or with capturable on the parameter's device."""
     dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
     return torch.tensor(count, dtype=dtype, device=param.device if group["capturable"] else "cpu")
+
+
+def only_makes_state(groups: list[Group]) -> bool:
+    """Whether a first step is the one by which torch's distributed checkpoints make state: lr 0, all gradients 0.
+
+    It would move nothing, but count a step and let averages decay that start at 1: a getter would change the run.
+    """
+    for group in groups:
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and group["capturable"] and not lr.is_cpu:
+            return False  # nothing may be read back
+        if lr != 0:
+            return False
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+        return False
+    grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    return bool(grads) and all(g.layout == torch.strided and not g.any() for g in grads)

@@ -1,7 +1,7 @@
 """`RMSprop`, a drop-in for `torch.optim.RMSprop`: the loop, and torch's contract with optimizers."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, cast, overload
 
@@ -241,6 +241,9 @@ class RMSprop(Optimizer):
                 loss = closure()
             if self._again():
                 return loss
+        if not self.state and not torch.compiler.is_compiling() and loading.only_makes_state(self.param_groups):
+            [self._fill(group) for group in self.param_groups]
+            return loss
         works: list[clipping.Work] = []
         returns: list[Callable[[], None] | None] = []
         for group in self.param_groups:
@@ -341,33 +344,32 @@ class RMSprop(Optimizer):
 
         torch.optim.RMSprop loads it; `torch.load(weights_only=True)` reads it back from a file.
         """
-        packed = super().state_dict()
-        for group in packed["param_groups"]:
-            for name, value in group.items():
-                if isinstance(value, float) and type(value) is not float:
-                    group[name] = float(value)  # a schedule's numpy number: only full unpickling reads it
-        return packed
+        return loading.plain(super().state_dict())
 
     @_disable_dynamo
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(  # type: ignore[override]  # torch's returns nothing
+        self,
+        state_dict: dict[str, Any],
+        *,
+        strict: bool = True,
+        rename: Mapping[str, str] | None = None,
+        hparams: str | None = None,
+    ) -> loading.Report:
         """Go on from a saved state: RMSprop's of this package or of torch, of any version.
 
-        Groups and parameters are matched by order, and the saved settings replace the present ones, as in torch.
-        State is copied, and kept in float32 for half-precision parameters.
+        Parameters are matched by name where both sides have names, as of `model.named_parameters()`, whatever their
+        order and grouping; else by order. State tensors that fit are written in place; state of half-precision
+        parameters stays float32.
 
+        Args:
+            strict: refuse what does not fit whole. False loads what fits, and leaves the rest as it is.
+            rename: saved name -> name here; a saved name that ends with a dot stands for all that begin with it.
+            hparams: "load" takes the saved numbers, as torch does; "keep" goes on with this optimizer's. None is
+                "load" with a warning where that replaces what the optimizer was built with.
+        Returns: what was loaded, and which settings differ; `print` shows it.
         Raises: ValueError or TypeError, before anything is changed, when it is not an RMSprop's or does not fit.
         """
-        state_dict = state_dict.copy()
-        for hook in self._optimizer_load_state_dict_pre_hooks.values():
-            changed = hook(self, state_dict)
-            if changed is not None:
-                state_dict = changed
-        groups, state = loading.load(self.param_groups, state_dict)
-        held = type(self.state)(dict)
-        held.update(state)
-        self.__setstate__({"state": held, "param_groups": groups})
-        for post_hook in self._optimizer_load_state_dict_post_hooks.values():
-            post_hook(self)
+        return loading.load(self, state_dict, strict, rename, hparams)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling", "_asked")}
@@ -378,13 +380,7 @@ class RMSprop(Optimizer):
         self.__dict__.setdefault("backend", "auto")
         self.__dict__.setdefault("_asked", frozenset(settings.TORCH_GROUP))
         self._rules, self._plan = {}, None
-        for group in self.param_groups:
-            for name, value in settings.TORCH_GROUP.items():
-                group.setdefault(name, value)
-            for p in group["params"]:
-                own = self.state.get(p)
-                if own and not isinstance(own.get("step"), Tensor):
-                    own["step"] = loading.step_tensor(float(own.get("step", 0)), p, group)
+        loading.complete(self.param_groups, self.state)
 
     def explain(self) -> str:
         """In words, for each group: the rule with its numbers, and who steps its parameters or why they cannot.
