@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rmsprop import checkpoint as checkpoint
     from rmsprop import functional as functional
     from rmsprop.convert import convert as convert
     from rmsprop.dialects import DIALECTS as DIALECTS
@@ -28,6 +29,7 @@ __all__ = [
     "Rule",
     "Translation",
     "__version__",
+    "checkpoint",
     "convert",
     "functional",
     "recipes",
@@ -46,7 +48,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("convert", "functional"):
+    if name in ("checkpoint", "convert", "functional"):
         return import_module(f"rmsprop.{name}")
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)

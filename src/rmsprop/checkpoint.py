@@ -1,0 +1,191 @@
+"""A training run in one file: written whole or not at all, and read without running code that is in it.
+
+    from rmsprop import checkpoint
+    checkpoint.save("run.safetensors", model=model, optimizer=optimizer, scheduler=scheduler, step=step)
+    step = checkpoint.load("run.safetensors", model=model, optimizer=optimizer, scheduler=scheduler)["step"]
+
+A safetensors file: its tensors, and in its header the version of this format, everything that is no tensor as JSON
+(tree.py), and checksums of both.
+"""
+
+import importlib
+import json
+import os
+import random
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import rmsprop
+from rmsprop.files import write_whole
+from rmsprop.tree import Packed, unpack
+
+__all__ = ["VERSION", "load", "save"]
+
+VERSION = 1
+_NAME = "rmsprop_checkpoint"  # in the file's metadata: its version
+_LARGEST = 32_000_000  # bytes of JSON: a header of safetensors may have 100 MB, and quotes are escaped in it
+
+
+def save(path: str | os.PathLike[str], *, rng: bool = False, **parts: Any) -> Path:
+    """Write a run's parts to one file, whole or not at all.
+
+    The file at the path stays what it is until the new one is on the disk: a process that is killed while it saves,
+    or a machine that loses power, leaves one or the other.
+
+    Args:
+        rng: also save the states of the random generators of torch, on all devices, of NumPy and of Python.
+        parts: by names of your choice. Of what has a `state_dict()` (model, optimizer, scheduler, GradScaler) that is
+            saved, of a generator its state; anything else must be tensors, numbers, strings, None, or lists, tuples,
+            sets and dicts of them.
+    Returns: the path.
+    Raises: TypeError or ValueError that names a value which is none of these, before anything is written.
+    """
+    save_file = _safetensors("torch").save_file
+    states = {name: _state(part) for name, part in parts.items()}
+    packed = Packed(states | ({"rng": _rng_state()} if rng else {}))
+    text = json.dumps(packed.tree, allow_nan=False)
+    if len(text) > _LARGEST:
+        raise ValueError(
+            f"the parts hold {len(text) / 1e6:.0f} MB of numbers and strings outside tensors, and a checkpoint takes "
+            f"{_LARGEST / 1e6:.0f} MB; put long lists into tensors"
+        )
+    notes = {"format": "pt", _NAME: str(VERSION), "rmsprop": rmsprop.__version__, "tree": text}
+    notes["crc32"] = str(zlib.crc32(text.encode("ascii")))
+    target = Path(os.path.realpath(path))  # a link keeps pointing where it does
+    write_whole(target, lambda part: save_file(packed.tensors, part, metadata=notes), sync=True)
+    return Path(path)
+
+
+def load(path: str | os.PathLike[str], *, rng: bool = False, **objects: Any) -> dict[str, Any]:
+    """Read a run's parts from one file, and put them into the objects that are given under the parts' names.
+
+    Optimizers are loaded first: this package's checks everything before it changes anything.
+
+    Args:
+        rng: also restore the random generators that were saved with rng=True; on devices, of those that are here.
+        objects: what has a `load_state_dict`, or a generator; the other parts are only returned.
+    Returns: every part, as it was saved, with tensors in the computer's memory.
+    Raises: ValueError in one sentence for a file that is damaged, cut short, of a newer format or of another kind,
+        or lacks a part that is asked for, before anything is changed; what the objects raise for a state that does
+        not fit them.
+    """
+    parts = _read(Path(path))
+    wanted = [*objects, "rng"] if rng else list(objects)
+    missing = [name for name in wanted if name not in parts]
+    if missing:
+        there = ", ".join(parts) or "nothing"
+        raise ValueError(f"{path} holds no {' and no '.join(missing)}; it holds {there}")
+    for name, part in objects.items():
+        if not callable(getattr(part, "load_state_dict", None)) and _generator(part) is None:
+            raise TypeError(
+                f"{name} is a {type(part).__name__}, which has no load_state_dict; leave it out, and take it from what "
+                "load returns"
+            )
+    for name, part in sorted(objects.items(), key=lambda item: not isinstance(item[1], torch.optim.Optimizer)):
+        generator = _generator(part)
+        if generator is None:
+            part.load_state_dict(parts[name])
+        else:
+            generator[1](parts[name])
+    if rng:
+        _set_rng_state(parts["rng"])
+    return parts
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The parts in a file. Raises: ValueError in one sentence."""
+    safetensors = _safetensors()
+    size = path.stat().st_size  # a missing file is its own error
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            notes = file.metadata() or {}
+            text = _tree(path, notes)
+            found = unpack(json.loads(text), lambda name: file.get_tensor(name).clone())
+    except (safetensors.SafetensorError, ValueError, RecursionError) as error:
+        if isinstance(error, _OtherFileError):
+            raise
+        raise ValueError(
+            f"{path} ({size} bytes) is no whole checkpoint: it is damaged, cut short, or another kind of file "
+            f"({str(error).strip() or type(error).__name__})"
+        ) from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is no whole checkpoint: it is damaged (it holds a {type(found).__name__})")
+    return found
+
+
+class _OtherFileError(ValueError):
+    """A whole file that is not ours to read."""
+
+
+def _tree(path: Path, notes: Mapping[str, str]) -> str:
+    """The JSON in a file's metadata, checked."""
+    version = notes.get(_NAME)
+    if version is None:
+        raise _OtherFileError(
+            f"{path} is a safetensors file, and no checkpoint of rmsprop: its metadata has no {_NAME}; "
+            "safetensors.torch.load_file reads its tensors"
+        )
+    if not version.isdecimal() or int(version) > VERSION:
+        raise _OtherFileError(
+            f"{path} is a checkpoint of format {version}, written by rmsprop {notes.get('rmsprop')}, and this "
+            f"rmsprop {rmsprop.__version__} reads up to format {VERSION}; install a newer one"
+        )
+    text = notes.get("tree", "")
+    if str(zlib.crc32(text.encode("utf-8", "surrogatepass"))) != notes.get("crc32"):
+        raise ValueError("the header's checksum is another")
+    return text
+
+
+def _safetensors(module: str = "") -> Any:
+    try:
+        return importlib.import_module(f"safetensors.{module}" if module else "safetensors")
+    except ImportError as error:
+        raise ImportError(f"checkpoints need safetensors ({error}): pip install 'rmsprop[checkpoint]'") from error
+
+
+def _state(part: Any) -> Any:
+    """What of a part is saved."""
+    if callable(getattr(part, "state_dict", None)):
+        return part.state_dict()
+    generator = _generator(part)
+    return part if generator is None else generator[0]()
+
+
+def _generator(part: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
+    """How the state of a random generator is read and set; None for anything else."""
+    if isinstance(part, torch.Generator):
+        return part.get_state, part.set_state
+    if isinstance(part, random.Random):
+        return part.getstate, part.setstate
+    if isinstance(part, np.random.RandomState):
+        return part.get_state, part.set_state
+    if isinstance(part, np.random.Generator):
+        bits = part.bit_generator
+        return lambda: bits.state, lambda state: setattr(bits, "state", state)
+    return None
+
+
+def _rng_state() -> dict[str, Any]:
+    """The states of the generators that every process has."""
+    state = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
+    return state
+
+
+def _set_rng_state(state: Mapping[str, Any]) -> None:
+    torch.set_rng_state(state["torch"])
+    np.random.set_state(state["numpy"])
+    random.setstate(state["python"])
+    if torch.cuda.is_available():
+        for device, own in enumerate(state.get("cuda", ())[: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(own, device)
+    if torch.backends.mps.is_available() and "mps" in state:
+        torch.mps.set_rng_state(state["mps"])

@@ -1,0 +1,218 @@
+"""Nested values as plain JSON beside named tensors, and back: exactly, and without code in the file.
+
+JSON's own kinds stand as they are; every other kind is an object with one key that begins with "!".
+"""
+
+import base64
+import math
+import zlib
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Mapping
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# What a safetensors file holds by itself, under every version of the package.
+_NATIVE = tuple(
+    getattr(torch, name)
+    for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+)
+# The rest is held as another dtype with the same bits; complex numbers as pairs.
+_PAIRS = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.complex32: torch.float16}
+_BITS = {
+    **{getattr(torch, f"uint{n}"): getattr(torch, f"int{n}") for n in (16, 32, 64)},
+    **{
+        getattr(torch, name): torch.uint8
+        for name in ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu")
+        if hasattr(torch, name)
+    },
+}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_NATIVE, *_PAIRS, *_BITS)}
+_NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class Packed:
+    """A nested value, taken apart.
+
+    Attributes:
+        tree: what JSON holds of it.
+        tensors: by name, contiguous and in the computer's memory; a tensor that occurs twice is here once.
+    """
+
+    def __init__(self, value: Any, where: str = "") -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._known: dict[Any, dict[str, Any]] = {}
+        self._held: list[Any] = []  # so that no address is another tensor's later
+        try:
+            self.tree = self._pack(value, where)
+        except RecursionError:
+            raise ValueError(f"{where or 'the value'} is nested too deep, or holds itself") from None
+
+    def _pack(self, value: Any, where: str) -> Any:
+        if value is None or type(value) in (bool, int, str):
+            return value
+        if isinstance(value, float):  # NumPy's float64 is one
+            return float(value) if math.isfinite(value) else {"!float": str(float(value))}
+        if isinstance(value, Tensor):
+            return self._tensor(value, where)
+        if type(value) in (list, tuple, set, frozenset, torch.Size):
+            items = [self._pack(item, f"{where}.{i}") for i, item in enumerate(value)]
+            return items if type(value) is list else {f"!{type(value).__name__}": items}
+        if isinstance(value, Mapping):
+            return self._mapping(value, where)
+        if type(value) is complex:
+            return {"!complex": [self._pack(part, where) for part in (value.real, value.imag)]}
+        if type(value) is bytes:
+            return {"!bytes": base64.b64encode(value).decode("ascii")}
+        if isinstance(value, torch.dtype | torch.device):
+            return {f"!{type(value).__name__}": str(value).removeprefix("torch.")}
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
+            return self._array(value, where)
+        what = f"the {type(value).__name__} {value!r:.60}" if isinstance(value, Enum) else f"a {type(value).__name__}"
+        raise TypeError(
+            f"{where or 'the value'} is {what}; a checkpoint holds tensors, numbers, strings, None, and lists, "
+            "tuples, sets and dicts of them"
+        )
+
+    def _array(self, value: Any, where: str) -> Any:
+        kind = "!array" if isinstance(value, np.ndarray) else "!scalar"
+        try:
+            tensor = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
+        except TypeError as error:
+            raise TypeError(f"{where or 'the value'} is a NumPy {value.dtype}, of which torch has none") from error
+        return {kind: self._tensor(tensor, where)}
+
+    def _mapping(self, value: Mapping[Any, Any], where: str) -> Any:
+        kind = type(value)
+        if kind is dict and all(type(key) is str and not key.startswith("!") for key in value):
+            return {key: self._pack(item, f"{where}.{key}" if where else key) for key, item in value.items()}
+        if kind not in (dict, OrderedDict, Counter):
+            raise TypeError(f"{where or 'the value'} is a {kind.__name__}; a checkpoint holds plain dicts")
+        keys = [self._pack(key, f"a key of {where}") for key in value]
+        pairs = [[key, self._pack(item, f"{where}.{k}")] for key, (k, item) in zip(keys, value.items(), strict=True)]
+        extra = getattr(value, "_metadata", None)  # of a module's state dict: the versions of its layers
+        return {f"!{kind.__name__}": pairs} | ({"!metadata": self._pack(dict(extra), where)} if extra else {})
+
+    def _tensor(self, value: Tensor, where: str) -> dict[str, Any]:
+        if type(value) not in (Tensor, torch.nn.Parameter):
+            hint = "; torch.distributed.checkpoint saves it" if hasattr(value, "to_local") else ""
+            raise TypeError(f"{where} is a {type(value).__name__}, not a plain tensor{hint}")
+        if (
+            value.layout != torch.strided
+            or value.is_meta
+            or value.is_quantized
+            or value.dtype not in _DTYPES.values()
+        ):
+            raise TypeError(
+                f"{where} is a {value.dtype} tensor of layout {value.layout} on {value.device}; a checkpoint "
+                "holds dense tensors of numbers"
+            )
+        value = value.detach()
+        same = (
+            value.data_ptr(),
+            value.dtype,
+            value.device,
+            value.shape,
+            value.stride(),
+            value.is_conj(),
+            value.is_neg(),
+        )
+        if value.numel() and same in self._known:
+            return self._known[same]
+        held = _carried(value.resolve_conj().resolve_neg().cpu().contiguous())
+        if held.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
+            held = held.clone()  # others may write to it before the file is written
+        name = where
+        while name in self.tensors or name in ("", "__metadata__"):
+            name += "'"
+        self.tensors[name] = held
+        dtype = str(value.dtype).removeprefix("torch.")
+        node = {"!tensor": [name, dtype, list(value.shape), checksum(held)]}
+        self._held.append(value)
+        return self._known.setdefault(same, node) if value.numel() else node
+
+
+def _carried(value: Tensor) -> Tensor:
+    """The same bits in a dtype that files hold."""
+    if value.dtype in _PAIRS:
+        return torch.view_as_real(value).contiguous()
+    return value.view(_BITS[value.dtype]) if value.dtype in _BITS else value
+
+
+def checksum(value: Tensor) -> int:
+    """CRC-32 of a contiguous tensor's bytes."""
+    return zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data) if value.numel() else 0
+
+
+def unpack(tree: Any, get: Callable[[str], Tensor]) -> Any:
+    """The value whose tree this is.
+
+    Args:
+        get: a new tensor, by its name in the file.
+    Raises: ValueError where the tree is none, or a tensor is not the one that was saved.
+    """
+    known: dict[str, Tensor] = {}
+
+    def _tensor(name: str, dtype: str, shape: list[int], crc: int) -> Tensor:
+        if name not in known:
+            held = get(name)
+            wanted = _DTYPES[dtype]
+            whole = [*shape, 2] if wanted in _PAIRS else list(shape)
+            carrier = _PAIRS.get(wanted) or _BITS.get(wanted, wanted)
+            if held.dtype != carrier or list(held.shape) != whole or checksum(held) != crc:
+                raise ValueError(f"the tensor {name!r} is not the one that was saved")
+            known[name] = torch.view_as_complex(held) if wanted in _PAIRS else held.view(wanted)
+        return known[name]
+
+    def _tagged(node: dict[str, Any]) -> Any:
+        (tag, content), *rest = node.items()
+        if tag == "!tensor":
+            return _tensor(*content)
+        if tag in ("!array", "!scalar"):
+            array = _unpack(content).numpy()
+            return array if tag == "!array" else array[()]
+        if tag in ("!dict", "!OrderedDict", "!Counter"):
+            made = {"!dict": dict, "!OrderedDict": OrderedDict, "!Counter": Counter}[tag]()
+            for key, item in content:
+                made[_unpack(key)] = _unpack(item)
+            if rest:
+                made._metadata = OrderedDict(_unpack(dict(rest)["!metadata"]))
+            return made
+        return _SIMPLE[tag](_unpack(content))
+
+    def _unpack(node: Any) -> Any:
+        if isinstance(node, list):
+            return [_unpack(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if any(key.startswith("!") for key in node):
+            return _tagged(node)
+        return {key: _unpack(item) for key, item in node.items()}
+
+    try:
+        return _unpack(tree)
+    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError, RecursionError) as error:
+        raise ValueError(f"its tree has no meaning ({type(error).__name__}: {error})") from error
+
+
+_SIMPLE: Mapping[str, Callable[[Any], Any]] = {
+    "!float": _NUMBERS.__getitem__,
+    "!complex": lambda parts: complex(*parts),
+    "!bytes": lambda text: base64.b64decode(text, validate=True),
+    "!dtype": lambda name: _dtype(name),
+    "!device": torch.device,
+    "!tuple": tuple,
+    "!set": set,
+    "!frozenset": frozenset,
+    "!Size": torch.Size,
+}
+
+
+def _dtype(name: str) -> torch.dtype:
+    found = getattr(torch, name)
+    if not isinstance(found, torch.dtype):
+        raise TypeError(f"{name} is no dtype")
+    return found
