@@ -83,8 +83,8 @@ def load(path: str | os.PathLike[str], *, rng: bool = False, **objects: Any) -> 
     for name, part in objects.items():
         if not callable(getattr(part, "load_state_dict", None)) and _generator(part) is None:
             raise TypeError(
-                f"{name} is a {type(part).__name__}, which has no load_state_dict; leave it out, and take it from what "
-                "load returns"
+                f"{name} is a {type(part).__name__}, which has no load_state_dict; leave it out, and take it from "
+                "what load returns"
             )
     for name, part in sorted(objects.items(), key=lambda item: not isinstance(item[1], torch.optim.Optimizer)):
         generator = _generator(part)
