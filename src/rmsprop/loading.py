@@ -6,6 +6,7 @@ CUDA graph or another process reads (pytorch#147288); this does none of the thre
 """
 
 import math
+import sys
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
@@ -81,7 +82,7 @@ def load(
     if strict and (matched.missing or matched.unexpected or reshaped):
         raise ValueError(_does_not_fit(matched, [x for found in reshaped.values() for x in found]))
     for sentence in (*settled.notes, *_surprise(optimizer, settled, hparams)):
-        warnings.warn(sentence, stacklevel=4)
+        warnings.warn(sentence, stacklevel=_to_caller())
     writes = _Writes()
     if hparams != "keep":
         _place_lr(groups, settled.groups, writes)
@@ -110,11 +111,19 @@ def _does_not_fit(matched: Match, reshaped: list[str]) -> str:
     for words, found in (
         ("missing from it", [repr(name) for name in matched.missing]),
         ("unexpected in it", [repr(name) for name in matched.unexpected]),
-        ("of another kind", reshaped),
+        ("of another shape or kind", reshaped),
     ):
         lines += [f"  {words} ({len(found)}): {'; '.join(found)}"] if found else []
     renaming = f"{hint(matched.missing, matched.unexpected)} where names changed, or " if matched.unexpected else ""
     return "\n".join([*lines, f"give {renaming}strict=False to load what fits and leave the rest as it is"])
+
+
+def _to_caller() -> int:
+    """The stacklevel at which a warning names the line that called load_state_dict, through torch's wrappers."""
+    level, frame = 0, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("rmsprop", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
 
 
 def _surprise(optimizer: Any, settled: Settled, hparams: str | None) -> list[str]:

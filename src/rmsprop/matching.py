@@ -168,14 +168,12 @@ def _by_order(groups: Sequence[Group], saved: Sequence[Group]) -> Match:
 
 def hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
     """The rename that would pair the names that have no partner, if it is a prefix; else how to give one."""
-    longer, shorter = (
-        (unexpected, missing) if sum(map(len, unexpected)) > sum(map(len, missing)) else (missing, unexpected)
-    )
-    if longer and len(longer) == len(shorter) and longer[0].endswith(f".{shorter[0]}"):
-        prefix = longer[0][: -len(shorter[0])]
-        if {prefix + name for name in shorter} == set(longer):
-            whole = {prefix: ""} if longer is unexpected else dict(zip(shorter, longer, strict=True))
-            return f"rename={whole!r}"
+    here, there = sorted(missing), sorted(unexpected)
+    for longer, shorter in ((there, here), (here, there)):
+        prefix = longer[0].removesuffix(shorter[0]) if longer and shorter else ""
+        if prefix and [prefix + name for name in shorter] == longer:
+            rename = {prefix: ""} if longer is there else dict(zip(there, here, strict=True))
+            return f"rename={rename!r}"
     return "rename={name there: name here}"
 
 
