@@ -101,6 +101,8 @@ def _read(path: Path) -> dict[str, Any]:
     """The parts in a file. Raises: ValueError in one sentence."""
     safetensors = _safetensors()
     size = path.stat().st_size  # a missing file is its own error
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; a checkpoint is one file")
     try:
         with safetensors.safe_open(str(path), framework="pt") as file:
             notes = file.metadata() or {}
@@ -150,7 +152,7 @@ def _safetensors(module: str = "") -> Any:
 
 def _state(part: Any) -> Any:
     """What of a part is saved."""
-    if callable(getattr(part, "state_dict", None)):
+    if callable(getattr(part, "state_dict", None)) and not isinstance(part, type):
         return part.state_dict()
     generator = _generator(part)
     return part if generator is None else generator[0]()

@@ -194,13 +194,13 @@ def unpack(tree: Any, get: Callable[[str], Tensor]) -> Any:
 
     try:
         return _unpack(tree)
-    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, RecursionError) as error:
         raise ValueError(f"its tree has no meaning ({type(error).__name__}: {error})") from error
 
 
 _SIMPLE: Mapping[str, Callable[[Any], Any]] = {
     "!float": _NUMBERS.__getitem__,
-    "!complex": lambda parts: complex(*parts),
+    "!complex": lambda parts: complex(parts[0], parts[1]),
     "!bytes": lambda text: base64.b64decode(text, validate=True),
     "!dtype": lambda name: _dtype(name),
     "!device": torch.device,
