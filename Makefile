@@ -2,6 +2,7 @@
 # check  format, lint, types                              bench  measure
 # docs   repeat the runs behind the docs' claims          sanitize  the kernel's tests under ASan and UBSan
 # fuzz   damage checkpoints in 100,000 ways, and read them
+# kill-test  kill a training process 200 times, and resume it
 # wheel  build what would be published, and test it without a compiler           all of them set up $(VENV)
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ TORCH ?=
 ORACLES = timm stable-baselines3
 BIN = $(VENV)/bin
 
-.PHONY: demo test coverage check bench bench-gpu docs race sanitize fuzz wheel clean
+.PHONY: demo test coverage check bench bench-gpu docs race sanitize fuzz kill-test wheel clean
 
 $(VENV)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
@@ -49,6 +50,9 @@ sanitize: $(VENV)/ready
 
 fuzz: $(VENV)/ready
 	$(BIN)/python fuzz/convert.py --count 100000
+
+kill-test: $(VENV)/ready
+	$(BIN)/python tests/kill_and_resume.py --kills 200
 
 wheel: $(VENV)/ready
 	tests/check_wheel.sh $(abspath $(BIN))/python

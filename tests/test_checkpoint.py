@@ -468,3 +468,14 @@ def test_without_safetensors_the_sentence_says_what_to_install():
     lines = done.stdout.strip().splitlines()
     assert len(lines) == 2
     assert all(line.endswith("pip install 'rmsprop[checkpoint]'") for line in lines)
+
+
+def test_the_page_about_checkpoints_is_true(tmp_path, monkeypatch, capsys):
+    """Its code runs as it stands, and prints what its comments say."""
+    page = (HERE.parent / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    program = "\n".join(re.findall(r"```python\n(.*?)```", page, re.S))
+    monkeypatch.chdir(tmp_path)
+    with torch.random.fork_rng():
+        exec(compile(program, "checkpoints.md", "exec"), {})
+    promised = re.findall(r"^# (.*)$", program, re.M)
+    assert capsys.readouterr().out.splitlines() == promised

@@ -172,7 +172,7 @@ def hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
     for longer, shorter in ((there, here), (here, there)):
         prefix = longer[0].removesuffix(shorter[0]) if longer and shorter else ""
         if prefix and [prefix + name for name in shorter] == longer:
-            rename = {prefix: ""} if longer is there else dict(zip(there, here, strict=True))
+            rename = {prefix: ""} if longer is there else {name: prefix + name for name in unexpected}
             return f"rename={rename!r}"
     return "rename={name there: name here}"
 
