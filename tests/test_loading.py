@@ -159,8 +159,10 @@ def test_the_other_way_round_a_rename_is_proposed_too():
     [
         ({}, {"rename": {"x": "a"}}, "rename names 'x', which the loaded state dict lacks; it has 'a', 'b', 'c'"),
         ({}, {"rename": {"a": "b"}}, "the loaded state dict has more than one parameter named 'b'"),
-        ({"param_names": ["a", "b"]}, {}, "group 0 has 3 parameters and 2 param_names; each needs its own"),
-        ({"param_names": ["a", "b", 3]}, {}, "each needs its own"),
+        ({"param_names": ["a", "b"]}, {}, r"group 0 has 3 parameters and the param_names \['a', 'b'\]; it takes one"),
+        ({"param_names": ["a", "b", 3]}, {}, "takes one string for each"),
+        ({"param_names": 3}, {}, "the param_names 3; it takes one string for each, or none at all"),
+        ({"param_names": "abc"}, {}, "takes one string for each"),
         ({"param_names": ["a", "a", "c"]}, {}, "more than one parameter named 'a'"),
         ({}, {"hparams": "ask"}, "Invalid hparams: 'ask'; it takes 'load'"),
     ],

@@ -5,7 +5,6 @@ torch's base class pairs parameters by order whatever their names, casts every s
 CUDA graph or another process reads (pytorch#147288); this does none of the three.
 """
 
-import math
 import sys
 import warnings
 from collections.abc import Mapping
@@ -171,8 +170,10 @@ def _check_entry(pair: Pair, entry: Mapping[str, Any], group: Group) -> list[str
         [f"the state of {label} holds {', '.join(map(str, entry))} and lacks {', '.join(lacking)}"] if lacking else []
     )
     count = entry.get("step", 0)
-    if isinstance(count, bool) or not isinstance(count, int | float | Tensor) or not _is_count(count):
-        wrong.append(f"step of {label} is {count!r}; it takes one finite count >= 0")
+    if not _is_count(count):
+        wrong.append(f"step of {label} is {count!r:.60}; it takes one finite count >= 0")
+    strange = [name for name, value in entry.items() if name not in _SLOTS and getattr(value, "is_meta", False)]
+    wrong += [f"{name} of {label} is on the device meta, where tensors hold no numbers" for name in strange]
     for name in _SLOTS:
         value = entry.get(name)
         if value is None and name not in entry:
@@ -192,12 +193,10 @@ def _check_entry(pair: Pair, entry: Mapping[str, Any], group: Group) -> list[str
     return wrong
 
 
-def _is_count(value: float | Tensor) -> bool:
+def _is_count(value: Any) -> bool:
     if isinstance(value, Tensor):
-        if value.numel() != 1 or value.is_complex() or value.is_meta:
-            return False
-        value = float(value)
-    return math.isfinite(value) and value >= 0
+        return value.numel() == 1 and not value.is_complex() and not value.is_meta and _is_count(value.item())
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**63
 
 
 class _Writes:

@@ -63,7 +63,7 @@ def match(groups: Sequence[Group], saved: Sequence[Group], rename: Mapping[str, 
     if ours is not None and theirs is not None:
         theirs = _renamed(theirs, rename or {})
         keyed = any(isinstance(key, str) for group in saved for key in group["params"])
-        if not keyed or {name for _, name in _flat(theirs)} == {name for _, name in _flat(ours)}:
+        if not keyed or rename or {name for _, name in _flat(theirs)} == {name for _, name in _flat(ours)}:
             return _by_name(groups, ours, saved, theirs)
     elif rename:
         side = "this optimizer" if ours is None else "the loaded state dict"
@@ -86,14 +86,18 @@ def _saved_names(saved: Sequence[Group]) -> list[list[str]] | None:
     keys = [list(group["params"]) for group in saved]
     if any(keys) and all(isinstance(key, str) for own in keys for key in own):
         return keys
-    names = _names(saved)
-    for i, (own, there) in enumerate(zip(names or (), keys, strict=False)):
-        if len(own) != len(there) or not all(isinstance(name, str) for name in own):
+    for i, (group, own) in enumerate(zip(saved, keys, strict=True)):
+        names = group.get("param_names", [str(key) for key in own])
+        if (
+            not isinstance(names, list | tuple)
+            or len(names) != len(own)
+            or not all(isinstance(n, str) for n in names)
+        ):
             raise ValueError(
-                f"loaded state dict's group {i} has {len(there)} parameters and {len(own)} param_names; "
-                "each needs its own"
+                f"loaded state dict's group {i} has {len(own)} parameters and the param_names {names!r:.80}; "
+                "it takes one string for each, or none at all"
             )
-    return names
+    return _names(saved)
 
 
 def _flat(names: Sequence[Sequence[str]]) -> Iterator[tuple[int, str]]:

@@ -158,7 +158,10 @@ def check_number(name: str, value: Any) -> float:
     words, works = _RANGES[name]
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"Invalid {words}: {value!r} is a {type(value).__name__}; {name} takes {works}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int beyond every float
+        number = math.inf
     if not 0.0 <= number < (1.0 if name in _BELOW_ONE else math.inf):
         raise ValueError(f"Invalid {words}: {value}; {name} takes {works}")
     return number
