@@ -383,7 +383,7 @@ class RMSprop(Optimizer):
 
         Nothing is changed. `print(optimizer.explain())` shows it.
         """
-        return explain.explain(self.param_groups, self.backend)
+        return explain.explain(self.param_groups, self.backend, self.state)
 
     def __repr__(self) -> str:
         return explain.show(type(self).__name__, self.param_groups, self.backend)
