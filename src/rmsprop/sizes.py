@@ -6,6 +6,9 @@ from typing import Any
 
 from rmsprop.spec import Hyper, Rule
 
+# Where ε multiplies a gradient by at most this, it is there to keep steps short, and lr alone says little of them.
+GUARDED = 100.0
+
 
 def number(lr: Any) -> float:
     """A learning rate as a float, of a tensor too."""
