@@ -58,7 +58,7 @@ def _first_step(f: Facts) -> Found:
         yield (
             "error" if times >= TENFOLD * FIRST_SHARE else "warning",
             f"the first step will be {length:.3g} long, {times:.3g} times the weights' RMS of {weight:.3g}{rule}",
-            f"Take lr={_round(f.lr / times / 10)} for a tenth of the weights, or bias_correction=True: a first step of lr",
+            f"Take lr={_round(f.lr / times / 10)} for a tenth of the weights, or bias_correction=True for one of lr",
         )
 
 
@@ -146,8 +146,8 @@ def _eps_dominates(f: Facts) -> Found:
         "note" if f.guarded else "warning",
         f"eps={f.hyper.eps:g} exceeds {'v' if inside else '√v'} in {share:.0%} of the elements (√v is {root:.2g} on "
         f"average): they learn as by SGD with lr {f.lr * sizes.most(f.rule, f.hyper):.3g}",
-        f"Take eps={_round((root / 100) ** (2 if inside else 1))} to scale by the gradients, or keep it if the recipe "
-        "means it so",
+        f"Take eps={_round((root / 100) ** (2 if inside else 1))} to scale by the gradients, or keep it if it is "
+        "the recipe's",
     )
 
 
