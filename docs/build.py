@@ -1,7 +1,9 @@
-"""Rebuild the docs: `python docs/build.py` repeats every claim's run; `--check` names what is stale, and runs none.
+"""Rebuild the docs: `python docs/build.py` repeats every claim's run; `--pages` and `--check`, which names what is
+stale, run none.
 
 choosing.md is written by hand around blocks between `<!-- claim: NAME -->` and `<!-- end -->`, which are rewritten
-here with what claims.py measured. equation.md, dialects.md and cli.md are written here as a whole, from the code.
+here with what claims.py measured. equation.md, dialects.md, a page for each dialect and cli.md are written here as a
+whole, from the code, and so is the table of dialects in the README.
 """
 
 import argparse
@@ -10,7 +12,7 @@ import io
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,14 +20,18 @@ from typing import Any, get_args, get_type_hints
 
 from claims import CLAIMS, Finding, measure
 from figures import FIGURES
+from recipes_page import recipes_page
 
 from rmsprop import spec
-from rmsprop.dialects import DIALECTS, SWITCHES, Dialect
+from rmsprop.dialects import DIALECTS, Dialect
+from rmsprop.dialects.describe import Part, denominator, describe, number, overview, own_words, ticked, v_start
 from rmsprop.files import write_whole
 from rmsprop.spec import EPS_MODES, WEIGHT_DECAY_MODES, Hyper, Rule
 
 DOCS = Path(__file__).parent
+README = DOCS.parent / "README.md"
 MARKER = re.compile(r"<!-- claim: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
+DIALECT_BLOCK = re.compile(r"<!-- dialects -->\n.*?<!-- end -->", re.DOTALL)
 NOTE = "<!-- Written by docs/build.py from {}. Run `make docs` to renew it. -->\n\n"
 
 
@@ -100,12 +106,16 @@ def equation_page() -> str:
         "alpha": ("none", "decay of the averages: they remember about 1/(1−alpha) steps"),
         "eps": ("of g outside the root, of g² inside it", "the floor under the denominator"),
         "momentum": ("none", "share of the last step that is repeated"),
-        "weight_decay": ("of g per p (l2), none (decoupled)", "pull towards zero"),
+        "weight_decay": ("of g per p (l2), of g (l1), none (decoupled, corrected)", "pull towards zero"),
+        "max_lr": ("the unit of the parameter", "the schedule's highest lr, in the mode corrected"),
     }
     defaults = DIALECTS["torch"].hyper
     page += table(
         ["number", "torch's default", "unit", "meaning"],
-        [[f"`{f.name}`", f"{getattr(defaults, f.name):g}", *numbers[f.name]] for f in fields(Hyper)],
+        [
+            [f"`{f.name}`", "lr" if f.name == "max_lr" else number(getattr(defaults, f.name)), *numbers[f.name]]
+            for f in fields(Hyper)
+        ],
     )
     page += "\n## State\n\n"
     kept = {
@@ -143,43 +153,61 @@ def attributes(documented: type) -> dict[str, str]:
 
 
 def dialects_page() -> str:
-    """One table of all dialects, then a section for each."""
+    """What the dialects compute and how they say it, each with a link to its own page."""
     page = NOTE.format("rmsprop.dialects") + "# Dialects\n\n"
     page += (
-        "RMSprop is not one algorithm. `RMSprop(params, dialect=NAME)` computes what the named framework computes,\n"
+        "RMSprop is not one algorithm. `RMSprop(params, dialect=NAME)` computes what the named framework computes, "
     )
-    page += "under its argument names and with its defaults. Every setting can still be overridden.\n\n"
+    page += (
+        "under its argument names and with its defaults. Every setting can still be overridden. Each dialect's page "
+    )
+    page += "has its equation, words, state and traps; `rmsprop dialects NAME` says the same in a terminal.\n"
+    links = {f"`{name}`": f"[`{name}`](dialects/{name}.md)" for name in DIALECTS}
+    return page + markdown(overview(), links) + "\nThe symbols: [equation.md](equation.md).\n"
+
+
+def dialect_page(row: Dialect) -> str:
+    """A dialect in full."""
+    page = NOTE.format("rmsprop.dialects") + f"# {row.name}\n\n{row.title}.\n" + markdown(describe(row))
+    return page + "\n[All dialects](../dialects.md). [The equation](../equation.md) and its symbols.\n"
+
+
+def markdown(parts: Iterable[Part], links: Mapping[str, str] | None = None) -> str:
+    """The parts of a page; cells that are keys of `links` lead somewhere."""
+    page = ""
+    for part in parts:
+        page += f"\n## {part.heading}\n" if part.heading else ""
+        page += f"\n{part.text}\n" if part.text else ""
+        if part.code:
+            page += f"\n```{'python' if part.python else ''}\n" + "\n".join(part.code) + "\n```\n"
+        if part.rows:
+            rows = [[(links or {}).get(cell, cell).replace("\n", "<br>") for cell in row] for row in part.rows]
+            page += "\n" + table([cell.replace("\n", " ") for cell in part.header], rows)
+        if part.items:
+            page += "\n" + "".join(f"- {item}\n" for item in part.items)
+    return page
+
+
+def readme_page() -> str:
+    """The README, with its table of dialects as the rows are today.
+
+    Raises: ValueError if it has no place for the table.
+    """
+    page = README.read_text(encoding="utf-8")
+    if len(DIALECT_BLOCK.findall(page)) != 1:
+        raise ValueError("README.md needs one <!-- dialects --> with its <!-- end -->")
     rows = [
         [
-            f"[`{row.name}`](#{slug(row.name)})",
-            row.title,
-            row.rule.eps_mode,
-            {"inside": "g²", "both": "g and g²"}.get(row.rule.eps_mode, "g"),
-            f"{row.rule.v_init:g}",
-            "yes" if row.rule.lr_in_buffer else "no",
-            *(f"{getattr(row.hyper, name):g}" for name in ("lr", "alpha", "eps", "momentum")),
+            f"`{row.name}`",
+            denominator(row),
+            v_start(row),
+            ", ".join(number(getattr(row.hyper, name)) for name in ("lr", "alpha", "eps")),
+            ticked(own_words(row)),
         ]
         for row in DIALECTS.values()
     ]
-    header = ["name", "framework", "ε stands", "unit of ε", "v starts at", "lr in the buffer", "lr", "alpha", "eps"]
-    page += table([*header, "momentum"], rows)
-    return page + "".join(dialect_section(row) for row in DIALECTS.values())
-
-
-def dialect_section(row: Dialect) -> str:
-    """A dialect's equation with its numbers, its words, and where it was read."""
-    rule = replace(row.rule, momentum=row.hyper.momentum != 0)
-    page = f"\n## {row.name}\n\n{row.title}\n\n```\n" + "\n".join(rule.equation(row.hyper)) + "\n```\n\n"
-    same = {name for name in SWITCHES if getattr(row.rule, name) == getattr(Rule(), name)}
-    switches = ", ".join(f"`{name}={getattr(row.rule, name)!r}`" for name in SWITCHES if name not in same)
-    page += f"- Switches that differ from torch's: {switches or 'none'}.\n"
-    words = ", ".join(f"`{theirs}` for `{ours}`" for theirs, ours in row.words.items())
-    page += f"- Its own words: {words or 'none; the names of torch.optim.RMSprop'}.\n"
-    for word, reason in row.refused.items():
-        page += f"- Refused: `{word}`: {reason}.\n"
-    if row.states:
-        page += "- Its state: " + ", ".join(f"`{theirs}` is `{ours}`" for theirs, ours in row.states.items()) + ".\n"
-    return page + f"- Source: {row.source}.\n"
+    lines = table(["dialect", "denominator", "v starts at", "lr, decay, ε", "its words"], rows)
+    return DIALECT_BLOCK.sub(lambda _: f"<!-- dialects -->\n\n{lines}\n<!-- end -->", page)
 
 
 def commands() -> dict[str, Callable[..., Any]]:
@@ -243,11 +271,20 @@ def option_row(parameter: inspect.Parameter, record: Any) -> list[str]:
 PAGES: Mapping[str, Callable[[], str]] = {
     "equation.md": equation_page,
     "dialects.md": dialects_page,
+    **{f"dialects/{row.name}.md": partial(dialect_page, row) for row in DIALECTS.values()},
+    "recipes.md": recipes_page,
     "cli.md": cli_page,
 }
 
 
 # --- all of it -----------------------------------------------------------------------------------
+
+
+def write_pages() -> None:
+    """Write every page that is written as a whole, and the README's table. No claim is run."""
+    for name, write in PAGES.items():
+        write_whole(DOCS / name, partial(Path.write_text, data=write(), encoding="utf-8"))
+    write_whole(README, partial(Path.write_text, data=readme_page(), encoding="utf-8"))
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -268,6 +305,11 @@ def check() -> list[str]:
         path = DOCS / name
         if not path.exists() or path.read_text(encoding="utf-8") != write():
             found.append(f"docs/{name} is stale")
+    for path in sorted((DOCS / "dialects").glob("*.md")):
+        if path.stem not in DIALECTS:
+            found.append(f"docs/dialects/{path.name} is left over: there is no such dialect")
+    if README.read_text(encoding="utf-8") != readme_page():
+        found.append("README.md's table of dialects is stale")
     try:
         names = markers((DOCS / "choosing.md").read_text(encoding="utf-8"))
     except ValueError as error:
@@ -285,9 +327,11 @@ def main() -> None:
     """Rebuild, or with --check say what is stale. Raises: SystemExit(1) if something is."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name what is stale")
-    if not parser.parse_args().check:
-        for name, write in PAGES.items():
-            write_whole(DOCS / name, partial(Path.write_text, data=write(), encoding="utf-8"))
+    parser.add_argument("--pages", action="store_true", help="write the pages that need no run; run no claim")
+    wanted = parser.parse_args()
+    if not wanted.check:
+        write_pages()
+    if not wanted.check and not wanted.pages:
         repeat_claims()
     problems = check()
     if problems:

@@ -4,11 +4,14 @@ import runpy
 import sys
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 import rmsprop
 from rmsprop.cli import app
-from rmsprop.dialects import DIALECTS
+from rmsprop.cli.dialects import show
+from rmsprop.dialects import DIALECTS, UNFIT
+from rmsprop.dialects.describe import describe
 
 
 def invoke(*words):
@@ -34,16 +37,46 @@ def test_the_version_is_the_packages():
     assert invoke("--version") == (0, f"rmsprop {rmsprop.__version__}\n")
 
 
-def test_dialects_are_listed_and_shown_in_full():
-    """The table has every row; one row comes with its equation, words, refusals and source."""
+def said(text):
+    """Words as they appear whatever the lines and columns: no spaces, no backticks."""
+    return "".join(text.replace("`", "").split())
+
+
+def test_dialects_are_listed():
+    """One line of numbers per dialect, one of words, what does not fit, and all of it within 100 columns."""
     code, text = invoke("dialects")
     assert code == 0
+    assert max(map(len, text.splitlines())) <= 100
+    lines = [line.split()[0] for line in text.splitlines() if line]
     for row in DIALECTS.values():
-        assert row.name in text
-        code, full = invoke("dialects", row.name)
-        assert code == 0
-        for part in (row.source, *row.words, *row.refused, *row.rule.equation()):
-            assert part in full.replace("\n", " ") or part in full
+        assert lines.count(row.name) == 2
+    for name, reason in UNFIT.items():
+        assert said(f"- {name}: {reason}.") in said(text)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_dialect_is_shown_in_full(name):
+    """Its equation, words, states, limits, refusals, traps and source, within 100 columns."""
+    row = DIALECTS[name]
+    code, text = invoke("dialects", name)
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 100
+    limits = (part for word, limit in row.limits.items() for part in (word, limit.reason))
+    parts = (row.title, row.source, row.call, row.example, *row.words, *row.states, *row.refused, *row.traps)
+    for part in (*parts, *row.refused.values(), *limits):
+        assert said(part) in said(text)
+    given = {"lr": 3.0} if row.hyper.lr is None else {}
+    optimizer = rmsprop.RMSprop([torch.zeros(1, requires_grad=True)], dialect=name, **given)
+    equation = [line for line in optimizer.explain().splitlines() if line.startswith("    [")]
+    assert "\n".join(equation).replace("3·u", "lr·u") in text
+    assert text == show(f"{row.name}: {row.title}", describe(row)) + "\n"
+
+
+def test_a_rule_that_does_not_fit_is_refused_by_name():
+    """Exit code 2 and the reason, whatever the case of the name."""
+    code, text = invoke("dialects", "CNTK")
+    assert code == 2
+    assert "dialect='CNTK' is not offered: CNTK's rmsprop adapts a step size per element" in text
 
 
 def test_an_unknown_dialect_is_one_sentence():

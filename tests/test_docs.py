@@ -3,10 +3,12 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from rmsprop.dialects import DIALECTS
+from rmsprop.dialects import DIALECTS, UNFIT
 
 DOCS = Path(__file__).parents[1] / "docs"
 sys.path.insert(0, str(DOCS))
@@ -14,7 +16,8 @@ sys.path.insert(0, str(DOCS))
 import build  # noqa: E402
 import claims  # noqa: E402
 
-PAGES = sorted(DOCS.glob("*.md"))
+PAGES = sorted(DOCS.rglob("*.md"))
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
@@ -32,16 +35,25 @@ def test_the_docs_are_fresh() -> None:
 
 
 def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--check names a page that was edited, a marker without a claim, a claim without a marker, a lost figure."""
+    """--check names a page that was edited, lost or left over, a marker without its claim, a lost figure."""
+    (tmp_path / "dialects").mkdir()
     for path in PAGES:
-        (tmp_path / path.name).write_bytes(path.read_bytes())
+        (tmp_path / path.relative_to(DOCS)).write_bytes(path.read_bytes())
+    (tmp_path / "dialects" / "keras2.md").unlink()
+    (tmp_path / "dialects" / "keras9.md").write_text("# keras9\n", encoding="utf-8")
+    readme = build.README.read_text(encoding="utf-8").replace("| `keras2` | √v + ε* |", "| `keras2` | √v |")
+    (tmp_path / "README.md").write_text(readme, encoding="utf-8")
     choosing = (tmp_path / "choosing.md").read_text(encoding="utf-8")
     (tmp_path / "choosing.md").write_text(choosing.replace("claim: scale ", "claim: scales "), encoding="utf-8")
     (tmp_path / "equation.md").write_text("v = g\n", encoding="utf-8")
     monkeypatch.setattr(build, "DOCS", tmp_path)
+    monkeypatch.setattr(build, "README", tmp_path / "README.md")
     found = "\n".join(build.check())
     for sentence in (
         "docs/equation.md is stale",
+        "docs/dialects/keras2.md is stale",
+        "docs/dialects/keras9.md is left over",
+        "README.md's table of dialects is stale",
         "no block for the claim 'scale'",
         "quotes 'scales', which",
         "figures/ravine.png is missing",
@@ -50,6 +62,24 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(sys, "argv", ["build.py", "--check"])
     with pytest.raises(SystemExit, match="make docs"):
         build.main()
+
+
+def test_writing_the_pages_makes_them_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--pages writes what is generated from the code, the README's table too, and runs no claim."""
+    (tmp_path / "choosing.md").write_bytes((DOCS / "choosing.md").read_bytes())
+    (tmp_path / "README.md").write_text("Before\n<!-- dialects -->\n<!-- end -->\nAfter\n", encoding="utf-8")
+    monkeypatch.setattr(build, "DOCS", tmp_path)
+    monkeypatch.setattr(build, "README", tmp_path / "README.md")
+    monkeypatch.setattr(build, "FIGURES", {})
+    monkeypatch.setattr(sys, "argv", ["build.py", "--pages"])
+    build.main()
+    assert build.check() == []
+    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert readme.startswith("Before\n")
+    assert readme.endswith("\nAfter\n")
+    (tmp_path / "README.md").write_text("no table\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="needs one <!-- dialects -->"):
+        build.check()
 
 
 def test_a_marker_without_an_end_is_refused() -> None:
@@ -73,7 +103,7 @@ def test_figures_are_small() -> None:
     assert max(found.values()) < 100_000
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     """Every relative link names a file that exists and, after #, a heading in it."""
     for target in LINK.findall(page.read_text(encoding="utf-8")):
@@ -97,20 +127,59 @@ def test_every_command_is_documented() -> None:
         assert section.count("\n| `") == len(list(build.annotated(function)))
 
 
-def test_every_dialect_is_documented() -> None:
-    """docs/dialects.md has a row and a section for every dialect, with its words and its source."""
+@pytest.mark.parametrize("name", DIALECTS)
+def test_every_dialect_is_documented(name: str) -> None:
+    """A row in both tables, and a page with its words, states, limits, traps, source and every form of its rule."""
+    row = DIALECTS[name]
+    tables = (DOCS / "dialects.md").read_text(encoding="utf-8")
+    assert tables.count(f"| [`{name}`](dialects/{name}.md) |") == 2
+    page = (DOCS / "dialects" / f"{name}.md").read_text(encoding="utf-8").replace("\\|", "|")
+    assert page.split("\n")[2] == f"# {name}"
+    for word in (*row.words, *row.refused, *row.limits, *row.exclusive, *row.requires, *row.states):
+        assert f"`{word}" in page, word
+    limits = [limit.reason for limit in row.limits.values()]
+    for sentence in (row.title, row.source, row.complex, *row.traps, *row.refused.values(), *limits):
+        assert sentence in page, sentence
+    for condition in row.when:
+        assert f"With `{row.word(condition.setting)}=" in page
+    for given in ({}, *({condition.setting: 0.9} for condition in row.when)):
+        denominator = {"outside": "d ← √w + ", "inside": "d ← √(w + ", "both": "d ← √(w + ", "floor": "d ← max(√w, "}
+        assert f"[6] {denominator[row.complete(given, given)['eps_mode']]}" in page
+
+
+def test_the_tables_say_what_does_not_fit() -> None:
+    """What has the name and another rule is named with the reason, and no dialect carries its name."""
     page = (DOCS / "dialects.md").read_text(encoding="utf-8")
-    for name, row in DIALECTS.items():
-        assert f"| [`{name}`](#" in page
-        section = page.split(f"\n## {name}\n")[1].split("\n## ")[0]
-        assert row.source in section
-        assert all(f"`{word}`" in section for word in (*row.words, *row.refused))
+    for name, reason in UNFIT.items():
+        assert f"- `{name}`: {reason}." in page
+        assert name not in DIALECTS
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_coming_from_another_framework_runs(name: str) -> None:
+    """A page's two calls build optimizers of one rule, with the same settings, and both step alike."""
+    theirs, ours = PYTHON.findall((DOCS / "dialects" / f"{name}.md").read_text(encoding="utf-8"))
+    row = DIALECTS[name]
+    assert row.call in theirs
+    assert theirs.count(row.example) == 2
+    weights = [torch.nn.Parameter(torch.tensor([1.0, -2.0])) for _ in range(2)]
+    scope: dict[str, Any] = {"params": [weights[0]]}
+    exec(compile(theirs, f"{name}.md", "exec"), scope)
+    again = eval(ours.strip(), {**scope, "params": [weights[1]]})
+    settled = [{**each.param_groups[0], "params": None, "dialect": None} for each in (scope["optimizer"], again)]
+    assert settled[0] == settled[1]
+    for _ in range(3):
+        for weight, optimizer in zip(weights, (scope["optimizer"], again), strict=True):
+            weight.grad = torch.tensor([0.5, -3.0])
+            optimizer.step()
+    assert torch.equal(*weights)
+    assert not torch.equal(weights[0], torch.tensor([1.0, -2.0]))
 
 
 def test_the_first_lines_run() -> None:
     """The Python on the first page runs as it stands."""
     page = (DOCS / "index.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    blocks = PYTHON.findall(page)
     assert blocks
     for source in blocks:
         exec(compile(source, "index.md", "exec"), {})

@@ -12,18 +12,20 @@ if TYPE_CHECKING:
     from rmsprop import functional as functional
     from rmsprop.dialects import DIALECTS as DIALECTS
     from rmsprop.optimizer import RMSprop as RMSprop
+    from rmsprop.recipe import recipes as recipes
     from rmsprop.spec import Hyper as Hyper
     from rmsprop.spec import Rule as Rule
 
 __version__ = "0.1.0"
 
-__all__ = ["DIALECTS", "Hyper", "RMSprop", "Rule", "__version__", "functional"]
+__all__ = ["DIALECTS", "Hyper", "RMSprop", "Rule", "__version__", "functional", "recipes"]
 
 _HOMES = {
     "RMSprop": "rmsprop.optimizer",
     "DIALECTS": "rmsprop.dialects",
     "Rule": "rmsprop.spec",
     "Hyper": "rmsprop.spec",
+    "recipes": "rmsprop.recipe",
 }
 
 

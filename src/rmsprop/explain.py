@@ -55,6 +55,8 @@ def meaning(rule: Rule, hyper: Hyper) -> list[str]:
 
 def _origin(group: Mapping[str, Any], rule: Rule) -> Iterator[str]:
     row = find(group["dialect"])
+    if "recipe" in group:
+        yield f"recipe {group['recipe']}"
     yield f"{row.title}; read in {row.source}"
     own = row.complete({name: group[name] for name in ("eps", "centered", "lr")}, ("eps", "centered", "lr"))
     changed = [name for name in SWITCHES if name != "centered" and getattr(rule, name) != own[name]]

@@ -22,6 +22,7 @@ from rmsprop import clipping, dialects, explain, kernels, lint, loading, setting
 from rmsprop.bucket import Bucket, fresh_slot, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
+from rmsprop.recipe import recipes
 from rmsprop.settings import Unset
 from rmsprop.sparse import parts, refused
 from rmsprop.spec import Hyper, Rule, check_flag
@@ -71,7 +72,7 @@ class RMSprop(Optimizer):
             device. Needs capturable=True. Lightning's clipping and Accelerate's skip detection need it False.
         words: settings in the dialect's own names, such as learning_rate= and beta= under "textbook"; and in every
             dialect `clip_value`, `clip_norm` (of each tensor), `clip_global_norm`, `clip_weights` and
-            `clip_after_decay`: rmsprop/clipping.py.
+            `clip_after_decay`: rmsprop/clipping.py. `recipe`: see `RMSprop.recipe`.
 
     Equation: spec.py, lines [1]-[9].
     State:    per parameter `step` (a count) and `square_avg`, with momentum `momentum_buffer`, if centered
@@ -146,6 +147,11 @@ class RMSprop(Optimizer):
         self._plan: Plan | None = None
         defaults, self._asked = settings.settle(dialect, given | words)
         super().__init__(params, defaults)
+
+    @classmethod
+    def recipe(cls, name: str, params: ParamsT, **changes: Any) -> "RMSprop":
+        """The optimizer of a published result, see `rmsprop recipes`; numbers may be changed: rmsprop/recipe."""
+        return cls(params, **recipes(name, **changes))
 
     @staticmethod
     def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
@@ -307,7 +313,7 @@ class RMSprop(Optimizer):
             if p.grad is None:
                 continue
             if p.grad.layout != torch.strided and (group["sparse"] is None or not p.grad.is_sparse):
-                raise RuntimeError(refused(_name(group, i), p.grad.layout))
+                raise RuntimeError(refused(group, i, p.grad.layout))
             has_complex |= p.is_complex()
             state = self.state[p]
             if "step" not in state:
@@ -391,8 +397,3 @@ class RMSprop(Optimizer):
 
     def __repr__(self) -> str:
         return explain.show(type(self).__name__, self.param_groups, self.backend)
-
-
-def _name(group: dict[str, Any], i: int) -> str:
-    names = group.get("param_names")
-    return repr(names[i]) if names else f"{i} of its group"

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import dialects
+from rmsprop import dialects, recipe
 from rmsprop.dialects import Dialect
 from rmsprop.spec import Hyper, Rule, check_flag, check_number, check_switch
 
@@ -54,11 +54,19 @@ def settle(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], froz
     """
     row = dialects.find(dialect)
     execution = {name: value for name, value in given.items() if name in EXECUTION}
-    words = dialects.read_words(row, {name: value for name, value in given.items() if name not in EXECUTION})
+    apart = (*EXECUTION, "recipe")
+    words = dialects.read_words(row, {name: value for name, value in given.items() if name not in apart})
+    followed = given.get("recipe")
+    if followed is not None:
+        words = recipe.follow(followed, row.name, words)
     group = {**TORCH_GROUP, **row.complete(words, words), "dialect": row.name, **execution}
     if group["lr"] is None and "lr" not in words:
         return {**check_new({**group, "lr": 0.0}), "lr": None}, frozenset(words)
-    return check_new(group), frozenset(words)
+    group = check_new(group)
+    if followed is not None:
+        group["recipe"] = recipe.note(followed, group)
+        recipe.warn(followed, group)
+    return group, frozenset(words)
 
 
 def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[str]) -> dict[str, Any]:
@@ -77,9 +85,14 @@ def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[
     words = {name: value for name, value in given.items() if name in known}
     rest = {name: value for name, value in given.items() if name not in known}
     execution = {name: words.pop(name) for name in EXECUTION if name in words}
-    base = defaults if dialect == defaults["dialect"] else {**defaults, **row.defaults(), "dialect": row.name}
-    kept = asked if dialect == defaults["dialect"] else frozenset()
+    followed = rest.pop("recipe", None)
+    same = dialect == defaults["dialect"] and followed is None
+    base = defaults if same else {**defaults, **row.defaults(), "dialect": row.name}
+    kept = asked if same else frozenset()
     read = dialects.read_words(row, words)
+    if followed is not None:
+        read = recipe.follow(followed, row.name, read)
+    followed = followed or defaults.get("recipe")
     settings = {**base, **row.complete({**base, **read}, kept | read.keys()), **execution}
     if settings["max_lr"] is not None and "max_lr" not in read and base["lr"] is not None:
         settings["max_lr"] = base["max_lr"] or float(base["lr"])  # timm's is the constructor's, in every group
@@ -89,6 +102,8 @@ def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[
             f"give {row.word('lr')}=..., such as 1e-3"
         )
     group = {**rest, **check_new(settings)}
+    if followed is not None:
+        group["recipe"] = recipe.note(followed, group)
     if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
         group["params"] = list(group["params"])
     _check_complex(row, group["params"])

@@ -67,7 +67,7 @@ class Rule:
         """The lines of the equation that are in force, in order; with a Hyper's numbers, or with their names."""
         lr, alpha, rest, eps, mu, wd = "lr", "alpha", "(1−alpha)", "eps", "momentum", "weight_decay"
         if hyper is not None:
-            lr = f"{hyper.lr.item() if hasattr(hyper.lr, 'item') else hyper.lr:g}"
+            lr = f"{hyper.lr.item() if hasattr(hyper.lr, 'item') else hyper.lr:g}" if hyper.lr is not None else lr
             alpha, rest, eps = f"{hyper.alpha:g}", f"{1 - hyper.alpha:g}", f"{hyper.eps:g}"
             mu, wd = f"{hyper.momentum:g}", f"{hyper.weight_decay:g}"
         lines = ["[1] g ← −g"] if self.maximize else []

@@ -1,12 +1,16 @@
 """`rmsprop dialects`: what each framework means by RMSprop, from the rows."""
 
+import textwrap
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Annotated
 
 import typer
 
-from rmsprop.dialects import DIALECTS, HYPERS, Dialect, find
+from rmsprop.dialects import find
+from rmsprop.dialects.describe import Part, describe, overview
 
-_PLACES = {"outside": "√v + ε", "inside": "√(v + ε)", "both": "√(v + ε) + ε", "floor": "max(√v, ε)"}
+WIDTH = 100
 
 
 def dialects(name: Annotated[str | None, typer.Argument(help="One dialect, in full. Default: all.")] = None) -> None:
@@ -19,35 +23,54 @@ def dialects(name: Annotated[str | None, typer.Argument(help="One dialect, in fu
     rmsprop dialects textbook
     """
     if name is None:
-        _table()
+        typer.echo(show("RMSprop's dialects", overview()))
         return
     try:
         row = find(name)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    typer.echo(describe(row))
+    typer.echo(show(f"{row.name}: {row.title}", describe(row)))
 
 
-def _table() -> None:
-    from rich.console import Console
-    from rich.table import Table
+def show(title: str, parts: Sequence[Part]) -> str:
+    """The parts as plain text, at most WIDTH columns wide."""
+    lines = _wrapped(title)
+    for part in parts:
+        lines += ["", part.heading] if part.heading else []
+        lines += _wrapped(part.text) if part.text else []
+        lines += [text for line in part.code for text in _code(line)]
+        lines += _table([part.header, *part.rows]) if part.rows else []
+        lines += [line for item in part.items for line in _wrapped(item, "  ", "- ")]
+    return "\n".join(line.rstrip() for line in lines)
 
-    table = Table(
-        "dialect", "framework", "denominator", "v starts at", "lr", "decay", "ε", title="RMSprop's dialects"
-    )
-    for row in DIALECTS.values():
-        numbers = (f"{x:g}" for x in (row.rule.v_init, row.hyper.lr, row.hyper.alpha, row.hyper.eps))
-        table.add_row(row.name, row.title, _PLACES[row.rule.eps_mode], *numbers)
-    Console().print(table)
+
+def _wrapped(text: str, indent: str = "", first: str = "") -> list[str]:
+    """A paragraph as lines, without the backticks."""
+    return textwrap.wrap(text.replace("`", ""), WIDTH, initial_indent=first, subsequent_indent=indent)
 
 
-def describe(row: Dialect) -> str:
-    """A dialect in full: its equation, its words with their defaults, and its source."""
-    names = {ours: theirs for theirs, ours in row.words.items()}
-    shown = [f"{names.get(ours, ours)}={getattr(row.hyper, ours):g}" for ours in HYPERS]
-    lines = [f"{row.name}: {row.title}", "", *(f"    {line}" for line in row.rule.equation()), ""]
-    lines.append(f"    RMSprop(params, dialect={row.name!r}, {', '.join(shown)})")
-    lines += [f"    Its words: {theirs} is {ours} in torch" for theirs, ours in row.words.items()]
-    lines += [f"    Refused: {word}, since {reason}" for word, reason in row.refused.items()]
-    lines.append(f"    Source: {row.source}")
-    return "\n".join(lines)
+def _code(line: str) -> list[str]:
+    """A line of code, indented; a long call goes on under itself, as Python allows."""
+    deeper = " " * (8 + len(line) - len(line.lstrip()))
+    return textwrap.wrap(f"    {line}", WIDTH, subsequent_indent=deeper, break_on_hyphens=False) or [""]
+
+
+def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table as lines; the widest columns are wrapped until it fits, between words if they can be."""
+    cells = [[cell.replace("`", "").split("\n") for cell in row] for row in rows]
+    columns = list(zip(*cells, strict=True))
+    widths = [max(len(line) for cell in column for line in cell) for column in columns]
+    words = [max(len(word) for cell in column for line in cell for word in [*line.split(), ""]) for column in columns]
+    while sum(widths) + 2 * (len(widths) - 1) > WIDTH:
+        spare = [width if width > word else 0 for width, word in zip(widths, words, strict=True)]
+        widest = spare if any(spare) else widths
+        widths[widest.index(max(widest))] -= 1
+    for row in cells:
+        fitted = [_fitted(cell, width) for cell, width in zip(row, widths, strict=True)]
+        for lines in zip_longest(*fitted, fillvalue=""):
+            yield "  ".join(f"{line:<{width}}" for line, width in zip(lines, widths, strict=True))
+
+
+def _fitted(cell: Sequence[str], width: int) -> list[str]:
+    """A cell's lines, none longer than its column."""
+    return [part for line in cell for part in textwrap.wrap(line, width) or [""]]

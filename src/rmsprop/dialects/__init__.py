@@ -18,6 +18,7 @@ __all__ = [
     "HYPERS",
     "SWITCHES",
     "UNCLIPPED",
+    "UNFIT",
     "Dialect",
     "find",
     "read_words",

@@ -13,6 +13,13 @@ def _regularization(kind: str) -> str:
     return kind.lower()
 
 
+def _regularization_type(mode: str) -> str:
+    """Caffe's word for a weight_decay_mode."""
+    if mode not in ("l2", "l1"):
+        raise ValueError(f"Caffe has no weight_decay_mode={mode!r}")
+    return mode.upper()
+
+
 ROWS = (
     Dialect(
         name="caffe",
@@ -29,7 +36,7 @@ ROWS = (
         },
         values={
             "clip_gradients": NEGATIVE_IS_OFF,
-            "regularization_type": Value(_regularization, str.upper),
+            "regularization_type": Value(_regularization, _regularization_type),
         },
         limits={
             "momentum": Limit(0, "Caffe's solver refuses to start with it; leave it out"),
@@ -58,7 +65,7 @@ ROWS = (
         },
         states={"mean_squares": "square_avg", "momentum": "momentum_buffer"},
         complex="Caffe2 has no complex parameters",
-        call="caffe2.python.optimizer.RmsPropOptimizer",
+        call="the operator RmsProp, with RmsPropOptimizer's",
         example="lr=0.01, decay=0.9, momentum=0.9, epsilon=1e-5",
         traps=(
             "This is the operator. Its Python wrapper overwrites the operator's momentum blob with the scaled "

@@ -42,8 +42,8 @@ def _paddle_decay(decay: Any) -> Mapping[str, Any]:
     """Paddle's weight_decay: a number, or one of its regularizers, read by its class's name and coefficient."""
     if decay is None:
         return {}
-    mode = {"L1Decay": "l1", "L1DecayRegularizer": "l1"}.get(type(decay).__name__, "l2")
-    return {"weight_decay": getattr(decay, "_coeff", getattr(decay, "coeff", decay)), "weight_decay_mode": mode}
+    read = {"weight_decay": getattr(decay, "_coeff", getattr(decay, "coeff", decay))}
+    return {**read, "weight_decay_mode": "l1"} if type(decay).__name__.startswith("L1Decay") else read
 
 
 ROWS = (
@@ -117,7 +117,9 @@ ROWS = (
             "Its documentation says that Nesterov momentum is used; it is not.",
             "rho, epsilon and momentum are float32 there even for float64 parameters, and eight-wide lanes take an "
             "approximate root (up to 3 units in the last place).",
-            "grad_clip comes before weight_decay is added.",
+            "grad_clip takes a ClipGradByValue, ClipGradByNorm or ClipGradByGlobalNorm, or a dict of its name "
+            "and numbers; it "
+            "comes before weight_decay is added. weight_decay takes a number, L2Decay or L1Decay.",
         ),
     ),
     Dialect(

@@ -21,6 +21,8 @@ _NO_MOMENTUM = (
 
 def _decoupled(mode: str) -> Mapping[str, bool]:
     """timm's words for a weight_decay_mode."""
+    if mode == "l1":
+        raise ValueError("timm's RMSpropTF has no weight_decay_mode='l1'")
     return {"decoupled_decay": mode != "l2", "corrected_weight_decay": mode == "corrected"}
 
 

@@ -1,0 +1,207 @@
+"""Published settings by name: a dialect, its numbers, and in words what belongs to them.
+
+    RMSprop.recipe("efficientnet", model.parameters(), lr=0.048)
+    A2C("MlpPolicy", env, policy_kwargs=dict(optimizer_class=RMSprop, optimizer_kwargs=recipes("a2c-sb2")))
+
+A recipe fixes its dialect, the dialect's switches and whether there is momentum: other values are refused. Its
+numbers may be changed; what was changed stands in the parameter group, under "recipe", as "efficientnet; lr=0.048
+instead of 0.016". To add a recipe, add one row.
+"""
+
+import difflib
+import sys
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from rmsprop import dialects
+from rmsprop.dialects import CLIPS, HYPERS, SWITCHES
+from rmsprop.recipe import games, others, vision
+from rmsprop.recipe.row import TEXTS, Recipe
+from rmsprop.spec import check_number, check_switch
+
+__all__ = ["RECIPES", "TEXTS", "Recipe", "call", "complete", "find", "follow", "note", "recipes", "warn"]
+
+RECIPES: Mapping[str, Recipe] = {row.name: row for module in (games, vision, others) for row in module.ROWS}
+
+# Names that people try and that no recipe's name contains -> the recipes that may be meant.
+_ALIASES: Mapping[str, tuple[str, ...]] = {
+    "atari": ("dqn-nature", "a3c", "impala"),
+    "baselines": ("a2c-baselines", "acer"),
+    "coma": ("pymarl",),
+    "dopamine": ("dqn-dopamine-tf", "dqn-dopamine-jax"),
+    "edgetpu": ("timm-efficientnet-es",),
+    "googlenet": ("inception-v2", "inception-v3"),
+    "graves2013": ("graves-handwriting",),
+    "karpathy": ("char-rnn",),
+    "monobeast": ("torchbeast",),
+    "nature": ("dqn-nature",),
+    "qmix": ("pymarl",),
+    "sb2": ("a2c-sb2",),
+    "scalable-agent": ("impala-code",),
+    "stable-baselines3": ("a2c-sb3", "a2c-sb2"),
+    "vdn": ("pymarl",),
+    "wasserstein-gan": ("wgan",),
+}
+
+# How a step runs, and not what it computes: no recipe says anything about these.
+_RUNNING = ("capturable", "foreach", "fused", "differentiable", "backend", "amp_in_step", "maximize")
+
+# What may be changed. The learning rate follows the batch size, and clipping is left to the user in the first place:
+# these are noted without a warning.
+_CHANGEABLE = (*HYPERS, *CLIPS, "clip_after_decay", "sparse")
+_UNWARNED = ("lr", *CLIPS, "clip_after_decay")
+
+
+def find(name: Any) -> Recipe:
+    """The row of that name.
+
+    Raises:
+        ValueError: there is none; the message names those that may be meant, or else all.
+    """
+    if isinstance(name, str) and name in RECIPES:
+        return RECIPES[name]
+    key = name.strip().lower().replace("_", "-").replace(" ", "-") if isinstance(name, str) else ""
+    meant: tuple[str, ...] = (key,) if key in RECIPES else _ALIASES.get(key, ())
+    if key and not meant:
+        held = tuple(known for known in RECIPES if key in known or known in key)
+        meant = held or tuple(difflib.get_close_matches(key, RECIPES, n=1))
+    if meant:
+        raise ValueError(f"Unknown recipe: {name!r}; did you mean {' or '.join(map(repr, meant))}?")
+    raise ValueError(f"Unknown recipe: {name!r}; choose one of {', '.join(map(repr, RECIPES))}")
+
+
+def recipes(name: str, **changes: Any) -> dict[str, Any]:
+    """A recipe as keyword arguments of `RMSprop`, for libraries that make the optimizer themselves.
+
+    The learning rate is left out unless it is changed: libraries that pass their own can, and under the others
+    `RMSprop` takes the recipe's. Values are plain: they can be pickled and written as JSON. torch is not imported.
+
+    Args:
+        name: see `rmsprop recipes`.
+        changes: numbers to change, in the words of the recipe's dialect or of torch; and settings of how a step runs.
+    Raises:
+        ValueError, TypeError: a name, word or value that does not work, or that breaks the recipe's meaning.
+
+    >>> recipes("a2c-sb2")
+    {'recipe': 'a2c-sb2', 'dialect': 'sb3', 'alpha': 0.99, 'eps': 1e-05}
+    """
+    row = find(name)
+    dialect = dialects.find(row.dialect)
+    _check_dialect(row, changes.get("dialect", row.dialect))
+    running = {word: value for word, value in changes.items() if word in _RUNNING}
+    unsaid = {word for word, value in changes.items() if value is None and word in (*SWITCHES, "sparse")}
+    words = {word: value for word, value in changes.items() if word not in {"dialect", *running, *unsaid}}
+    given = {word: _check(word, value) for word, value in dialects.read_words(dialect, words).items()}
+    settings = {**_meaning(row), **given}
+    note(row.name, {**dialect.complete(settings, settings), "dialect": dialect.name})
+    if "lr" not in given:
+        del settings["lr"]
+    return {"recipe": row.name, "dialect": dialect.name, **dialects.write_words(dialect, settings), **running}
+
+
+def follow(name: Any, dialect: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under our names: those that were given, and else the recipe's.
+
+    Raises:
+        ValueError: there is no such recipe, or it has another dialect.
+    """
+    row = find(_name_of(name))
+    _check_dialect(row, dialect)
+    return {**_meaning(row), **given}
+
+
+def _meaning(row: Recipe) -> dict[str, Any]:
+    """The recipe's settings under our names."""
+    return dialects.read_words(dialects.find(row.dialect), row.settings)
+
+
+def _name_of(noted: Any) -> Any:
+    """The recipe's name in what `note` returned."""
+    return noted.partition(";")[0] if isinstance(noted, str) else noted
+
+
+def note(name: Any, settings: Mapping[str, Any]) -> str:
+    """What a parameter group says of its recipe: the name, and what was changed.
+
+    Args:
+        settings: all settings of the group, under our names.
+    Raises:
+        ValueError: they break the recipe's meaning; the message says what it fixes and what would work.
+    """
+    row = find(_name_of(name))
+    _check_dialect(row, settings["dialect"])
+    meant = complete(row)
+    for fixed in SWITCHES:
+        if settings[fixed] != meant[fixed]:
+            raise ValueError(_broken(row, fixed, settings[fixed], meant[fixed]))
+    if bool(settings["momentum"]) != bool(meant["momentum"]):
+        raise ValueError(_broken(row, "momentum", settings["momentum"], meant["momentum"]))
+    return "; ".join([row.name, *_changed(settings, meant, _CHANGEABLE)])
+
+
+def warn(name: Any, settings: Mapping[str, Any]) -> None:
+    """Name in one warning the changed numbers that the recipe's results depend on, if there are any."""
+    row = find(_name_of(name))
+    changed = _changed(settings, complete(row), [word for word in _CHANGEABLE if word not in _UNWARNED])
+    if not changed:
+        return
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("rmsprop."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(
+        f"recipe {row.name!r} runs with {', '.join(changed)}: what was published was trained without that change",
+        stacklevel=level,
+    )
+
+
+def call(row: Recipe, **changes: Any) -> str:
+    """The constructor's call that a recipe stands for, or with changes under our names would."""
+    dialect = dialects.find(row.dialect)
+    kept = {word: value for word, value in row.settings.items() if dialect.words.get(word, word) not in changes}
+    words = {"dialect": row.dialect, **kept, **dialects.write_words(dialect, changes)}
+    return f"RMSprop(params, {', '.join(f'{word}={value!r}' for word, value in words.items())})"
+
+
+def complete(row: Recipe) -> dict[str, Any]:
+    """Every setting that the recipe comes to, under our names."""
+    given = _meaning(row)
+    return dialects.find(row.dialect).complete(given, given)
+
+
+def _changed(settings: Mapping[str, Any], meant: Mapping[str, Any], names: Any) -> list[str]:
+    pairs = ((name, settings[name], meant[name]) for name in names)
+    return [f"{name}={_show(now)} instead of {_show(then)}" for name, now, then in pairs if _differs(now, then)]
+
+
+def _differs(now: Any, then: Any) -> bool:
+    return type(now).__name__ == "Tensor" or bool(now != then)
+
+
+def _show(value: Any) -> str:
+    return "a tensor" if type(value).__name__ == "Tensor" else repr(value)
+
+
+def _check(name: str, value: Any) -> Any:
+    """A value of ours in its plain type, or the sentence that says what works."""
+    if name in SWITCHES:
+        return check_switch(name, value)
+    if (name in HYPERS and type(value).__name__ != "Tensor") or (name in CLIPS and value is not None):
+        return check_number(name, value)
+    return value
+
+
+def _check_dialect(row: Recipe, dialect: Any) -> None:
+    if dialect != row.dialect:
+        raise ValueError(
+            f"the recipe {row.name!r} fixes dialect={row.dialect!r}, and got {dialect!r}, under which its numbers "
+            f"mean something else; write RMSprop.recipe({row.name!r}, params), or RMSprop(params, "
+            f"**recipes({row.name!r})), or RMSprop(params, dialect={dialect!r}, ...) without a recipe"
+        )
+
+
+def _broken(row: Recipe, name: str, now: Any, then: Any) -> str:
+    return (
+        f"the recipe {row.name!r} fixes {name}={then!r}, and got {now!r}: {row.fixes}; another rule does not go by "
+        f"its name, write {call(row, **{name: now})}"
+    )
