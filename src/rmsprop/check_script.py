@@ -6,6 +6,7 @@ it does whatever it does when it runs without being checked, so check no script 
 """
 
 import collections
+import functools
 import os
 import runpy
 import sys
@@ -14,6 +15,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ class Sighting:
     """A finding, and after how many steps it was seen: 0 is before the first.
 
     Attributes:
-        finding: as it was last seen.
+        finding: as it was first seen, or worse later.
         steps: when it was seen, among the moments of Watched.asked.
     """
 
@@ -74,7 +76,8 @@ class Watched:
         for finding in optimizer.lint(run):
             key = finding.group, finding.name, finding.change.partition(" ")[0]
             sighting = self.sightings.setdefault(key, Sighting(finding))
-            sighting.finding = finding
+            if SEVERITIES.index(finding.severity) < SEVERITIES.index(sighting.finding.severity):
+                sighting.finding = finding
             if self.steps not in sighting.steps:
                 sighting.steps.append(self.steps)
 
@@ -151,23 +154,22 @@ class Watch:
     @contextmanager
     def on(self) -> Iterator[None]:
         """Stand in for torch.optim.RMSprop, and see every construction and step; afterwards all is as it was."""
-        torchs = torch.optim.RMSprop
-        made = RMSprop.__init__
+        torchs, made = torch.optim.RMSprop, RMSprop.__init__
+        places: list[Any] = [torch.optim, import_module("torch.optim.rmsprop")]
 
+        @functools.wraps(made)
         def _made(optimizer: RMSprop, *args: Any, **kwargs: Any) -> None:
             made(optimizer, *args, **kwargs)
             self._add(optimizer)
 
         hooks = [register_optimizer_step_pre_hook(self._before), register_optimizer_step_post_hook(self._after)]
-        places: list[Any] = [torch.optim, torch.optim.rmsprop]
         try:
             for place in places:
                 place.RMSprop = RMSprop
-            _made.__wrapped__ = made  # type: ignore[attr-defined]  # its signature, for those who inspect it
-            RMSprop.__init__ = _made  # type: ignore[method-assign]
+            setattr(RMSprop, "__init__", _made)  # noqa: B010
             yield
         finally:
-            RMSprop.__init__ = made  # type: ignore[method-assign]
+            setattr(RMSprop, "__init__", made)  # noqa: B010
             for place in places:
                 place.RMSprop = torchs
             for hook in hooks:
@@ -215,7 +217,7 @@ class Watch:
         return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
-def check(script: Path, arguments: Sequence[str], limit: int | None = None) -> Report:
+def check(script: Path, arguments: Sequence[str] = (), limit: int | None = None) -> Report:
     """Run a script as `python SCRIPT ARGUMENTS` would, watch its RMSprop, and say what was found.
 
     Args:
@@ -259,10 +261,7 @@ def _exit_code(code: Any) -> int:
 def _print_traceback(error: Exception) -> None:
     """The traceback as Python prints it, without the frames that run the script."""
     frames = error.__traceback__
-    own = (__file__, runpy.__file__)
-    while frames is not None and frames.tb_next is not None and _file(frames.tb_frame) in own:
-        frames = frames.tb_next
-    while frames is not None and frames.tb_next is not None and _file(frames.tb_frame) == "<frozen runpy>":
+    while frames is not None and _file(frames.tb_frame) in (__file__, runpy.__file__, "<frozen runpy>"):
         frames = frames.tb_next
     traceback.print_exception(type(error), error, frames)
 

@@ -30,9 +30,11 @@ def check(
     missing something says what, and how to get it.
 
     With one, the script is run as `python SCRIPT ARGUMENTS` would run it, unchanged, with this package's class in the
-    place of torch.optim.RMSprop. Its output and exit code are its own; the findings follow on stderr. Each optimizer is
-    asked before its first step, after steps 1, 10, 100 and so on, and at the end. Check no script that you would not
-    run: nothing of what it does is held back. Processes that it starts are not watched.
+    place of torch.optim.RMSprop. Its output and exit code are its own; the findings follow on stderr. Each optimizer
+    is asked before its first step, after steps 1, 10, 100 and so on, and at the end.
+
+    The script really runs, and nothing of what it does is held back: check none that you would not run. Processes
+    that it starts are not watched.
 
     Examples:
 
