@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rmsprop import functional as functional
+    from rmsprop.convert import convert as convert
     from rmsprop.dialects import DIALECTS as DIALECTS
     from rmsprop.optimizer import RMSprop as RMSprop
     from rmsprop.recipe import recipes as recipes
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["DIALECTS", "Hyper", "RMSprop", "Rule", "__version__", "functional", "recipes"]
+__all__ = ["DIALECTS", "Hyper", "RMSprop", "Rule", "__version__", "convert", "functional", "recipes"]
 
 _HOMES = {
     "RMSprop": "rmsprop.optimizer",
@@ -30,8 +31,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "functional":
-        return import_module("rmsprop.functional")
+    if name in ("convert", "functional"):
+        return import_module(f"rmsprop.{name}")
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value

@@ -21,3 +21,27 @@ def write_whole(path: Path, save: Callable[[Path], object]) -> Path:
     finally:
         part.unlink(missing_ok=True)
     return path
+
+
+def write_together(path: Path, endings: tuple[str, ...], save: Callable[[Path], object]) -> Path:
+    """The same for files of one beginning that belong together, such as x.index and x.data: all or none of them.
+
+    Args:
+        path: the beginning, or one of the files.
+        endings: what follows the beginning, in the order in which files are to appear.
+        save: writes all of them; it is given a beginning.
+    Returns: the last file's path.
+    """
+    start = path
+    for ending in endings:
+        start = start.with_name(start.name.removesuffix(ending))
+    start.parent.mkdir(parents=True, exist_ok=True)
+    part = start.with_name(f".{start.name}.{os.getpid()}.part")
+    try:
+        save(part)
+        for ending in endings:
+            os.replace(part.with_name(part.name + ending), start.with_name(start.name + ending))
+    finally:
+        for ending in endings:
+            part.with_name(part.name + ending).unlink(missing_ok=True)
+    return start.with_name(start.name + endings[-1])

@@ -7,8 +7,10 @@ import typer
 from rmsprop import __version__
 from rmsprop.cli.bench import bench
 from rmsprop.cli.check import check
+from rmsprop.cli.convert import convert
 from rmsprop.cli.demo import demo
 from rmsprop.cli.dialects import dialects
+from rmsprop.cli.inspect import inspect
 from rmsprop.cli.race import race
 from rmsprop.cli.recipes import recipes
 
@@ -19,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, race, dialects, recipes, bench):
+for command in (demo, race, dialects, recipes, convert, inspect, bench):
     app.command()(command)
 app.command(context_settings={"allow_interspersed_args": False})(check)  # what follows the script is the script's own
 

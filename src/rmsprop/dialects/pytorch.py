@@ -143,6 +143,7 @@ ROWS = (
             "multi_tensor": Limit((True, False), "that is foreach= here"),
         },
         states={"exp_avg_sq": "square_avg"},
+        keeps_corrected=True,
         complex="HeavyBall takes no complex parameters",
         call="heavyball.RMSprop",
         example="lr=0.0025, betas=(0.9, 0.99), eps=1e-6",

@@ -73,6 +73,7 @@ class Dialect:
         v_init_is_eps: whether v starts at ε.
         states: its state names -> ours, in its order.
         buffer_sign: -1 where its momentum buffer holds the step itself, which goes downhill.
+        keeps_corrected: whether its averages are kept divided by 1 − alphaᵗ.
         complex: why complex parameters are refused: the framework squares them in another way.
         call: how its optimizer is made there.
         example: settings in its words, for the docs.
@@ -95,6 +96,7 @@ class Dialect:
     v_init_is_eps: bool = False
     states: Mapping[str, str] = field(default_factory=dict)
     buffer_sign: int = 1
+    keeps_corrected: bool = False
     complex: str = ""
     call: str = ""
     example: str = ""

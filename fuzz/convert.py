@@ -1,0 +1,305 @@
+"""Damage real checkpoints at random, and see that every reader answers with arrays or with one sentence.
+
+    python fuzz/convert.py --count 100000
+
+Every input follows from its number, so a failure is repeated by `--first N --count 1`. Inputs run in child processes,
+each for at most 5 seconds and with 64 MB and ten times its size to allocate: a crash, a hang, a MemoryError and a
+traceback are failures, and so is a file written elsewhere. Whatever can be read is converted as well.
+"""
+
+import argparse
+import io
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+FIXTURES = Path(__file__).parent.parent / "tests" / "checkpoints"
+BATCH = 500
+SECONDS = 5
+HEADROOM = 64 << 20
+LONGEST = 600  # of a sentence
+Files = dict[str, bytes]
+NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**48, 2**63 - 1, 2**64 - 1)
+
+
+def fixtures() -> list[tuple[str, str, Files]]:
+    """The recorded checkpoints: the path that a reader is given, its format's name, and the files behind it."""
+    from rmsprop.convert.formats import FORMATS
+
+    found = []
+    names = {path.name for path in FIXTURES.iterdir()}
+    names |= {path.name.removesuffix(".index") for path in FIXTURES.glob("*.index")}
+    for name in sorted(names):
+        path = FIXTURES / name
+        kind = next((row.name for row in FORMATS if row.sniff(path)), None)
+        if kind is None or name.endswith((".py", ".index")):
+            continue
+        parts = [part for part in sorted(FIXTURES.rglob(f"{name}*")) if part.is_file() and part.name.startswith(name)]
+        parts = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else parts
+        found.append((name, kind, {p.relative_to(FIXTURES).as_posix(): p.read_bytes() for p in parts}))
+    return found
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def flip(draw: random.Random, data: bytes, _: bytes) -> bytes:
+    """Turn up to 16 bits."""
+    changed = bytearray(data)
+    for _ in range(draw.choice((1, 1, 2, 4, 16))):
+        changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+def cut(draw: random.Random, data: bytes, _: bytes) -> bytes:
+    """Keep the beginning."""
+    return data[: draw.randrange(len(data))]
+
+
+def remove(draw: random.Random, data: bytes, _: bytes) -> bytes:
+    """Take some bytes out."""
+    at = draw.randrange(len(data))
+    return data[:at] + data[at + draw.choice((1, 2, 4, 8, 64, 512)) :]
+
+
+def splice(draw: random.Random, data: bytes, other: bytes) -> bytes:
+    """Put a piece of another file, or of this one, in or over."""
+    source = draw.choice((data, other)) or data
+    at, start = draw.randrange(len(data)), draw.randrange(len(source))
+    piece = source[start : start + draw.choice((1, 4, 16, 256, 4096))]
+    return data[:at] + piece + data[at + draw.choice((0, len(piece))) :]
+
+
+def number(draw: random.Random, data: bytes, _: bytes) -> bytes:
+    """Write a number that programs stumble over."""
+    width, at = draw.choice((1, 2, 4, 8)), draw.randrange(len(data))
+    order = draw.choice(("little", "big"))
+    piece = (draw.choice(NUMBERS) % 256**width).to_bytes(width, order)
+    return data[:at] + piece + data[at + width :]
+
+
+def digits(draw: random.Random, data: bytes, _: bytes) -> bytes:
+    """Change a number or a name that is written as text."""
+    places = [i for i, byte in enumerate(data[:20000]) if 48 <= byte < 58] or [0]
+    at = draw.choice(places)
+    return (
+        data[:at]
+        + draw.choice((b"9999999999", b"-1", b"1e999", b"null", b"[]", b"{}", b'"', b"\xff"))
+        + data[at + 1 :]
+    )
+
+
+def nest(draw: random.Random, data: bytes, _: bytes) -> bytes:
+    """Open brackets and marks without end."""
+    at = draw.randrange(len(data))
+    return (
+        data[:at]
+        + draw.choice((b"[", b"(", b"{", b"\x91", b"]", b"\x81\xa1a")) * draw.choice((50, 3000, 100000))
+        + data[at:]
+    )
+
+
+BLUNT: tuple[Callable[[random.Random, bytes, bytes], bytes], ...] = (flip, cut, remove, splice, number, digits, nest)
+
+
+def members(draw: random.Random, data: bytes, other: bytes) -> bytes:
+    """Rewrite an archive with one member damaged, renamed, doubled, dropped or blown up, and sound checksums."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as held:
+            parts = [(info.filename, held.read(info), info.compress_type) for info in held.infolist()]
+    except Exception:  # damaged before
+        parts = []
+    if not parts:
+        return flip(draw, data, other)
+    at = draw.randrange(len(parts))
+    if draw.random() < 0.4:  # the small ones, pickles and descriptions, are the interesting ones
+        at = min(
+            range(len(parts)), key=lambda i: (not parts[i][0].endswith((".pkl", ".json", ".pth")), draw.random())
+        )
+    name, content, method = parts[at]
+    what = draw.randrange(8)
+    if what < 4 and content:
+        parts[at] = (name, hurt(draw, content, other), method)
+    elif what == 4:
+        parts[at] = (draw.choice(("../" + name, "/" + name, name + "x", "\\" + name, "", "é" * 40)), content, method)
+    elif what == 5:
+        parts.append(parts[at])
+    elif what == 6:
+        del parts[at]
+    else:
+        parts[at] = (name, b"\0" * (1 << 22), zipfile.ZIP_DEFLATED)
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as held:
+        for name, content, method in parts:
+            held.writestr(zipfile.ZipInfo(name), content, method)
+    return made.getvalue()
+
+
+def hurt(draw: random.Random, data: bytes, other: bytes) -> bytes:
+    """One or more kinds of damage; inside an archive, if it is one."""
+    for _ in range(draw.choice((1, 1, 1, 2, 3))):
+        if not data:
+            return data
+        archived = data[:2] == b"PK" and draw.random() < 0.6
+        data = (members if archived else draw.choice(BLUNT))(draw, data, other)
+    return data
+
+
+# --- judgement ------------------------------------------------------------------------------------
+
+
+def judge(path: Path, kind: str) -> str | None:
+    """What went wrong in reading and converting a file, or None."""
+    from rmsprop.convert.file import prepare
+    from rmsprop.convert.formats import FORMATS
+
+    for row in FORMATS:
+        row.sniff(path)
+    row = next(row for row in FORMATS if row.name == kind)
+    words = {"lr": 0.01, "alpha": 0.9, "eps": 1e-7, "momentum": 0.9}
+    for run in (lambda: row.read(path), lambda: prepare(path), lambda: prepare(path, "torch", given=words)):
+        try:
+            run()
+        except (ValueError, TypeError) as error:
+            said = str(error)
+            if (
+                isinstance(error, TypeError)
+                and "RMSprop" not in said
+                and "dialect" not in said
+                and "Invalid" not in said
+            ):
+                return traceback.format_exc()
+            if not said or "\n" in said or len(said) > LONGEST or " " not in said or "allocate" in said:
+                return f"no sentence: {said[:2000]!r}\n{traceback.format_exc()}"
+        except BaseException:
+            return traceback.format_exc()
+    return None
+
+
+def attack(first: int, count: int, folder: Path, found: list[tuple[str, str, Files]]) -> None:
+    """Judge inputs first, ..., in a child; its progress and its findings lie in the folder."""
+    progress, failures, case = folder / "progress", folder / "failures", folder / "case"
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    warnings.simplefilter("ignore")
+    for n in range(first, first + count):
+        draw = random.Random(n)
+        name, kind, files = draw.choice(found)
+        other = draw.choice(list(draw.choice(found)[2].values()))
+        shutil.rmtree(case, ignore_errors=True)
+        victim = draw.choice(sorted(files))
+        for part, data in files.items():
+            (case / part).parent.mkdir(parents=True, exist_ok=True)
+            (case / part).write_bytes(hurt(draw, data, other) if part == victim else data)
+        progress.write_text(f"{n} {name}")
+        signal.alarm(SECONDS)
+        with fence(10 * sum(path.stat().st_size for path in case.rglob("*") if path.is_file())):
+            fault = judge(case / name, kind)
+        signal.alarm(0)
+        outside = [
+            path.name for path in folder.iterdir() if path not in (progress, failures, case, folder / "stderr")
+        ]
+        if outside:
+            fault = f"written outside: {outside}"
+        if fault is not None:
+            with failures.open("a") as file:
+                file.write(f"--- input {n}, {name}\n{fault}\n")
+
+
+@contextmanager
+def fence(size: int) -> Iterator[None]:
+    """Let the body allocate this much and the headroom, and no more."""
+    if sys.platform != "linux":
+        yield
+        return
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+
+
+def run(first: int, count: int, jobs: int, say: Callable[[int], None]) -> list[str]:
+    """All inputs, in children that are forked from this process, which has read everything undamaged.
+
+    Returns: the failures, each as text.
+    """
+    found = fixtures()
+    failures = []
+    for name, kind, _ in found:
+        fault = judge(FIXTURES / name, kind)
+        failures += [f"--- undamaged {name}\n{fault}\n"] if fault is not None else []
+    waiting = [(at, min(BATCH, first + count - at)) for at in range(first, first + count, BATCH)][::-1]
+    running: dict[int, tuple[int, Path]] = {}  # process -> where its batch ends, its folder
+    done = 0
+    while waiting or running:
+        while waiting and len(running) < jobs:
+            at, size = waiting.pop()
+            folder = Path(tempfile.mkdtemp(dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+            process = os.fork()
+            if process == 0:
+                os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)
+                try:
+                    attack(at, size, folder, found)
+                    os._exit(0)
+                except BaseException:  # a fault of this driver
+                    traceback.print_exc()
+                finally:
+                    os._exit(1)
+            running[process] = (at + size, folder)
+        process, status = os.wait()
+        end, folder = running.pop(process)
+        if (folder / "failures").exists():
+            failures.append((folder / "failures").read_text())
+        if status != 0:
+            text = (folder / "progress").read_text() if (folder / "progress").exists() else f"{end} (start)"
+            fate = "hung" if os.waitstatus_to_exitcode(status) == -signal.SIGALRM else "crashed"
+            said = (folder / "stderr").read_text(errors="replace")[-2000:]
+            failures.append(f"--- input {text}\nthe reader {fate}, {os.waitstatus_to_exitcode(status)}\n{said}\n")
+            after = int(text.split()[0]) + 1
+            if after < end:
+                waiting.append((after, end - after))
+        shutil.rmtree(folder, ignore_errors=True)
+        done += BATCH
+        say(done)
+    return failures
+
+
+def main() -> None:
+    """Attack, print failures, exit 1 if there were any."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)  # no thread may be there when this process forks
+    begun = time.perf_counter()
+
+    def say(done: int) -> None:
+        if done % (10 * BATCH) == 0:
+            print(f"{min(done, asked.count)} inputs, {time.perf_counter() - begun:.0f} s", flush=True)
+
+    failures = run(asked.first, asked.count, asked.jobs, say)
+    print("".join(failures)[:20000])
+    kinds = sorted({kind for _, kind, _ in fixtures()})
+    total = sum(text.count("--- ") for text in failures)
+    print(f"{asked.count} damaged checkpoints of {', '.join(kinds)}: {total} failures")
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

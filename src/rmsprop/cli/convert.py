@@ -1,0 +1,136 @@
+"""`rmsprop convert`: a checkpoint from one framework to another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rmsprop.convert.file import Plan
+
+
+def convert(
+    source_file: Annotated[Path, typer.Argument(metavar="IN", help="The checkpoint; it is never changed.")],
+    out: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The file to write; its name says the format.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="Whose checkpoint it is: a dialect, adam or adamw. Default: what it says."),
+    ] = None,
+    target: Annotated[
+        str,
+        typer.Option("--to", help="rmsprop (this package, in the source's dialect), torch, timm, sb3, or a dialect."),
+    ] = "rmsprop",
+    model: Annotated[
+        Path | None, typer.Option(help="A file with the target's parameter names and shapes, such as a state dict.")
+    ] = None,
+    map_file: Annotated[
+        Path | None, typer.Option("--map", help="A .toml with [rename] and [transpose], by the file's names.")
+    ] = None,
+    layout: Annotated[
+        str, typer.Option(help="torch: kernels and names as torch has them; keep: as in the file.")
+    ] = "torch",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting in the source's words, such as learning_rate=.01. May be repeated."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="A .json file for the report and the mapping.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole mapping, and write nothing.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
+) -> None:
+    """Convert a checkpoint: names, layouts, units, signs and order, with a report of what was exact and what was not.
+
+    A .pt holds {"model": ..., "optimizer": ...}, for torch.load(weights_only=True). No code in IN is ever run.
+
+    Examples:
+
+    rmsprop convert model.keras model.pt --set learning_rate=0.001
+
+    rmsprop convert state.npz state.pt --from optax --model net.pt --set learning_rate=.01 --set decay=.9
+
+    rmsprop convert timm.pth plain.pt --to torch --report report.json
+
+    rmsprop convert adam.pt start.pt --dry-run
+    """
+    from rmsprop.convert.file import prepare, write, writer
+    from rmsprop.convert.layout import read_map
+
+    if layout not in ("torch", "keep"):
+        raise typer.BadParameter(f"--layout takes torch or keep; got {layout!r}")
+    if out is None and not dry_run:
+        raise typer.BadParameter("OUT is missing: name the file to write, or add --dry-run to look first")
+    try:
+        plan = prepare(
+            source_file,
+            target,
+            source=source,
+            given=_settings(settings or []),
+            model=model,
+            chart=None if map_file is None else read_map(map_file),
+            layout=layout,
+            out=None if out is None else writer(out),
+        )
+        if dry_run:
+            typer.echo("\n".join(map(str, plan.moves)))
+        elif out is not None:
+            write(plan, out, force=force, also_not=source_file)
+        _tell(plan, None if dry_run else out, report)
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(str(error)) from error
+    except (MemoryError, RecursionError) as error:
+        raise typer.BadParameter(f"{source_file} asks for more memory than there is; it may be damaged") from error
+    except OSError as error:
+        raise typer.BadParameter(f"{error.filename or out} cannot be read or written: {error.strerror}") from error
+
+
+def _settings(words: list[str]) -> dict[str, Any]:
+    """NAME=VALUE, the value a number, True, False, None or text."""
+    given: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals or not name or name in given:
+            fault = "is given twice" if name in given else "is no NAME=VALUE"
+            raise typer.BadParameter(f"--set {word!r} {fault}; write --set learning_rate=0.001, each name once")
+        given[name] = _value(value)
+    return given
+
+
+def _value(text: str) -> Any:
+    known = {"true": True, "false": False, "none": None}
+    if text.lower() in known:
+        return known[text.lower()]
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _tell(plan: Plan, out: Path | None, report: Path | None) -> None:
+    """Print the report, and write it where asked."""
+    import dataclasses
+    import json
+
+    from rmsprop.files import write_whole
+
+    typer.echo(f"{plan.source} -> {plan.target}, {len(plan.checkpoint.slots)} parameters with state")
+    if str(plan.report):
+        typer.echo(str(plan.report))
+    if report is not None:
+        said = {
+            "source": plan.source,
+            "target": plan.target,
+            **dataclasses.asdict(plan.report),
+            "parameters": [dataclasses.asdict(move) for move in plan.moves],
+        }
+        text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+        write_whole(report, lambda part: part.write_text(text, encoding="utf-8"))
+        typer.echo(f"wrote {report}")
+    if out is not None:
+        typer.echo(f"wrote {out}")

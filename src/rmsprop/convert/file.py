@@ -1,0 +1,235 @@
+"""A checkpoint file from one framework to another: read, planned, converted, written beside and renamed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rmsprop import dialects
+from rmsprop.convert import layout as layouts
+from rmsprop.convert import words
+from rmsprop.convert.formats import FORMATS
+from rmsprop.convert.formats.archive import shown
+from rmsprop.convert.formats.torch_write import WRITTEN
+from rmsprop.convert.layout import Map, Move
+from rmsprop.convert.record import OWN, Checkpoint, Format, Report, Unreadable
+from rmsprop.convert.state import Side, between, find
+from rmsprop.files import write_together, write_whole
+
+# The formats that hold this package's own state as well as a framework's.
+_KEEPS_OURS = ("torch", "safetensors")
+
+
+@dataclass
+class Plan:
+    """A conversion that is ready to be written: nothing has been written yet."""
+
+    source: str
+    target: str
+    moves: list[Move]
+    checkpoint: Checkpoint
+    report: Report = field(default_factory=Report)
+    template: Path | None = None
+
+
+def recognise(path: Path) -> Format:
+    """The format of a file. Raises: Unreadable if there is no file, or of no known format."""
+    if not path.exists() and not list(path.parent.glob(f"{path.name}.*")):
+        raise Unreadable(f"there is no file {str(path)!r}")
+    for row in FORMATS:
+        if row.sniff(path):
+            return row
+    known = ", ".join(f"{row.name} ({' '.join(row.suffixes)})" for row in FORMATS)
+    raise Unreadable(f"{path.name} is of no format that is read here, or its beginning is damaged; there are {known}")
+
+
+def read_checkpoint(path: Path, source: str | None = None, given: Mapping[str, Any] | None = None) -> Checkpoint:
+    """A checkpoint of any format, with `source` in place of what the file says of its framework.
+
+    Args:
+        given: settings in the source's words, which tell some formats what their states are.
+    Raises: Unreadable in one sentence; ValueError for a source that does not fit the state.
+    """
+    row = recognise(path)
+    held = row.read(path, given) if row.asks else row.read(path)
+    if source is not None and source != held.source:
+        kept = find(source).states
+        odd = [slot for slots in held.slots.values() for slot in slots if slot not in kept]
+        if held.source and odd:
+            raise ValueError(
+                f"--from {source} does not fit {path.name}: it keeps {', '.join(kept)}, and the file holds "
+                f"{', '.join(dict.fromkeys(odd))}, as {held.source} does"
+            )
+        held.source = source
+    if held.slots and not held.source:
+        raise ValueError(f"{path.name} does not say whose state it holds; say it with --from, such as --from optax")
+    if held.slots:
+        _check(held, path)
+    return held
+
+
+def _check(held: Checkpoint, path: Path) -> None:
+    """Slots that the framework has, of their parameters' shapes. Raises: Unreadable."""
+    row = find(held.source)
+    for name, slots in held.slots.items():
+        unknown = next((slot for slot in slots if slot not in row.states), None)
+        if unknown is not None:
+            raise Unreadable(
+                f"{path.name}: the state of {shown(name)} holds {shown(unknown)}; {row.name} keeps "
+                f"{', '.join(row.states)}"
+            )
+        shapes = {value.shape for slot, value in slots.items() if row.states[slot] != "step"}
+        shapes |= {held.params[name].shape} if name in held.params else set()
+        if len(shapes) > 1:
+            raise Unreadable(
+                f"{path.name}: {shown(name)} and its state have several shapes, {shown(sorted(shapes)[:3], 100)}"
+            )
+
+
+def prepare(
+    path: Path,
+    target: str = "rmsprop",
+    *,
+    source: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    model: Path | None = None,
+    chart: Map | None = None,
+    layout: str = "torch",
+    out: Format | None = None,
+) -> Plan:
+    """Read a checkpoint and convert it, without writing anything.
+
+    Args:
+        target: "rmsprop" for this package's RMSprop in the source's dialect, or a dialect's name.
+        given: settings in the source's words that stand over the file's.
+        model: a file with the target's names and shapes.
+        chart: renames and transposes by hand.
+        out: the format to write; None stands for `.pt`.
+    Raises: Unreadable, ValueError or TypeError, in one sentence.
+    """
+    held = read_checkpoint(path, source, given)
+    if not held.slots:
+        raise Unreadable(f"{path.name} holds parameters and no optimizer state; there is nothing to convert")
+    report = Report(assumed=list(held.notes))
+    if target != "rmsprop":
+        dialects.find(target)
+    shapes = None
+    if model is not None:
+        other = recognise(model).read(model)
+        shapes = {name: tuple(value.shape) for name, value in other.params.items()}
+        if not shapes:
+            raise Unreadable(f"{model.name} holds no parameters; --model wants a model's state dict")
+        if not held.params and layout == "torch":
+            report.assumed.append(f"the model's values are those of {model.name}, since {path.name} holds none")
+    groups = words.settle(held, given or {}, report)
+    if target == "rmsprop" and out is not None and out.name not in _KEEPS_OURS:
+        target = groups[0][1]["dialect"]
+    moves = layouts.plan(held, _layout(layout, held.source, target, out), chart, shapes)
+    made = _convert(held, groups, moves, target, out, given or {}, report)
+    if model is not None and not held.params:
+        made.params = dict(other.params)
+    template = model if out is not None and out.template and model is not None else None
+    return Plan(held.source, target, moves, made, report, template)
+
+
+def _layout(asked: str, source: str, target: str, out: Format | None) -> str:
+    """Which way kernels turn: to torch's layout, to TensorFlow's, or neither."""
+    turned = out is not None and out.name not in _KEEPS_OURS and target in layouts.AS_TENSORFLOW
+    if asked == "keep" or not turned:
+        return asked
+    return "keep" if source in layouts.AS_TENSORFLOW else "tensorflow"
+
+
+def _convert(
+    held: Checkpoint,
+    groups: list[tuple[list[str], dict[str, Any]]],
+    moves: list[Move],
+    target: str,
+    out: Format | None,
+    given: Mapping[str, Any],
+    report: Report,
+) -> Checkpoint:
+    """The checkpoint in the target's names, units and layouts."""
+    start_row = find(held.source)
+    by_torch = out is None or out.name == "torch"
+    ours = target == "rmsprop" or (by_torch and target not in WRITTEN)
+    dialect = groups[0][1]["dialect"] if target == "rmsprop" else target
+    made = Checkpoint(source=OWN + dialect if ours else target)
+    made.step = held.step
+    place = {move.source: move for move in moves}
+    for names, own in groups:
+        settings = _rate(own, held.source, given, report)
+        end_settings = settings if target == "rmsprop" else words.translate(settings, target, report)
+        row = find(OWN + dialect if ours else dialect)
+        start = Side(start_row, settings, frozenset(("alpha",)))
+        for name in names:
+            if name in held.slots:
+                slots = {start_row.states[slot]: value for slot, value in held.slots[name].items()}
+                move = place[name]
+                turned = {slot: move.turned(value) if value.ndim else value for slot, value in slots.items()}
+                made.slots[move.target] = between(
+                    turned, start, Side(row, end_settings), own["lr"], held.step, report
+                )
+        kept = _group(end_settings) if ours or by_torch else words.speak(end_settings, row.name)
+        order = [move.target for move in moves if move.source in set(names)]
+        made.groups.append((order, kept))
+    made.hyper = dict(made.groups[0][1])
+    order = [move.target for move in moves if move.target in made.slots]
+    made.slots = {name: made.slots[name] for name in order}
+    made.params = {m.target: m.turned(held.params[m.source]) for m in moves if m.source in held.params}
+    made.kinds = {m.target: m.kind for m in moves if m.back}
+    idle = [name for name in made.params if name not in made.slots]
+    if idle:
+        report.assumed.append(
+            f"{len(idle)} parameters have no state and are not in the optimizer ({', '.join(idle[:4])}"
+            f"{', ...' if len(idle) > 4 else ''}): buffers, or frozen; its param_names say which are in it"
+        )
+    return made
+
+
+def _rate(own: dict[str, Any], source: str, given: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """The settings, with the learning rate that goes with a momentum made of Adam's first moment."""
+    if source not in ("adam", "adamw") or own["momentum"] == 0 or "lr" in given:
+        return own
+    report.approximate.append(f"lr is {1 - own['momentum']:g} of Adam's {own['lr']:g}, which momentum adds up again")
+    return {**own, "lr": own["lr"] * (1 - own["momentum"])}
+
+
+def _group(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter group of rmsprop.RMSprop: all its settings, and how a step runs by default."""
+    from rmsprop.settings import TORCH_GROUP, check
+
+    return check({**TORCH_GROUP, **settings})
+
+
+def write(plan: Plan, out: Path, *, force: bool = False, also_not: Path | None = None) -> Path:
+    """Write a plan's checkpoint beside `out`, then rename.
+
+    Args:
+        also_not: the input, which is never written to.
+    Raises: ValueError if `out` is the input, exists and is not forced, or is of a format that is not written.
+    """
+    if also_not is not None and out.exists() and also_not.exists() and out.samefile(also_not):
+        raise ValueError(f"{out} is the input, which is never changed; name another file")
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists; name another file, or add --force to replace it")
+    row = writer(out)
+    save = row.write
+    assert save is not None
+    if row.template and plan.template is not None:
+        save = functools.partial(save, template=plan.template)
+    if row.parts:
+        return write_together(out, row.parts, lambda part: save(part, plan.checkpoint))
+    return write_whole(out, lambda part: save(part, plan.checkpoint))
+
+
+def writer(out: Path) -> Format:
+    """The format that a file's name asks for. Raises: ValueError if no written format has such names."""
+    for row in FORMATS:
+        if row.write is not None and any(out.name.endswith(suffix) for suffix in row.suffixes):
+            return row
+    known = ", ".join(suffix for row in FORMATS if row.write is not None for suffix in row.suffixes)
+    raise ValueError(f"{out.name}: no format with that name is written here; there are {known}")

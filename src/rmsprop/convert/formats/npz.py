@@ -1,0 +1,48 @@
+"""NumPy's .npz, which many frameworks' users save: the names in it say whose it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rmsprop.convert.formats import chainer_npz, mxnet, optax, zipped
+from rmsprop.convert.formats.reading import layout, strange
+from rmsprop.convert.record import Checkpoint, Unreadable
+
+
+def sniff(path: Path) -> bool:
+    """A zip of .npy files."""
+    return bool(zipped.keys(path))
+
+
+def read(path: Path) -> Checkpoint:
+    """Parameters and states of optax, Chainer or MXNet; or parameters alone. Raises: Unreadable."""
+    with strange(path, ".npz"):
+        arrays = zipped.arrays(path)
+        keys = list(arrays)
+        if optax.has_state(keys):
+            return optax.from_arrays(path, arrays)
+        if chainer_npz.has_state(keys):
+            return chainer_npz.from_arrays(path, arrays)
+        if mxnet.has_state(keys):
+            return mxnet.from_arrays(path, arrays)
+        arrays = {name: value for name, value in arrays.items() if value.dtype.kind in "biufc"}
+        kinds = {name: layout(name, value) for name, value in arrays.items()}
+        return Checkpoint("", params=arrays, kinds=kinds, notes=["The file holds no state of an optimizer."])
+
+
+def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
+    """Write the arrays under the names that the checkpoint's framework gives them.
+
+    Args:
+        template: for optax, a file with the keys wanted.
+    """
+    if checkpoint.source == "optax":
+        optax.save(path, checkpoint, template)
+    elif checkpoint.source in chainer_npz.SLOTS:
+        chainer_npz.save(path, checkpoint)
+    elif checkpoint.source in mxnet.SLOTS:
+        zipped.save(path, mxnet.to_arrays(checkpoint))
+    else:
+        raise Unreadable(
+            f"an .npz is written for optax, Chainer and MXNet; there is none of {checkpoint.source or 'it'}"
+        )

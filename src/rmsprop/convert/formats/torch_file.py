@@ -1,0 +1,247 @@
+"""`.pt` and `.pth`: state dicts of torch, timm, Stable-Baselines3, bitsandbytes and Adam, with a model or not."""
+
+from __future__ import annotations
+
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmsprop import dialects
+from rmsprop.convert.formats import archive
+from rmsprop.convert.formats.bnb import dequantize
+from rmsprop.convert.formats.torch_load import Arrays, load
+from rmsprop.convert.record import OWN, Checkpoint, Unreadable
+
+SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".tar")
+_OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_states", "policy.optimizer", "optim", "opt")
+_MODELS = ("model", "state_dict", "model_state_dict", "policy", "net", "network", "module")
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
+_QUANTIZED = "__bnb_optimizer_quant_state__"
+# Settings of a group that say how a step runs, or belong to a scheduler.
+_ASIDE = ("params", "param_names", "capturable", "foreach", "fused", "differentiable", "initial_lr", "dialect")
+
+
+def sniff(path: Path) -> bool:
+    """Whether it is an archive of torch.save or of Stable-Baselines3, or looks like torch.save's from before 1.6."""
+    try:
+        if not path.is_file():
+            return False
+        if archive.is_archive(path):
+            with zipfile.ZipFile(path) as held:
+                names = {name.rsplit("/", 1)[-1] for name in held.namelist()}
+            return bool(names & {"data.pkl", "policy.pth", "policy.optimizer.pth"})
+        with path.open("rb") as file:
+            return file.read(1) == b"\x80" and path.suffix in SUFFIXES
+    except (*archive.BROKEN, MemoryError):
+        return False
+
+
+def read(path: Path) -> Checkpoint:
+    """A checkpoint of torch.save, or of Stable-Baselines3's `model.save`. Raises: Unreadable with one sentence."""
+    try:
+        with zipfile.ZipFile(path) as held:
+            names = held.namelist()
+    except archive.BROKEN:
+        names = []
+    if "policy.optimizer.pth" in names:
+        return _read_sb3(path)
+    return _checkpoint(load(path), path)
+
+
+def _read_sb3(path: Path) -> Checkpoint:
+    """Stable-Baselines3's zip: two files of torch.save inside it."""
+    with archive.opened(path) as held, tempfile.TemporaryDirectory() as folder:
+        archive.intact(held, path)
+        found = {}
+        for key in ("policy", "policy.optimizer"):
+            if f"{key}.pth" not in held.namelist():
+                raise Unreadable(f"{path.name} lacks {key}.pth, which Stable-Baselines3's model.save writes")
+            part = Path(folder) / f"{path.name}.{key}.pth"
+            part.write_bytes(held.read(f"{key}.pth"))
+            found[key] = load(part)
+        return _checkpoint(found, path)
+
+
+def _checkpoint(whole: Any, path: Path) -> Checkpoint:
+    if not isinstance(whole, Mapping):
+        raise Unreadable(f"{path.name} holds a {type(whole).__name__}; save a dict of state dicts")
+    arrays = Arrays(path)
+    optimizer = _find_optimizer(whole, path)
+    model = _find_model(whole)
+    params = {_text(name, path): arrays.array(value, str(name)) for name, value in model.items()}
+    if optimizer is None:
+        return Checkpoint(params=params, notes=arrays.notes)
+    groups, state = _parts(optimizer, path)
+    order = [key for group in groups for key in group["params"]]
+    names = _names(groups, order, state, params, path)
+    source = _source(groups, state, path)
+    made = Checkpoint(source=source, params=params, notes=arrays.notes)
+    for key in order:
+        if state.get(key):
+            made.slots[names[key]] = _slots(source, state[key], names[key], arrays, path)
+    made.groups = [([names[key] for key in group["params"]], _hyper(source, group, made, path)) for group in groups]
+    made.hyper = dict(made.groups[0][1])
+    steps = {int(slots["step"]) for slots in made.slots.values() if "step" in slots}
+    made.step = max(steps, default=None)
+    if any("initial_lr" in group for group in groups):
+        made.notes.append("initial_lr, a scheduler's note in the groups, is dropped: build the scheduler anew")
+    if len(groups) == 1:
+        made.groups = []
+        made.slots = {name: made.slots[name] for name in names.values() if name in made.slots}
+    return made
+
+
+def _find_optimizer(whole: Mapping[Any, Any], path: Path) -> Mapping[Any, Any] | None:
+    if "param_groups" in whole and "state" in whole:
+        return whole
+    for key in _OPTIMIZERS:
+        value = whole.get(key)
+        if isinstance(value, (list, tuple)):
+            if len(value) != 1:
+                raise Unreadable(
+                    f"{path.name} holds {len(value)} optimizers in {key!r}; save a file with the one wanted"
+                )
+            value = value[0]
+        if isinstance(value, Mapping) and "param_groups" in value:
+            return value
+    return None
+
+
+def _find_model(whole: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    import torch
+
+    candidates = [whole.get(key) for key in _MODELS]
+    if "param_groups" not in whole:
+        candidates.append(whole)
+    for value in candidates:
+        if isinstance(value, Mapping) and value and all(isinstance(v, torch.Tensor) for v in value.values()):
+            return value
+    return {}
+
+
+def _text(name: Any, path: Path) -> str:
+    if not isinstance(name, str):
+        raise Unreadable(f"{path.name} names a parameter {archive.shown(name)}, which is no text")
+    return name
+
+
+def _parts(optimizer: Mapping[Any, Any], path: Path) -> tuple[list[dict[str, Any]], Mapping[Any, Any]]:
+    """The groups and the state, each of the type that a state dict has."""
+    groups, state = optimizer.get("param_groups"), optimizer.get("state")
+    sound = isinstance(groups, list) and groups and isinstance(state, Mapping)
+    for group in groups if sound and isinstance(groups, list) else ():
+        sound = sound and isinstance(group, Mapping) and isinstance(group.get("params"), (list, tuple))
+        sound = sound and all(isinstance(key, (int, str)) for key in group["params"])
+    sound = sound and all(isinstance(entry, Mapping) for entry in (state or {}).values())
+    if not sound or groups is None or state is None:
+        raise Unreadable(
+            f"{path.name} holds no sound optimizer state dict: it wants a list param_groups and a dict state"
+        )
+    return [dict(group) for group in groups], state
+
+
+def _names(
+    groups: list[dict[str, Any]], order: list[Any], state: Mapping[Any, Any], params: Mapping[str, Any], path: Path
+) -> dict[Any, str]:
+    """Each parameter's name: what its group says, or the model's in order if shapes fit, or its number."""
+    if len(set(order)) != len(order):
+        raise Unreadable(f"{path.name} lists a parameter twice in the optimizer's groups")
+    named = [group.get("param_names") for group in groups]
+    if all(
+        isinstance(names, list) and len(names) == len(g["params"]) for names, g in zip(named, groups, strict=True)
+    ):
+        flat = [_text(name, path) for names in named if names is not None for name in names]
+        if len(set(flat)) == len(flat):
+            return dict(zip(order, flat, strict=True))
+    learned = [name for name in params if name.rsplit(".", 1)[-1] not in _BUFFERS]
+    ordered = sorted(order, key=lambda key: (isinstance(key, str), key))
+    if len(groups) == 1:
+        ordered = order
+    if len(learned) == len(order) and all(
+        getattr(value, "ndim", 0) == 0 or value.shape == params[name].shape
+        for name, key in zip(learned, ordered, strict=True)
+        for slot, value in state.get(key, {}).items()
+        if slot in ("square_avg", "exp_avg_sq", "momentum_buffer", "grad_avg")
+    ):
+        return dict(zip(ordered, learned, strict=True))
+    return {key: str(key) for key in order}
+
+
+def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path) -> str:
+    """Whose state dict it is, by the names in it."""
+    group, slots = groups[0], {str(name) for entry in state.values() for name in entry}
+    if "dialect" in group:
+        if group["dialect"] not in dialects.DIALECTS:
+            raise Unreadable(f"{path.name} is of the dialect {archive.shown(group['dialect'])}, which nobody knows")
+        return OWN + str(group["dialect"])
+    if _QUANTIZED in slots or "state1" in slots:
+        return "bitsandbytes"
+    if "exp_avg_sq" in slots or ("betas" in group and not slots):
+        return "adamw" if group.get("decoupled_weight_decay") else "adam"
+    if "square_avg" in slots or ("alpha" in group and not slots):
+        return "timm" if {"lr_in_momentum", "decoupled_decay"} & set(group) else "torch"
+    kept = ", ".join(sorted(archive.shown(name) for name in slots)[:6]) or "nothing"
+    raise Unreadable(
+        f"{path.name} holds the state of another optimizer, which keeps {kept}; RMSprop keeps square_avg"
+    )
+
+
+def _slots(source: str, entry: Mapping[Any, Any], name: str, arrays: Arrays, path: Path) -> dict[str, Any]:
+    """The state of one parameter under the framework's names."""
+    if source == "bitsandbytes":
+        inner = entry.get(_QUANTIZED, {})
+        if not isinstance(inner, Mapping):
+            raise Unreadable(f"{path.name}: the quantized state of {archive.shown(name)} is no dict")
+        entry = {**entry, **inner}
+    found: dict[str, Any] = {}
+    if "step" in entry:
+        found["step"] = np.asarray(_count(entry["step"], name, arrays, path), dtype=np.int64)
+    if source == "bitsandbytes":
+        return {**found, "state1": dequantize(entry, name, arrays, path)}
+    if "max_exp_avg_sq" in entry:
+        arrays._note("max_exp_avg_sq, AMSGrad's maximum, is dropped: RMSprop divides by the average itself")
+    for slot in ("square_avg", "momentum_buffer", "grad_avg", "exp_avg", "exp_avg_sq"):
+        if entry.get(slot) is not None:
+            found[slot] = arrays.array(entry[slot], f"{slot} of {name}")
+    shapes = {value.shape for slot, value in found.items() if slot != "step"}
+    if len(shapes) > 1:
+        raise Unreadable(f"{path.name}: the state of {archive.shown(name)} has several shapes, {sorted(shapes)[:3]}")
+    return found
+
+
+def _count(value: Any, name: str, arrays: Arrays, path: Path) -> int:
+    if not isinstance(value, (int, float)):
+        array = arrays.array(value, f"step of {name}")
+        value = array.reshape(-1)[0].item() if array.size == 1 else None
+    if not isinstance(value, (int, float)) or not 0 <= value < 2**53 or value != int(value):
+        raise Unreadable(f"{path.name}: the step of {archive.shown(name)} is no count: {archive.shown(value)}")
+    return int(value)
+
+
+def _hyper(source: str, group: Mapping[str, Any], made: Checkpoint, path: Path) -> dict[str, Any]:
+    """A group's settings in the framework's words, as plain numbers, switches and text."""
+    kept = {str(name): _plain(value) for name, value in group.items() if name not in _ASIDE}
+    odd = [name for name, value in kept.items() if not isinstance(value, (int, float, str, tuple, type(None)))]
+    if odd:
+        raise Unreadable(f"{path.name}: the setting {archive.shown(odd[0])} is no number, switch or text")
+    if source in ("adam", "adamw", "bitsandbytes"):
+        betas = kept.get("betas")
+        if not isinstance(betas, tuple) or len(betas) < 2 or not all(isinstance(b, (int, float)) for b in betas):
+            raise Unreadable(f"{path.name}: betas is {archive.shown(betas)}, and no pair of numbers")
+        kept["alpha"] = betas[0] if source == "bitsandbytes" else betas[1]
+        if source == "bitsandbytes" and betas[1]:
+            made.notes.append(f"momentum={betas[1]:g} is dropped: bitsandbytes takes it and never reads it")
+        wanted = {"lr", "alpha", "eps", "weight_decay", "maximize"}
+        return {name: value for name, value in kept.items() if name in wanted}
+    return kept
+
+
+def _plain(value: Any) -> Any:
+    """A tensor of one element as a number, a list as a tuple."""
+    if hasattr(value, "numel") and value.numel() == 1 and value.layout is not None and value.device.type == "cpu":
+        return value.item()
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,84 @@
+"""What a checkpoint of any framework says, before anything is converted."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+# How the source of this package's own files begins; the dialect follows. Slots, settings and layouts are ours.
+OWN = "rmsprop:"
+
+
+@dataclasses.dataclass
+class Report:
+    """What a conversion did, in sentences: exactly, nearly and by how much, not at all; and what it assumed."""
+
+    exact: list[str] = dataclasses.field(default_factory=list)
+    approximate: list[str] = dataclasses.field(default_factory=list)
+    dropped: list[str] = dataclasses.field(default_factory=list)
+    assumed: list[str] = dataclasses.field(default_factory=list)
+
+    def merge(self, other: Report) -> None:
+        """Add the sentences of another report that this one lacks."""
+        for name, sentences in dataclasses.asdict(other).items():
+            own = getattr(self, name)
+            own += [sentence for sentence in sentences if sentence not in own]
+
+    def __str__(self) -> str:
+        parts = dataclasses.asdict(self).items()
+        return "\n".join(f"{name}: {sentence}" for name, sentences in parts for sentence in sentences)
+
+
+class Unreadable(ValueError):  # noqa: N818
+    """A file that cannot be read, or not safely; the message is one clear sentence."""
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """What a file holds, in the source framework's names, units, order and layouts.
+
+    `source` is a dialect's name, "rmsprop:" and one for this package's own, or "" where the file cannot say. `params`
+    are arrays by the file's names, in the file's order; empty if the file holds none. `slots` goes from a parameter's
+    name to the framework's own slot names (the keys of the dialect row's `states`) to arrays. `step` counts the
+    optimizer steps taken, where the file says. `hyper` holds the settings that the file holds, in the framework's own
+    words. `kinds` hints at a layout: "conv" (HWIO), "depthwise" (HWIM), "dense" (in, out) or "keep". `notes` are
+    sentences for the report: what the reader dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with
+    a note. `groups` are the parameter groups, each the names of its parameters and its settings, where the file has
+    several; `hyper` is then the first's.
+    """
+
+    source: str = ""
+    params: dict[str, Array] = dataclasses.field(default_factory=dict)
+    slots: dict[str, dict[str, Array]] = dataclasses.field(default_factory=dict)
+    step: int | None = None
+    hyper: dict[str, Any] = dataclasses.field(default_factory=dict)
+    kinds: dict[str, str] = dataclasses.field(default_factory=dict)
+    notes: list[str] = dataclasses.field(default_factory=list)
+    groups: list[tuple[list[str], dict[str, Any]]] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """A kind of file: how to know it, read it and, where it can be written, write it.
+
+    `sniff(path)` looks at the first bytes (or members) and never raises on a strange file. `read` raises `Unreadable`
+    with one clear sentence, checks every size and shape before it allocates, and never runs code from a file.
+    `write` is None for what cannot be written; it is given a path that nobody else reads yet. Where `asks`, `read` is
+    given the user's settings as well, for what the file does not tell. Where `template`, `write` takes `template=`, a
+    file of the model to be written for. `parts` are the endings of the files that a write makes, if it makes several.
+    """
+
+    name: str
+    suffixes: tuple[str, ...]
+    sniff: Callable[[Path], bool]
+    read: Callable[..., Checkpoint]
+    write: Callable[..., None] | None = None
+    asks: bool = False
+    template: bool = False
+    parts: tuple[str, ...] = ()

@@ -1,0 +1,138 @@
+"""A checkpoint's settings: from the framework's words to ours, missing ones asked for, and on to another rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from rmsprop import dialects
+from rmsprop.convert.record import OWN, Checkpoint, Report
+from rmsprop.convert.state import find
+from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
+
+Settings = dict[str, Any]
+
+_OURS = (*HYPERS, *SWITCHES, *UNCLIPPED, "maximize")
+
+
+def settle(checkpoint: Checkpoint, given: Mapping[str, Any], report: Report) -> list[tuple[list[str], Settings]]:
+    """The parameter groups with all their settings under our names.
+
+    Args:
+        given: settings in the framework's or torch's words that stand over what the file holds, in every group.
+    Raises: ValueError, in one sentence, for settings that neither the file nor `given` holds; TypeError or ValueError
+        for words that the framework does not know.
+    """
+    row = find(checkpoint.source)
+    groups = checkpoint.groups or [(list(checkpoint.slots), checkpoint.hyper)]
+    return [(names, _group(checkpoint, row, names, {**hyper}, given, report)) for names, hyper in groups]
+
+
+def _group(
+    checkpoint: Checkpoint, row: Dialect, names: list[str], hyper: Settings, given: Mapping[str, Any], report: Report
+) -> Settings:
+    """One group's settings."""
+    if checkpoint.source.startswith(OWN):
+        own = {name: value for name, value in hyper.items() if name in _OURS}
+        return {**row.complete(own | dialects.read_words(row, given), {*own, *given}), "dialect": row.name}
+    meant = {row.words.get(word, word) for word in given}
+    words = {word: value for word, value in hyper.items() if row.words.get(word, word) not in meant} | dict(given)
+    ours = {row.words.get(word, word) for word in words}
+    slots = [checkpoint.slots[name] for name in names if name in checkpoint.slots]
+    buffers = _slot(row, slots, "momentum_buffer")
+    moving = any(bool((b != 0).any()) for b in buffers)
+    if "centered" not in ours:
+        words["centered"] = bool(_slot(row, slots, "grad_avg"))
+    missing = [name for name in ("lr", "alpha", "eps") if name not in ours or words.get(row.word(name), 0) is None]
+    if moving and "momentum" not in ours:
+        missing.append("momentum")
+    if missing:
+        example = {"lr": "0.001", "alpha": "0.9", "eps": "1e-7", "momentum": "0.9"}
+        asked = " ".join(f"--set {row.word(name)}={example[name]}" for name in missing)
+        raise ValueError(
+            f"the file does not hold {', '.join(row.word(name) for name in missing)}, which {row.name} trained with: "
+            f"add {asked} with the run's own values"
+        )
+    if buffers and not moving and "momentum" not in ours:
+        report.assumed.append(f"{row.word('momentum')} is 0, since the momentum of every parameter is")
+        words["momentum"] = 0.0
+        if "momentum" in row.limits or row.word("momentum") in row.limits:
+            del words["momentum"]
+    read = dialects.read_words(row, words)
+    if "weight_decay" not in read and row.hyper.weight_decay == 0:
+        report.assumed.append(f"{row.word('weight_decay')} is 0, which the file does not say")
+    settings = row.complete(read, read)
+    settings["dialect"] = row.name if row.name in dialects.DIALECTS else "torch"
+    return settings
+
+
+def _slot(row: Dialect, slots: list[dict[str, Any]], ours: str) -> list[Any]:
+    return [value for kept in slots for name, value in kept.items() if row.states.get(name) == ours]
+
+
+def translate(settings: Settings, target: str, report: Report) -> Settings:
+    """The settings under another dialect's rule: its switches, and these numbers, with what that changes reported."""
+    row = dialects.find(target)
+    numbers = {name: settings[name] for name in HYPERS}
+    given = {**numbers, "centered": settings["centered"]}
+    for name in CLIPS:
+        if settings[name] is not None and row.word(name) != name:
+            given[name] = settings[name]
+        elif settings[name] is not None:
+            report.dropped.append(f"{name}={settings[name]:g}: the target's optimizer has no such argument")
+    if target == "timm":
+        given |= {name: settings[name] for name in ("lr_in_buffer", "weight_decay_mode", "max_lr")}
+        if given["weight_decay_mode"] not in ("l2", "decoupled", "corrected"):
+            del given["weight_decay_mode"]
+    new = row.complete(given, given)
+    if settings["eps_mode"] != new["eps_mode"] and settings["eps"] != 0:
+        new["eps"] = _eps(settings, new, report)
+    if settings["weight_decay"] != 0 and settings["weight_decay_mode"] != new["weight_decay_mode"]:
+        report.approximate.append(
+            f"weight_decay={settings['weight_decay']:g} is {settings['weight_decay_mode']} in the source and "
+            f"{new['weight_decay_mode']} in the target: there is no exact equal; it is left as it was"
+        )
+    if settings["nesterov"] and not new["nesterov"] and settings["momentum"] != 0:
+        report.dropped.append("nesterov: the target has plain momentum, so its steps look no step ahead")
+    new["dialect"] = row.name
+    return new
+
+
+def _eps(settings: Settings, new: Settings, report: Report) -> float:
+    """ε for another place in the denominator: what caps a step alike where the gradient vanishes."""
+    was, now, eps = settings["eps_mode"], new["eps_mode"], float(settings["eps"])
+    squared = was == "inside", now == "inside"
+    matched = math.sqrt(eps) if squared == (True, False) else eps**2 if squared == (False, True) else eps
+    if was == "both":
+        matched = (eps + math.sqrt(eps)) ** (2 if now == "inside" else 1)
+    place = matched if now != "inside" else math.sqrt(matched)
+    at = [10.0**power for power in range(-3, 4)]
+    sizes = [_root(now, matched, s * place) / _root(was, eps, s * place) - 1 for s in [*at, 1.0]]
+    worst = max(sizes, key=abs)
+    report.approximate.append(
+        f"eps={eps:g} stands {was} the root in the source and {now} it in the target: {matched:g} caps the "
+        f"step alike where gradients vanish; denominators differ by up to {worst:+.0%}, where √v is about "
+        f"{place:.2g}, and agree far from it"
+    )
+    return matched
+
+
+def _root(mode: str, eps: float, root: float) -> float:
+    """The denominator, [6]."""
+    if mode == "outside":
+        return root + eps
+    if mode == "floor":
+        return max(root, eps)
+    return math.sqrt(root**2 + eps) + (eps if mode == "both" else 0.0)
+
+
+def speak(settings: Settings, target: str) -> Settings:
+    """Settings in the target's own words: what a file of that framework holds."""
+    row = dialects.find(target)
+    kept = {name: settings[name] for name in (*HYPERS, "centered") if row.word(name) not in row.limits}
+    kept |= {name: settings[name] for name in SWITCHES if name in row.words.values() and name != "v_init"}
+    kept |= {name: settings[name] for name in CLIPS if settings[name] is not None and name in row.words.values()}
+    if settings["max_lr"] is not None:
+        kept["max_lr"] = settings["max_lr"]
+    return dialects.write_words(row, kept)
