@@ -1,6 +1,7 @@
 # demo   train on real data and look at the result        test   pass the tests
 # check  format, lint, types                              bench  measure
 # docs   repeat the runs behind the docs' claims          sanitize  the kernel's tests under ASan and UBSan
+# fuzz   damage checkpoints in 100,000 ways, and read them
 # wheel  build what would be published, and test it without a compiler           all of them set up $(VENV)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ TORCH ?=
 ORACLES = timm stable-baselines3
 BIN = $(VENV)/bin
 
-.PHONY: demo test coverage check bench bench-gpu docs race sanitize wheel clean
+.PHONY: demo test coverage check bench bench-gpu docs race sanitize fuzz wheel clean
 
 $(VENV)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
@@ -45,6 +46,9 @@ bench-gpu: $(VENV)/ready
 
 sanitize: $(VENV)/ready
 	tests/sanitize.sh $(abspath $(BIN))/python
+
+fuzz: $(VENV)/ready
+	$(BIN)/python fuzz/convert.py --count 100000
 
 wheel: $(VENV)/ready
 	tests/check_wheel.sh $(abspath $(BIN))/python

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import re
+import shlex
 import struct
 import sys
 import zipfile
@@ -24,6 +26,14 @@ import inputs  # noqa: E402
 
 TORCH = ("torch_rmsprop", "torch_rmsprop_centered", "torch_rmsprop_bare", "torch_rmsprop_named", "timm_rmsproptf")
 TORCH += ("timm_rmsproptfc", "sb3_rmsproptflike", "bnb_rmsprop32")
+
+
+# What only its own framework reads -> the same run in a file that is read here.
+REFUSED = {
+    "mxnet_rmsprop": "mxnet_rmsprop.nd",
+    "mxnet_rmsprop_centered": "mxnet_rmsprop_centered.nd",
+    "optax_orbax_standard": "optax_rmsprop.state.npz",
+}
 
 
 def record(name):
@@ -84,17 +94,24 @@ def readable():
             if "description" not in held.files:
                 continue
             said = json.loads(str(held["description"]))
-        if said["dialect"] not in ("adam", "adamw") and path.stem != "bnb_rmsprop8":
-            checkpoint = HERE / said["checkpoint"]
-            if any(row.sniff(checkpoint) for row in FORMATS):
-                yield path.stem
+        if said["dialect"] not in ("adam", "adamw") and path.stem not in ("bnb_rmsprop8", *REFUSED):
+            assert any(row.sniff(HERE / said["checkpoint"]) for row in FORMATS), path.stem
+            yield path.stem
 
 
-@pytest.mark.parametrize("name", list(readable()))
+@pytest.mark.parametrize("name", list(REFUSED))
+def test_what_only_its_own_framework_reads_is_refused_with_what_to_do(name):
+    """A pickle of MXNet's classes and Orbax's folder: one sentence that says how to save what is read here."""
+    said, _, _ = record(name)
+    with pytest.raises(Unreadable, match="save"):
+        read_checkpoint(HERE / said["checkpoint"])
+
+
+@pytest.mark.parametrize("name", [*readable(), *REFUSED])
 def test_a_recorded_run_goes_on_as_it_went_on_there(name, tmp_path):
     """Ten more steps of the recorded gradients end where the framework ended, to 1e-5 of each parameter."""
     said, saved, final = record(name)
-    source, out = HERE / said["checkpoint"], tmp_path / "out.pt"
+    source, out = HERE / REFUSED.get(name, said["checkpoint"]), tmp_path / "out.pt"
     before = source.read_bytes() if source.is_file() else None
     held = read_checkpoint(source, said["dialect"])
     row = DIALECTS[said["dialect"]]
@@ -423,6 +440,25 @@ def test_settings_that_the_file_does_not_hold_are_asked_for_by_name(tmp_path):
         prepare(path)
     made = prepare(path, given={"rho": 0.9, "epsilon": 1e-7, "momentum": 0.9})
     assert made.checkpoint.hyper["dialect"] == "keras3"
+
+
+def test_the_commands_of_the_docs_work(tmp_path, monkeypatch):
+    """Every `$ rmsprop convert` of docs/convert.md ends with 0, on checkpoints of the kinds that it names."""
+    page = (HERE.parents[1] / "docs" / "convert.md").read_text(encoding="utf-8")
+    files = {"model.keras": "keras3-momentum.keras", "timm.pth": "timm_rmsproptf.pt", "adam.pt": "torch_adam.pt"}
+    files["state.npz"] = "optax_rmsprop.state.npz"
+    for part in (".index", ".data-00000-of-00001"):
+        files[f"model.ckpt-20{part}"] = f"tensorflow1-momentum.ckpt-20{part}"
+    for name, recorded in files.items():
+        (tmp_path / name).write_bytes((HERE / recorded).read_bytes())
+    shapes_file(tmp_path).rename(tmp_path / "net.pt")
+    (tmp_path / "map.toml").write_text(re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^\$ rmsprop (convert .*)$", page, re.MULTILINE)
+    assert len(commands) >= 6
+    for command in commands:
+        code, text = invoke(*shlex.split(command))
+        assert code == 0, f"{command}\n{text}"
 
 
 # --- hostile files ---------------------------------------------------------------------------------

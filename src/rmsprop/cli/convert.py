@@ -47,9 +47,9 @@ def convert(
 
     Examples:
 
-    rmsprop convert model.keras model.pt --set learning_rate=0.001
+    rmsprop convert model.keras model.pt --model net.pt
 
-    rmsprop convert state.npz state.pt --from optax --model net.pt --set learning_rate=.01 --set decay=.9
+    rmsprop convert state.npz state.pt --set learning_rate=0.01 --set decay=0.9 --set eps=1e-8 --set momentum=0.9
 
     rmsprop convert timm.pth plain.pt --to torch --report report.json
 
@@ -62,6 +62,9 @@ def convert(
         raise typer.BadParameter(f"--layout takes torch or keep; got {layout!r}")
     if out is None and not dry_run:
         raise typer.BadParameter("OUT is missing: name the file to write, or add --dry-run to look first")
+    for other in (source_file, out):
+        if report is not None and other is not None and report.resolve() == other.resolve():
+            raise typer.BadParameter(f"--report {report} is a checkpoint's file; name another one")
     try:
         plan = prepare(
             source_file,

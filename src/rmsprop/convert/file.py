@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,7 +38,7 @@ class Plan:
 
 def recognise(path: Path) -> Format:
     """The format of a file. Raises: Unreadable if there is no file, or of no known format."""
-    if not path.exists() and not list(path.parent.glob(f"{path.name}.*")):
+    if not path.exists() and not list(path.parent.glob(f"{glob.escape(path.name)}.*")):
         raise Unreadable(f"there is no file {str(path)!r}")
     for row in FORMATS:
         if row.sniff(path):
@@ -212,11 +213,17 @@ def write(plan: Plan, out: Path, *, force: bool = False, also_not: Path | None =
         also_not: the input, which is never written to.
     Raises: ValueError if `out` is the input, exists and is not forced, or is of a format that is not written.
     """
-    if also_not is not None and out.exists() and also_not.exists() and out.samefile(also_not):
-        raise ValueError(f"{out} is the input, which is never changed; name another file")
-    if out.exists() and not force:
-        raise ValueError(f"{out} exists; name another file, or add --force to replace it")
     row = writer(out)
+    start = out
+    for ending in row.parts:
+        start = start.with_name(start.name.removesuffix(ending))
+    made = [start.with_name(start.name + ending) for ending in row.parts] or [out]
+    read = [] if also_not is None else [also_not, *_siblings(also_not)]
+    if any(new.exists() and old.exists() and new.samefile(old) for new in made for old in read):
+        raise ValueError(f"{out} is the input, which is never changed; name another file")
+    there = [str(new) for new in made if new.exists()]
+    if there and not force:
+        raise ValueError(f"{' and '.join(there)} exists; name another file, or add --force to replace it")
     save = row.write
     assert save is not None
     if row.template and plan.template is not None:
@@ -224,6 +231,12 @@ def write(plan: Plan, out: Path, *, force: bool = False, also_not: Path | None =
     if row.parts:
         return write_together(out, row.parts, lambda part: save(part, plan.checkpoint))
     return write_whole(out, lambda part: save(part, plan.checkpoint))
+
+
+def _siblings(path: Path) -> list[Path]:
+    """The files of a TensorFlow checkpoint that is given by its beginning or by its index."""
+    start = path.with_name(path.name.removesuffix(".index"))
+    return [start.with_name(f"{start.name}.index"), *start.parent.glob(f"{glob.escape(start.name)}.data-*")]
 
 
 def writer(out: Path) -> Format:

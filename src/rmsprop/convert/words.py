@@ -60,9 +60,13 @@ def _group(
         if "momentum" in row.limits or row.word("momentum") in row.limits:
             del words["momentum"]
     read = dialects.read_words(row, words)
-    if "weight_decay" not in read and row.hyper.weight_decay == 0:
+    if "weight_decay" not in read and row.hyper.weight_decay == 0 and "weight_decay" not in row.limits:
         report.assumed.append(f"{row.word('weight_decay')} is 0, which the file does not say")
     settings = row.complete(read, read)
+    if "alpha" not in {row.words.get(word, word) for word in hyper}:  # a file that holds no settings
+        open_ = {name: settings[name] for name in SWITCHES if name not in read and name not in ("v_init", "centered")}
+        shown = ", ".join(f"{word}={value!r}" for word, value in dialects.write_words(row, open_).items())
+        report.assumed.append(f"the rest is {row.name}'s default, which the file does not say: {shown}")
     settings["dialect"] = row.name if row.name in dialects.DIALECTS else "torch"
     return settings
 
