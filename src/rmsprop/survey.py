@@ -249,7 +249,7 @@ def _sums(rule: Rule, hyper: Hyper, part: Mapping[str, Tensor], dtype: torch.dty
     if v is not None and not (rule.centered and m is None):
         c = 1 - alpha**t if rule.bias_correction else 1.0  # [4]
         left = alpha**t * rule.v_init
-        touched = v > (1.01 * left)
+        touched = v > (1.01 * left + (1e-37 if rule.v_init else 0.0))  # below, float32 rounds coarsely
         w = v / c
         if rule.centered and m is not None:
             w = (w - (m / c).square()).clamp(min=0)  # [5]
