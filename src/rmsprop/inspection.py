@@ -18,7 +18,8 @@ from rmsprop.convert import words
 from rmsprop.convert.file import read_checkpoint
 from rmsprop.convert.record import OWN, Array, Checkpoint, Report, Unreadable
 from rmsprop.convert.state import find
-from rmsprop.dialects import Dialect
+from rmsprop.dialects import HYPERS, SWITCHES, Dialect
+from rmsprop.spec import Hyper, Rule, check_number, check_switch
 
 FROZEN = 100.0  # an element is frozen where √w is that many times the median of its tensor
 
@@ -125,6 +126,8 @@ def inspect(path: Path, source: str | None = None, given: Mapping[str, Any] | No
         own = dataclasses.replace(held, groups=[], hyper=_complete(held, row, names, hyper, given, assumed))
         own.slots = {name: held.slots[name] for name in names if name in held.slots}
         ((_, settings),) = words.settle(own, given, Report())
+        settings |= {name: check_number(name, settings[name]) for name in HYPERS}
+        settings |= {name: check_switch(name, settings[name]) for name in SWITCHES}
         if not held.source.startswith(OWN) and "momentum" not in _said(row, hyper, given):
             settings["momentum"] = None
         groups.append((names, settings))
@@ -186,8 +189,6 @@ def _shown(settings: Settings) -> Settings:
 
 def _equation(settings: Settings) -> list[str]:
     """Lines [2] to [6] with the group's numbers: those that the table rests on."""
-    from rmsprop.spec import Hyper, Rule
-
     names = ("eps_mode", "v_init", "centered", "bias_correction")
     rule = Rule(**{name: settings[name] for name in names})
     lines = rule.equation(Hyper(settings["lr"], settings["alpha"], settings["eps"]))
