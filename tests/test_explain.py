@@ -1,15 +1,24 @@
 """What explain() says is what a step does: the first step, the steady one, the longest, and the bytes."""
 
+import contextlib
+import inspect
+import io
 import itertools
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.testing import assert_close
+from typer.testing import CliRunner
 
 from rmsprop import DIALECTS, Hyper, RMSprop, Rule, reference, sizes
+from rmsprop.checks import CHECKS
+from rmsprop.cli import app
+from rmsprop.lint import SEVERITIES
 
 
 def lengths(rule, hyper, steps, gradient=1.0):
@@ -165,3 +174,41 @@ def test_a_state_of_another_dtype_is_counted_as_it_is():
     assert "8 or 4 bytes" not in optimizer.explain()
     assert "4 or 8 bytes per element, 48 for 8 elements" in optimizer.explain()
     assert_close(optimizer.state[p]["square_avg"].nbytes, 32)
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "explain.md"
+
+
+def test_the_page_of_explain_runs(tmp_path, monkeypatch):
+    """docs/explain.md: its Python prints what stands beneath it, and its commands end with 0 and say what it says."""
+    page = PAGE.read_text(encoding="utf-8")
+    blocks = re.findall(r"```(\w+)( file=\S+)?\n(.*?)```", page, re.DOTALL)
+    assert [kind for kind, *_ in blocks] == ["python", "text", "python", "text", "python", "console", "console"]
+    monkeypatch.chdir(tmp_path)
+    for name, copy in (("torch_rmsprop.pt", "checkpoint.pt"), ("keras3-centered.keras", "model.keras")):
+        Path(copy).write_bytes((PAGE.parents[1] / "tests" / "checkpoints" / name).read_bytes())
+    Path("state.msgpack").write_bytes((PAGE.parents[1] / "tests/checkpoints/optax_rmsprop.msgpack").read_bytes())
+    space, printed = {}, ""
+    for kind, file, text in blocks:
+        if file:
+            Path(file.removeprefix(" file=")).write_text(text, encoding="utf-8")
+        elif kind == "python":
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(text, "explain.md", "exec"), space)
+            printed = out.getvalue()
+        elif kind == "text":
+            assert printed == text
+        else:
+            for command, _, shown in (part.partition("\n") for part in text.split("$ rmsprop ")[1:]):
+                result = CliRunner().invoke(app, command.split())
+                assert result.exit_code == 0, result.output
+                assert shown in result.output
+
+
+def test_every_finding_is_documented():
+    """With its severities, in the table of docs/explain.md."""
+    rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert [name for name, _ in rows] == list(CHECKS)
+    for name, severities in rows:
+        source = inspect.getsource(CHECKS[name])
+        assert {word for word in SEVERITIES if f'"{word}"' in source} == set(severities.split(", "))

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from rmsprop import RMSprop
 from rmsprop.checks import CHECKS
 from rmsprop.lint import SEVERITIES, Finding
+from rmsprop.recipe import RECIPES
 
 TRIGGERS = {}
 
@@ -331,6 +332,14 @@ def test_published_recipes_with_a_large_eps_are_not_blamed():
     assert RMSprop(net.parameters(), lr=0.064, alpha=0.9, momentum=0.9, eps=0.0316).lint() == []
     inception = {"dialect": "tensorflow1", "learning_rate": 0.045, "decay": 0.9, "momentum": 0.9, "epsilon": 1.0}
     assert RMSprop(net.parameters(), **inception).lint() == []
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_no_recipe_is_warned_of(name):
+    """On the network of its kind, by its numbers: notes at most."""
+    net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Conv2d(32, 64, 3), nn.Linear(512, 10))
+    findings = RMSprop.recipe(name, net.parameters()).lint()
+    assert {finding.severity for finding in findings} <= {"note"}, findings
 
 
 def test_the_warm_up_of_v_is_no_spike():
