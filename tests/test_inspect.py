@@ -6,13 +6,15 @@ import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from rmsprop import RMSprop
+from rmsprop import RMSprop, inspection
 from rmsprop.cli import app
+from rmsprop.convert import Checkpoint
 from rmsprop.convert.formats import FORMATS
 from rmsprop.inspection import inspect
 from rmsprop.inspection_page import HEADINGS, page
@@ -38,24 +40,35 @@ def saved(folder, v, name="state.pt", **group):
 
 
 def test_a_small_state_worked_by_hand(tmp_path):
-    """Rates, shares, age and bytes of eight averages: 0, 1e-20, 1, 1, 1, 1, 1e6, NaN."""
-    path = saved(tmp_path, [0.0, 1e-20, 1.0, 1.0, 1.0, 1.0, 1e6, math.nan])
+    """Rates, shares, age and bytes of nine averages: 0, 1e-20, 1, 1, 1, 1, 2500, 1e6, NaN."""
+    path = saved(tmp_path, [0.0, 1e-20, 1.0, 1.0, 1.0, 1.0, 2500.0, 1e6, math.nan])
     found = inspect(path)
     (row,) = found.rows
-    assert (row.name, row.shape, row.elements, row.group) == ("w", (8,), 8, 0)
+    assert (row.name, row.shape, row.elements, row.group) == ("w", (9,), 9, 0)
     assert (row.step, row.fresh) == (3, pytest.approx(0.729))
-    assert (row.slots, row.dtype, row.bytes) == (("square_avg",), "float32", 32)
-    assert row.untouched == 1 / 8
-    assert row.below_eps == 1 / 7  # √1e-20 is below 1e-8
-    assert row.frozen == 1 / 7  # √1e6 is 1000, the median root is 1
-    assert row.thaw == pytest.approx(math.log(100) / -math.log(0.9))  # until √v has fallen from 1000 to 100
+    assert (row.slots, row.dtype, row.bytes) == (("square_avg",), "float32", 36)
+    assert row.untouched == 1 / 9
+    assert row.below_eps == 1 / 8  # √1e-20 is below 1e-8
+    assert row.frozen == 1 / 8  # √1e6 is 1000 times the median root, √2500 is 50 times
+    assert row.thaw == pytest.approx(2 * math.log(10) / -math.log(0.9))  # until √v has fallen from 1000 to 100
     assert (row.nonfinite, row.nonfinite_params) == (1, 0)
     assert row.lr_median == pytest.approx(0.1, rel=1e-6)
-    ordered = sorted([0.1 / 1e-8, 0.1 / (1e-10 + 1e-8), 0.1, 0.1, 0.1, 0.1, 1e-4])
-    assert row.lr_low == pytest.approx(ordered[0] + 0.6 * (ordered[1] - ordered[0]), rel=1e-6)
-    assert row.lr_high == pytest.approx(ordered[5] + 0.4 * (ordered[6] - ordered[5]), rel=1e-6)
+    ordered = sorted([1e-4, 0.002, 0.1, 0.1, 0.1, 0.1, 0.1 / (1e-10 + 1e-8), 0.1 / 1e-8])
+    assert row.lr_low == pytest.approx(ordered[0] + 0.7 * (ordered[1] - ordered[0]), rel=1e-6)
+    assert row.lr_high == pytest.approx(ordered[6] + 0.3 * (ordered[7] - ordered[6]), rel=1e-6)
     assert found.assumed == []
-    assert found.totals()["frozen"] == pytest.approx(1 / 7)
+    assert found.totals()["frozen"] == pytest.approx(1 / 8)
+
+
+def test_an_average_that_is_kept_corrected_is_not_corrected_again(monkeypatch):
+    """HeavyBall's own state is v/(1−αᵗ); Adam's is v."""
+    slots = {"w": {"exp_avg_sq": np.full(3, 0.25, dtype=np.float32)}}
+    rates = {}
+    for source in ("heavyball", "adam"):
+        held = Checkpoint(source=source, slots=slots, step=1, hyper={"lr": 1.0, "betas": (0.9, 0.75), "eps": 0.0})
+        monkeypatch.setattr(inspection, "read_checkpoint", lambda *_, held=held: held)
+        rates[source] = inspect(Path("state")).rows[0].lr_median
+    assert rates == {"heavyball": 2.0, "adam": 1.0}
 
 
 @pytest.mark.parametrize(

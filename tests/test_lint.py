@@ -305,6 +305,30 @@ def _embedding():
     return optimizer
 
 
+@pytest.mark.parametrize(
+    ("dtype", "half"), [(torch.bfloat16, 2**-8), (torch.float16, 2**-11), (torch.float32, 2**-24)], ids=str
+)
+@pytest.mark.parametrize("grad", [None, 1.0], ids=["numbers", "first gradient"])
+def test_an_update_is_lost_below_half_a_unit_in_the_last_place(dtype, half, grad):
+    """Of 1.5 it is 2⁻⁸ in bfloat16; a first step ten times as long does not hide it."""
+    below, above = (weight(2, 2, value=1.5, grad=grad, dtype=dtype) for _ in range(2))
+    assert "updates_lost" in names(RMSprop([below], lr=0.98 * half, eps=1e-6).lint())
+    assert "updates_lost" not in names(RMSprop([above], lr=1.02 * half, eps=1e-6).lint())
+
+
+def test_the_buffers_unit_is_the_rules():
+    """A step of 1e-3 is a thousandth, with lr in the buffer or not."""
+    for inside in (False, True):
+        p = weight(4, 4, grad=1.0)
+        optimizer = RMSprop([p], lr=1e-4, momentum=0.5, lr_in_buffer=inside, bias_correction=True)
+        for _ in range(5):
+            optimizer.step()
+            p.data.fill_(1.0)
+        assert optimizer.lint() == []
+        p.data.fill_(1e-3)
+        assert "large_step" in names(optimizer.lint())
+
+
 def test_findings_name_their_group_and_parameters():
     """The index of the group and the names that named_parameters gave."""
     net = network()
