@@ -16,7 +16,7 @@ from test_cli import invoke
 
 from rmsprop import DIALECTS, RMSprop
 from rmsprop.convert import Checkpoint, Unreadable
-from rmsprop.convert.file import prepare, read_checkpoint, write
+from rmsprop.convert.file import prepare, read_checkpoint, write, writer
 from rmsprop.convert.formats import FORMATS
 from rmsprop.convert.layout import Map, plan, read_map, torch_name, turn, turn_back
 
@@ -393,6 +393,18 @@ def test_the_command_converts_reports_and_never_touches_its_input(tmp_path):
     code, text = invoke("convert", str(out), str(out), "--force")
     assert code == 2
     assert "is the input, which is never changed" in text
+
+
+def test_the_files_of_a_tensorflow_checkpoint_are_an_input_together(tmp_path):
+    """Given by its beginning or by its index, neither of its files is written to, --force or not."""
+    for part in (".index", ".data-00000-of-00001"):
+        recorded = HERE / f"tensorflow1-momentum.ckpt-20{part}"
+        (tmp_path / f"model{part}").write_bytes(recorded.read_bytes())
+    words = {"learning_rate": 0.1, "decay": 0.9, "epsilon": 1e-10, "momentum": 0.9}
+    for name in ("model", "model.index"):
+        made = prepare(tmp_path / name, "tensorflow1", given=words, out=writer(tmp_path / "model.index"))
+        with pytest.raises(ValueError, match="is the input, which is never changed"):
+            write(made, tmp_path / "model.index", force=True, also_not=tmp_path / name)
 
 
 def test_a_dry_run_prints_the_mapping_and_writes_nothing(tmp_path):

@@ -16,10 +16,23 @@ if TYPE_CHECKING:
     from rmsprop.recipe import recipes as recipes
     from rmsprop.spec import Hyper as Hyper
     from rmsprop.spec import Rule as Rule
+    from rmsprop.translation import Translation as Translation
+    from rmsprop.translation import translate as translate
 
 __version__ = "0.1.0"
 
-__all__ = ["DIALECTS", "Hyper", "RMSprop", "Rule", "__version__", "convert", "functional", "recipes"]
+__all__ = [
+    "DIALECTS",
+    "Hyper",
+    "RMSprop",
+    "Rule",
+    "Translation",
+    "__version__",
+    "convert",
+    "functional",
+    "recipes",
+    "translate",
+]
 
 _HOMES = {
     "RMSprop": "rmsprop.optimizer",
@@ -27,6 +40,8 @@ _HOMES = {
     "Rule": "rmsprop.spec",
     "Hyper": "rmsprop.spec",
     "recipes": "rmsprop.recipe",
+    "Translation": "rmsprop.translation",
+    "translate": "rmsprop.translation",
 }
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 
-from rmsprop import sizes
+from rmsprop import lengths
 from rmsprop.bucket import arithmetic_dtype
 from rmsprop.survey import FROZEN, Facts, Reading
 
@@ -45,7 +45,7 @@ def _nonfinite(f: Facts) -> Found:
 def _first_step(f: Facts) -> Found:
     if f.oldest or not f.weight:
         return
-    first = sizes.first_step(f.rule, f.hyper)
+    first = lengths.first_step(f.rule, f.hyper)
     length, weight = first * f.lr, f.weight
     known = [x for x in f.matrices if x.step_rms is not None]
     if known:
@@ -63,11 +63,11 @@ def _first_step(f: Facts) -> Found:
 
 
 def _centered_start(f: Facts) -> Found:
-    if not f.oldest and math.isinf(sizes.first_step(f.rule, f.hyper)):
+    if not f.oldest and math.isinf(lengths.first_step(f.rule, f.hyper)):
         yield (
             "error",
             f"centered with bias_correction: the first variance is 0, so the first step is {f.lr:g}·g/ε, up to "
-            f"{f.lr * sizes.most(f.rule, f.hyper):g} times the gradient",
+            f"{f.lr * lengths.most(f.rule, f.hyper):g} times the gradient",
             "Leave out one of the two",
         )
 
@@ -75,7 +75,7 @@ def _centered_start(f: Facts) -> Found:
 def _momentum(f: Facts) -> Found:
     if not f.rule.momentum or f.guarded or not f.weight:
         return
-    steady, longest = sizes.steady_step(f.rule, f.hyper), sizes.longest_step(f.rule, f.hyper)
+    steady, longest = lengths.steady_step(f.rule, f.hyper), lengths.longest_step(f.rule, f.hyper)
     times = steady * f.lr / f.weight
     if times < STEADY_SHARE:
         return
@@ -145,7 +145,7 @@ def _eps_dominates(f: Facts) -> Found:
     yield (
         "note" if f.guarded else "warning",
         f"eps={f.hyper.eps:g} exceeds {'v' if inside else '√v'} in {share:.0%} of the elements (√v is {root:.2g} on "
-        f"average): they learn as by SGD with lr {f.lr * sizes.most(f.rule, f.hyper):.3g}",
+        f"average): they learn as by SGD with lr {f.lr * lengths.most(f.rule, f.hyper):.3g}",
         f"Take eps={_round((root / 100) ** (2 if inside else 1))} to scale by the gradients, or keep it if it is "
         "the recipe's",
     )
@@ -156,7 +156,7 @@ def _alpha_small(f: Facts) -> Found:
     if alpha < NEAR_SIGN:
         yield (
             "warning",
-            f"alpha={alpha:g} remembers {sizes.memory(alpha):.2g} gradients: every step is about ±lr, and a rare "
+            f"alpha={alpha:g} remembers {lengths.memory(alpha):.2g} gradients: every step is about ±lr, and a rare "
             "large gradient counts no more than a common small one",
             "Take alpha=0.9 or larger",
         )
@@ -168,14 +168,14 @@ def _alpha_small(f: Facts) -> Found:
         yield (
             "warning",
             f"{share:.2%} of the elements of {worst.name} that ever had a gradient have one now: each comes about "
-            f"every {1 / share:.0f} steps, and alpha={alpha:g} remembers {sizes.memory(alpha):.0f}",
+            f"every {1 / share:.0f} steps, and alpha={alpha:g} remembers {lengths.memory(alpha):.0f}",
             f"Take alpha={1 - share / 2:.6g} or larger for {_names(rare)}, or sparse='lazy' with sparse gradients, "
             "whose averages wait",
         )
 
 
 def _alpha_long(f: Facts) -> Found:
-    memory = sizes.memory(f.hyper.alpha)
+    memory = lengths.memory(f.hyper.alpha)
     if f.run is None or not 0 < f.run < memory:
         return
     if f.rule.v_init:
@@ -249,18 +249,23 @@ def _updates_lost(f: Facts) -> Found:
         "error" if share > ALMOST_ALL else "warning",
         f"steps are below half a unit in the last place of {share:.0%} of the elements, which stay as they are "
         f"({dtype}, lr={f.lr:g}): {_names(lost)}",
-        "Keep the parameters in float32, with autocast for speed" if half else "Take a larger lr, or float64",
+        _keep_updates(f) if half else "Take a larger lr, or float64",
     )
+
+
+def _keep_updates(f: Facts) -> str:
+    own = ", or take compensation=True or rounding='stochastic'" if "rounding" in f.group else ""
+    return f"Keep the parameters in float32, with autocast for speed{own}"
 
 
 def _schedule_in_buffer(f: Facts) -> Found:
     start = f.group.get("initial_lr")
-    if start is None or not (f.rule.lr_in_buffer and f.rule.momentum) or sizes.number(start) == f.lr:
+    if start is None or not (f.rule.lr_in_buffer and f.rule.momentum) or lengths.number(start) == f.lr:
         return
-    steady = sizes.steady_step(f.rule, f.hyper)
+    steady = lengths.steady_step(f.rule, f.hyper)
     yield (
         "note",
-        f"a schedule moved lr from {sizes.number(start):g} to {f.lr:g}, and the momentum buffer holds steps at the "
+        f"a schedule moved lr from {lengths.number(start):g} to {f.lr:g}, and the momentum buffer holds steps at the "
         f"rates of the last {steady:.3g} steps",
         "Right for TensorFlow's rule; lr_in_buffer=False makes a change act at once, as in torch",
     )
@@ -275,7 +280,7 @@ def _frozen(f: Facts) -> Found:
         "warning",
         f"√v is more than {FROZEN:g} times the present gradient in {share:.0%} of the elements, {times:.3g} times on "
         f"average, worst in {f.worst('frozen', 'touched_with_grad')}: after a spike they hardly move for about "
-        f"{sizes.thaw(f.hyper.alpha, times):.0f} steps",
+        f"{lengths.thaw(f.hyper.alpha, times):.0f} steps",
         "Bound gradients before they enter v, with clip_norm=... or clip_global_norm=..., or load an older state",
     )
 
@@ -286,7 +291,7 @@ def _centered_cancels(f: Facts) -> Found:
         yield (
             "warning",
             f"v − m² is rounding noise in {share:.0%} of the elements: their gradient hardly varies, so a step is up "
-            f"to {f.lr * sizes.most(f.rule, f.hyper):.3g} times it",
+            f"to {f.lr * lengths.most(f.rule, f.hyper):.3g} times it",
             "Take centered=False, or a larger eps",
         )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import clipping, kernels, settings, sizes
+from rmsprop import clipping, kernels, lengths, settings
 from rmsprop.bucket import arithmetic_dtype, kind, wanted
 from rmsprop.dialects import SWITCHES, find
 from rmsprop.spec import Hyper, Rule
@@ -49,7 +49,7 @@ def equation(group: Mapping[str, Any]) -> list[str]:
 
 def meaning(rule: Rule, hyper: Hyper) -> list[str]:
     """What the numbers mean: ε in its units, the first step, momentum's steady factor, the warm-up in v₀."""
-    lr = sizes.number(hyper.lr)
+    lr = lengths.number(hyper.lr)
     return [*_eps(rule, hyper, lr), *_first(rule, hyper, lr), *_momentum(rule, hyper, lr), *_warm_up(rule, hyper)]
 
 
@@ -75,7 +75,7 @@ def _eps(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
     if not eps:
         yield "ε is 0: nothing bounds what a small gradient is multiplied by"
         return
-    largest = sizes.most(rule, hyper)
+    largest = lengths.most(rule, hyper)
     yield (
         f"ε = {eps:g} is in units of {unit}, {place}: gradients below about {1 / largest:g} feel it; it multiplies "
         f"a gradient by at most {inverse} = {largest:g}, so no element's lr exceeds {lr * largest:g}"
@@ -83,9 +83,9 @@ def _eps(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
 
 
 def _first(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
-    first = sizes.first_step(rule, hyper)
+    first = lengths.first_step(rule, hyper)
     if math.isinf(first):
-        largest = lr * sizes.most(rule, hyper)
+        largest = lr * lengths.most(rule, hyper)
         yield f"the first step has variance 0, so only ε bounds it: {largest:g} times the gradient"
         return
     why = {
@@ -102,9 +102,9 @@ def _first(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
 def _momentum(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
     if not rule.momentum:
         return
-    steady = sizes.steady_step(rule, hyper)
+    steady = lengths.steady_step(rule, hyper)
     yield f"a steady gradient takes steps of 1/(1−momentum) = {steady:g}·lr = {steady * lr:g}"
-    found = sizes.longest_step(rule, hyper)
+    found = lengths.longest_step(rule, hyper)
     if found is not None and found[0] > 1.05 * steady and not rule.v_init:
         yield f"before that, step {found[1]} is {found[0]:g}·lr = {found[0] * lr:g}: the long first steps add up"
     if rule.lr_in_buffer:
@@ -118,7 +118,7 @@ def _warm_up(rule: Rule, hyper: Hyper) -> Iterator[str]:
     if not rule.v_init:
         return
     known = ", ".join(
-        f"{math.ceil(sizes.warm_up(rule, hyper, size))} steps for |g| = {size:g}" for size in (0.1, 0.01, 0.001)
+        f"{math.ceil(lengths.warm_up(rule, hyper, size))} steps for |g| = {size:g}" for size in (0.1, 0.01, 0.001)
     )
     yield (
         f"v starts at {rule.v_init:g}, a warm-up: steps are about lr·|g|/√(alphaᵗ·{rule.v_init:g}) until alphaᵗ·"

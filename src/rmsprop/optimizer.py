@@ -34,8 +34,10 @@ _CAPTURE_CHECK = next(
     if hasattr(Optimizer, name)
 )
 
-# What of a group must stay as it is for a plan to hold: all settings but the numbers, which are read at every step.
-_SETTINGS = itemgetter(*(name for name in settings.TORCH_GROUP if name not in dialects.HYPERS))
+# What of a group must stay as it is for a plan to hold: all settings but the numbers, which are read at every step,
+# and what says nothing without a bound for clipping or a sparse gradient, with which there is no plan.
+_IDLE = (*dialects.HYPERS, *settings.CLIP_ORDER, "sparse", "dialect")
+_SETTINGS = itemgetter(*(name for name in settings.TORCH_GROUP if name not in _IDLE))
 
 
 class RMSprop(Optimizer):
@@ -385,10 +387,7 @@ class RMSprop(Optimizer):
                     own["step"] = loading.step_tensor(float(own.get("step", 0)), p, group)
 
     def explain(self) -> str:
-        """In words, for each group: the rule with its numbers, and who steps its parameters or why they cannot.
-
-        Nothing is changed. `print(optimizer.explain())` shows it.
-        """
+        """In words, for each group: the rule, what its numbers mean, and who steps its parameters or why they cannot."""
         return explain.explain(self.param_groups, self.backend, self.state)
 
     def lint(self, steps: int | None = None) -> list[lint.Finding]:

@@ -1,17 +1,24 @@
-"""Figures from the records of a demo. Colours stay apart for colour-blind readers; line styles repeat them."""
+"""Figures from the records of a demo, and of a translation.
+
+Colours stay apart for colour-blind readers; line styles repeat them.
+"""
+
+from __future__ import annotations
 
 import io
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from rmsprop.demo import Run
-from rmsprop.observe import LayerRecord
+if TYPE_CHECKING:  # they bring torch
+    from rmsprop.demo import Run
+    from rmsprop.observe import LayerRecord
+    from rmsprop.translation import Translation
 
 # Okabe and Ito's palette, with matplotlib's and plotly's word for the same dash.
 STYLES = {
@@ -130,6 +137,33 @@ def effective_lr(run: Run) -> Figure:
     figure.supylabel("effective learning rate  lr / (√v + eps)", fontsize=13)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle("RMSprop gives every weight a learning rate of its own")
+    return figure
+
+
+def translation(found: Translation) -> Figure:
+    """The step of a gradient as large as √v: as meant, as translated, and with the number for ε typed unchanged."""
+    from rmsprop.sizes import roots, step_size
+
+    naive = {**found.said, "eps": found.meant["eps"]}
+    entrants = (
+        (f"{found.source}, as meant", found.meant, "#000000", "-"),
+        (f"{found.target}, translated", found.said, *STYLES["rmsprop"][:2]),
+        (f"{found.target}, ε typed unchanged", naive, *STYLES["momentum"][:2]),
+    )
+    where = roots(found.meant, found.said, naive)
+    figure, (left, right) = _figure(1, 2, (13, 5.6))
+    for i, (label, settings, colour, dash) in enumerate(entrants):
+        style: dict[str, Any] = {"color": colour, "linestyle": dash if i else "-", "linewidth": 4.5 - 1.3 * i}
+        left.plot(where, [step_size(settings, root) for root in where], label=label, **style)
+        right.plot(where, [step_size(settings, r) / step_size(found.meant, r) for r in where], **style)
+    low = min(step_size(settings, root) for _, settings, *_ in entrants for root in where[80:])
+    high = max(step_size(settings, where[-1]) for _, settings, *_ in entrants)
+    left.set(xscale="log", yscale="log", xlabel="√v", ylabel="step / lr", ylim=(low / 2, high * 2))
+    left.set_title("Steady steps of a gradient as large as √v")
+    right.set(xscale="log", yscale="log", xlabel="√v", ylabel=f"step / step of {found.source}")
+    right.set_title("Over the source's")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.suptitle(f"{found.source} in the words of {found.target}{': exact' if found.exact else ''}")
     return figure
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import settings, sizes
+from rmsprop import lengths, settings
 from rmsprop.spec import Hyper, Rule
 
 PART = 1 << 22
@@ -119,7 +119,7 @@ class Facts:
     @cached_property
     def lr(self) -> float:
         """Today's learning rate."""
-        return sizes.number(self.hyper.lr)
+        return lengths.number(self.hyper.lr)
 
     @cached_property
     def matrices(self) -> list[Reading]:
@@ -135,7 +135,7 @@ class Facts:
     @cached_property
     def guarded(self) -> bool:
         """Whether a large ε keeps the steps short."""
-        return sizes.most(self.rule, self.hyper) <= sizes.GUARDED
+        return lengths.most(self.rule, self.hyper) <= lengths.GUARDED
 
     def share(self, part: str, whole: str) -> float:
         """A sum over the tensors as a share of another."""
@@ -208,7 +208,11 @@ def _numbers(rule: Rule, hyper: Hyper, p: Tensor, own: Mapping[str, Any], t: int
         g = None
     slots = {name: own.get(name) for name in ("square_avg", "grad_avg", "momentum_buffer")}
     tensors = {"p": p, "g": g, **slots}
-    flat = {name: _flat(x) for name, x in tensors.items() if isinstance(x, Tensor) and x.shape == p.shape}
+    flat = {
+        name: _flat(x)
+        for name, x in tensors.items()
+        if isinstance(x, Tensor) and (x.shape, x.device) == (p.shape, p.device)
+    }
     for begin in range(0, flat["p"].numel(), PART):
         part = {name: _wide(x[begin : begin + PART]) for name, x in flat.items()}
         total += torch.stack([x.to(wide) for x in _sums(rule, hyper, part, p.dtype, t)])
@@ -234,7 +238,7 @@ def _sums(rule: Rule, hyper: Hyper, part: Mapping[str, Tensor], dtype: torch.dty
     p, g = part["p"], part.get("g")
     none = torch.zeros((), device=p.device)
     no, yes = torch.zeros_like(p, dtype=torch.bool), torch.ones_like(p, dtype=torch.bool)
-    lr, alpha, eps = sizes.number(hyper.lr), float(hyper.alpha), float(hyper.eps)
+    lr, alpha, eps = lengths.number(hyper.lr), float(hyper.alpha), float(hyper.eps)
     h = g
     if g is not None and rule.weight_decay_mode == "l2" and hyper.weight_decay:
         h = g + float(hyper.weight_decay) * p  # [1]
@@ -285,7 +289,7 @@ def _sums(rule: Rule, hyper: Hyper, part: Mapping[str, Tensor], dtype: torch.dty
     # A step below half a unit in the last place rounds away. The first steps are longer than those that follow.
     early = math.sqrt(1 - alpha**t) if not rule.v_init and not rule.bias_correction else 1.0
     steady = torch.full_like(p, lr) if move is None else move.abs() * early
-    known = move is not None or sizes.most(rule, hyper) > sizes.GUARDED
+    known = move is not None or lengths.most(rule, hyper) > lengths.GUARDED
     moving = (yes if known else no) & (steady != 0) & (p != 0)
     unit = torch.exp2(p.abs().log2().floor()) * torch.finfo(dtype).eps
     yield torch.count_nonzero(moving)

@@ -13,6 +13,7 @@ from rmsprop.cli.dialects import dialects
 from rmsprop.cli.inspect import inspect
 from rmsprop.cli.race import race
 from rmsprop.cli.recipes import recipes
+from rmsprop.cli.translate import translate
 
 app = typer.Typer(
     name="rmsprop",
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, race, dialects, recipes, convert, inspect, bench):
+for command in (demo, race, dialects, recipes, translate, convert, inspect, bench):
     app.command()(command)
 app.command(context_settings={"allow_interspersed_args": False})(check)  # what follows the script is the script's own
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rmsprop.dialects.row import NEGATIVE_IS_OFF, Dialect, Limit, Value
+from rmsprop.dialects.row import NEGATIVE_IS_OFF, Dialect, Limit, Own, Value
 from rmsprop.spec import Hyper, Rule
 
 
@@ -45,6 +45,12 @@ ROWS = (
         states={"history": "square_avg"},
         complex="Caffe has no complex parameters",
         call='solver.prototxt: type: "RMSProp"',
+        own=Own(
+            takes=("weight_decay", "weight_decay_mode", "clip_global_norm"),
+            text='type: "RMSProp"\nlr_policy: "fixed"\n{words}',
+            pair="{}: {}",
+            between="\n",
+        ),
         example="base_lr=0.01, rms_decay=0.98, weight_decay=5e-4, clip_gradients=10.0",
         traps=(
             "clip_gradients bounds the norm over all gradients, before weight decay is added; 0 zeroes them.",
@@ -66,6 +72,11 @@ ROWS = (
         states={"mean_squares": "square_avg", "momentum": "momentum_buffer"},
         complex="Caffe2 has no complex parameters",
         call="the operator RmsProp, with RmsPropOptimizer's",
+        own=Own(
+            takes=("momentum",),
+            text="net.RmsProp([grad, mean_squares, mom, lr], [step, mean_squares, mom], decay={alpha}, "
+            "momentum={momentum}, epsilon={eps})  # lr: a blob of {lr}; then param -= step",
+        ),
         example="lr=0.01, decay=0.9, momentum=0.9, epsilon=1e-5",
         traps=(
             "This is the operator. Its Python wrapper overwrites the operator's momentum blob with the scaled "
@@ -83,6 +94,18 @@ ROWS = (
         states={"quad": "square_avg", "lin": "grad_avg", "velocity": "momentum_buffer"},
         complex="Flux averages |g|², one number for both parts",
         call="Optimisers.RMSProp",
+        own=Own(
+            takes=("centered",),
+            text="RMSProp(; {words})",
+            truth=("false", "true"),
+            composed={
+                "momentum": "OptimiserChain({call}, Momentum(1, {momentum}))",
+                "momentum nesterov": "OptimiserChain({call}, Nesterov(1, {momentum}))",
+                "weight_decay": "OptimiserChain(WeightDecay({weight_decay}), {call})",
+                "clip_norm": "OptimiserChain(ClipNorm({clip_norm}), {call})",
+                "clip_value": "OptimiserChain(ClipGrad({clip_value}), {call})",
+            },
+        ),
         example="eta=1e-3, rho=0.9, epsilon=1e-8",
         traps=(
             "Its docstring calls rho “Momentum”; it is the decay of the average.",
@@ -102,6 +125,7 @@ ROWS = (
         states={"G": "square_avg"},
         complex="ND4J has no complex parameters",
         call="new RmsProp",
+        own=Own(text="new RmsProp({lr}, {alpha}, {eps})"),
         example="learningRate=0.1, rmsDecay=0.95, epsilon=1e-8",
         traps=(
             "v starts at ε. Its default learning rate is 0.1.",
@@ -135,6 +159,7 @@ ROWS = (
         states={"state": "square_avg"},
         complex="neon has no complex parameters",
         call="neon.optimizers.RMSProp",
+        own=Own(takes=("clip_value", "clip_weights")),
         example="learning_rate=2e-3, decay_rate=0.95, epsilon=1e-6",
         traps=(
             "ε stands inside the root and outside it.",

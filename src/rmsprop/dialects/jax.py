@@ -1,6 +1,6 @@
 """RMSprop in JAX's libraries and in MLX."""
 
-from rmsprop.dialects.row import Dialect, optional, when_true
+from rmsprop.dialects.row import Dialect, Own, optional, when_true
 from rmsprop.spec import Hyper, Rule
 
 ROWS = (
@@ -21,6 +21,7 @@ ROWS = (
         buffer_sign=-1,
         complex="optax averages |g|², one number for both parts",
         call="optax.rmsprop",
+        own=Own(takes=("momentum", "centered", "nesterov", "eps_mode", "v_init", "bias_correction")),
         example="learning_rate=1e-3, decay=0.99, eps=1e-5, initial_scale=1.0",
         traps=(
             "eps_in_sqrt=True by default: ε is in units of g². initial_scale=1.0 makes it TensorFlow 1's rule.",
@@ -39,6 +40,9 @@ ROWS = (
         states={"avg_sq_grad": "square_avg", "mom": "momentum_buffer"},
         complex="jax squares complex gradients as complex numbers",
         call="jax.example_libraries.optimizers.rmsprop",
+        own=Own(
+            composed={"momentum": "jax.example_libraries.optimizers.rmsprop_momentum({words}, momentum={momentum})"}
+        ),
         example="step_size=1e-3, gamma=0.9",
         traps=("rmsprop_momentum is the same with momentum=0.9, its default; here the default is 0, as in rmsprop.",),
     ),
@@ -52,6 +56,7 @@ ROWS = (
         states={"v": "square_avg"},
         complex="MLX squares complex gradients as complex numbers",
         call="mlx.optimizers.RMSprop",
+        own=Own(least_eps=1e-30),
         example="learning_rate=1e-3, alpha=0.99",
         traps=("eps must be above 0 there. There is no momentum, centering or weight decay; here they are torch's.",),
     ),

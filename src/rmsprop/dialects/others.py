@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rmsprop.dialects.row import NONE_IS_OFF, Dialect, Limit, Value, When
+from rmsprop.dialects.row import NONE_IS_OFF, Dialect, Limit, Own, Value, When
 from rmsprop.spec import Hyper, Rule
 
 _EPS = {"learning_rate": "lr", "epsilon": "eps"}
@@ -68,6 +68,7 @@ ROWS = (
         buffer_sign=-1,
         complex=_MX_SQUARES,
         call="mx.optimizer.RMSProp",
+        own=Own(takes=("momentum", "centered", "weight_decay", "clip_value", "clip_weights")),
         example="learning_rate=1e-3, gamma1=0.9, wd=1e-4, clip_gradient=1.0",
         traps=(
             "centered=True is another operator, Graves': it brings momentum gamma2=0.9 with the learning rate "
@@ -92,6 +93,7 @@ ROWS = (
         buffer_sign=-1,
         complex=_MX_SQUARES,
         call="mx.optimizer.RMSProp",
+        own=Own(takes=("momentum", "centered", "weight_decay", "clip_value", "clip_weights")),
         example="learning_rate=1e-3, rho=0.9, wd=1e-4",
         traps=(
             "ε stands outside the root without centering and inside with it.",
@@ -112,6 +114,16 @@ ROWS = (
         states={"momentum": "momentum_buffer", "mean_square": "square_avg", "mean_grad": "grad_avg"},
         complex="Paddle's RMSProp takes no complex parameters",
         call="paddle.optimizer.RMSProp",
+        own=Own(
+            takes=("momentum", "centered", "weight_decay"),
+            text="paddle.optimizer.RMSProp({words}, parameters=model.parameters())",
+            composed={
+                "weight_decay l1": "weight_decay=paddle.regularizer.L1Decay({weight_decay})",
+                "clip_value": "grad_clip=paddle.nn.ClipGradByValue({clip_value})",
+                "clip_norm": "grad_clip=paddle.nn.ClipGradByNorm({clip_norm})",
+                "clip_global_norm": "grad_clip=paddle.nn.ClipGradByGlobalNorm({clip_global_norm})",
+            },
+        ),
         example="learning_rate=1e-3, rho=0.95, epsilon=1e-6",
         traps=(
             "Its documentation says that Nesterov momentum is used; it is not.",
@@ -136,6 +148,11 @@ ROWS = (
         states={"mean_square": "square_avg", "moment": "momentum_buffer", "mean_grad": "grad_avg"},
         complex="MindSpore squares complex gradients as complex numbers",
         call="mindspore.nn.RMSProp",
+        own=Own(
+            takes=("momentum", "centered", "weight_decay"),
+            text="mindspore.nn.RMSProp(net.trainable_params(), {words})",
+            least_eps=1e-30,
+        ),
         example="learning_rate=0.01, decay=0.9, epsilon=1e-10",
         traps=(
             "MindSpore 2.10's CPU operator puts ε outside the root in its vector lanes and inside it in the "
@@ -155,6 +172,10 @@ ROWS = (
         states={"mean_square": "square_avg", "moment": "momentum_buffer", "mean_grad": "grad_avg"},
         complex="MindSpore squares complex gradients as complex numbers",
         call="mindspore.experimental.optim.RMSprop",
+        own=Own(
+            takes=("momentum", "centered", "weight_decay", "maximize"),
+            text="mindspore.experimental.optim.RMSprop(net.trainable_params(), {words})",
+        ),
         example="lr=1e-2, alpha=0.99",
         traps=("It is torch's rule, while nn.RMSProp is TensorFlow 1's.",),
     ),
@@ -169,6 +190,17 @@ ROWS = (
         states={"t": "step", "ms": "square_avg"},
         complex="Chainer squares complex gradients as complex numbers",
         call="chainer.optimizers.RMSprop",
+        own=Own(
+            takes=("eps_mode",),
+            text="optimizer = chainer.optimizers.RMSprop({words})",
+            composed={
+                "clip_value": "{call}\noptimizer.add_hook(chainer.optimizer_hooks.GradientHardClipping("
+                "-{clip_value}, {clip_value}))",
+                "clip_global_norm": "{call}\noptimizer.add_hook(chainer.optimizer_hooks.GradientClipping("
+                "{clip_global_norm}))",
+                "weight_decay": "{call}\noptimizer.add_hook(chainer.optimizer_hooks.WeightDecay({weight_decay}))",
+            },
+        ),
         example="lr=0.01, alpha=0.99, eps=1e-8",
         traps=(
             "weight_decay here is its hook WeightDecay; clip_global_norm its GradientClipping; clip_value its "
@@ -187,6 +219,7 @@ ROWS = (
         buffer_sign=-1,
         complex="Chainer squares complex gradients as complex numbers",
         call="chainer.optimizers.RMSpropGraves",
+        own=Own(takes=("momentum",)),
         example="lr=1e-4, alpha=0.95, momentum=0.9, eps=1e-4",
         traps=("It is always centered. Its delta holds the signed step, learning rate included.",),
     ),
@@ -201,6 +234,13 @@ ROWS = (
         buffer_sign=-1,
         complex="Theano squares complex gradients as complex numbers",
         call="lasagne.updates.rmsprop",
+        own=Own(
+            text="lasagne.updates.rmsprop(loss, params, {words})",
+            composed={
+                "momentum": "lasagne.updates.apply_momentum({call}, momentum={momentum})",
+                "momentum nesterov": "lasagne.updates.apply_nesterov_momentum({call}, momentum={momentum})",
+            },
+        ),
         example="learning_rate=1e-3, rho=0.9",
         traps=(
             "Its default learning rate is 1.",
@@ -219,6 +259,12 @@ ROWS = (
         states={"mean_square": "square_avg", "velocity": "momentum_buffer"},
         complex="Theano squares complex gradients as complex numbers",
         call="blocks.algorithms.RMSProp",
+        own=Own(
+            composed={
+                "momentum": "blocks.algorithms.CompositeRule([{call}, blocks.algorithms.BasicMomentum({momentum})])"
+            },
+            least_eps=1e-30,
+        ),
         example="learning_rate=1e-3, decay_rate=0.9, max_scaling=1e5",
         traps=(
             "Its default learning rate is 1.",
@@ -245,6 +291,7 @@ ROWS = (
         states={"moving_mean_squared": "square_avg", "step": "momentum_buffer"},
         complex="climin takes no complex parameters",
         call="climin.RmsProp",
+        own=Own(takes=("momentum",), fixed=("eps",), text="climin.RmsProp(wrt, fprime, {words})"),
         example="step_rate=1e-3, decay=0.9",
         traps=(
             "Its momentum is Nesterov's with a real look ahead: the gradient is taken at w − momentum·b. Here the "

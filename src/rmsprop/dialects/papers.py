@@ -1,6 +1,6 @@
 """RMSprop as lectures and papers state it."""
 
-from rmsprop.dialects.row import Dialect
+from rmsprop.dialects.row import Dialect, Own
 from rmsprop.spec import Hyper, Rule
 
 _GREEK = {"learning_rate": "lr", "epsilon": "eps"}
@@ -31,6 +31,7 @@ ROWS = (
         source="lecture slides 6e, slide 29, from memory: MeanSquare(w,t) = 0.9 MeanSquare(w,t−1) + 0.1 (∂E/∂w)²",
         words={"learning_rate": "lr"},
         states={"MeanSquare": "square_avg"},
+        own=Own(fixed=("eps",)),
         example="learning_rate=1e-3",
         traps=(
             "The slide has no ε, no learning rate and no start value; 0/0 is a zero step here, v starts at 0.",
@@ -48,6 +49,7 @@ ROWS = (
         words=_GREEK,
         states={"n": "square_avg", "g": "grad_avg", "Delta": "momentum_buffer"},
         buffer_sign=-1,
+        own=Own(takes=("momentum",)),
         example="learning_rate=1e-4, epsilon=1e-4",
         traps=("Its velocity holds the signed step, learning rate included: schedules act on new gradients only.",),
     ),
@@ -59,6 +61,7 @@ ROWS = (
         source="kuz/DeepMind-Atari-Deep-Q-Learner, dqn/NeuralQLearner.lua",
         words={"wc": "weight_decay", "learning_rate": "lr", "epsilon": "eps"},
         states={"g2": "square_avg", "g": "grad_avg"},
+        own=Own(takes=("weight_decay",)),
         example="lr=2.5e-4",
         traps=(
             "The paper's “gradient momentum 0.95” is the decay of the mean gradient that centering subtracts. "

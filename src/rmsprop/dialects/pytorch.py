@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rmsprop.dialects.row import Dialect, Limit, Value, when_true
+from rmsprop.dialects.row import Dialect, Limit, Own, Value, when_true
 from rmsprop.spec import Hyper, Rule
 
 _TORCH_STATES = {
@@ -40,6 +40,9 @@ ROWS = (
         source="torch 2.15.0, torch/optim/rmsprop.py (the same formula since 1.2)",
         states=_TORCH_STATES,
         call="torch.optim.RMSprop",
+        own=Own(
+            takes=("momentum", "centered", "weight_decay", "maximize"), text="torch.optim.RMSprop(params, {words})"
+        ),
         example="lr=1e-3, alpha=0.9, eps=1e-5",
         traps=(
             "ε stands outside the root, in units of g; TensorFlow's stands inside, in units of g².",
@@ -74,6 +77,10 @@ ROWS = (
         states=_TORCH_STATES,
         complex="timm squares complex gradients as complex numbers",
         call="timm.optim.RMSpropTF",
+        own=Own(
+            takes=("momentum", "centered", "lr_in_buffer", "weight_decay", "weight_decay_mode"),
+            text="timm.optim.RMSpropTF(params, {words})",
+        ),
         example="lr=0.048, alpha=0.9, eps=1e-3, momentum=0.9, weight_decay=1e-5",
         traps=(
             "v starts at 1, which works like a warm-up of about 1/(1−alpha) steps for gradients below 1.",
@@ -92,6 +99,7 @@ ROWS = (
         states=_TORCH_STATES,
         complex="RMSpropTFLike squares complex gradients as complex numbers",
         call="RMSpropTFLike",
+        own=Own(takes=("momentum", "centered", "weight_decay"), text="RMSpropTFLike(params, {words})"),
         example="lr=7e-4, alpha=0.99, eps=1e-5",
         traps=(
             "SB3's A2C uses torch.optim.RMSprop unless policy_kwargs name this class.",
@@ -119,6 +127,7 @@ ROWS = (
         states={"step": "step", "state1": "square_avg"},
         complex="bitsandbytes takes no complex parameters",
         call="bitsandbytes.optim.RMSprop",
+        own=Own(takes=("weight_decay",), text="bitsandbytes.optim.RMSprop(params, {words})"),
         example="lr=1e-3, alpha=0.99, eps=1e-8",
         traps=(
             "momentum= is accepted there and silently ignored, on every device; here it is refused.",
@@ -146,6 +155,7 @@ ROWS = (
         keeps_corrected=True,
         complex="HeavyBall takes no complex parameters",
         call="heavyball.RMSprop",
+        own=Own(takes=("weight_decay",), text="heavyball.RMSprop(params, {words})"),
         example="lr=0.0025, betas=(0.9, 0.99), eps=1e-6",
         traps=(
             "Its average is divided by 1−betaᵗ, as Adam's; it keeps the divided average, v/(1−betaᵗ).",
@@ -163,6 +173,7 @@ ROWS = (
         states={"m": "square_avg"},
         complex="Lua Torch has no complex parameters",
         call="optim.rmsprop",
+        own=Own(takes=("weight_decay", "v_init"), text="optim.rmsprop(feval, x, {{{words}}})"),
         example="learningRate=1e-2, alpha=0.99, epsilon=1e-8",
         traps=("Between 2016 versions v started at 0, then at 1, then at 0 again: initialMean says which.",),
     ),

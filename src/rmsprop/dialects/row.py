@@ -53,6 +53,33 @@ class When:
 
 
 @dataclass(frozen=True)
+class Own:
+    """What the framework's own optimizer can be told; our row may accept more than that.
+
+    Attributes:
+        takes: settings of ours, beside lr, alpha and eps, that are arguments of it.
+        fixed: of lr, alpha and eps, what nobody can move there.
+        composed: settings that other parts of the framework do -> how that is written, in the order of wrapping:
+            around {call} or with {words}, or as one more word; settings stand in braces. The keys
+            "momentum nesterov" and "weight_decay l1" are for both at once.
+        text: how its call is written, with {words} or settings by name; "" where it is call(words).
+        pair: how a word and its value are joined.
+        between: what stands between two words.
+        truth: how it writes False and True.
+        least_eps: the smallest ε that it takes.
+    """
+
+    takes: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
+    composed: Mapping[str, str] = field(default_factory=dict)
+    text: str = ""
+    pair: str = "{}={}"
+    between: str = ", "
+    truth: tuple[str, str] = ("False", "True")
+    least_eps: float = 0.0
+
+
+@dataclass(frozen=True)
 class Dialect:
     """One framework version's RMSprop.
 
@@ -76,6 +103,7 @@ class Dialect:
         keeps_corrected: whether its averages are kept divided by 1 − alphaᵗ.
         complex: why complex parameters are refused: the framework squares them in another way.
         call: how its optimizer is made there.
+        own: what that optimizer can be told.
         example: settings in its words, for the docs.
         traps: what surprises those who come from it, or go to it.
     """
@@ -99,6 +127,7 @@ class Dialect:
     keeps_corrected: bool = False
     complex: str = ""
     call: str = ""
+    own: Own = field(default_factory=Own)
     example: str = ""
     traps: tuple[str, ...] = ()
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rmsprop.dialects.row import ANYTHING, NONE_IS_OFF, Dialect, Limit, Value, When, optional
+from rmsprop.dialects.row import ANYTHING, NONE_IS_OFF, Dialect, Limit, Own, Value, When, optional
 from rmsprop.spec import Hyper, Rule
 
 _KERAS_WORDS = {"learning_rate": "lr", "rho": "alpha", "epsilon": "eps"}
@@ -40,6 +40,7 @@ ROWS = (
         states={"rms": "square_avg", "mg": "grad_avg", "momentum": "momentum_buffer"},
         complex=_SQUARES,
         call="tf.compat.v1.train.RMSPropOptimizer",
+        own=Own(takes=("momentum", "centered")),
         example="learning_rate=7e-4, decay=0.99, epsilon=1e-5",
         traps=(
             "v starts at 1: for gradients below 1 the first steps are small, like a warm-up.",
@@ -68,6 +69,7 @@ ROWS = (
         states={"a": "square_avg"},
         complex=_SQUARES,
         call="keras.optimizers.RMSprop",
+        own=Own(takes=("clip_global_norm", "clip_value")),
         example="lr=1e-3, rho=0.9",
         traps=(
             "clipnorm is the norm over all gradients together, and comes before clipvalue; from tf.keras on it "
@@ -95,6 +97,7 @@ ROWS = (
         states={"rms": "square_avg", "momentum": "momentum_buffer", "mg": "grad_avg"},
         complex=_SQUARES,
         call="tf.keras.optimizers.RMSprop",
+        own=Own(takes=("momentum", "centered", "clip_norm", "clip_value", "clip_global_norm"), least_eps=1e-30),
         example="learning_rate=1e-3, rho=0.9, momentum=0.9",
         traps=(
             "Its rule depends on momentum: without, ε stands outside the root; with it, TensorFlow's fused operator "
@@ -123,6 +126,7 @@ ROWS = (
         },
         complex=_SQUARES,
         call="keras.optimizers.RMSprop",
+        own=Own(takes=("momentum", "centered", "weight_decay", "clip_norm", "clip_value", "clip_global_norm")),
         example="learning_rate=1e-3, rho=0.9, momentum=0.9, epsilon=1e-7",
         traps=(
             "What it calls velocity is the average of squared gradients; the velocity is called momentum.",
@@ -144,6 +148,7 @@ ROWS = (
         states={"mom": "momentum_buffer", "ms": "square_avg", "mg": "grad_avg"},
         complex=_SQUARES,
         call="snt.optimizers.RMSProp",
+        own=Own(takes=("momentum", "centered")),
         example="learning_rate=1e-3, decay=0.9",
         traps=("v starts at 0; Sonnet 1 users had TensorFlow 1's start at 1.",),
     ),

@@ -19,7 +19,7 @@ from rmsprop.kernels import cpu, native
 from rmsprop.spec import Hyper, Rule
 
 _SLOTS = ("step", "square_avg", "grad_avg", "momentum_buffer")
-NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay", "max_lr")  # five of which begin a Work
+NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
 _PACK = struct.Struct("=5d").pack_into
 GRADIENTS = attrgetter("grad")
 _MOVED, _SAME = 0, 1  # Again, in csrc/plan.h
@@ -102,13 +102,14 @@ class Plan:
             if group["params"] is not known.params:
                 return False
             numbers = NUMBERS(group)
-            if numbers[5] is not None:  # only in the mode "corrected" of weight decay
-                numbers = (*numbers[:4], Hyper(*numbers).shrinkage(known.rule))
+            if known.rule.weight_decay_mode == "corrected":
+                today = Hyper(*(*numbers, group["max_lr"]))
+                numbers = (*numbers[:4], today.shrinkage(known.rule))
             if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
                 return False
             try:
                 for work in known.works:
-                    _PACK(work, 0, *numbers[:5])
+                    _PACK(work, 0, *numbers)
             except struct.error:  # not a number: the long way says which
                 return False
         for p in self._singles:

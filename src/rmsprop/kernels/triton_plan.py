@@ -68,7 +68,7 @@ class DevicePlan(Plan):
         for group, known in zip(groups, self._known, strict=True):
             if group["params"] is not known.params:
                 return False
-            hyper = Hyper(*NUMBERS(group))
+            hyper = Hyper(*(*NUMBERS(group), group["max_lr"]))
             if (hyper.momentum != 0) is not known.momentum or self._settings(group) != known.settings:
                 return False
             hypers += [hyper] * len(known.works)

@@ -49,12 +49,13 @@ def from_arrays(path: Path, arrays: Mapping[str, Array]) -> Checkpoint:
     if "t" in states and states["t"].shape == ():
         made.step = int(states["t"])
     order = SLOTS[made.source]
-    made.slots = {name: {slot: slots[slot] for slot in order} for name, slots in made.slots.items()}
     for name, slots in made.slots.items():
         shapes = {value.shape for value in slots.values()}
         shapes |= {made.params[name].shape} if name in made.params else set()
         if len(shapes) > 1 or (made.params and name not in made.params):
             raise Unreadable(f"{path.name} has a state of {shown(name)} that does not fit its parameter")
+    names = [name for name in made.params or made.slots if name in made.slots]
+    made.slots = {name: {slot: made.slots[name][slot] for slot in order} for name in names}
     made.kinds = dict.fromkeys(made.params or made.slots, "keep")
     return made
 
@@ -69,6 +70,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     count = np.array(checkpoint.step or 0, np.int64)
     made: dict[str, Array] = {f"{_MODEL}main/{name}": value for name, value in checkpoint.params.items()}
     made |= {f"{before}t": count, f"{before}epoch": np.array(0, np.int64)}
+    made |= {"updater/iteration": count} if before else {}
     for name, slots in checkpoint.slots.items():
         made[f"{before}{name}/t"] = count
         made |= {f"{before}{name}/{slot}": slots[slot] for slot in SLOTS[checkpoint.source]}

@@ -104,6 +104,15 @@ def read(path: Path, stream: BinaryIO, size: int) -> Group:
         return _File(path, stream, size).root()
 
 
+def top(path: Path) -> set[str]:
+    """The names of a file's outermost groups and attributes; none of what cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return _File(path, stream, path.stat().st_size).names()
+    except Exception:  # a sniff answers; it does not complain
+        return set()
+
+
 @dataclasses.dataclass
 class _Message:
     kind: int
@@ -119,6 +128,7 @@ class _File:
         self.heaps: dict[int, dict[int, tuple[int, int]]] = {}
 
     def take(self, at: int, length: int) -> bytes:
+        """Bytes of the file. Raises: Unreadable, beyond its end or after too many of them."""
         if at < 0 or length < 0 or at + length > self.size:
             raise Unreadable(
                 f"{self.path.name} points to {length} bytes at {at}, beyond its {self.size}: it is damaged or cut"
@@ -133,6 +143,7 @@ class _File:
         return raw
 
     def declare(self, size: int, name: str) -> None:
+        """Count what a dataset or an attribute claims to hold."""
         self.declared += size
         if self.declared > self.size:
             raise Unreadable(
@@ -140,9 +151,11 @@ class _File:
             )
 
     def refuse(self, what: str) -> Unreadable:
+        """What to raise for a part of the format that is not read."""
         return Unreadable(f"{self.path.name} has {what}, which is not read; {REPACK}")
 
-    def root(self) -> Group:
+    def start(self) -> int:
+        """Where the root group is (II.A)."""
         head = self.take(0, 96)
         if head[:8] != MAGIC:
             raise Unreadable(f"{self.path.name} is no HDF5 file")
@@ -153,13 +166,26 @@ class _File:
             raise self.refuse("an HDF5 base address")
         if end > self.size:
             raise Unreadable(f"{self.path.name} is cut short: it has {self.size} of {end} bytes")
-        (address,) = struct.unpack_from("<Q", head, 64)
-        found = self.object(address, "/", 0)
+        return int(struct.unpack_from("<Q", head, 64)[0])
+
+    def names(self) -> set[str]:
+        """What is outermost."""
+        messages = self.messages(self.start())
+        found = {self.attribute(message.data, "/")[0] for message in messages if message.kind == 0x0C}
+        for message in messages:
+            if message.kind == 0x11:
+                found |= {name for name, _ in self.children(*struct.unpack_from("<2Q", message.data))}
+        return found
+
+    def root(self) -> Group:
+        """All groups."""
+        found = self.object(self.start(), "/", 0)
         if not isinstance(found, Group):
             raise Unreadable(f"{self.path.name} has no root group: it is damaged")
         return found
 
     def object(self, address: int, name: str, depth: int) -> Group | Dataset:
+        """What an object header describes (IV.A). Each is met once: a file of Keras has one name for everything."""
         if address in self.seen or len(self.seen) >= _NODES or depth > _DEPTH:
             raise self.refuse(f"{shown(name)} under two names, or groups nested too deeply")
         self.seen.add(address)
@@ -180,6 +206,7 @@ class _File:
         return self.dataset({message.kind: message.data for message in messages}, attrs, name)
 
     def messages(self, address: int) -> list[_Message]:
+        """An object header's messages, continued wherever it says (IV.A.1.a)."""
         version, _, total, _, length = struct.unpack_from("<BBHII", self.take(address, 12))
         if version != 1:
             raise self.refuse(f"an HDF5 object header that is not of version 1 (at {address})")
@@ -209,7 +236,7 @@ class _File:
         return found
 
     def children(self, tree: int, heap: int) -> list[tuple[str, int]]:
-        """Returns: the names in a group, oldest first, and where what they name is."""
+        """Returns: the names in a group, oldest first, and where what they name is (III.A to III.D)."""
         magic, length, _, names = struct.unpack_from("<4s4x3Q", self.take(heap, 32))
         if magic != b"HEAP":
             raise Unreadable(f"{self.path.name} has no heap of names at {heap}: it is damaged")
@@ -244,6 +271,7 @@ class _File:
         return [(name, address) for _, name, address in sorted(found)]
 
     def dataset(self, said: dict[int, bytes], attrs: dict[str, Any], name: str) -> Dataset:
+        """A dataset of its messages: shape, type, and where its bytes lie."""
         if not {0x01, 0x03, 0x08} <= said.keys():
             raise Unreadable(
                 f"{self.path.name} has {shown(name)} without shape, type or place: it is damaged, or no checkpoint"
@@ -275,13 +303,14 @@ class _File:
         return Dataset(self, name, where, dtype, shape, size, order, inline, attrs)
 
     def shape(self, raw: bytes, name: str) -> tuple[int, ...]:
+        """A dataspace (IV.A.2.b)."""
         version, rank, flags = raw[0], raw[1], raw[2]
         if version not in (1, 2) or rank > 32 or (version == 2 and raw[3] == 2):
             raise self.refuse(f"{shown(name)} of a shape of another kind ({version}, {rank}, {flags})")
         return struct.unpack_from(f"<{rank}Q", raw, 8 if version == 1 else 4)
 
     def number(self, raw: bytes, name: str) -> tuple[str, str, int]:
-        """Returns: NumPy's name, the byte order, the bytes."""
+        """A datatype (IV.A.2.d). Returns: NumPy's name, the byte order, the bytes."""
         kind, bits = raw[0] & 15, raw[1]
         (width,) = struct.unpack_from("<I", raw, 4)
         order = ">" if bits & 1 else "<"
@@ -296,6 +325,7 @@ class _File:
         raise self.refuse(f"{shown(name)} of a type that is no number")
 
     def attribute(self, raw: bytes, owner: str) -> tuple[str, Any]:
+        """An attribute's name and value (IV.A.2.m)."""
         version, flags, names, types, spaces = struct.unpack_from("<BBHHH", raw)
         if version not in (1, 2, 3) or (version > 1 and flags):
             raise self.refuse(f"an attribute of another kind on {shown(owner)}")
@@ -327,7 +357,7 @@ class _File:
         return texts if shape else texts[0]
 
     def heaped(self, length: int, heap: int, index: int) -> bytes:
-        """Text of the global heap."""
+        """A text of the global heap (III.E)."""
         if length == 0:
             return b""
         if heap not in self.heaps:

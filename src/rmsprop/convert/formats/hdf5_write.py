@@ -15,10 +15,11 @@ from rmsprop.convert.formats import hdf5, keras3, tf_hdf5, zipped
 from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.keras3 import KINDS, WEIGHTS, WORDS
 from rmsprop.convert.formats.named import Owners
-from rmsprop.convert.formats.reading import strange
+from rmsprop.convert.formats.reading import layout, strange, to_write
 from rmsprop.convert.formats.trainable import Unordered, variables
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
 
+_LEAVES = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
 _BUILT = "save the model there once, after a step of an RMSprop with the same momentum and centered, as the template"
 
 
@@ -30,6 +31,7 @@ def write_weights(path: Path, checkpoint: Checkpoint, template: Path | None = No
             parameters look like, which is right for a flat model of common layers.
     Raises: Unreadable, if something has no place.
     """
+    checkpoint = to_write(checkpoint)
     if template is None:
         stream = io.BytesIO()
         with _library().File(stream, "w") as file:
@@ -41,6 +43,7 @@ def write_weights(path: Path, checkpoint: Checkpoint, template: Path | None = No
 
 def write_archive(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
     """Write a .keras: the template's program and the checkpoint's values and settings. Raises: Unreadable."""
+    checkpoint = to_write(checkpoint)
     if template is None or not zipped.is_zip(template):
         raise Unreadable("a .keras file holds a model's program: give a .keras of the same model as the template")
     members = zipped.members(template)
@@ -59,6 +62,7 @@ def write_archive(path: Path, checkpoint: Checkpoint, template: Path | None = No
 
 def write_h5(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
     """Write a whole-model .h5: the template's program, the checkpoint's values and settings. Raises: Unreadable."""
+    checkpoint = to_write(checkpoint)
     if template is None:
         raise Unreadable("an .h5 of Keras holds a model's program: give one of the same model as the template")
     raw = template.read_bytes()
@@ -201,6 +205,14 @@ def _build(file: Any, checkpoint: Checkpoint) -> None:
     layers: dict[str, list[str]] = {}
     for name in checkpoint.params:
         layers.setdefault(name.rpartition("/")[0], []).append(name)
+    for names in layers.values():
+        names.sort(key=lambda name: _LEAVES.index(leaf) if (leaf := name.rpartition("/")[2]) in _LEAVES else 99)
+    forms = {tuple(checkpoint.params[name].shape for name in names): layer for layer, names in layers.items()}
+    if len(forms) < len(layers):
+        raise Unreadable(
+            "two layers have parameters of the same shapes, so Keras could not notice if their order were wrong: "
+            "give a .weights.h5 of the same model as the template"
+        )
     used: dict[str, int] = {}
     for layer, names in layers.items():
         kind = _class(layer, names, checkpoint)
@@ -213,7 +225,7 @@ def _build(file: Any, checkpoint: Checkpoint) -> None:
     if checkpoint.slots:
         group = file.create_group("optimizer/vars")
         group.attrs["name"] = "rmsprop"
-        names = [name for name in checkpoint.params if name in checkpoint.slots]
+        names = [name for layer in layers.values() for name in layer if name in checkpoint.slots]
         rate = checkpoint.hyper.get("learning_rate")
         _optimizer(group, checkpoint, names, checkpoint.step or 0, rate, True)
 
@@ -222,7 +234,7 @@ def _class(layer: str, names: list[str], checkpoint: Checkpoint) -> str:
     """What Keras calls the class of a layer with these parameters."""
     leaves = [name.rpartition("/")[2] for name in names]
     first = checkpoint.params[names[0]]
-    kind = checkpoint.kinds.get(names[0], "keep")
+    kind = checkpoint.kinds.get(names[0], layout(names[0], first))
     if layer and "/" not in layer:
         if leaves in (["kernel"], ["kernel", "bias"]):
             if kind == "dense" and first.ndim == 2:

@@ -46,12 +46,15 @@ def sniff_archive(path: Path) -> bool:
 
 
 def sniff_weights(path: Path) -> bool:
-    """HDF5 with numbered variables, near whose beginning no list of layers is named."""
+    """HDF5 with numbered variables, and without the lists of layers of the older kind."""
     if not hdf5.is_hdf5(path):
         return False
-    with path.open("rb") as file:
-        head = file.read(8192)
-    return b"model_weights" not in head and b"vars" in head
+    found = hdf5.top(path)
+    if found & {"model_weights", "layer_names", "layer_names0"}:
+        return False
+    return (
+        bool(found & {"layers", "optimizer", "vars", "_layer_checkpoint_dependencies"}) or ".weights.h5" in path.name
+    )
 
 
 def read(path: Path, said: Mapping[str, Any] | None = None) -> Checkpoint:
@@ -239,7 +242,7 @@ def _group(
         found[full] = dataset, f"{path}/vars/{index}".lstrip("/"), _hint(base, leaf, dataset)
         items.append(Variable(full, dataset.shape, trainable and not moving))
 
-    def part(child: str, group: hdf5.Group, base: str) -> list[Item]:
+    def _part(child: str, group: hdf5.Group, base: str) -> list[Item]:
         return _group(group, f"{path}/{child}".lstrip("/"), here, base, layers, found, trainable)
 
     parts: dict[str, list[tuple[Item, ...]]] = {}
@@ -247,9 +250,9 @@ def _group(
         if child in _NOT_THE_MODEL or child == "vars":
             continue
         if child in _LISTS:
-            parts[child] = [tuple(part(f"{child}/{one}", layer, _class(one))) for one, layer in below.groups.items()]
+            parts[child] = [tuple(_part(f"{child}/{one}", layer, _class(one))) for one, layer in below.groups.items()]
         else:
-            parts[child] = [tuple(part(child, below, f"{base}/{child}" if child == "cell" else child))]
+            parts[child] = [tuple(_part(child, below, f"{base}/{child}" if child == "cell" else child))]
     parts = {child: made for child, made in parts.items() if any(made)}
     for known in _PARTS:
         if parts.keys() <= set(known):

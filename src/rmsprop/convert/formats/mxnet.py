@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rmsprop.convert.formats.archive import shown
-from rmsprop.convert.formats.reading import array, count, strange
+from rmsprop.convert.formats.reading import array, count, strange, to_write
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
 
 MAGIC = 0x112
@@ -87,6 +87,7 @@ def from_arrays(path: Path, arrays: Mapping[str, Array]) -> Checkpoint:
 
 def to_arrays(checkpoint: Checkpoint) -> dict[str, Array]:
     """Parameters and states under one name each."""
+    checkpoint = to_write(checkpoint)
     made = dict(checkpoint.params)
     for name, slots in checkpoint.slots.items():
         made |= {f"{name}.{slot}": slots[slot] for slot in _ORDER if slot in slots}
@@ -114,44 +115,44 @@ def _load(path: Path, raw: bytes) -> dict[str, Array]:
     """The arrays of a file of mx.nd.save."""
     at = 0
 
-    def take(form: str) -> tuple[int, ...]:
+    def _take(form: str) -> tuple[int, ...]:
         nonlocal at
         at += struct.calcsize(f"<{form}")
         if at > len(raw):
             raise Unreadable(f"{path.name} is cut short at {len(raw)} bytes")
         return struct.unpack_from(f"<{form}", raw, at - struct.calcsize(f"<{form}"))
 
-    magic, _, total = take("3Q")
+    magic, _, total = _take("3Q")
     if magic != MAGIC or total > len(raw):
         raise Unreadable(f"{path.name} is no file of mx.nd.save, or its beginning is damaged")
     values = []
     for number in range(total):
-        (version,) = take("I")
+        (version,) = _take("I")
         name = f"array {number}"
         if version in (V2, V3):
-            (storage,) = take("i")
+            (storage,) = _take("i")
             if storage not in (0, -1):
                 raise Unreadable(f"{path.name} holds {name} as a sparse array; save it by tostype('default')")
         if version in (V1, V2, V3):
-            (rank,) = take("i")
-            shape = take(f"{rank}q") if 0 <= rank <= 32 else None
+            (rank,) = _take("i")
+            shape = _take(f"{rank}q") if 0 <= rank <= 32 else None
         else:
-            shape = take(f"{version}I") if version <= 32 else None
+            shape = _take(f"{version}I") if version <= 32 else None
         if shape is None or (not shape and version != V3):
             raise Unreadable(f"{path.name} holds {name} without a shape: it is empty, or damaged")
-        take("2i")
-        (kind,) = take("i")
+        _take("2i")
+        (kind,) = _take("i")
         if not 0 <= kind < len(_DTYPES):
             raise Unreadable(f"{path.name} holds {name} as type {kind} of MXNet, which is no number known here")
         size = count(shape, path, name) * np.dtype(_DTYPES[kind]).itemsize
         values.append(array(memoryview(raw)[at : at + size], _DTYPES[kind], shape, path, name))
         at += size
-    (named,) = take("Q")
+    (named,) = _take("Q")
     if named not in (0, total):
         raise Unreadable(f"{path.name} has {total} arrays and {named} names: it is damaged")
     names = []
     for _ in range(named):
-        (length,) = take("Q")
+        (length,) = _take("Q")
         if at + length > len(raw):
             raise Unreadable(f"{path.name} is cut short at {len(raw)} bytes")
         names.append(raw[at : at + length].decode())

@@ -16,7 +16,7 @@ import numpy as np
 
 from rmsprop.convert.formats import zipped
 from rmsprop.convert.formats.archive import shown
-from rmsprop.convert.formats.reading import array, count, decimal, layout, strange
+from rmsprop.convert.formats.reading import array, count, decimal, layout, strange, to_write
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
 
 SLOTS = ("nu", "mu", "trace")
@@ -237,6 +237,7 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
         template: a file of the same tree; without one it is {"params", "opt_state"} of a constant learning rate.
     """
     msgpack = _library()
+    checkpoint = to_write(checkpoint)
     if template is None:
         tree = to_tree(checkpoint)
         nested: dict[str, Any] = {"params": {}, "opt_state": {"0": {}, "1": {}, "2": {}}}
@@ -251,11 +252,11 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
             here = here.setdefault(word, {})
         here[place[-1]] = value if place != ("step",) else int(value)
 
-    def pack(value: Any) -> Any:
+    def _pack(value: Any) -> Any:
         said = msgpack.packb((value.shape, value.dtype.name, value.tobytes()), use_bin_type=True)
         return msgpack.ExtType(_ARRAY, said)
 
-    path.write_bytes(msgpack.packb(nested, default=pack, strict_types=True))
+    path.write_bytes(msgpack.packb(nested, default=_pack, strict_types=True))
 
 
 def _library() -> Any:
@@ -336,6 +337,7 @@ def _emptied(tree: Any) -> Any:
 
 def save(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
     """Write an .npz with keys like opt_state/0/nu/conv/kernel, or those of a template."""
+    checkpoint = to_write(checkpoint)
     if template is None:
         zipped.save(path, {"/".join(place): value for place, value in to_tree(checkpoint).items()})
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from rmsprop.convert.formats.archive import shown
-from rmsprop.convert.record import Array, Unreadable
+from rmsprop.convert.record import Array, Checkpoint, Unreadable
 
 # In TensorFlow's, Keras' and flax' layouts. What no rule knows is left as it is, and --map can say otherwise.
 _KERNELS = ("kernel", "weights", "w", "recurrent_kernel", "pointwise_kernel", "pointwise_weights")
+_COUNTS = ("step", "iteration", "count", "t")
 _DEPTHWISE = ("depthwise_kernel", "depthwise_weights")
 
 
@@ -77,3 +79,12 @@ def decimal(value: float) -> float:
     """A number that has been through float32, as it was written: 0.9 for 0.8999999761581421."""
     single = np.float32(value)
     return float(str(single)) if float(single) == value else float(value)
+
+
+def to_write(checkpoint: Checkpoint) -> Checkpoint:
+    """A checkpoint without the counts of steps that stand among a converted state's slots: files count once."""
+    slots = {
+        name: {slot: value for slot, value in kept.items() if slot not in _COUNTS}
+        for name, kept in checkpoint.slots.items()
+    }
+    return dataclasses.replace(checkpoint, slots=slots)

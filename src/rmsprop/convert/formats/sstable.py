@@ -107,15 +107,15 @@ def write(path: Path, entries: Mapping[bytes, bytes]) -> None:
     """Write a table of one block, uncompressed."""
     made = bytearray()
 
-    def put(block: bytes) -> bytes:
+    def _put(block: bytes) -> bytes:
         handle = to_varint(len(made)) + to_varint(len(block))
         made.extend(block + b"\0" + struct.pack("<I", mask(crc32c(block + b"\0"))))
         return handle
 
     keys = sorted(entries)
-    data = put(_pack({key: entries[key] for key in keys}))
-    meta = put(_pack({}))
-    index = put(_pack({_after(keys[-1]): data}))
+    data = _put(_pack({key: entries[key] for key in keys}))
+    meta = _put(_pack({}))
+    index = _put(_pack({_after(keys[-1]): data}))
     made += (meta + index).ljust(_FOOTER - 8, b"\0") + struct.pack("<Q", MAGIC)
     path.write_bytes(made)
 

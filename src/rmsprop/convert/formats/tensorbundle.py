@@ -18,7 +18,7 @@ from rmsprop.convert.formats import bundle
 from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.bundle import Bundle, fields, text
 from rmsprop.convert.formats.named import LEGACY, NEWER, Owners
-from rmsprop.convert.formats.reading import decimal, layout, strange
+from rmsprop.convert.formats.reading import decimal, layout, strange, to_write
 from rmsprop.convert.formats.sstable import MAGIC
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
 
@@ -236,6 +236,7 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
             do without.
     Raises: Unreadable, if the template does not fit.
     """
+    checkpoint = to_write(checkpoint)
     held = None
     if template is not None:
         with strange(bundle.index_of(template), "TensorFlow checkpoint"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from rmsprop.convert.formats import hdf5
 from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.hdf5 import Dataset, Group
-from rmsprop.convert.formats.keras3 import take_settings
+from rmsprop.convert.formats.keras3 import sniff_weights, take_settings
 from rmsprop.convert.formats.named import LEGACY, NEWER, Owners
 from rmsprop.convert.formats.reading import decimal, layout, strange
 from rmsprop.convert.formats.trainable import Variable, assign
@@ -25,15 +25,8 @@ _MOVING = ("moving_mean", "moving_variance", "running_mean", "running_std", "see
 
 
 def sniff(path: Path) -> bool:
-    """HDF5 in which layers are listed; the list's name is near the beginning."""
-    if not hdf5.is_hdf5(path):
-        return False
-    try:
-        with path.open("rb") as file:
-            head = file.read(8192)
-    except OSError:
-        return False
-    return b"model_weights" in head or b"layer_names" in head
+    """HDF5 that is not of Keras 3's weights."""
+    return hdf5.is_hdf5(path) and not sniff_weights(path)
 
 
 def read(path: Path) -> Checkpoint:
@@ -65,6 +58,8 @@ def read(path: Path) -> Checkpoint:
 def weights(path: Path, root: Group) -> dict[str, Dataset]:
     """The model's weights by name, without TensorFlow's ":0", in the model's order."""
     group = root.groups.get("model_weights", root)
+    if "layer_names" not in group.attrs and "layer_names0" not in group.attrs:
+        raise Unreadable(f"{path.name} is HDF5, and none of Keras: it lists no layers")
     found: dict[str, Dataset] = {}
     for layer in _names(group, "layer_names"):
         here = group.group(layer)

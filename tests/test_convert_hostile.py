@@ -1,0 +1,193 @@
+"""Checkpoints that lie, link elsewhere, hold code or are damaged: each is refused in one clear sentence."""
+
+import io
+import zipfile
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from rmsprop.convert.formats import bundle, keras3, mxnet, npz, optax, sstable, tensorbundle, tf_hdf5
+from rmsprop.convert.record import Unreadable
+
+HERE = Path(__file__).parent / "checkpoints"
+
+
+def refuses(read, path, match):
+    """Assert one clear sentence."""
+    with pytest.raises(Unreadable, match=match) as caught:
+        read(path)
+    said = str(caught.value)
+    assert "\n" not in said
+    assert len(said) < 500
+    assert path.name.split(".")[0] in said
+
+
+def test_objects_in_an_npz_are_refused(tmp_path):
+    """np.load would unpickle them."""
+    np.savez(tmp_path / "x.npz", **{"opt_state/0/nu/w": np.array([{}], dtype=object)})
+    refuses(npz.read, tmp_path / "x.npz", "Python objects")
+
+
+def test_a_decompression_bomb_is_refused(tmp_path):
+    """Before it is unpacked."""
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("nu.npy", bytes(1 << 26))
+    refuses(npz.read, tmp_path / "x.npz", "ten times its size")
+
+
+def test_a_declared_shape_has_to_be_there(tmp_path):
+    """A header of terabytes allocates nothing."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("nu.npy", header.getvalue() + bytes(16))
+    refuses(npz.read, tmp_path / "x.npz", "holds 16 bytes")
+
+
+def test_pickles_of_mxnet_are_refused():
+    """With what to do."""
+    refuses(mxnet.read, HERE / "mxnet_rmsprop.states", "can run code.*nd.save")
+    refuses(mxnet.read, HERE / "mxnet_rmsprop.trainer.states", "can run code.*nd.save")
+
+
+def test_orbax_is_refused():
+    """With what to do."""
+    assert optax.sniff(HERE / "optax_orbax")
+    refuses(optax.read, HERE / "optax_orbax", "to_bytes")
+
+
+def test_adam_is_not_taken_for_rmsprop(tmp_path):
+    """A count, mu and nu of optax.adam have the names of a centered, bias-corrected RMSprop."""
+    state = {"opt_state/0/count": np.array(3, np.int32), "params/w": np.ones(2, np.float32)}
+    state |= {"opt_state/0/mu/w": np.array([1.0, 2.0], np.float32), "opt_state/0/nu/w": np.ones(2, np.float32)}
+    np.savez(tmp_path / "x.npz", **state)
+    refuses(npz.read, tmp_path / "x.npz", "state of Adam")
+
+
+def test_other_optimizers_are_named(tmp_path):
+    """Keras says whose state it is."""
+    with zipfile.ZipFile(HERE / "keras3-momentum.keras") as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    members["config.json"] = members["config.json"].replace(b'"class_name": "RMSprop"', b'"class_name": "Adam"')
+    with zipfile.ZipFile(tmp_path / "x.keras", "w") as archive:
+        for name, raw in members.items():
+            archive.writestr(name, raw)
+    refuses(keras3.read, tmp_path / "x.keras", "optimizer 'Adam', not of RMSprop")
+
+
+def _linked(file):
+    file["layers/dense/vars/0"] = h5py.SoftLink("/elsewhere")
+
+
+def _outside(file):
+    file["layers/dense/vars/0"] = h5py.ExternalLink("/etc/passwd", "x")
+
+
+def _chunked(file):
+    file.create_dataset("layers/dense/vars/0", data=np.zeros((4, 4)), chunks=(2, 2), compression="gzip")
+
+
+def _stored_elsewhere(file):
+    file.create_dataset("layers/dense/vars/0", (4,), "f4", external=[("/etc/passwd", 0, 16)])
+
+
+def _virtual(file):
+    made = h5py.VirtualLayout((4,), "f4")
+    made[:] = h5py.VirtualSource("other.h5", "x", (4,))
+    file.create_virtual_dataset("layers/dense/vars/0", made)
+
+
+def _twice(file):
+    file["layers/dense/vars/0"] = np.zeros(4)
+    file["layers/dense/vars/1"] = file["layers/dense/vars/0"]
+
+
+def _of_texts(file):
+    file["layers/dense/vars/0"] = ["a", "b"]
+
+
+@pytest.mark.parametrize("make", [_linked, _outside, _chunked, _stored_elsewhere, _virtual, _twice, _of_texts])
+def test_hdf5_beyond_plain_arrays_is_refused(make, tmp_path):
+    """Links, chunks, files elsewhere: by name, with the command that makes a plain file of it."""
+    with h5py.File(tmp_path / "x.weights.h5", "w") as file:
+        make(file)
+    refuses(keras3.read, tmp_path / "x.weights.h5", "h5repack|two names|no number")
+
+
+def test_hdf5_of_a_newer_kind_is_refused(tmp_path):
+    """With the command that makes an older one of it."""
+    with h5py.File(tmp_path / "x.weights.h5", "w", libver="latest") as file:
+        file["layers/dense/vars/0"] = np.zeros(4)
+    refuses(keras3.read, tmp_path / "x.weights.h5", "superblock of version 3.*h5repack --low=0")
+
+
+def _damaged(tmp_path, change):
+    """A copy of a bundle with a changed index or data."""
+    name = "tensorflow1-momentum.ckpt-20"
+    index, data = ((HERE / f"{name}{end}").read_bytes() for end in (".index", ".data-00000-of-00001"))
+    index, data = change(bytearray(index), bytearray(data))
+    (tmp_path / f"{name}.index").write_bytes(index)
+    if data:
+        (tmp_path / f"{name}.data-00000-of-00001").write_bytes(data)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda index, data: (index, data[:100] + b"\x01" + data[101:]), "checksum"),
+        (lambda index, data: (index[:50] + b"\xee" + index[51:], data), "checksum"),
+        (lambda index, data: (index, data[:500]), "cut short"),
+        (lambda index, data: (index[:400], data), "is cut"),
+        (lambda index, _: (index, b""), "is missing"),
+    ],
+)
+def test_damaged_bundles_are_refused(change, match, tmp_path):
+    """By the checksums of LevelDB's blocks and of every tensor."""
+    refuses(tensorbundle.read, _damaged(tmp_path, change), match)
+
+
+def _with_entry(tmp_path, change):
+    """A bundle whose table has a changed entry and sound checksums."""
+    name = "tensorflow1-momentum.ckpt-20"
+    table = sstable.read(HERE / f"{name}.index")
+    change(table)
+    sstable.write(tmp_path / f"{name}.index", table)
+    data = (HERE / f"{name}.data-00000-of-00001").read_bytes()
+    (tmp_path / f"{name}.data-00000-of-00001").write_bytes(data)
+    return tmp_path / name
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        (b"fc/bias", bundle.field(1, 1) + bundle.field(7, b""), "in parts"),
+        (b"fc/bias", bundle.field(1, 1) + bundle.field(5, 1 << 40), "more bytes|declares"),
+        (b"fc/bias", bundle.field(1, 1) + bundle.field(2, bundle.field(2, bundle.field(1, 1 << 62))), "declares"),
+        (b"fc/bias", bundle.field(1, 20), "no number"),
+        (b"fc/bias", bundle.field(1, 1) + bundle.field(3, 7), "file 7 of 1"),
+        (b"", bundle.field(1, 1 << 40), "files of data"),
+        (b"", bundle.field(1, 1) + bundle.field(2, 1), "big-endian"),
+        (b"fc/bias/RMSProp", None, "1 slots"),
+    ],
+)
+def test_lying_bundles_are_refused(key, value, match, tmp_path):
+    """Sizes, types and shapes are checked before anything is allocated."""
+
+    def change(table):
+        if value is None:
+            del table[key]
+        else:
+            table[key] = value
+
+    refuses(tensorbundle.read, _with_entry(tmp_path, change), match)
+
+
+def test_hdf5_of_others_is_refused(tmp_path):
+    """It is Keras' lists of layers that make a checkpoint of it."""
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["measurements/0"] = np.zeros(4)
+    assert tf_hdf5.sniff(tmp_path / "x.h5")
+    refuses(tf_hdf5.read, tmp_path / "x.h5", "none of Keras")
