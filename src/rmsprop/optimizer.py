@@ -387,7 +387,7 @@ class RMSprop(Optimizer):
                     own["step"] = loading.step_tensor(float(own.get("step", 0)), p, group)
 
     def explain(self) -> str:
-        """In words, for each group: the rule, what its numbers mean, and who steps its parameters or why they cannot."""
+        """In words, for each group: the rule, what its numbers mean, and who steps its parameters or why not."""
         return explain.explain(self.param_groups, self.backend, self.state)
 
     def lint(self, steps: int | None = None) -> list[lint.Finding]:
