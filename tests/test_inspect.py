@@ -154,6 +154,8 @@ def test_settings_that_the_file_lacks_are_named_and_can_be_said():
     found = inspect(path)
     assert [sentence.split()[0] for sentence in found.assumed] == ["learning_rate", "decay=0.9,", "eps=1e-08,"]
     assert (found.settings[0]["lr"], found.settings[0]["momentum"]) == (1.0, None)
+    plain = inspect(CHECKPOINTS / "chainer_rmsprop.snapshot.npz")  # no buffer, no momentum
+    assert plain.settings[0]["momentum"] == 0.0
     given = inspect(path, given={"learning_rate": 0.5, "decay": 0.99, "eps": 1e-6, "momentum": 0.9})
     assert given.assumed == []
     assert given.settings[0]["alpha"] == 0.99

@@ -123,12 +123,17 @@ def inspect(path: Path, source: str | None = None, given: Mapping[str, Any] | No
     assumed = list(held.notes)
     groups = []
     for names, hyper in held.groups or [(list(held.slots), held.hyper)]:
-        own = dataclasses.replace(held, groups=[], hyper=_complete(held, row, names, hyper, given, assumed))
-        own.slots = {name: held.slots[name] for name in names if name in held.slots}
+        slots = {name: held.slots[name] for name in names if name in held.slots}
+        own = dataclasses.replace(held, groups=[], hyper=hyper, slots=slots)
+        unsaid = not held.source.startswith(OWN) and "momentum" not in _said(row, hyper, given) and _moving(own, row)
+        if not held.source.startswith(OWN):
+            own.hyper = _complete(row, hyper, given, assumed)
+        if unsaid:  # no number here depends on it
+            own.hyper[row.word("momentum")] = row.hyper.momentum or 0.9
         ((_, settings),) = words.settle(own, given, Report())
         settings |= {name: check_number(name, settings[name]) for name in HYPERS}
         settings |= {name: check_switch(name, settings[name]) for name in SWITCHES}
-        if not held.source.startswith(OWN) and "momentum" not in _said(row, hyper, given):
+        if unsaid:
             settings["momentum"] = None
         groups.append((names, settings))
     rows = list(_rows(held, row, groups, assumed))
@@ -143,12 +148,8 @@ def inspect(path: Path, source: str | None = None, given: Mapping[str, Any] | No
     )
 
 
-def _complete(
-    held: Checkpoint, row: Dialect, names: list[str], hyper: Settings, given: Mapping[str, Any], assumed: list[str]
-) -> Settings:
+def _complete(row: Dialect, hyper: Settings, given: Mapping[str, Any], assumed: list[str]) -> Settings:
     """A group's settings with the dialect's defaults for those that neither the file nor the user holds."""
-    if held.source.startswith(OWN):
-        return hyper
     full = dict(hyper)
     said = _said(row, hyper, given)
     for name in ("lr", "alpha", "eps"):
@@ -166,15 +167,13 @@ def _complete(
             assumed.append(
                 f"{word}={value:g}, {row.name}'s default, since the file does not say; or --set {word}=..."
             )
-    buffers = [
-        value
-        for name in names
-        for slot, value in held.slots.get(name, {}).items()
-        if row.states.get(slot) == "momentum_buffer"
-    ]
-    if "momentum" not in said and any(bool((value != 0).any()) for value in buffers):
-        full[row.word("momentum")] = row.hyper.momentum or 0.9  # no number here depends on it
     return full
+
+
+def _moving(held: Checkpoint, row: Dialect) -> bool:
+    """Whether the run had momentum: a buffer that is not 0."""
+    kept = ((slot, value) for slots in held.slots.values() for slot, value in slots.items())
+    return any(row.states.get(slot) == "momentum_buffer" and bool((value != 0).any()) for slot, value in kept)
 
 
 def _said(row: Dialect, hyper: Settings, given: Mapping[str, Any]) -> set[str]:

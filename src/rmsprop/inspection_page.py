@@ -85,7 +85,7 @@ def cells(row: Row) -> list[str]:
 
 def page(found: Inspection) -> str:
     """The whole page as text."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in HEADINGS)
+    head = "".join(f"<th{' colspan=2' if i == 4 else ''}>{escape(name)}</th>" for i, name in enumerate(HEADINGS))
     limits = _limits(found)
     body = "".join(_line(row, limits, float(found.settings[row.group]["lr"])) for row in found.rows)
     first, *rest = sentences(found)
@@ -117,7 +117,8 @@ def _line(row: Row, limits: tuple[float, float], lr: float) -> str:
     line = ""
     for i, cell in enumerate(cells(row)):
         mark = ' class="loud"' if loud.get(i) else ""
-        line += f"<td{mark}>{_bar(row, limits, lr) if i == 4 else ''}{escape(cell)}</td>"
+        line += f"<td>{_bar(row, limits, lr)}</td>" if i == 4 else ""
+        line += f"<td{mark}>{escape(cell)}</td>"
     return f"<tr>{line}</tr>"
 
 
@@ -146,7 +147,7 @@ def _bar(row: Row, limits: tuple[float, float], lr: float) -> str:
         '<svg width="120" height="14" viewBox="0 0 120 14" aria-hidden="true">'
         f'<line x1="{nominal:.1f}" x2="{nominal:.1f}" y1="0" y2="14" stroke="{LOUD}" stroke-dasharray="2 2"/>'
         f'<rect x="{left:.1f}" y="4" width="{max(right - left, 1):.1f}" height="6" fill="{BAND}"/>'
-        f'<rect x="{middle - 1:.1f}" y="2" width="2" height="10" fill="{PLAIN}"/></svg> '
+        f'<rect x="{middle - 1:.1f}" y="2" width="2" height="10" fill="{PLAIN}"/></svg>'
     )
 
 

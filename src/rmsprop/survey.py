@@ -1,6 +1,6 @@
 """What an optimizer's tensors look like, in one reading: nothing is changed, and each device is waited for once.
 
-Every tensor is read in parts of a few million elements, so a reading needs no temporary the size of the parameters.
+Every tensor is read in parts that fit a cache, so a reading needs no temporary the size of the parameters.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from rmsprop import lengths, settings
 from rmsprop.spec import Hyper, Rule
 
-PART = 1 << 22
+PART = 1 << 18  # a megabyte of each of some twenty temporaries
 SAMPLE = 1 << 14
 FROZEN = 100.0  # an element is frozen where √w is that many times its present gradient
 CANCELLED = 1e-5  # and its variance is rounding noise where it is below that share of v
