@@ -1,22 +1,29 @@
-"""An optimizer in words: what it computes, with its numbers, and who steps its parameters."""
+"""An optimizer in words: what it computes, with its numbers, what they mean, and who steps its parameters."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rmsprop import clipping, kernels, settings
-from rmsprop.bucket import kind, wanted
+import torch
+from torch import Tensor
+
+from rmsprop import clipping, kernels, lengths, settings
+from rmsprop.bucket import arithmetic_dtype, kind, wanted
+from rmsprop.dialects import SWITCHES, find
+from rmsprop.spec import Hyper, Rule
 
 Groups = Sequence[Mapping[str, Any]]
+State = Mapping[Any, Mapping[str, Any]]
 
 
-def explain(groups: Groups, backend: str) -> str:
-    """For each group the rule with its numbers, and who steps its parameters or why they cannot."""
+def explain(groups: Groups, backend: str, state: State | None = None) -> str:
+    """For each group the rule with its numbers, what they mean, and who steps its parameters or why they cannot."""
     lines = []
     for i, group in enumerate(groups):
-        rule, _ = settings.read(group)
+        rule, hyper = settings.read(group)
         lines.append(f"Parameter group {i}, dialect {group['dialect']}, backend {backend!r}")
-        lines += [f"    recipe {group['recipe']}"] if "recipe" in group else []
-        lines += [f"    {line}" for line in equation(group)]
+        about = [*_origin(group, rule), *equation(group), *meaning(rule, hyper), _state(group, rule, state or {})]
+        lines += [f"    {line}" for line in about]
         for bucket in wanted(group, group["params"]).split():
             device, dtype, _ = kind(bucket.param[0])
             lines.append(f"    {len(bucket.param)} {str(dtype).removeprefix('torch.')} tensors on {device}")
@@ -38,3 +45,113 @@ def equation(group: Mapping[str, Any]) -> list[str]:
     """The lines of the equation with the group's numbers, and what it does beside them."""
     rule, hyper = settings.read(group)
     return [*rule.equation(hyper), *clipping.describe(group)]
+
+
+def meaning(rule: Rule, hyper: Hyper) -> list[str]:
+    """What the numbers mean: ε in its units, the first step, momentum's steady factor, the warm-up in v₀."""
+    lr = lengths.number(hyper.lr)
+    return [*_eps(rule, hyper, lr), *_first(rule, hyper, lr), *_momentum(rule, hyper, lr), *_warm_up(rule, hyper)]
+
+
+def _origin(group: Mapping[str, Any], rule: Rule) -> Iterator[str]:
+    row = find(group["dialect"])
+    if "recipe" in group:
+        yield f"recipe {group['recipe']}"
+    yield f"{row.title}; read in {row.source}"
+    own = row.complete({name: group[name] for name in ("eps", "centered", "lr")}, ("eps", "centered", "lr"))
+    changed = [name for name in SWITCHES if name != "centered" and getattr(rule, name) != own[name]]
+    if changed:
+        yield "not as there: " + ", ".join(f"{n}={getattr(rule, n)!r} for {own[n]!r}" for n in changed)
+
+
+def _eps(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
+    eps = float(hyper.eps)
+    unit, place, inverse = {
+        "outside": ("g", "beside the root", "1/ε"),
+        "inside": ("g²", "under the root", "1/√ε"),
+        "both": ("g² under the root and of g beside it", "in both places", "1/(√ε + ε)"),
+        "floor": ("g", "the least that the root counts for", "1/ε"),
+    }[rule.eps_mode]
+    if not eps:
+        yield "ε is 0: nothing bounds what a small gradient is multiplied by"
+        return
+    largest = lengths.most(rule, hyper)
+    yield (
+        f"ε = {eps:g} is in units of {unit}, {place}: gradients below about {1 / largest:g} feel it; it multiplies "
+        f"a gradient by at most {inverse} = {largest:g}, so no element's lr exceeds {lr * largest:g}"
+    )
+
+
+def _first(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
+    first = lengths.first_step(rule, hyper)
+    if math.isinf(first):
+        largest = lr * lengths.most(rule, hyper)
+        yield f"the first step has variance 0, so only ε bounds it: {largest:g} times the gradient"
+        return
+    why = {
+        (False, False): "1/√(1−alpha)",
+        (False, True): "1/√(alpha·(1−alpha)), centered",
+        (True, False): "corrected",
+    }
+    shown = why[rule.bias_correction, rule.centered]
+    ahead = ", times 1 + momentum" if rule.momentum and rule.nesterov else ""
+    which = f", of gradients far above √v₀ = {math.sqrt(rule.v_init):g}" if rule.v_init else ", whatever g is"
+    yield f"the first step is {first:g}·lr = {first * lr:g} long ({shown}{ahead}){which}"
+
+
+def _momentum(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
+    if not rule.momentum:
+        return
+    steady = lengths.steady_step(rule, hyper)
+    yield f"a steady gradient takes steps of 1/(1−momentum) = {steady:g}·lr = {steady * lr:g}"
+    found = lengths.longest_step(rule, hyper)
+    if found is not None and found[0] > 1.05 * steady and not rule.v_init:
+        yield f"before that, step {found[1]} is {found[0]:g}·lr = {found[0] * lr:g}: the long first steps add up"
+    if rule.lr_in_buffer:
+        yield (
+            "the buffer holds lr·u: after a change of lr the old rate fades over some "
+            f"1/(1−momentum) = {steady:g} steps"
+        )
+
+
+def _warm_up(rule: Rule, hyper: Hyper) -> Iterator[str]:
+    if not rule.v_init:
+        return
+    known = ", ".join(
+        f"{math.ceil(lengths.warm_up(rule, hyper, size))} steps for |g| = {size:g}" for size in (0.1, 0.01, 0.001)
+    )
+    yield (
+        f"v starts at {rule.v_init:g}, a warm-up: steps are about lr·|g|/√(alphaᵗ·{rule.v_init:g}) until alphaᵗ·"
+        f"{rule.v_init:g} is below g²: {known}"
+    )
+
+
+def _state(group: Mapping[str, Any], rule: Rule, state: State) -> str:
+    """The bytes of a group's state: what there is of it, and what the rest will take."""
+    names = [name for name in rule.slots() if name != "step"]
+    per = {
+        sum(_size(state.get(p, {}).get(name), p) for name in names)
+        for p in group["params"]
+        if not torch.nn.parameter.is_lazy(p)
+    }
+    total = elements = made = 0
+    for p in group["params"]:
+        if torch.nn.parameter.is_lazy(p):
+            continue
+        own = state.get(p, {})
+        made += "square_avg" in own
+        elements += p.numel()
+        total += sum(p.numel() * _size(own.get(name), p) for name in names)
+    each = " or ".join(f"{size:g}" for size in sorted(per)) or "0"
+    when = "" if made == len(group["params"]) else f"; {made} of {len(group['params'])} tensors have it so far"
+    return (
+        f"state {', '.join(names)}: {each} bytes per element, {total:,} for {elements:,} elements, and a step count "
+        f"per tensor{when}"
+    )
+
+
+def _size(slot: Any, param: Tensor) -> int:
+    """The bytes of an element of a slot, or of the one that would be made."""
+    if isinstance(slot, Tensor):
+        return slot.element_size()
+    return torch.empty(0, dtype=arithmetic_dtype(param.dtype), device="meta").element_size()

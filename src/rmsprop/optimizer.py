@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from rmsprop import clipping, dialects, explain, kernels, loading, settings
+from rmsprop import clipping, dialects, explain, kernels, lint, loading, settings
 from rmsprop.bucket import Bucket, fresh_slot, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
@@ -383,11 +383,12 @@ class RMSprop(Optimizer):
         loading.complete(self.param_groups, self.state)
 
     def explain(self) -> str:
-        """In words, for each group: the rule with its numbers, and who steps its parameters or why they cannot.
+        """In words, for each group: the rule, what its numbers mean, and who steps its parameters or why not."""
+        return explain.explain(self.param_groups, self.backend, self.state)
 
-        Nothing is changed. `print(optimizer.explain())` shows it.
-        """
-        return explain.explain(self.param_groups, self.backend)
+    def lint(self, steps: int | None = None) -> list[lint.Finding]:
+        """What looks wrong, the worst first. `steps`: how many the whole run has, if known. Nothing is changed."""
+        return lint.lint(self.param_groups, self.state, steps)
 
     def __repr__(self) -> str:
         return explain.show(type(self).__name__, self.param_groups, self.backend)

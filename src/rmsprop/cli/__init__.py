@@ -10,6 +10,7 @@ from rmsprop.cli.check import check
 from rmsprop.cli.convert import convert
 from rmsprop.cli.demo import demo
 from rmsprop.cli.dialects import dialects
+from rmsprop.cli.inspect import inspect
 from rmsprop.cli.race import race
 from rmsprop.cli.recipes import recipes
 from rmsprop.cli.translate import translate
@@ -21,8 +22,9 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, race, dialects, recipes, translate, convert, check, bench):
+for command in (demo, race, dialects, recipes, translate, convert, inspect, bench):
     app.command()(command)
+app.command(context_settings={"allow_interspersed_args": False})(check)  # what follows the script is the script's own
 
 
 def _version(wanted: bool) -> None:

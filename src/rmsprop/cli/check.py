@@ -1,19 +1,68 @@
-"""`rmsprop check`: what RMSprop runs on here."""
+"""`rmsprop check`: what RMSprop runs on here; `rmsprop check SCRIPT`: what looks wrong about a script's RMSprop."""
 
+import json
 import platform
+import sys
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
 
-def check() -> None:
-    """Say what RMSprop runs on here: versions, devices, and for each kind of tensor which backend steps it and why.
+def check(
+    script: Annotated[
+        Path | None,
+        typer.Argument(help="A training script to run and watch. Default: none, look at this machine."),
+    ] = None,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="The script's own arguments, options and all.", show_default=False)
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Stop the script after so many optimizer steps. Before SCRIPT.", min=1)
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="The findings as one line of JSON, the last of stdout. Before SCRIPT.")
+    ] = False,
+) -> None:
+    """Say what RMSprop runs on here; or run a training script and say what looks wrong about its RMSprop.
 
-    A backend that is missing something says what, and how to get it.
+    Without a script: versions, devices, and for each kind of tensor which backend steps it and why. A backend that is
+    missing something says what, and how to get it.
+
+    With one, the script is run as `python SCRIPT ARGUMENTS` would run it, unchanged, with this package's class in the
+    place of torch.optim.RMSprop. Its output and exit code are its own; the findings follow on stderr. Each optimizer
+    is asked before its first step, after steps 1, 10, 100 and so on, and at the end.
+
+    The script really runs, and nothing of what it does is held back: check none that you would not run. Processes
+    that it starts are not watched.
 
     Examples:
 
     rmsprop check
+
+    rmsprop check train.py --epochs 3
+
+    rmsprop check --steps 100 --json train.py --epochs 3
     """
+    if script is None:
+        if as_json or steps is not None:
+            raise typer.BadParameter("--json and --steps go with a script: rmsprop check --steps 100 train.py")
+        _machine()
+        return
+    if not script.is_file():
+        raise typer.BadParameter(f"there is no file {str(script)!r}; rmsprop check takes a Python script")
+    from rmsprop.check_script import check as run
+
+    report = run(script, arguments or [], steps)
+    sys.stdout.flush()
+    if as_json:
+        print(json.dumps(report.record(), ensure_ascii=False), flush=True)
+    else:
+        print(report, file=sys.stderr, flush=True)
+    raise typer.Exit(report.exit)
+
+
+def _machine() -> None:
     import torch
 
     from rmsprop import __version__

@@ -1,0 +1,344 @@
+"""What can be wrong with an optimizer: one check for each finding, with its threshold and the reason for it."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+
+from rmsprop import lengths
+from rmsprop.bucket import arithmetic_dtype
+from rmsprop.survey import FROZEN, Facts, Reading
+
+FIRST_SHARE = 1.0  # a first step as long as the weights replaces the initialisation
+STEADY_SHARE = 0.25  # what momentum adds up to: four steps of it replace the weights
+STEP_SHARE = 0.1  # of a step in mid-training; 1e-3 is usual
+TENFOLD = 10.0  # beyond a threshold by this, or a step as long as the weights, it is an error
+MOST = 0.5  # "most elements"
+ALMOST_ALL = 0.9
+NEAR_SIGN = 0.5  # an alpha below this remembers fewer than two gradients
+CANCELLING = 0.01  # a share of elements whose steps ε alone bounds
+
+
+Found = Iterator[tuple[str, str, str]]  # severity, what was seen, what to change
+
+
+def _nonfinite(f: Facts) -> Found:
+    for part, what, change in (
+        ("bad_params", "the parameters", "Go back to a checkpoint from before they appeared"),
+        (
+            "bad_grads",
+            "the gradients",
+            "They enter the averages for good: skip such a step",
+        ),
+        (
+            "bad_state",
+            "the state",
+            "They stay: later steps of these elements are NaN or 0. Load an older checkpoint",
+        ),
+    ):
+        bad = [x for x in f.tensors if getattr(x, part)]
+        if bad:
+            count = sum(getattr(x, part) for x in bad)
+            yield "error", f"{count:.0f} NaN or infinite elements in {what}, of {_names(bad)}", change
+
+
+def _first_step(f: Facts) -> Found:
+    if f.oldest or not f.weight:
+        return
+    first = lengths.first_step(f.rule, f.hyper)
+    length, weight = first * f.lr, f.weight
+    known = [x for x in f.matrices if x.step_rms is not None]
+    if known:
+        length, weight = _lengths(known)
+    elif f.rule.v_init or f.guarded or math.isinf(first):
+        return
+    times = length / weight
+    if times >= FIRST_SHARE:
+        rule = "" if math.isinf(first) else f", where lr is {f.lr:g} and 1/√(1−alpha) makes {first:.3g} of it"
+        yield (
+            "error" if times >= TENFOLD * FIRST_SHARE else "warning",
+            f"the first step will be {length:.3g} long, {times:.3g} times the weights' RMS of {weight:.3g}{rule}",
+            f"Take lr={_round(f.lr / times / 10)} for a tenth of the weights, or bias_correction=True for one of lr",
+        )
+
+
+def _centered_start(f: Facts) -> Found:
+    if not f.oldest and math.isinf(lengths.first_step(f.rule, f.hyper)):
+        yield (
+            "error",
+            f"centered with bias_correction: the first variance is 0, so the first step is {f.lr:g}·g/ε, up to "
+            f"{f.lr * lengths.most(f.rule, f.hyper):g} times the gradient",
+            "Leave out one of the two",
+        )
+
+
+def _momentum(f: Facts) -> Found:
+    if not f.rule.momentum or f.guarded or not f.weight:
+        return
+    steady, longest = lengths.steady_step(f.rule, f.hyper), lengths.longest_step(f.rule, f.hyper)
+    times = steady * f.lr / f.weight
+    if times < STEADY_SHARE:
+        return
+    early = ""
+    if longest is not None and not f.rule.v_init and longest[0] > steady:
+        early = f", and step {longest[1]} of a run, while v fills, {longest[0]:.3g}·lr"
+    yield (
+        "error" if times >= 1 else "warning",
+        f"momentum {f.hyper.momentum:g} makes a steady step {steady:.3g}·lr = {steady * f.lr:.3g}, {times:.2g} times "
+        f"the weights' RMS of {f.weight:.3g}{early}",
+        "SGD's momentum and lr do not carry over, as RMSprop's step is lr whatever the gradient: "
+        f"lr={_round(f.lr / steady)} steps as far as without momentum",
+    )
+
+
+def _large_step(f: Facts) -> Found:
+    known = [x for x in f.matrices if x.steps > 1 and x.step_rms is not None]
+    if not known:
+        return
+    step, weight = _lengths(known)
+    filled = 1.0 if f.rule.bias_correction else math.sqrt(1 - f.hyper.alpha**f.oldest)  # early steps are longer
+    if step / weight * filled >= STEP_SHARE:
+        worst = max(known, key=lambda x: (x.step_rms or 0.0) / x.param_rms)
+        yield (
+            "error" if step >= weight else "warning",
+            f"step {f.oldest} moved the weights by {step:.3g}, {step / weight:.2g} of their RMS of {weight:.3g}, "
+            f"most of all {worst.name}",
+            f"A thousandth to a hundredth is usual: try lr={_round(f.lr * weight / step / 100)}",
+        )
+
+
+def _eps_zero(f: Facts) -> Found:
+    if not f.hyper.eps:
+        yield (
+            "warning",
+            "eps is 0, so nothing bounds what a small gradient is multiplied by (0/0 is 0 here, NaN elsewhere)",
+            "Take eps=1e-8 or larger",
+        )
+
+
+def _eps_underflows(f: Facts) -> Found:
+    for dtype in dict.fromkeys(x.dtype for x in f.tensors):
+        wide, eps = arithmetic_dtype(dtype), float(f.hyper.eps)
+        real = wide.to_real() if wide.is_complex else wide
+        own = dtype.to_real() if dtype.is_complex else dtype
+        if eps and not torch.tensor(eps, dtype=real).item():
+            yield (
+                "warning",
+                f"eps={eps:g} is 0 in {str(real).removeprefix('torch.')}, in which steps are computed",
+                f"Take eps={10 * torch.finfo(real).tiny:.0e} or larger",
+            )
+        elif eps and not torch.tensor(eps, dtype=own).item():
+            yield (
+                "note",
+                f"eps={eps:g} is 0 in {str(own).removeprefix('torch.')}; it counts here, where steps are computed in "
+                f"{str(real).removeprefix('torch.')}, and not where the parameter's dtype is used, as in torch",
+                "Take eps=1e-6 or larger if the run is to go on there",
+            )
+
+
+def _eps_dominates(f: Facts) -> Found:
+    share = f.share("below_eps", "touched")
+    if not f.oldest or share <= MOST:
+        return
+    root = sum(x.roots for x in f.tensors) / sum(x.touched for x in f.tensors)
+    inside = f.rule.eps_mode in ("inside", "both")
+    yield (
+        "note" if f.guarded else "warning",
+        f"eps={f.hyper.eps:g} exceeds {'v' if inside else '√v'} in {share:.0%} of the elements (√v is {root:.2g} on "
+        f"average): they learn as by SGD with lr {f.lr * lengths.most(f.rule, f.hyper):.3g}",
+        f"Take eps={_round((root / 100) ** (2 if inside else 1))} to scale by the gradients, or keep it if it is "
+        "the recipe's",
+    )
+
+
+def _alpha_small(f: Facts) -> Found:
+    alpha = f.hyper.alpha
+    if alpha < NEAR_SIGN:
+        yield (
+            "warning",
+            f"alpha={alpha:g} remembers {lengths.memory(alpha):.2g} gradients: every step is about ±lr, and a rare "
+            "large gradient counts no more than a common small one",
+            "Take alpha=0.9 or larger",
+        )
+        return
+    rare = [x for x in f.tensors if x.steps and x.has_grad and 0 < x.touched_with_grad < (1 - alpha) * x.touched]
+    if rare:
+        worst = min(rare, key=lambda x: x.touched_with_grad / x.touched)
+        share = worst.touched_with_grad / worst.touched
+        yield (
+            "warning",
+            f"{share:.2%} of the elements of {worst.name} that ever had a gradient have one now: each comes about "
+            f"every {1 / share:.0f} steps, and alpha={alpha:g} remembers {lengths.memory(alpha):.0f}",
+            f"Take alpha={1 - share / 2:.6g} or larger for {_names(rare)}, or sparse='lazy' with sparse gradients, "
+            "whose averages wait",
+        )
+
+
+def _alpha_long(f: Facts) -> Found:
+    memory = lengths.memory(f.hyper.alpha)
+    if f.run is None or not 0 < f.run < memory:
+        return
+    if f.rule.v_init:
+        effect = f"{f.hyper.alpha**f.run:.0%} of v is still v₀ = {f.rule.v_init:g} at its end"
+    elif f.rule.bias_correction:
+        effect = "v is still the plain mean of all g² at its end"
+    else:
+        effect = f"steps are still {1 / math.sqrt(1 - f.hyper.alpha**f.run):.2g}·lr long at its end"
+    yield (
+        "note",
+        f"alpha={f.hyper.alpha:g} remembers {memory:.0f} steps, and the run has {f.run}: {effect}",
+        f"Take alpha={max(1 - 10 / f.run, 0.9):.3g} or smaller, or bias_correction=True",
+    )
+
+
+def _decay_twice(f: Facts) -> Found:
+    pulled = [x for x in f.tensors if x.pull]
+    if pulled:
+        yield (
+            "warning",
+            f"weight_decay={f.hyper.weight_decay:g} here, and a tenth or more of the elements of {_names(pulled)} "
+            f"have the gradient {pulled[0].pull:.3g}·p: the loss decays the weights too",
+            "Take the penalty out of the loss, or weight_decay=0",
+        )
+
+
+def _decay_on_bias(f: Facts) -> Found:
+    flat = [x for x in f.tensors if len(x.shape) < 2]
+    if f.hyper.weight_decay and flat and f.matrices:
+        yield (
+            "note",
+            f"weight_decay={f.hyper.weight_decay:g} also pulls {len(flat)} biases and scales to 0: {_names(flat)}",
+            "Give them a group of their own with weight_decay=0",
+        )
+
+
+def _no_gradient(f: Facts) -> Found:
+    if not f.oldest:
+        return
+    off = [x for x in f.tensors if not x.requires_grad]
+    never = [x for x in f.tensors if x.requires_grad and x.elements and not x.has_state and not x.has_grad]
+    zero = [
+        x for x in f.tensors if x.steps and x.elements and not x.touched and not x.bad_state and not f.rule.v_init
+    ]
+    if never:
+        yield (
+            "warning",
+            f"{len(never)} parameters had no gradient in {f.oldest} steps: {_names(never)}",
+            "Look for a part of the network that the loss does not reach, or leave them out",
+        )
+    if zero:
+        yield (
+            "warning",
+            f"the gradient of {len(zero)} parameters was 0 in every step: {_names(zero)}",
+            "Look for a dead part of the network, or a gradient that underflows in half precision",
+        )
+    if off:
+        yield "note", f"{len(off)} parameters have requires_grad=False: {_names(off)}", "Leave them out, if for good"
+
+
+def _updates_lost(f: Facts) -> Found:
+    if f.group.get("rounding") == "stochastic" or f.group.get("compensation"):
+        return
+    share = f.share("lost", "moving")
+    if share <= MOST:
+        return
+    lost = [x for x in f.tensors if x.moving and x.lost > MOST * x.moving]
+    half = [x for x in lost if arithmetic_dtype(x.dtype) != x.dtype]
+    dtype = str((half or lost)[0].dtype).removeprefix("torch.")
+    yield (
+        "error" if share > ALMOST_ALL else "warning",
+        f"steps are below half a unit in the last place of {share:.0%} of the elements, which stay as they are "
+        f"({dtype}, lr={f.lr:g}): {_names(lost)}",
+        _keep_updates(f) if half else "Take a larger lr, or float64",
+    )
+
+
+def _keep_updates(f: Facts) -> str:
+    own = ", or take compensation=True or rounding='stochastic'" if "rounding" in f.group else ""
+    return f"Keep the parameters in float32, with autocast for speed{own}"
+
+
+def _schedule_in_buffer(f: Facts) -> Found:
+    start = f.group.get("initial_lr")
+    if start is None or not (f.rule.lr_in_buffer and f.rule.momentum) or lengths.number(start) == f.lr:
+        return
+    steady = lengths.steady_step(f.rule, f.hyper)
+    yield (
+        "note",
+        f"a schedule moved lr from {lengths.number(start):g} to {f.lr:g}, and the momentum buffer holds steps at the "
+        f"rates of the last {steady:.3g} steps",
+        "Right for TensorFlow's rule; lr_in_buffer=False makes a change act at once, as in torch",
+    )
+
+
+def _frozen(f: Facts) -> Found:
+    share = f.share("frozen", "touched_with_grad")
+    if share <= MOST:
+        return
+    times = sum(x.frozen_roots for x in f.tensors) / max(sum(x.frozen_grads for x in f.tensors), 1e-300)
+    yield (
+        "warning",
+        f"√v is more than {FROZEN:g} times the present gradient in {share:.0%} of the elements, {times:.3g} times on "
+        f"average, worst in {f.worst('frozen', 'touched_with_grad')}: after a spike they hardly move for about "
+        f"{lengths.thaw(f.hyper.alpha, times):.0f} steps",
+        "Bound gradients before they enter v, with clip_norm=... or clip_global_norm=..., or load an older state",
+    )
+
+
+def _centered_cancels(f: Facts) -> Found:
+    share = f.share("cancelled", "touched")
+    if f.rule.centered and f.oldest > 1 and share > CANCELLING:
+        yield (
+            "warning",
+            f"v − m² is rounding noise in {share:.0%} of the elements: their gradient hardly varies, so a step is up "
+            f"to {f.lr * lengths.most(f.rule, f.hyper):.3g} times it",
+            "Take centered=False, or a larger eps",
+        )
+
+
+def _maximize(f: Facts) -> Found:
+    if f.rule.maximize:
+        yield "note", "maximize=True: every step raises the loss", "Leave it out to minimise"
+
+
+CHECKS: Mapping[str, Callable[[Facts], Found]] = {
+    "nonfinite": _nonfinite,
+    "first_step": _first_step,
+    "centered_start": _centered_start,
+    "momentum": _momentum,
+    "large_step": _large_step,
+    "eps_zero": _eps_zero,
+    "eps_underflows": _eps_underflows,
+    "eps_dominates": _eps_dominates,
+    "alpha_small": _alpha_small,
+    "alpha_long": _alpha_long,
+    "decay_twice": _decay_twice,
+    "decay_on_bias": _decay_on_bias,
+    "no_gradient": _no_gradient,
+    "updates_lost": _updates_lost,
+    "schedule_in_buffer": _schedule_in_buffer,
+    "frozen": _frozen,
+    "centered_cancels": _centered_cancels,
+    "maximize": _maximize,
+}
+
+
+def _lengths(tensors: Sequence[Reading]) -> tuple[float, float]:
+    """The root mean squares of the steps and of the parameters, over all these tensors."""
+    elements = sum(x.elements for x in tensors)
+    step = math.sqrt(sum(x.step_squares for x in tensors) / elements)
+    return step, math.sqrt(sum(x.param_squares for x in tensors) / elements)
+
+
+def _names(tensors: Sequence[Reading]) -> str:
+    """The first names, and how many more there are."""
+    shown = ", ".join(x.name for x in tensors[:3])
+    return shown + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")
+
+
+def _round(number: float) -> str:
+    """A number to suggest: one digit, rounded down."""
+    if not 0 < number < math.inf:
+        return "0"
+    power = math.floor(math.log10(number))
+    return f"{math.floor(number / 10.0**power) * 10.0**power:.1g}"

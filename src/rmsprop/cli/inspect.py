@@ -1,0 +1,77 @@
+"""`rmsprop inspect`: what an optimizer checkpoint says about its run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rmsprop.inspection import Inspection
+
+
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="The checkpoint, of any format that convert reads.")],
+    source: Annotated[
+        str | None,
+        typer.Option("--from", help="Whose checkpoint it is: a dialect, adam or adamw. Default: what it says."),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="A setting in the source's words, such as learning_rate=.01. May be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout in place of the table.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write a page there, which needs no network.")] = None,
+) -> None:
+    """Show each parameter's effective learning rate, and which elements ε rules, a spike froze, or NaN took.
+
+    Settings that the file does not hold are the dialect's defaults, and are named; --set says them. No code in the
+    checkpoint is run, and it is not changed.
+
+    Examples:
+
+    rmsprop inspect checkpoint.pt
+
+    rmsprop inspect model.keras --set learning_rate=0.001 --html model.html
+
+    rmsprop inspect state.npz --from optax --json
+    """
+    from rmsprop.cli.convert import _settings as read_settings
+    from rmsprop.files import write_whole
+    from rmsprop.inspection import inspect as read
+
+    try:
+        found = read(checkpoint, source, read_settings(settings or []))
+        if html is not None:
+            from rmsprop.inspection_page import page
+
+            text = page(found)
+            write_whole(html, lambda part: part.write_text(text, encoding="utf-8"))
+    except (ValueError, TypeError) as error:
+        raise typer.BadParameter(str(error)) from error
+    except (MemoryError, RecursionError) as error:
+        raise typer.BadParameter(f"{checkpoint} asks for more memory than there is; it may be damaged") from error
+    except OSError as error:
+        raise typer.BadParameter(f"{error.filename} cannot be read or written: {error.strerror}") from error
+    if as_json:
+        typer.echo(json.dumps(found.record(), ensure_ascii=False, allow_nan=False))
+        return
+    _print(found)
+    if html is not None:
+        typer.echo(f"wrote {html}")
+
+
+def _print(found: Inspection) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from rmsprop.inspection_page import HEADINGS, cells, sentences
+
+    typer.echo("\n".join(sentences(found)))
+    table = Table(*HEADINGS)
+    for row in found.rows:
+        table.add_row(*map(escape, cells(row)))
+    Console().print(table)

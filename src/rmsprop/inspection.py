@@ -1,0 +1,323 @@
+"""What an optimizer checkpoint says about its run: each element's learning rate, and who is stuck, in numbers.
+
+Any checkpoint that `rmsprop convert` reads can be inspected: no code in it is run, and it is not changed. What is
+computed takes no more memory than a few copies of its largest tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmsprop.convert import words
+from rmsprop.convert.file import read_checkpoint
+from rmsprop.convert.record import OWN, Array, Checkpoint, Report, Unreadable
+from rmsprop.convert.state import find
+from rmsprop.dialects import HYPERS, SWITCHES, Dialect
+from rmsprop.spec import Hyper, Rule, check_number, check_switch
+
+FROZEN = 100.0  # an element is frozen where √w is that many times the median of its tensor
+
+Settings = dict[str, Any]
+TINY = 1e-37  # below it float32 rounds αᵗ·v₀ coarsely
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One parameter. Shares are of its elements; those of a complex one are its real and imaginary parts.
+
+    Attributes:
+        step: how many steps it has taken, or None if the file counts none.
+        fresh: αᵗ, the weight that v's start still has.
+        lr_low, lr_median, lr_high: the 10 %, 50 % and 90 % quantile of the effective learning rate lr/d, in parameter
+            per gradient; infinite where d is 0.
+        untouched: the share that never had a gradient: its average is where it began.
+        below_eps: the share, of all others, where ε exceeds the root in [6], or w itself where ε stands inside.
+        frozen: the share, of those others, whose √w is more than FROZEN times their median: after a spike of the
+            gradient they move FROZEN times less than the rest. A spike that met all elements alike does not show.
+        thaw: how many steps until the last of them is no longer frozen, if no gradient comes in.
+        nonfinite: how many NaN and infinite elements the state holds; of the parameter itself, nonfinite_params.
+        bytes: what the state takes, as it is read.
+    """
+
+    name: str
+    group: int
+    shape: tuple[int, ...]
+    elements: int
+    step: int | None
+    fresh: float | None
+    lr_low: float
+    lr_median: float
+    lr_high: float
+    untouched: float
+    below_eps: float
+    frozen: float
+    thaw: float
+    nonfinite: int
+    nonfinite_params: int
+    slots: tuple[str, ...]
+    dtype: str
+    bytes: int
+
+
+@dataclasses.dataclass
+class Inspection:
+    """A checkpoint's table, and what was taken for granted to make it.
+
+    Attributes:
+        settings: of each group: its numbers and switches under our names.
+        assumed: sentences: settings that the file does not hold, and what the reader said.
+    """
+
+    file: str
+    source: str
+    title: str
+    settings: list[Settings]
+    equations: list[list[str]]
+    assumed: list[str]
+    rows: list[Row]
+
+    def record(self) -> dict[str, Any]:
+        """As plain data for JSON: infinite and undefined numbers are null."""
+        return {**_plain(dataclasses.asdict(self)), "totals": _plain(self.totals())}
+
+    def totals(self) -> dict[str, Any]:
+        """Sums and shares over all parameters."""
+        elements = sum(row.elements for row in self.rows)
+        touched = sum(row.elements * (1 - row.untouched) for row in self.rows)
+        return {
+            "parameters": len(self.rows),
+            "elements": elements,
+            "bytes": sum(row.bytes for row in self.rows),
+            "steps": max((row.step for row in self.rows if row.step is not None), default=None),
+            "untouched": 1 - touched / elements if elements else 0.0,
+            "below_eps": self._share("below_eps", touched),
+            "frozen": self._share("frozen", touched),
+            "nonfinite": sum(row.nonfinite for row in self.rows),
+            "nonfinite_params": sum(row.nonfinite_params for row in self.rows),
+        }
+
+    def _share(self, name: str, touched: float) -> float:
+        weights = ((row.elements * (1 - row.untouched), getattr(row, name)) for row in self.rows)
+        return float(sum(weight * value for weight, value in weights) / touched) if touched else 0.0
+
+
+def inspect(path: Path, source: str | None = None, given: Mapping[str, Any] | None = None) -> Inspection:
+    """Read a checkpoint of any format and say what its state means.
+
+    Args:
+        source: whose it is, where the file cannot say: a dialect, adam or adamw.
+        given: settings in the source's words that stand over the file's. What neither holds is the dialect's default.
+    Raises: Unreadable, ValueError or TypeError, in one sentence.
+    """
+    given = dict(given or {})
+    held = read_checkpoint(path, source, given)
+    if not held.slots:
+        raise Unreadable(f"{path.name} holds parameters and no optimizer state; there is nothing to inspect")
+    row = find(held.source)
+    assumed = list(held.notes)
+    groups = []
+    for names, hyper in held.groups or [(list(held.slots), held.hyper)]:
+        slots = {name: held.slots[name] for name in names if name in held.slots}
+        own = dataclasses.replace(held, groups=[], hyper=hyper, slots=slots)
+        unsaid = not held.source.startswith(OWN) and "momentum" not in _said(row, hyper, given) and _moving(own, row)
+        if not held.source.startswith(OWN):
+            own.hyper = _complete(row, hyper, given, assumed)
+        if unsaid:  # no number here depends on it
+            own.hyper[row.word("momentum")] = row.hyper.momentum or 0.9
+        ((_, settings),) = words.settle(own, given, Report())
+        settings |= {name: check_number(name, settings[name]) for name in HYPERS}
+        settings |= {name: check_switch(name, settings[name]) for name in SWITCHES}
+        if unsaid:
+            settings["momentum"] = None
+        groups.append((names, settings))
+    rows = list(_rows(held, row, groups, assumed))
+    return Inspection(
+        file=path.name,
+        source=held.source.removeprefix(OWN),
+        title=row.title,
+        settings=[_shown(settings) for _, settings in groups],
+        equations=[_equation(settings) for _, settings in groups],
+        assumed=list(dict.fromkeys(assumed)),
+        rows=rows,
+    )
+
+
+def _complete(row: Dialect, hyper: Settings, given: Mapping[str, Any], assumed: list[str]) -> Settings:
+    """A group's settings with the dialect's defaults for those that neither the file nor the user holds."""
+    full = dict(hyper)
+    said = _said(row, hyper, given)
+    for name in ("lr", "alpha", "eps"):
+        if name in said:
+            continue
+        value, word = getattr(row.hyper, name), row.word(name)
+        full = {known: other for known, other in full.items() if row.words.get(known, known) != name}
+        if value is None:
+            full[word] = 1.0
+            assumed.append(
+                f"{word} is in neither the file nor the dialect, so rates are in units of it; or --set {word}=0.001"
+            )
+        else:
+            full[word] = value
+            assumed.append(
+                f"{word}={value:g}, {row.name}'s default, since the file does not say; or --set {word}=..."
+            )
+    return full
+
+
+def _moving(held: Checkpoint, row: Dialect) -> bool:
+    """Whether the run had momentum: a buffer that is not 0."""
+    kept = ((slot, value) for slots in held.slots.values() for slot, value in slots.items())
+    return any(row.states.get(slot) == "momentum_buffer" and bool((value != 0).any()) for slot, value in kept)
+
+
+def _said(row: Dialect, hyper: Settings, given: Mapping[str, Any]) -> set[str]:
+    """Our names of the settings that the file or the user says."""
+    return {row.words.get(word, word) for word, value in {**hyper, **given}.items() if value is not None}
+
+
+def _shown(settings: Settings) -> Settings:
+    names = ("dialect", "lr", "alpha", "eps", "eps_mode", "momentum", "centered", "bias_correction", "v_init")
+    return {name: settings[name] for name in names}
+
+
+def _equation(settings: Settings) -> list[str]:
+    """Lines [2] to [6] with the group's numbers: those that the table rests on."""
+    names = ("eps_mode", "v_init", "centered", "bias_correction")
+    rule = Rule(**{name: settings[name] for name in names})
+    lines = rule.equation(Hyper(settings["lr"], settings["alpha"], settings["eps"]))
+    return [line for line in lines if line[1] in "23456"]
+
+
+def _rows(
+    held: Checkpoint, row: Dialect, groups: list[tuple[list[str], Settings]], assumed: list[str]
+) -> Iterator[Row]:
+    for i, (names, settings) in enumerate(groups):
+        for name in names:
+            if name in held.slots:
+                slots = {row.states[slot]: value for slot, value in held.slots[name].items()}
+                yield _row(name, i, slots, held, row, settings, assumed)
+
+
+def _row(
+    name: str,
+    group: int,
+    slots: Mapping[str, Array],
+    held: Checkpoint,
+    row: Dialect,
+    settings: Settings,
+    assumed: list[str],
+) -> Row:
+    """The numbers of one parameter."""
+    v = slots["square_avg"]
+    alpha = float(settings["alpha"])
+    t = int(slots["step"].reshape(-1)[0]) if "step" in slots else held.step
+    fresh = None if t is None else alpha**t
+    arrays = {slot: value for slot, value in slots.items() if slot != "step" and slot != "exp_avg"}
+    kept = [value for slot, value in slots.items() if slot != "step"]
+    mean = None if "grad_avg" not in slots else _real(slots["grad_avg"])
+    c = 1.0
+    if settings["bias_correction"] and not row.keeps_corrected:
+        if fresh is None:
+            assumed.append("the file counts no steps, so averages are taken as they are, without bias correction")
+        c = 1.0 if fresh is None else 1 - fresh
+    flat = _real(v)
+    low, median, high, shares = _measure(flat, mean if settings["centered"] else None, c, fresh, settings)
+    param = held.params.get(name)
+    return Row(
+        name=name,
+        group=group,
+        shape=tuple(v.shape),
+        elements=flat.size,
+        step=t,
+        fresh=fresh,
+        lr_low=low,
+        lr_median=median,
+        lr_high=high,
+        **shares,
+        nonfinite=sum(int((~np.isfinite(value)).sum()) for value in kept),
+        nonfinite_params=0 if param is None else int((~np.isfinite(param)).sum()),
+        slots=tuple(arrays),
+        dtype=", ".join(dict.fromkeys(str(value.dtype) for value in kept)),
+        bytes=sum(value.nbytes for value in kept),
+    )
+
+
+def _real(value: Array) -> Array:
+    """All numbers in a row, in double; complex ones as pairs."""
+    value = np.ascontiguousarray(value).reshape(-1)
+    return (value.view(value.real.dtype) if np.iscomplexobj(value) else value).astype(np.float64)
+
+
+def _measure(
+    v: Array, m: Array | None, c: float, fresh: float | None, settings: Settings
+) -> tuple[float, float, float, dict[str, float]]:
+    """The quantiles of lr/d, and the shares. Equation: spec.py, [4]-[6]."""
+    if not v.size:
+        return math.nan, math.nan, math.nan, {"untouched": 0.0, "below_eps": 0.0, "frozen": 0.0, "thaw": 0.0}
+    start = float(settings["v_init"])
+    left = start if fresh is None else start * fresh
+    eps, mode = float(settings["eps"]), settings["eps_mode"]
+    with np.errstate(all="ignore"):
+        untouched = v <= left * (1 + 1e-4) + TINY if start else v == 0
+        w = v / c  # [4]
+        if m is not None:
+            w = np.maximum(w - (m / c) ** 2, 0)  # [5]
+        root = np.sqrt(w)
+        rate = float(settings["lr"]) / _denominator(mode, w, root, eps)
+        own = ~untouched & np.isfinite(root)
+        count = int((~untouched).sum())
+        below = own & ((w if mode in ("inside", "both") else root) < eps)
+        middle = float(np.median(root[own])) if own.any() else 0.0
+        frozen = own & (root > FROZEN * middle) if middle > 0 else np.zeros_like(own)
+    most = float(root[frozen].max()) / middle / FROZEN if frozen.any() else 1.0
+    alpha = float(settings["alpha"])
+    shares = {
+        "untouched": float(untouched.mean()),
+        "below_eps": float(below.sum()) / count if count else 0.0,
+        "frozen": float(frozen.sum()) / count if count else 0.0,
+        "thaw": 2 * math.log(most) / -math.log(alpha) if alpha > 0 and most > 1 else 0.0,
+    }
+    low, median, high = _quantiles(rate, (0.1, 0.5, 0.9))
+    return low, median, high, shares
+
+
+def _denominator(mode: str, w: Array, root: Array, eps: float) -> Array:
+    """[6]"""
+    if mode == "outside":
+        return root + eps
+    if mode == "inside":
+        return np.sqrt(w + eps)
+    if mode == "both":
+        return np.sqrt(w + eps) + eps
+    return np.maximum(root, eps)
+
+
+def _quantiles(values: Array, at: tuple[float, ...]) -> list[float]:
+    """Quantiles, of those that are no NaN, with linear interpolation that infinity survives."""
+    ordered = np.sort(values[~np.isnan(values)])
+    if not ordered.size:
+        return [math.nan] * len(at)
+    found = []
+    for q in at:
+        place = q * (ordered.size - 1)
+        left, right = float(ordered[int(place)]), float(ordered[min(int(place) + 1, ordered.size - 1)])
+        part = place - int(place)
+        found.append(left if part == 0 or left == right else left + part * (right - left))
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Nested data as JSON can hold it."""
+    if isinstance(value, dict):
+        return {name: _plain(own) for name, own in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(own) for own in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

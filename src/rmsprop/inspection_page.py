@@ -1,0 +1,159 @@
+"""An inspection in words and cells, and as one HTML page that needs no network.
+
+Every string that came from the file is escaped: a parameter may be called <script>.
+"""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+from rmsprop.inspection import FROZEN, Inspection, Row
+
+HEADINGS = (
+    "parameter",
+    "shape",
+    "steps",
+    "αᵗ",
+    "effective lr (10 % to 90 %)",
+    "ε rules",
+    "frozen",
+    "untouched",
+    "NaN, inf",
+    "state",
+)
+MEANINGS = {
+    "effective lr": "lr/d, what an element's gradient is multiplied by: the median element, and the middle 80 %",
+    "αᵗ": "what is left in v of its start",
+    "ε rules": "elements where ε exceeds the root: they learn as by SGD",
+    "frozen": f"elements whose √v is more than {FROZEN:g} times the median: after a spike they hardly move",
+    "untouched": "elements that never had a gradient; the two shares before leave them out",
+    "NaN, inf": "elements of the state, and after + of the parameter",
+}
+PLAIN, BAND, LOUD = "#0072B2", "#56B4E9", "#D55E00"
+
+CSS = """
+:root { color-scheme: light; }
+body { font: 17px/1.55 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1rem; max-width: 80rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0; overflow-wrap: anywhere; }
+p, li, dd { max-width: 44rem; overflow-wrap: anywhere; }
+pre { background: #f2f2f2; padding: .5rem .8rem; border-radius: 3px; overflow-x: auto; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.loud { color: #B34700; font-weight: 600; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dd { margin: 0; }
+"""
+
+
+def sentences(found: Inspection) -> list[str]:
+    """The lines above the table: what it is, its settings, totals, and what was taken for granted."""
+    totals = found.totals()
+    steps = "an unknown number of" if totals["steps"] is None else f"{totals['steps']:,}"
+    lines = [f"{found.file}: {found.title}, after {steps} steps"]
+    for i, settings in enumerate(found.settings):
+        said = ", ".join(f"{name}={_said(value)}" for name, value in settings.items())
+        lines.append(f"group {i}: {said}")
+    lines.append(
+        f"{totals['parameters']} parameters, {totals['elements']:,} elements, {totals['bytes']:,} bytes of state; "
+        f"ε rules {totals['below_eps']:.1%}, frozen {totals['frozen']:.1%}, untouched {totals['untouched']:.1%}, "
+        f"{totals['nonfinite'] + totals['nonfinite_params']} NaN or infinite"
+    )
+    return lines + [f"assumed: {sentence}" for sentence in found.assumed]
+
+
+def cells(row: Row) -> list[str]:
+    """A parameter's line of the table."""
+    rates = f"{row.lr_median:.2g} ({row.lr_low:.2g} to {row.lr_high:.2g})"
+    bad = f"{row.nonfinite}" + (f" + {row.nonfinite_params}" if row.nonfinite_params else "")
+    each = row.bytes / row.elements if row.elements else 0
+    return [
+        row.name,
+        "×".join(map(str, row.shape)) or "scalar",
+        "?" if row.step is None else str(row.step),
+        "?" if row.fresh is None else f"{row.fresh:.2g}",
+        rates,
+        _percent(row.below_eps),
+        _percent(row.frozen) + (f", {row.thaw:.0f} steps" if row.thaw >= 1 else ""),
+        _percent(row.untouched),
+        bad,
+        f"{row.dtype}, {each:g} B each",
+    ]
+
+
+def page(found: Inspection) -> str:
+    """The whole page as text."""
+    head = "".join(f"<th{' colspan=2' if i == 4 else ''}>{escape(name)}</th>" for i, name in enumerate(HEADINGS))
+    limits = _limits(found)
+    body = "".join(_line(row, limits, float(found.settings[row.group]["lr"])) for row in found.rows)
+    first, *rest = sentences(found)
+    rules = "".join(f"<pre>{escape(chr(10).join(lines))}</pre>" for lines in found.equations)
+    meanings = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items())
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>RMSprop state of {escape(found.file)}</title>
+<style>{CSS}</style>
+</head>
+<body>
+<h1>{escape(first)}</h1>
+<ul>{"".join(f"<li>{escape(line)}</li>" for line in rest)}</ul>
+{rules}
+<p>Bars are effective learning rates from the 10 % to the 90 % quantile of a parameter's elements, on one logarithmic
+scale from {limits[0]:.1g} to {limits[1]:.1g}; the tick is the median, the dashed line is lr.</p>
+<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
+<dl>{meanings}</dl>
+</body>
+</html>
+"""
+
+
+def _line(row: Row, limits: tuple[float, float], lr: float) -> str:
+    loud = {5: row.below_eps > 0.5, 6: row.frozen > 0, 8: row.nonfinite + row.nonfinite_params > 0}
+    line = ""
+    for i, cell in enumerate(cells(row)):
+        mark = ' class="loud"' if loud.get(i) else ""
+        line += f"<td>{_bar(row, limits, lr)}</td>" if i == 4 else ""
+        line += f"<td{mark}>{escape(cell)}</td>"
+    return f"<tr>{line}</tr>"
+
+
+def _limits(found: Inspection) -> tuple[float, float]:
+    """One range for all bars, so that parameters can be compared."""
+    rates = [rate for row in found.rows for rate in (row.lr_low, row.lr_high)]
+    rates += [float(settings["lr"]) for settings in found.settings]
+    known = [rate for rate in rates if 0 < rate < math.inf]
+    return (min(known) / 1.5, max(known) * 1.5) if known else (0.1, 10.0)
+
+
+def _bar(row: Row, limits: tuple[float, float], lr: float) -> str:
+    """The range of a parameter's rates as a small picture."""
+
+    def _at(rate: float) -> float:
+        """Where a rate lies, of 120; one that has no place stands at the right end."""
+        if not 0 < rate < math.inf:
+            return 0.0 if rate == 0 else 120.0
+        low, high = (math.log(limit) for limit in limits)
+        return min(120.0, max(0.0, 120 * (math.log(rate) - low) / (high - low)))
+
+    if math.isnan(row.lr_median):
+        return ""
+    left, middle, right, nominal = (_at(rate) for rate in (row.lr_low, row.lr_median, row.lr_high, lr))
+    return (
+        '<svg width="120" height="14" viewBox="0 0 120 14" aria-hidden="true">'
+        f'<line x1="{nominal:.1f}" x2="{nominal:.1f}" y1="0" y2="14" stroke="{LOUD}" stroke-dasharray="2 2"/>'
+        f'<rect x="{left:.1f}" y="4" width="{max(right - left, 1):.1f}" height="6" fill="{BAND}"/>'
+        f'<rect x="{middle - 1:.1f}" y="2" width="2" height="10" fill="{PLAIN}"/></svg>'
+    )
+
+
+def _percent(share: float) -> str:
+    return "0" if share == 0 else "<0.1 %" if share < 0.001 else f"{100 * share:.1f} %"
+
+
+def _said(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else "unknown" if value is None else str(value)
