@@ -341,9 +341,10 @@ def test_what_was_asked_for_is_not_replaced_without_a_word():
     running = RMSprop(params(), lr=0.1, eps_mode="inside")
     step(running)
     running.load_state_dict(kept)
-    groups = RMSprop([{"params": params("ab"), "lr": 0.1}, {"params": params("c")}])
-    with pytest.warns(UserWarning, match="replaces lr=0.1 by 0.5 in group 0, as torch's"):
-        groups.load_state_dict(saved(("ab", "c"), lr=0.5))
+    RMSprop(params(), lr=0.1).load_state_dict(saved(lr=0.5))  # a learning rate alone is what every schedule moves
+    groups = RMSprop([{"params": params("ab"), "alpha": 0.5}, {"params": params("c")}])
+    with pytest.warns(UserWarning, match="replaces alpha=0.5 by 0.9 in group 0, as torch's"):
+        groups.load_state_dict(saved(("ab", "c"), alpha=0.9))
 
 
 @pytest.mark.parametrize(
@@ -467,10 +468,10 @@ def test_state_dicts_that_are_none_change_nothing(kept, says):
 
 def test_a_warning_that_is_an_error_changes_nothing():
     """python -W error: settings and state are as they were."""
-    optimizer = RMSprop(params(), lr=0.1)
-    with pytest.raises(UserWarning, match=r"replaces lr=0\.1"):
-        optimizer.load_state_dict(saved(lr=0.5))
-    assert optimizer.param_groups[0]["lr"] == 0.1
+    optimizer = RMSprop(params(), alpha=0.5)
+    with pytest.raises(UserWarning, match=r"replaces alpha=0\.5"):
+        optimizer.load_state_dict(saved(alpha=0.9))
+    assert optimizer.param_groups[0]["alpha"] == 0.5
     assert not optimizer.state
 
 

@@ -127,8 +127,8 @@ def _to_caller() -> int:
 
 def _surprise(optimizer: Any, settled: Settled, hparams: str | None) -> list[str]:
     """The sentence for numbers of the constructor that a load replaces, unless that was said to be meant."""
-    if hparams is not None or not settled.surprises:
-        return []
+    if hparams is not None or all(d.name == "lr" for d in settled.surprises):
+        return []  # a learning rate alone is what every schedule moves
     if any(float(entry.get("step", 0)) for entry in optimizer.state.values()):
         return []  # it has stepped: going back to a checkpoint is the wish
     said = ", ".join(
