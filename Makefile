@@ -29,10 +29,10 @@ race: $(VENV)/ready
 	$(BIN)/rmsprop race
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup
+	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup $(COVERED)
 
-coverage: $(VENV)/ready
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup --cov=rmsprop --cov-report=term-missing --cov-fail-under=95
+coverage:
+	$(MAKE) test COVERED="--cov=rmsprop --cov-report=term-missing --cov-fail-under=95"
 
 check: $(VENV)/ready
 	$(BIN)/ruff format --check .
