@@ -87,7 +87,7 @@ def test_the_run_is_the_real_classes(dialect: str, words: dict[str, Any], dtype:
             with warnings.catch_warnings():
                 # SB3's state dict names none of our switches, which is said and right
                 warnings.filterwarnings("ignore", "the loaded state dict names no")
-                mine.load_state_dict(kept)
+                mine.load_state_dict(kept, hparams="load")
             # timm reads its own words only, so it is given the state in its own groups
             other.load_state_dict({**saved, "param_groups": kept["param_groups"]})
 
@@ -102,7 +102,7 @@ def test_timms_state_dict_brings_its_switches():
     feed(params, 0)
     other.step()
     mine = RMSprop(params, dialect="timm", lr=1.0, momentum=0.9)
-    mine.load_state_dict(other.state_dict())
+    mine.load_state_dict(other.state_dict(), hparams="load")
     group = mine.param_groups[0]
     assert (group["lr_in_buffer"], group["weight_decay_mode"], group["max_lr"]) == (False, "corrected", 0.02)
     with pytest.raises(ValueError, match=r"of timm's RMSpropTF.*build it with dialect='timm', or .*rmsprop convert"):

@@ -374,7 +374,7 @@ def test_the_record_is_saved_and_loaded():
     noted = "wgan; lr=0.0001 instead of 5e-05"
     assert type(saved["param_groups"][0]["recipe"]) is str
     for other in (RMSprop.recipe("wgan", [weight()]), RMSprop([weight()]), torch.optim.RMSprop([weight()])):
-        other.load_state_dict(saved)
+        other.load_state_dict(saved, **({"hparams": "load"} if isinstance(other, RMSprop) else {}))
         assert other.param_groups[0]["recipe"] == noted
         other.step()
     for again in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
@@ -385,7 +385,7 @@ def test_the_record_is_saved_and_loaded():
 def test_settings_from_a_file_without_a_record_are_no_recipe():
     """What torch's optimizer saved replaces the settings, so the recipe's name would be untrue."""
     optimizer = RMSprop.recipe("wgan", [weight()])
-    optimizer.load_state_dict(torch.optim.RMSprop([weight()], lr=0.3).state_dict())
+    optimizer.load_state_dict(torch.optim.RMSprop([weight()], lr=0.3).state_dict(), hparams="load")
     assert "recipe" not in optimizer.param_groups[0]
 
 

@@ -116,7 +116,7 @@ def test_switching_in_the_middle_equals_the_unswitched_run(settings, dtype):
     first = torch.optim.RMSprop(ours, **settings)
     run(10, (whole, first), (theirs, ours))
     second = RMSprop(ours, lr=3.0, momentum=0.5)  # the loaded settings replace these
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(first.state_dict(), hparams="load")
     run(20, (whole, second), (theirs, ours), start=10)
     third = torch.optim.RMSprop(ours)
     third.load_state_dict(second.state_dict())
