@@ -18,13 +18,13 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from rmsprop import clipping, dialects, explain, kernels, lint, loading, settings
-from rmsprop.bucket import Bucket, fresh_slot, wanted
+from rmsprop import clipping, dialects, explain, kernels, lint, loading, settings, slots
+from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
 from rmsprop.recipe import recipes
 from rmsprop.settings import Unset
-from rmsprop.sparse import parts, refused
+from rmsprop.sparse import parts
 from rmsprop.spec import Hyper, Rule, check_flag
 
 # torch 2.13 renamed it; the old name still works there, with a warning.
@@ -313,31 +313,8 @@ class RMSprop(Optimizer):
         state_steps: list[Tensor],
     ) -> bool:
         """Fill the lists, and make the slots that are missing; torch.compile calls this by its name and order."""
-        has_complex = False
-        for i, p in enumerate(group["params"]):
-            if p.grad is None:
-                continue
-            if p.grad.layout != torch.strided and (group["sparse"] is None or not p.grad.is_sparse):
-                raise RuntimeError(refused(group, i, p.grad.layout))
-            has_complex |= p.is_complex()
-            state = self.state[p]
-            if "step" not in state:
-                state["step"] = loading.step_tensor(0.0, p, group)
-            if "square_avg" not in state:
-                state["square_avg"] = fresh_slot(p, group["v_init"])
-            if group["momentum"] != 0 and "momentum_buffer" not in state:
-                state["momentum_buffer"] = fresh_slot(p, 0.0)
-            if group["centered"] and "grad_avg" not in state:
-                state["grad_avg"] = fresh_slot(p, 0.0)
-            params_with_grad.append(p)
-            grads.append(p.grad)
-            square_avgs.append(state["square_avg"])
-            state_steps.append(state["step"])
-            if group["momentum"] != 0:
-                momentum_buffer_list.append(state["momentum_buffer"])
-            if group["centered"]:
-                grad_avgs.append(state["grad_avg"])
-        return has_complex
+        lists = Bucket(params_with_grad, grads, square_avgs, grad_avgs, momentum_buffer_list, state_steps)
+        return slots.fill(group, self.state, lists)
 
     def state_dict(self) -> dict[str, Any]:
         """The state under torch's keys, and the groups as plain numbers, strings and tensors.

@@ -1,0 +1,46 @@
+"""The state of a group's parameters: made where it is missing, and gathered with their gradients."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from rmsprop.bucket import Bucket, fresh_slot
+from rmsprop.loading import step_tensor
+from rmsprop.sparse import refused
+
+
+def fill(group: Mapping[str, Any], state: Any, into: Bucket) -> bool:
+    """Fill the bucket's lists with the parameters that have a gradient, their gradients and their slots.
+
+    A slot is made when it is missing, one by one: trainers put some there themselves, and momentum may begin in mid-run.
+
+    Mutates: the bucket's lists; state, where a slot is missing.
+    Returns: whether a parameter is complex.
+    Raises: RuntimeError for a sparse gradient that the group does not take.
+    """
+    has_complex = False
+    for i, p in enumerate(group["params"]):
+        if p.grad is None:
+            continue
+        if p.grad.layout != torch.strided and (group["sparse"] is None or not p.grad.is_sparse):
+            raise RuntimeError(refused(group, i, p.grad.layout))
+        has_complex |= p.is_complex()
+        own = state[p]
+        if "step" not in own:
+            own["step"] = step_tensor(0.0, p, group)
+        if "square_avg" not in own:
+            own["square_avg"] = fresh_slot(p, group["v_init"])
+        if group["momentum"] != 0 and "momentum_buffer" not in own:
+            own["momentum_buffer"] = fresh_slot(p, 0.0)
+        if group["centered"] and "grad_avg" not in own:
+            own["grad_avg"] = fresh_slot(p, 0.0)
+        into.param.append(p)
+        into.grad.append(p.grad)
+        into.square_avg.append(own["square_avg"])
+        into.step.append(own["step"])
+        if group["momentum"] != 0:
+            into.momentum_buffer.append(own["momentum_buffer"])
+        if group["centered"]:
+            into.grad_avg.append(own["grad_avg"])
+    return has_complex
