@@ -87,9 +87,9 @@ def rmsprop(
         list(grad_avgs) if rule.centered else [],
         list(momentum_buffer_list) if rule.momentum else [],
         list(state_steps),
-        foreach,
-        capturable,
-        differentiable,
+        foreach=foreach,
+        capturable=capturable,
+        differentiable=differentiable,
     )
     work = [(kernels.pick(kernels.check_backend(backend), rule, part), part) for part in whole.split()]
     for chosen, part in work:

@@ -5,16 +5,19 @@ from typing import Any
 
 import torch
 
-from rmsprop.bucket import Bucket, fresh_slot
+from rmsprop.bucket import Bucket, fresh_slot, is_half
 from rmsprop.loading import step_tensor
 from rmsprop.sparse import refused
+from rmsprop.spec import stream
 
 
-def fill(group: Mapping[str, Any], state: Any, into: Bucket) -> bool:
+def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int = 0) -> bool:
     """Fill the bucket's lists with the parameters that have a gradient, their gradients and their slots.
 
     A slot is made when it is missing, one by one: trainers put some there, and momentum may begin in mid-run.
 
+    Args:
+        first: the place of the group's first parameter among all of the optimizer.
     Mutates: the bucket's lists; state, where a slot is missing.
     Returns: whether a parameter is complex.
     Raises: RuntimeError for a sparse gradient that the group does not take.
@@ -35,6 +38,8 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket) -> bool:
             own["momentum_buffer"] = fresh_slot(p, 0.0)
         if group["centered"] and "grad_avg" not in own:
             own["grad_avg"] = fresh_slot(p, 0.0)
+        if group["compensation"] and is_half(p.dtype) and "compensation" not in own:
+            own["compensation"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         into.param.append(p)
         into.grad.append(p.grad)
         into.square_avg.append(own["square_avg"])
@@ -43,4 +48,8 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket) -> bool:
             into.momentum_buffer.append(own["momentum_buffer"])
         if group["centered"]:
             into.grad_avg.append(own["grad_avg"])
+        if group["compensation"]:
+            into.compensation.append(own.get("compensation", p))  # Bucket.split drops what stands for nothing
+        if group["rounding"] == "stochastic":
+            into.streams.append(stream(group["seed"], first + i))
     return has_complex
