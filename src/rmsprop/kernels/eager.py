@@ -254,7 +254,7 @@ def _move_by_tensor(
 
 def _within(bound: float | Tensor, u: Any) -> Any:
     """Each element within ±bound; NaN stays."""
-    return [x.clamp(-bound, bound) for x in u] if isinstance(u, list) else u.clamp(-bound, bound)
+    return u.clamp(-bound, bound) if isinstance(u, Tensor) else [x.clamp(-bound, bound) for x in u]
 
 
 def _write(part: Bucket, worked: Lists) -> None:
