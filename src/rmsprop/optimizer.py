@@ -18,7 +18,7 @@ from rmsprop import clipping, dialects, explain, guard, hooks, kernels, lint, lo
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
-from rmsprop.recipe import recipes
+from rmsprop.recipe import recipes, warn
 from rmsprop.settings import Unset
 from rmsprop.sparse import parts
 from rmsprop.spec import Hyper, Rule, check_flag
@@ -163,6 +163,8 @@ class RMSprop(Optimizer):
         defaults, self._asked = settings.settle(dialect, given | words)
         super().__init__(params, defaults)
         settings.check_half(self.param_groups)
+        if "recipe" in defaults:
+            warn(defaults, self.param_groups)
 
     @classmethod
     def recipe(cls, name: str, params: ParamsT, **changes: Any) -> "RMSprop":

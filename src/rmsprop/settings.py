@@ -71,7 +71,6 @@ def settle(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], froz
     group = check_new(group)
     if followed is not None:
         group["recipe"] = recipe.note(followed, group)
-        recipe.warn(followed, group)
     return group, frozenset(words)
 
 

@@ -7,7 +7,7 @@ import torch
 from cases import Case
 from judge import example, judging, needs
 
-from rmsprop import RMSprop
+from rmsprop import RMSprop, recipes
 from rmsprop.spec import Hyper, Rule
 
 timm = needs("timm", "torchvision", "sklearn")
@@ -49,6 +49,22 @@ def test_timm_puts_in_what_the_docs_say() -> None:
     assert numbers("rmspropplain", momentum=0.5) == (0.99, 0.0)
     with pytest.raises(ValueError, match="plain not found"):
         create_optimizer_v2(model, "rmsprop_plain", lr=1e-3)
+
+
+@timm
+def test_timm_takes_a_recipe() -> None:
+    """A recipe as defaults= of the registry, and weight decay for the groups that it is for: nothing to warn of."""
+    import timm as package
+    from timm.optim import OptimInfo, create_optimizer_v2
+    from timm.optim._optim_factory import default_registry
+
+    default_registry.register(OptimInfo("rmspropb0", RMSprop, defaults=recipes("timm-efficientnet-b0")))
+    model = package.create_model("test_efficientnet")
+    optimizer = create_optimizer_v2(model, "rmspropb0", lr=0.048, weight_decay=1e-5)
+    assert [group["recipe"] for group in optimizer.param_groups] == [
+        "timm-efficientnet-b0; weight_decay=0.0 instead of 1e-05",
+        "timm-efficientnet-b0",
+    ]
 
 
 @timm
