@@ -19,7 +19,7 @@ class Trainer:
 
 
 class WithOurs(Trainer):  # class WithOurs(ultralytics.models.yolo.detect.DetectionTrainer)
-    """`YOLO(...).train(trainer=WithOurs, optimizer="RMSprop", momentum=0.0, warmup_momentum=0.0)`."""
+    """`YOLO(...).train(trainer=WithOurs, optimizer="RMSprop", momentum=0, warmup_momentum=0, warmup_bias_lr=0)`."""
 
     def build_optimizer(self, *args, **kwargs):
         groups = super().build_optimizer(*args, **kwargs).param_groups  # its grouping, weight decay, lr and momentum

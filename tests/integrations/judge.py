@@ -23,12 +23,10 @@ LIMITS = {name: 2 * limit for name, limit in BUDGET.items()}
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def needs(*modules: str) -> pytest.MarkDecorator:
+def needs(*modules: str, how: str = "`make integrations` installs what trainers need") -> pytest.MarkDecorator:
     """A mark that skips a test, and says so, where one of these modules is not installed."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    return pytest.mark.skipif(
-        bool(missing), reason=f"needs {', '.join(missing)}: `make integrations` installs what trainers need"
-    )
+    return pytest.mark.skipif(bool(missing), reason=f"needs {', '.join(missing)}: {how}")
 
 
 def example(name: str) -> ModuleType:

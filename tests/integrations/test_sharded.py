@@ -56,7 +56,7 @@ def test_a_container_goes_through_dcp_by_name(tmp_path: Path) -> None:
     assert "[2] v ← 0.95·v + 0.05·g²" in again.pairs[1][1].explain()
 
 
-@needs("deepspeed")
+@needs("deepspeed", how="pip install --no-build-isolation deepspeed")
 def test_deepspeed_steps_a_flat_tensor_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ZeRO 1 with bfloat16 weights steps our float32 master copy, clipped to 1; without the word it refuses."""
     import deepspeed
