@@ -84,6 +84,9 @@ TRAINERS = (
         (
             "`amp_in_step=True` and `gradient_clip_val` exclude each other: Lightning raises under any mixed "
             "precision, bfloat16 too. Clip in the optimizer (`clip_global_norm=1.0`), or leave amp_in_step off",
+            "LightningCLI takes `--optimizer=rmsprop.RMSprop --optimizer.dialect=keras3`; what is not said is the "
+            "dialect's. But the configuration that it saves names every argument, with torch's numbers, and in a run "
+            "from that file they count as given. Delete the lines that you did not say",
             "Under ZeRO and FSDP strategies the optimizer sees shards, so `clip_global_norm=` would be a shard's "
             "norm: let the trainer clip there",
         ),

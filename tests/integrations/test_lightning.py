@@ -41,3 +41,23 @@ def test_amp_in_step_and_clipping_exclude_each_other(precision: str) -> None:
     assert weight.grad.norm() > 4
     plugin.clip_gradients(RMSprop([weight]), clip_val=1.0)
     assert weight.grad.norm() == pytest.approx(1.0, abs=1e-5)
+
+
+@needs("jsonargparse")
+def test_the_command_line_builds_ours_by_class_path() -> None:
+    """LightningCLI reads the signature: what is not said is the dialect's, and the configuration can be written."""
+    import lightning
+    from lightning.pytorch.cli import LightningCLI
+
+    class Model(lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = torch.nn.Linear(2, 1)
+
+    said = ["--optimizer=rmsprop.RMSprop", "--optimizer.dialect=keras3", "--optimizer.momentum=0.5"]
+    cli = LightningCLI(Model, args=said, run=False, save_config_callback=None)
+    optimizer = cli.model.configure_optimizers()
+    assert type(optimizer) is RMSprop
+    group = optimizer.param_groups[0]
+    assert [group[name] for name in ("lr", "alpha", "eps", "momentum")] == [1e-3, 0.9, 1e-7, 0.5]
+    assert "alpha: 0.99" in cli.parser.dump(cli.config)  # the trap: torch's numbers, as if they had been said
