@@ -87,8 +87,7 @@ TRAINERS = (
             "LightningCLI takes `--optimizer=rmsprop.RMSprop --optimizer.dialect=keras3`; what is not said is the "
             "dialect's. But the configuration that it saves names every argument, with torch's numbers, and in a run "
             "from that file they count as given. Delete the lines that you did not say",
-            "Under ZeRO and FSDP strategies the optimizer sees shards, so `clip_global_norm=` would be a shard's "
-            "norm: let the trainer clip there",
+            "Under its FSDP and DeepSpeed strategies the optimizer sees flat pieces: let the trainer clip",
         ),
     ),
     Trainer(
@@ -204,7 +203,7 @@ TRAINERS = (
             "over it. Give both as 0 to `train`",
             "`warmup_bias_lr` is 0.1 by default: RMSprop's steps are as long as lr whatever the gradient, so biases "
             "move by 0.1/√(1−alpha), 0.3 to 1, in the first step. Give 0",
-            "Its checkpoints keep `square_avg` in float32, and round `momentum_buffer` to float16",
+            "Its checkpoints keep `square_avg` in float32, and round `momentum_buffer` and `grad_avg` to float16",
         ),
     ),
 )

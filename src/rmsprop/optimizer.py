@@ -48,8 +48,7 @@ class RMSprop(Optimizer):
         eps: ε, in units of the gradient ("outside", "floor") or of its square ("inside").
         weight_decay: weight decay, see `weight_decay_mode`.
         momentum: momentum, 0 <= momentum < 1.
-        centered: subtract the squared mean gradient: divide by the standard deviation. None: as in the dialect, and
-            torch's does not.
+        centered: subtract the squared mean gradient: divide by the standard deviation. None: the dialect's.
         capturable: keep lr and step on the device, so that a graph can be captured. Works on every device.
         foreach: True: all tensors of a kind at once; False: one by one, with the least memory; None: chosen.
         maximize: ascend instead of descend.
@@ -164,8 +163,7 @@ class RMSprop(Optimizer):
         defaults, self._asked = settings.settle(dialect, given | words)
         super().__init__(params, defaults)
         settings.check_half(self.param_groups)
-        if "recipe" in defaults:
-            warn(defaults, self.param_groups)
+        warn(defaults, self.param_groups)
 
     @classmethod
     def recipe(cls, name: str, params: ParamsT, **changes: Any) -> "RMSprop":

@@ -147,9 +147,11 @@ def warn(settings: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> No
     groups that it is for, and 0 or nothing to the constructor.
 
     Args:
-        settings: what the optimizer was built with, under our names, "recipe" among them.
+        settings: what the optimizer was built with, under our names, "recipe" among them if it follows one.
         groups: the parameter groups.
     """
+    if "recipe" not in settings:
+        return
     row = find(_name_of(settings["recipe"]))
     meant = complete(row)
     asked = [word for word in _CHANGEABLE if word not in _UNWARNED]
