@@ -21,6 +21,7 @@ from typing import Any, get_args, get_type_hints
 from claims import CLAIMS, Finding, measure
 from figures import FIGURES
 from recipes_page import recipes_page
+from trainers_page import trainers_page
 
 from rmsprop import spec
 from rmsprop.dialects import DIALECTS, Dialect
@@ -275,6 +276,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "dialects.md": dialects_page,
     **{f"dialects/{row.name}.md": partial(dialect_page, row) for row in DIALECTS.values()},
     "recipes.md": recipes_page,
+    "trainers.md": trainers_page,
     "cli.md": cli_page,
 }
 

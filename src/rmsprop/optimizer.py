@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from operator import itemgetter
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -18,8 +18,8 @@ from rmsprop import clipping, dialects, explain, guard, hooks, kernels, lint, lo
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
-from rmsprop.recipe import recipes
-from rmsprop.settings import Unset
+from rmsprop.recipe import recipes, warn
+from rmsprop.settings import is_unset, unset
 from rmsprop.sparse import parts
 from rmsprop.spec import Hyper, Rule, check_flag
 
@@ -48,7 +48,7 @@ class RMSprop(Optimizer):
         eps: ε, in units of the gradient ("outside", "floor") or of its square ("inside").
         weight_decay: weight decay, see `weight_decay_mode`.
         momentum: momentum, 0 <= momentum < 1.
-        centered: subtract the squared mean gradient: divide by the standard deviation.
+        centered: subtract the squared mean gradient: divide by the standard deviation. None: the dialect's.
         capturable: keep lr and step on the device, so that a graph can be captured. Works on every device.
         foreach: True: all tensors of a kind at once; False: one by one, with the least memory; None: chosen.
         maximize: ascend instead of descend.
@@ -103,12 +103,12 @@ class RMSprop(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = Unset(1e-2),
-        alpha: float = Unset(0.99),
-        eps: float = Unset(1e-8),
-        weight_decay: float = Unset(0),
-        momentum: float = Unset(0),
-        centered: bool = cast(bool, Unset(False)),
+        lr: float | Tensor = unset(1e-2),
+        alpha: float = unset(0.99),
+        eps: float = unset(1e-8),
+        weight_decay: float = unset(0),
+        momentum: float = unset(0),
+        centered: bool | None = None,
         capturable: bool = False,
         foreach: bool | None = None,
         maximize: bool = False,
@@ -139,9 +139,9 @@ class RMSprop(Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "momentum": momentum,
-            "centered": centered,
         }
         switches = {
+            "centered": centered,
             "eps_mode": eps_mode,
             "v_init": v_init,
             "lr_in_buffer": lr_in_buffer,
@@ -150,7 +150,7 @@ class RMSprop(Optimizer):
             "weight_decay_mode": weight_decay_mode,
             "sparse": sparse,
         }
-        given: dict[str, Any] = {name: value for name, value in numbers.items() if not isinstance(value, Unset)}
+        given: dict[str, Any] = {name: value for name, value in numbers.items() if not is_unset(value)}
         given |= {name: value for name, value in switches.items() if value is not None}
         given |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
         given |= {"differentiable": differentiable, "fused": fused}
@@ -163,6 +163,7 @@ class RMSprop(Optimizer):
         defaults, self._asked = settings.settle(dialect, given | words)
         super().__init__(params, defaults)
         settings.check_half(self.param_groups)
+        warn(defaults, self.param_groups)
 
     @classmethod
     def recipe(cls, name: str, params: ParamsT, **changes: Any) -> "RMSprop":
