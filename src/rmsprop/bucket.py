@@ -27,6 +27,7 @@ class Bucket:
         fused: True: only a native kernel will do; False: none; None: chosen.
         grad_scale: the loss scale that the gradients still carry, or None.
         found_inf: if it is not 0, a gradient overflowed on some device and the step is skipped, or None.
+        whole: by id of a shard in `param`, the DTensor that it is a part of: shards.py.
     """
 
     param: list[Tensor] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Bucket:
     fused: bool | None = None
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+    whole: Mapping[int, Tensor] = field(default_factory=dict)
 
     def lists(self) -> tuple[list[Tensor], ...]:
         """Its six lists, in the order of the attributes."""
@@ -64,7 +66,7 @@ class Bucket:
     def _with(self, lists: list[list[Tensor]]) -> "Bucket":
         asked = (self.foreach, self.capturable, self.differentiable, self.fused)
         p, g, v, m, b, step = lists
-        return Bucket(p, g, v, m, b, step, *asked, self.grad_scale, self.found_inf)
+        return Bucket(p, g, v, m, b, step, *asked, self.grad_scale, self.found_inf, self.whole)
 
     def split(self) -> Iterator["Bucket"]:
         """The same tensors as buckets that each hold one device, dtype and type, in order of appearance."""
@@ -93,7 +95,7 @@ def wanted(group: Mapping[str, Any], params: list[Tensor]) -> Bucket:
 
 
 def kind(param: Tensor) -> tuple[torch.device, torch.dtype, type]:
-    """What tensors must share to be in one bucket. Subclasses (DTensor) do not mix with plain tensors."""
+    """What tensors must share to be in one bucket. Subclasses do not mix with plain tensors."""
     family = torch.Tensor if type(param) is torch.nn.Parameter else type(param)
     return (param.device, param.dtype, family)
 

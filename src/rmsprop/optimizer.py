@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from rmsprop import clipping, dialects, explain, kernels, lint, loading, settings, slots
+from rmsprop import clipping, dialects, explain, kernels, lint, loading, settings, shards, slots
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
@@ -204,7 +204,7 @@ class RMSprop(Optimizer):
         """Raise now, and not at the first step, if a backend that was asked for cannot take these parameters."""
         rule, _ = settings.read(group)
         ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p)]
-        for bucket in wanted(group, ready).split():
+        for bucket in shards.localized(wanted(group, ready)).split():
             kernels.pick(self.backend, rule, bucket)
 
     @overload
@@ -259,6 +259,7 @@ class RMSprop(Optimizer):
         for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
             backend.step(rule, hyper, bucket)
             clipping.clip_weights(settled, bucket)
+            shards.written(bucket)
             if write_back is not None:
                 write_back()
         if not torch.compiler.is_compiling():
@@ -300,7 +301,7 @@ class RMSprop(Optimizer):
             bucket.grad_avg,
             bucket.step,
         )
-        return list(bucket.split())
+        return list(shards.localized(bucket).split())
 
     def _init_group(
         self,
