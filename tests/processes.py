@@ -66,7 +66,7 @@ def main(module: str, rank: int, world: int, folder: Path) -> None:
 
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=world, timeout=timedelta(seconds=60)
+        "gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=world, timeout=timedelta(seconds=20)
     )
     here = Here(rank, world, folder)
     for name, run in importlib.import_module(module).CASES[world].items():

@@ -30,14 +30,18 @@ def is_spread(tensor: object) -> bool:
     return loaded is not None and isinstance(tensor, loaded.DTensor)
 
 
-def shard(tensor: Tensor) -> Tensor:
-    """This process's part of a DTensor, in the same memory; any other tensor itself."""
+def shard(tensor: Any) -> Any:
+    """This process's part of a DTensor, in the same memory; anything else itself."""
     if not is_spread(tensor):
         return tensor
-    held: Tensor = tensor._local_tensor  # type: ignore[attr-defined]  # to_local() makes a new view each time
-    if type(held) not in _PLAIN and hasattr(held, "wait"):
-        return held.wait()  # type: ignore[no-any-return]  # AsyncCollectiveTensor: still under way
-    return held
+    held = tensor._local_tensor  # to_local() makes a new view each time
+    return held.wait() if type(held) not in _PLAIN and hasattr(held, "wait") else held  # AsyncCollectiveTensor
+
+
+def shard_of_gradient(param: Tensor) -> Tensor | None:
+    """This process's part of the parameter's gradient, where it can be told without asking another."""
+    grad = param.grad
+    return None if grad is None or _differ(param, grad) else shard(grad)
 
 
 def spread_alike(a: Any, b: Any) -> bool:
@@ -81,7 +85,8 @@ def _differ(a: Any, b: Any) -> bool:
 
 def spread_as(param: Any, x: Any) -> Tensor:
     """This process's part of a DTensor when it is spread as the parameter is. Processes talk where it is not."""
-    return shard(x if spread_alike(x, param) else x.redistribute(param.device_mesh, param.placements))
+    own: Tensor = shard(x if spread_alike(x, param) else x.redistribute(param.device_mesh, param.placements))
+    return own
 
 
 def _check(bucket: Bucket, i: int, param: Any) -> None:
@@ -137,8 +142,8 @@ def norms(bucket: Bucket) -> list[Tensor]:
         if getattr(p, "_fsdp_flattened", False):
             raise RuntimeError(
                 "clip_norm and clip_global_norm cannot see the other shards of FullyShardedDataParallel (FSDP1): "
-                "call model.clip_grad_norm_(...) before step() instead, or shard with torch's fully_shard (FSDP2), whose "
-                "norms are taken over all processes"
+                "call model.clip_grad_norm_(...) before step() instead, or shard with fully_shard (FSDP2), whose norms "
+                "are taken over all processes"
             )
         owner: Any = bucket.whole.get(id(p))
         axes = () if owner is None else tuple(k for k, x in enumerate(owner.placements) if not x.is_replicate())
@@ -167,7 +172,8 @@ def part_for(param: Any, value: Any) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     value = value.to(param.device_mesh.device_type)
-    return shard(distribute_tensor(value, param.device_mesh, param.placements, src_data_rank=None))
+    own: Tensor = shard(distribute_tensor(value, param.device_mesh, param.placements, src_data_rank=None))
+    return own
 
 
 class Watch:
@@ -190,7 +196,7 @@ class Watch:
         self._spread_shards = [x._local_tensor for x in self._spread]
         # what stands in the place of the state's entries: the same slots as shards, by the same names
         self._mirrors = {
-            own: {name: shard(x) if isinstance(x, Tensor) else x for name, x in state.get(p, {}).items()}
+            own: {name: shard(x) for name, x in state.get(p, {}).items()}
             for p, own in zip(self._params, self._shards, strict=True)
         }
 
