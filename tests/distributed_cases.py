@@ -209,8 +209,8 @@ def fsdp2(here: Here) -> None:
 def fsdp2_own_batches(here: Here) -> None:
     """Own batches: bit for bit the twin's on the gradients that arrived, and near one process's with all.
 
-    The bound to one process that has all batches at once: its sums are in another order, some 1e-7 of a gradient of up
-    to about 1; a step multiplies that by at most lr/eps = 0.2. Not centered: v − m² would turn it into noise.
+    The bound to one process that has all batches at once: its sums are in another order, some 1e-7 of a gradient of
+    up to about 1; a step multiplies that by at most lr/eps = 0.2. Not centered: v − m² would turn it into noise.
     Measured 6e-8, a unit in the last place of an element below 1; frozen at four times that.
     """
     model, twin, single = sharded(block()), block(), block()
@@ -313,7 +313,7 @@ def tensor_parallel(here: Here) -> None:
 
 
 @case(4)
-def fsdp2_over_tensor_parallel(here: Here) -> None:
+def fsdp2_over_tensor_parallel(_: Here) -> None:
     """Two dimensions: sharded over 2 for the data and over 2 for the tensors."""
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
     model = in_parallel(mesh["tp"])

@@ -140,7 +140,7 @@ def test_state_that_is_spread_otherwise_is_refused(slot, kind, mesh):
         with pytest.raises(RuntimeError, match=re.escape(f"the {slot} of the parameter of shape (3,) {words}")):
             step(optimizer, 1.0)
         assert torch.equal(shards.shard(p), before)
-        with pytest.raises(RuntimeError, match="load the state again, or delete it from optimizer.state"):
+        with pytest.raises(RuntimeError, match=r"load the state again, or delete it from optimizer\.state"):
             optimizer.step()
         del optimizer.state[p]
         step(optimizer, 1.0)
@@ -154,6 +154,60 @@ def test_a_plain_parameter_takes_no_distributed_state(mesh):
     optimizer.state[q]["square_avg"] = distribute_tensor(torch.ones(3), mesh, [Shard(0)], src_data_rank=None)
     with pytest.raises(RuntimeError, match="is a DTensor and the parameter a Parameter"):
         step(optimizer, 1.0)
+
+
+def test_a_state_dict_of_plain_tensors_is_cut_up(mesh):
+    """One process's state goes to a distributed parameter, in place where it has shards; parts are no whole."""
+    p, q = spread(torch.ones(3), mesh), nn.Parameter(torch.ones(3))
+    pair = RMSprop([p], momentum=0.9), RMSprop([q], momentum=0.9)
+    step(pair[1], 1.0, 2.0)
+    for _ in range(2):
+        pair[0].load_state_dict(pair[1].state_dict())
+        slots = {name: slot for name, slot in pair[0].state[p].items() if name != "step"}
+        for name, slot in slots.items():
+            assert slot.placements == (Shard(0),)
+            assert torch.equal(shards.shard(slot), pair[1].state[q][name])
+    before = {name: slot.data_ptr() for name, slot in ((n, shards.shard(x)) for n, x in slots.items())}
+    pair[0].load_state_dict(pair[1].state_dict())
+    assert before == {name: shards.shard(pair[0].state[p][name]).data_ptr() for name in slots}
+    moved = spread(torch.ones(3), mesh, Replicate())
+    other = RMSprop([moved], momentum=0.9)
+    other.load_state_dict(pair[0].state_dict())  # of other placements
+    assert other.state[moved]["square_avg"].placements == (Replicate(),)
+    assert torch.equal(shards.shard(other.state[moved]["square_avg"]), pair[1].state[q]["square_avg"])
+    with pytest.raises(ValueError, match=r"is spread over processes .* StateDictOptions\(full_state_dict=True\)"):
+        pair[1].load_state_dict(pair[0].state_dict())
+
+
+def test_a_shard_of_fsdp1_has_no_norm():
+    """Nothing names the processes that hold the rest: refused with what works, before anything moves."""
+    p = nn.Parameter(torch.ones(3))
+    p._fsdp_flattened = True
+    optimizer = RMSprop([p], clip_norm=1.0)
+    with pytest.raises(RuntimeError, match=r"cannot see the other shards .* call model.clip_grad_norm_"):
+        step(optimizer, 1.0)
+    assert torch.equal(p.detach(), torch.ones(3))
+
+
+def test_what_moved_goes_the_long_way(mesh):
+    """A shard that was replaced, of the parameter or of its state, and a slot that was: the plan is made anew."""
+    p = spread(torch.ones(3), mesh)
+    optimizer = RMSprop([p])
+    step(optimizer, 1.0, 1.0)
+    own = optimizer.state[p]
+    for replace in (
+        lambda: setattr(p, "_local_tensor", p._local_tensor.clone()),
+        lambda: setattr(own["square_avg"], "_local_tensor", own["square_avg"]._local_tensor.clone()),
+        lambda: own.update(square_avg=own["square_avg"].clone()),
+    ):
+        plan = optimizer._plan
+        step(optimizer, 1.0)
+        assert optimizer._plan is plan
+        replace()
+        before = shards.shard(p).clone()
+        step(optimizer, 1.0)
+        assert optimizer._plan is not plan
+        assert not torch.equal(shards.shard(p), before)
 
 
 def test_effective_learning_rates_are_of_the_shard(mesh):

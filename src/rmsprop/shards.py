@@ -142,8 +142,8 @@ def norms(bucket: Bucket) -> list[Tensor]:
         if getattr(p, "_fsdp_flattened", False):
             raise RuntimeError(
                 "clip_norm and clip_global_norm cannot see the other shards of FullyShardedDataParallel (FSDP1): "
-                "call model.clip_grad_norm_(...) before step() instead, or shard with fully_shard (FSDP2), whose norms "
-                "are taken over all processes"
+                "call model.clip_grad_norm_(...) before step() instead, or shard with fully_shard (FSDP2), whose "
+                "norms are taken over all processes"
             )
         owner: Any = bucket.whole.get(id(p))
         axes = () if owner is None else tuple(k for k, x in enumerate(owner.placements) if not x.is_replicate())
