@@ -188,6 +188,7 @@ class Watch:
         self._params: list[Any] = [params[i] for i in self._places]
         self._shards = [p._local_tensor for p in self._params]
         self._specs = [p._spec for p in self._params]
+        self._known: list[Any] = self._specs  # of the gradients: most share the parameter's
         kept = [(state[p], name) for p in self._params for name in state.get(p, ())]
         self._entries: list[Any] = [entry for entry, _ in kept]
         self._names = [name for _, name in kept]
@@ -225,14 +226,21 @@ class Watch:
             return None
         if not _same(map(_SHARD, self._spread), self._spread_shards):
             return None
-        for i, param in zip(self._places, self._params, strict=True):
-            grad = found[i]
-            if grad is None:
-                continue
-            if not is_spread(grad) or not spread_alike(grad, param):
-                return None
-            found[i] = grad._local_tensor
+        given = list(map(found.__getitem__, self._places))
+        specs = list(map(_kind, given))
+        if not _same(specs, self._known):
+            for param, grad in zip(self._params, given, strict=True):
+                if grad is not None and not (is_spread(grad) and spread_alike(grad, param)):
+                    return None
+            self._known = specs
+        for i, grad in zip(self._places, given, strict=True):
+            found[i] = None if grad is None else grad._local_tensor
         return found
+
+
+def _kind(grad: Any) -> Any:
+    """The object that says how a gradient is spread; of any other the type, and of None that of None."""
+    return getattr(grad, "_spec", None) or type(grad)
 
 
 _SHARD = attrgetter("_local_tensor")
