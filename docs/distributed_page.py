@@ -62,7 +62,9 @@ def measured() -> str:
         cells = [title, what, str(row["world"]), _time(own), _time(best), f"{best / own:.0f}x"]
         lines.append("| " + " | ".join(cells) + " |")
     machine = found["machine"]
-    below = f"{machine['cpu']}, {found['cores']} cores, torch {machine['torch']}; medians of {found['rounds']} rounds."
+    below = (
+        f"{machine['cpu']}, {found['cores']} cores, torch {machine['torch']}; medians of {found['rounds']} rounds."
+    )
     return "\n".join([*lines, "", below, "", f"![{ALT}](figures/distributed.png)"])
 
 
@@ -85,7 +87,10 @@ def computed() -> str:
 def cpu_rate() -> float:
     """Bytes per second of the CPU kernel on one large tensor, with all threads."""
     rows = json.loads(CPU.read_text(encoding="utf-8"))["results"]
-    row = max((r for r in rows if (r["case"], r["variant"], r["busy"]) == ("one", "plain", False)), key=lambda r: int(r["threads"]))
+    row = max(
+        (r for r in rows if (r["case"], r["variant"], r["busy"]) == ("one", "plain", False)),
+        key=lambda r: int(r["threads"]),
+    )
     return float(row["elements"] * 20 / row["times"][OURS]["median"] * 1e6)
 
 

@@ -1,7 +1,11 @@
 """More cases of test_distributed.py: checkpoints of the state, and what needs all elements."""
 
 import copy
+import os
+import re
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -447,3 +451,20 @@ def autograd_sees_the_step(_: Here) -> None:
             optimizer.step()
             with pytest.raises(RuntimeError, match="inplace"):
                 loss.backward()
+
+
+@case(2)
+def documented(here: Here) -> None:
+    """Every block of docs/distributed.md runs as it stands, one after the other."""
+    page = (Path(__file__).parents[1] / "docs" / "distributed.md").read_text(encoding="utf-8")
+    os.environ["CHECKPOINTS"] = str(here.folder / "documented")
+    scope: dict[str, Any] = {}
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(blocks) == 5
+    with mock.patch.object(dist, "init_process_group"):  # there is one already
+        for i, block in enumerate(blocks):
+            exec(compile(block, f"distributed.md, block {i}", "exec"), scope)
+    for name in ("optimizer", "ddp_optimizer", "tp_optimizer"):
+        assert "cpu: steps them" in scope[name].explain()
+        assert all(float(own["step"]) for own in scope[name].state.values())
+    assert scope["zero"].optim.state
