@@ -2,9 +2,10 @@
 
     python bench/distributed.py [rounds]
 
-Every parameter is a DTensor, cut over its first axis as fully_shard cuts it; gradients are given, so that only `step()`
-is timed. Processes begin each step together (a barrier), run one thread each, and the contestants take turns. A round
-counts as long as its slowest process took. Medians in microseconds go to bench/results/distributed.json, from which
+Every parameter is a DTensor, cut over its first axis as fully_shard cuts it; gradients are given, so only `step()` is
+timed. Processes begin each step together (a barrier), run one thread each, and the contestants take turns. A round
+counts as long as its slowest process took: by the clock ("wall"), and of its core ("cpu"), which leaves out the waiting
+for a core where there are more processes than cores. Medians in microseconds go to bench/results/distributed.json, from which
 docs/build.py draws docs/figures/distributed.png and the table of docs/distributed.md.
 """
 
@@ -57,27 +58,29 @@ def work(rank: int, world: int, folder: Path, rounds: int) -> None:
     """Be one of the processes, and leave the times of all rounds in the folder."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=world)
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
     for case in MODELS:
         steps = contestants(case)
         for step in steps.values():
             step()
             step()  # state exists, and a plan
-        times: dict[str, list[float]] = {name: [] for name in steps}
+        times: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in steps}
         for _ in range(rounds):
             for name, step in steps.items():
                 dist.barrier()
-                begun = time.perf_counter()
+                begun = time.perf_counter(), time.thread_time()
                 step()
-                times[name].append((time.perf_counter() - begun) * 1e6)
+                ended = time.perf_counter(), time.thread_time()
+                for clock, begin, end in zip(("wall", "cpu"), begun, ended, strict=True):
+                    times[name][clock].append((end - begin) * 1e6)
         found[case] = times
     (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.barrier()
     dist.destroy_process_group()
 
 
-def measure(world: int, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """By case and contestant, how long each round took its slowest process."""
+def measure(world: int, rounds: int) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """By case, contestant and clock, how long each round took its slowest process."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, __file__, "--process", str(world), name, str(rounds)]
@@ -85,10 +88,21 @@ def measure(world: int, rounds: int) -> dict[str, dict[str, list[float]]]:
         if any(process.wait() for process in started):
             raise SystemExit(f"a process of {world} failed")
         parts = [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(world)]
+
+    def slowest(*path: str) -> list[float]:
+        case, name, clock = path
+        return [max(times) for times in zip(*(part[case][name][clock] for part in parts), strict=True)]
+
     return {
-        case: {name: [max(r) for r in zip(*(part[case][name] for part in parts), strict=True)] for name in times}
+        case: {name: {clock: slowest(case, name, clock) for clock in clocks} for name, clocks in times.items()}
         for case, times in parts[0].items()
     }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, and the first and last tenth."""
+    tenths = statistics.quantiles(values, n=10)
+    return {"median": round(statistics.median(values), 1), "p10": round(tenths[0], 1), "p90": round(tenths[-1], 1)}
 
 
 def main(rounds: int) -> None:
@@ -97,12 +111,10 @@ def main(rounds: int) -> None:
     for world in WORLDS:
         for case, times in measure(world, rounds).items():
             elements = sum(torch.Size(shape).numel() for shape in bench.CASES[case]())
-            for name, values in times.items():
-                tenths = statistics.quantiles(values, n=10)
+            for name, clocks in times.items():
                 row = {"case": case, "tensors": len(bench.CASES[case]()), "elements": elements, "world": world}
-                row |= {"name": name, "median": statistics.median(values), "p10": tenths[0], "p90": tenths[-1]}
-                rows.append(row)
-            shown = "  ".join(f"{name} {statistics.median(values):10.0f}" for name, values in times.items())
+                rows.append({**row, "name": name, **{clock: spread(values) for clock, values in clocks.items()}})
+            shown = "  ".join(f"{name} {spread(clocks['cpu'])['median']:10.0f}" for name, clocks in times.items())
             print(f"{world} processes  {case:10}  {shown}", flush=True)
     found = {"machine": bench.machine(), "cores": os.cpu_count(), "unit": "microseconds", "rounds": rounds}
     bench.save({**found, "results": rows}, HERE / "results" / "distributed.json")
@@ -112,4 +124,4 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--process"]:
         work(int(sys.argv[5]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
     else:
-        main(int(sys.argv[1]) if len(sys.argv) > 1 else 60)
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 30)

@@ -409,6 +409,31 @@ def zero(here: Here) -> None:
 
 
 @case(2)
+def scaled(here: Here) -> None:
+    """GradScaler: an overflow in one process's shard skips the step in all, and then no step is counted."""
+    for in_step in (False, True):
+        model, twin = sharded(block()), block()
+        settings = dict(EVERYTHING, amp_in_step=in_step, capturable=in_step)
+        optimizer, other = (RMSprop(m.parameters(), backend="cpu", **settings) for m in (model, twin))
+        scalers = [torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000) for _ in range(2)]
+        for i, tokens in enumerate(same_batches()):
+            for m, o, scaler in zip((model, twin), (optimizer, other), scalers, strict=True):
+                o.zero_grad()
+                scaler.scale(m(tokens)).backward()
+                if i == 2:  # the last row of the embedding, which the last process holds
+                    grad = m.embedding.weight.grad
+                    held = grad.to_local() if isinstance(grad, DTensor) else grad
+                    if here.rank == here.world - 1 or held is grad:
+                        held[-1, -1] = float("inf")
+                scaler.step(o)
+                scaler.update()
+        assert {scaler.get_scale() for scaler in scalers} == {2.0}
+        assert {float(own["step"]) for own in optimizer.state.values()} == {len(RATES) - 1.0}
+        assert_same(model.parameters(), twin.parameters())
+        assert_same_state(optimizer, other)
+
+
+@case(2)
 def what_moved_is_seen(here: Here) -> None:
     """The plan steps no shard that is not the parameter's any more, and no state that was replaced."""
     model, twin = sharded(block()), block()

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from rmsprop import RMSprop, shards
+from rmsprop.functional import rmsprop
 from rmsprop.observe import Recorder, effective_lr
 
 pytestmark = pytest.mark.xdist_group("distributed")
@@ -208,6 +209,22 @@ def test_what_moved_goes_the_long_way(mesh):
         step(optimizer, 1.0)
         assert optimizer._plan is not plan
         assert not torch.equal(shards.shard(p), before)
+
+
+def test_the_functional_form_takes_shards(mesh):
+    """The lists that are given stay as they are, and the shards of what they hold are stepped."""
+    values = [torch.tensor([1.0, -2.0]), torch.tensor([0.5, 3.0]), torch.zeros(2), torch.zeros(2)]
+    numbers = dict(lr=0.1, alpha=0.9, eps=1e-8, weight_decay=0.1, momentum=0.0, centered=True)
+    found = []
+    for make in (lambda x: distribute_tensor(x.clone(), mesh, [Shard(0)], src_data_rank=None), torch.clone):
+        p, g, v, m = map(make, values)
+        lists = [[p], [g], [v], [m]]
+        version = p._version
+        rmsprop(*lists, [], [torch.tensor(0.0)], backend="cpu", **numbers)
+        assert all(values[0] is x for values, x in zip(lists, (p, g, v, m), strict=True))
+        assert p._version > version
+        found.append([shards.shard(x) for x in (p, v, m)])
+    assert all(torch.equal(x, y) for x, y in zip(*found, strict=True))
 
 
 def test_effective_learning_rates_are_of_the_shard(mesh):
