@@ -4,9 +4,9 @@
 
 Every parameter is a DTensor, cut over its first axis as fully_shard cuts it; gradients are given, so only `step()` is
 timed. Processes begin each step together (a barrier), run one thread each, and the contestants take turns. A round
-counts as long as its slowest process took: by the clock ("wall"), and of its core ("cpu"), which leaves out the waiting
-for a core where there are more processes than cores. Medians in microseconds go to bench/results/distributed.json, from which
-docs/build.py draws docs/figures/distributed.png and the table of docs/distributed.md.
+counts as long as its slowest process took: by the clock ("wall"), and of its core ("cpu"), which leaves out the
+waiting for a core where there are more processes than cores. Medians in microseconds go to
+bench/results/distributed.json, from which docs/build.py makes the figure and the table of docs/distributed.md.
 """
 
 import json

@@ -120,6 +120,7 @@ def test_a_gradient_that_is_not_summed_yet_is_summed(mesh):
     assert pair[0]._plan is not None
     p.grad = DTensor.from_local(torch.full((3,), 1.0), mesh, [Partial()])
     pair[0].step()
+    assert pair[0]._plan is None
     q.grad = torch.ones(3)
     pair[1].step()
     pair[1].step()
@@ -209,6 +210,20 @@ def test_what_moved_goes_the_long_way(mesh):
         step(optimizer, 1.0)
         assert optimizer._plan is not plan
         assert not torch.equal(shards.shard(p), before)
+
+
+def test_a_recorded_step_of_a_distributed_parameter_has_a_derivative(mesh):
+    """differentiable=True leaves DTensors as they are: autograd knows them, and not their shards."""
+    found = []
+    for make in (lambda x: distribute_tensor(x, mesh, [Shard(0)], src_data_rank=None), torch.clone):
+        p, w = make(torch.ones(3)), make(torch.tensor([1.0, 2.0, 3.0])).requires_grad_()
+        optimizer = RMSprop([p], lr=0.1, eps=1.0, differentiable=True)
+        p.grad = w * 2
+        optimizer.step()
+        p.sum().backward()
+        found.append(shards.shard(w.grad))
+    assert bool(found[1].all())
+    torch.testing.assert_close(*found, rtol=1e-6, atol=0.0)
 
 
 def test_the_functional_form_takes_shards(mesh):
