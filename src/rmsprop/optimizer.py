@@ -14,7 +14,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from rmsprop import clipping, dialects, explain, guard, hooks, kernels, lint, loading, settings, slots
+from rmsprop import clipping, dialects, explain, guard, hooks, kernels, lint, loading, settings, shards, slots
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
@@ -204,7 +204,7 @@ class RMSprop(Optimizer):
         """Raise now, and not at the first step, if a backend that was asked for cannot take these parameters."""
         rule, _ = settings.read(group)
         ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p)]
-        for bucket in wanted(group, ready).split():
+        for bucket in shards.localized(wanted(group, ready)).split():
             kernels.pick(self.backend, rule, bucket)
 
     @overload
@@ -266,6 +266,7 @@ class RMSprop(Optimizer):
         for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
             backend.step(rule, hyper, bucket)
             clipping.clip_weights(settled, bucket)
+            shards.written(bucket)
             if write_back is not None:
                 write_back()
         if not torch.compiler.is_compiling():
@@ -309,7 +310,7 @@ class RMSprop(Optimizer):
             bucket.step,
             *((bucket.compensation, bucket.streams, first) if half else ()),
         )
-        return list(bucket.split())
+        return list(shards.localized(bucket).split())
 
     def _init_group(
         self,
