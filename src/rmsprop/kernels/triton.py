@@ -195,7 +195,6 @@ class Work:
             "compensated": bool(bucket.compensation),
             "block": BLOCK,
             "piece": BLOCK // 4,
-            "num_warps": WARPS,
             "enable_fp_fusion": False,  # every rounding is the CPU kernel's
             "sanitize_overflow": False,  # random words wrap around, under TRITON_DEBUG too
         }
@@ -231,15 +230,24 @@ class Work:
             hyper.eps,
             hyper.momentum,
             float(hyper.shrinkage(self.rule)),
-            hyper.cap,
-            hyper.carried(),
             lr_at,
             grad_scale,
             found_inf,
-            capped=hyper.max_update is not None,
+            hyper.cap,
+            hyper.carried(),
             **self.fixed,
+            **self.bounded(hyper.max_update is not None),
         )
         return None
+
+    def bounded(self, capped: bool) -> dict[str, Any]:
+        """What of a launch depends on whether max_update is given.
+
+        Twice the warps where each element needs more registers (up to 184 for 16 of them): then 16 warps are on a
+        multiprocessor, of one block, as of two blocks else.
+        """
+        many = self.stochastic or self.fixed["compensated"] or (capped and self.rule.centered)
+        return {"capped": capped, "num_warps": 2 * WARPS if many else WARPS}
 
 
 def counter(bucket: Bucket) -> torch.dtype | None:

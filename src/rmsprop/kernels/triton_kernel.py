@@ -37,13 +37,16 @@ def _load(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, a
     if INTERPRETED and kept == tl.bfloat16:
         return _widen(tl.load(_places(address, tl.int16, offset, at, vector), mask=mask), kept, arithmetic)
     else:
-        return _widen(tl.load(_places(address, kept, offset, at, vector), mask=mask), kept, arithmetic)
+        return tl.load(_places(address, kept, offset, at, vector), mask=mask).to(arithmetic)
 
 
 @triton.jit
 def _store(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, x):
     """Write a block of numbers, rounded once to nearest even."""
-    _put(address, offset, at, mask, vector, _narrow(x, kept))
+    if INTERPRETED and kept == tl.bfloat16:
+        tl.store(_places(address, tl.int16, offset, at, vector), _narrow(x, kept), mask=mask)
+    else:
+        tl.store(_places(address, kept, offset, at, vector), x.to(kept), mask=mask)
 
 
 @triton.jit
@@ -287,11 +290,11 @@ def advance(
     eps: "fp64",
     mu: "fp64",
     wd: "fp64",
-    cap: "fp64",  # max_update, and the largest |g|/√v that enters [3] then; read if capped
-    carried: "fp64",
     lr_at,  # address of the learning rate instead, or None
     grad_scale,  # address of the loss scale, or None
     found_inf,  # address of a number: if it is not 0, nothing is written and no step is counted; or None
+    cap: "fp64",  # max_update, and the largest |g|/√v that enters [3] then; read if capped
+    carried: "fp64",
     param: tl.constexpr,
     state: tl.constexpr,
     widest: tl.constexpr,  # of the two: 16 bytes of it are read at once, and as many elements of the other, since
