@@ -31,6 +31,7 @@ def rmsprop(
     bias_correction: bool = False,
     weight_decay_mode: str = "l2",
     max_lr: float | None = None,
+    max_update: float | None = None,
     backend: str = "auto",
 ) -> None:
     """Advance the parameters by one step, in place, given their gradients and state.
@@ -60,6 +61,7 @@ def rmsprop(
             "bias_correction": bias_correction,
             "weight_decay_mode": weight_decay_mode,
             "max_lr": max_lr,
+            "max_update": max_update,
             "foreach": foreach,
             "differentiable": differentiable,
             "capturable": capturable,

@@ -62,6 +62,15 @@ class Guard:
                 f"nonfinite='skip' decides, and counts steps, on {on} where the gradients are: give capturable=True"
             )
 
+    def describe(self, groups: Groups) -> str:
+        """What the guard does, and what it did so far, in a line."""
+        if self.mode == "raise":
+            return "nonfinite='raise': a gradient that holds NaN or infinity raises before anything is written"
+        seen = self.skipped(groups)
+        so_far = f"{seen.total} so far" + (f", the last because of {seen.parameter}" if seen.total else "")
+        limit = "" if self.limit is None else f", {self.limit} in a row raise"
+        return f"nonfinite='skip': a step with NaN or infinity in a gradient is left out whole: {so_far}{limit}"
+
     def skipped(self, groups: Groups) -> Skipped:
         """The counts; where they are on a device, this waits for it."""
         if self._counts is not None:

@@ -375,7 +375,7 @@ class RMSprop(Optimizer):
 
     def explain(self) -> str:
         """In words, for each group: the rule, what its numbers mean, and who steps its parameters or why not."""
-        return explain.explain(self.param_groups, self.backend, self.state)
+        return explain.explain(self.param_groups, self.backend, self.state, self._guard)
 
     @property
     def skipped(self) -> guard.Skipped:
@@ -387,4 +387,4 @@ class RMSprop(Optimizer):
         return lint.lint(self.param_groups, self.state, steps)
 
     def __repr__(self) -> str:
-        return explain.show(type(self).__name__, self.param_groups, self.backend)
+        return explain.show(type(self).__name__, self.param_groups, self.backend, self._guard)

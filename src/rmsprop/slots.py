@@ -38,6 +38,11 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int = 0) -> 
             own["momentum_buffer"] = fresh_slot(p, 0.0)
         if group["centered"] and "grad_avg" not in own:
             own["grad_avg"] = fresh_slot(p, 0.0)
+        if "compensation" in own and not group["compensation"]:
+            raise RuntimeError(
+                f"compensation is False in the group of parameter {i}, whose state holds what rounding left over, "
+                "a part of its value; set it back to True, or delete `compensation` from its state to go on without"
+            )
         if group["compensation"] and is_half(p.dtype) and "compensation" not in own:
             own["compensation"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         into.param.append(p)

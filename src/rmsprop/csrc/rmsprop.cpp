@@ -130,7 +130,9 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
       // a spike at most doubles it; 0 has no double, and an infinite gradient is none
       const A double_ = growth * before;
       const bool spike = (v > double_) & (double_ > 0) & (std::fabs(g) <= std::numeric_limits<A>::max());
+#if RMSPROP_BREAK != 5  // a spike enters whole
       v = spike ? double_ : v;
+#endif
       if constexpr (centered) entering = spike ? std::copysign(carried * std::sqrt(before), g) : g;
     }
     store<S>(v_, i, v);
@@ -166,13 +168,21 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     if constexpr (write == kNearest) {
       store<P>(p_, i, p);
     } else {
+#if RMSPROP_BREAK == 6  // the words of a vector's place, not of an element's
+      const uint32_t random = mix(uint32_t(i % 16) * 0x9e3779b1u ^ first, second);
+#else
       const uint32_t random = mix(uint32_t(i) * 0x9e3779b1u ^ first, second);
+#endif
       if constexpr (write == kStochastic) {
         put<P>(p_, i, P::narrow(p, random));
       } else {
         const auto near = P::narrow(p);
         put<P>(p_, i, near);
+#if RMSPROP_BREAK == 7  // the remainder's sign
+        const A rest = (P::widen(near) - p) * P::kRestScale;
+#else
         const A rest = (p - P::widen(near)) * P::kRestScale;
+#endif
         const A kept = rest - rest == 0 ? rest : A(0);  // beside an infinite or NaN parameter
         put<P>(c_, i, n.stochastic ? P::narrow(kept, random) : P::narrow(kept));
       }

@@ -252,9 +252,9 @@ def _move_by_tensor(
     do.sub_(p, u if rule.momentum and rule.lr_in_buffer else do.mul(u, lr))
 
 
-def _within(bound: float | Tensor, u: Any) -> Any:
-    """Each element within ±bound; NaN stays."""
-    return [x.clamp(-bound, bound) for x in u] if isinstance(u, list) else u.clamp(-bound, bound)
+def _within(bound: Any, u: Any) -> Any:
+    """Each element within ±bound, a number or a tensor of one; NaN stays."""
+    return u.clamp(-bound, bound) if isinstance(u, Tensor) else [x.clamp(-bound, bound) for x in u]
 
 
 def _write(part: Bucket, worked: Lists) -> None:
