@@ -373,9 +373,7 @@ def advance(
 def count_steps(table, count, found_inf, clock: tl.constexpr, block: tl.constexpr):
     """Count the step of every tensor with a gradient, on the device, before many programs at once read it."""
     i = tl.program_id(0) * block + tl.arange(0, block)
-    live = i < count
+    live = i < (count if found_inf is None else tl.where(tl.load(found_inf) == 0, count, 0))
     live = live & (tl.load(table + SIZE * count + i, mask=live, other=-1) >= 0)
-    if found_inf is not None:
-        live = live & (tl.load(found_inf) == 0)
     t = tl.load(table + STEP * count + i, mask=live, other=0).to(tl.pointer_type(clock))
     tl.store(t, tl.load(t, mask=live, other=0.0) + 1, mask=live)
