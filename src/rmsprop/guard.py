@@ -87,7 +87,7 @@ class Guard:
             return False
         home = next((g.device for g in todays if not g.is_cpu), todays[0].device)
         bad = unfinite(todays, home)
-        if home.type != "cpu" and self.mode == "skip":
+        if self.mode == "skip" and not _on_host(home):
             return self._count_there(groups, bad, places)
         if not bad.any():
             self.passed()
@@ -127,12 +127,17 @@ class Guard:
 
     def _count_there(self, groups: Groups, bad: Tensor, places: Sequence[int]) -> Tensor:
         if self._counts is None:
+            if _capturing(bad.device):
+                raise RuntimeError(
+                    "a CUDA graph is being captured, and nonfinite='skip' has nowhere to count yet: take an optimizer "
+                    "step before the capture (warm-up)"
+                )
             self._counts = _Counts(bad.device)
         arrived = self._counts.arrived()
         if arrived is not None:
             self._note(groups, arrived)
             self._check()
-        return self._counts.count(bad, tuple(places))
+        return self._counts.count(bad, places, sum(len(group["params"]) for group in groups))
 
 
 def make(mode: Any, limit: Any) -> Guard | None:
@@ -201,21 +206,28 @@ class _Counts:
 
     def __init__(self, home: torch.device) -> None:
         self._home = home
-        self._there = torch.tensor([0, 0, -1], dtype=torch.int64).to(home)
-        self._here = torch.tensor([0, 0, -1], dtype=torch.int64, pin_memory=home.type == "cuda")
+        self._there = torch.tensor([0, 0, -1], dtype=torch.int64, device=home)
+        self._here = _buffer(home)
         self._sent: Any = None  # the event behind the copy that is on its way
-        self._places: dict[tuple[int, ...], Tensor] = {}
 
-    def count(self, bad: Tensor, places: tuple[int, ...]) -> Tensor:
-        """Count a step, in place: a captured graph counts at every replay. Returns: 1 to skip it, else 0, float32."""
-        order = self._places.get(places)
-        if order is None:
-            order = self._places[places] = torch.tensor(places, dtype=torch.int64).to(self._home)
+    def count(self, bad: Tensor, places: Sequence[int], parameters: int) -> Tensor:
+        """Count a step, in place: a captured graph counts at every replay. Returns: 1 to skip it, else 0, float32.
+
+        Args:
+            bad: of each gradient whether it is not finite.
+            places: whose gradients they are, among so many parameters.
+        """
+        bad = bad.to(self._home, non_blocking=True)
+        if len(places) < parameters:  # a flag for each parameter: then a position is a place, and none is sent there
+            flags = [torch.zeros_like(bad[0])] * parameters
+            for i, flag in zip(places, bad.unbind(), strict=True):
+                flags[i] = flag
+            bad = torch.stack(flags)
         found = bad.any()
         total, row, place = self._there.unbind()
         total.add_(found)
         row.add_(1).mul_(found)
-        place.copy_(torch.where(found, order[bad.to(torch.int8).argmax()], place))
+        place.copy_(torch.where(found, bad.to(torch.int8).argmax(), place))
         self._send()
         return found.to(torch.float32)
 
@@ -224,13 +236,11 @@ class _Counts:
         if self._sent is not None or _capturing(self._home):
             return
         self._here.copy_(self._there, non_blocking=True)
-        if self._home.type == "cuda":
-            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._sent.record(torch.cuda.current_stream(self._home))
+        self._sent = _mark(self._home)
 
     def arrived(self) -> tuple[int, int, int] | None:
-        """The counts of some step before this one; None while they are on their way."""
-        if _capturing(self._home) or (self._sent is not None and not self._sent.query()):
+        """The counts of some step before this one, once; None while they are on their way."""
+        if self._sent is None or _capturing(self._home) or not self._sent.query():
             return None
         self._sent = None
         return _three(self._here)
@@ -243,6 +253,32 @@ class _Counts:
 def _three(counts: Tensor) -> tuple[int, int, int]:
     total, row, place = counts.tolist()
     return total, row, place
+
+
+def _on_host(device: torch.device) -> bool:
+    """Whether to read a flag of that device is to wait for nothing."""
+    return device.type == "cpu"
+
+
+def _buffer(device: torch.device) -> Tensor:
+    """The host's side of a copy of the counts, for which nobody waits."""
+    return torch.empty(3, dtype=torch.int64, pin_memory=device.type == "cuda")
+
+
+class _Past:
+    """The event behind a copy that was waited for."""
+
+    def query(self) -> bool:
+        return True
+
+
+def _mark(device: torch.device) -> Any:
+    """The event behind what was asked of a device so far, on its current stream."""
+    if device.type != "cuda":
+        return _Past()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _capturing(device: torch.device) -> bool:
