@@ -367,3 +367,107 @@ def empty_shards(here: Here) -> None:
         assert {float(own["step"]) for own in optimizer.state.values()} == {4.0}
         assert_same(model.parameters(), twin.parameters())
         assert_same_state(optimizer, other)
+
+
+def spoil(p: torch.nn.Parameter, here: Here, rank: int) -> bool:
+    """Make an element of the gradient infinite that this process alone holds; whether it has one to spoil."""
+    local = p.grad.to_local() if hasattr(p.grad, "to_local") else p.grad
+    if here.rank == rank and local.numel():
+        local.view(-1)[-1] = torch.inf
+    return bool(local.numel())
+
+
+@case(2)
+def guard_ddp(here: Here) -> None:
+    """One process is fed infinity: after the reduction all have it, and all skip; the next step goes on alike."""
+    model = DistributedDataParallel(block())
+    optimizer = RMSprop(model.named_parameters(), lr=1e-3, nonfinite="skip", backend="cpu")
+    for t in range(6):
+        optimizer.zero_grad()
+        inputs = batch(10 * t + here.rank)
+        bad = t in (2, 3)
+        (model(inputs) * (torch.inf if bad and here.rank == 1 else 1.0)).backward()
+        before = [p.detach().clone() for p in model.parameters()]
+        optimizer.step()
+        assert optimizer.skipped.last == bad
+        same = all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+        assert same == bad
+    assert optimizer.skipped.total == 2
+    for p in model.parameters():
+        others = [torch.empty_like(p) for _ in range(here.world)]
+        torch.distributed.all_gather(others, p.detach())
+        assert all(torch.equal(p, other) for other in others)
+
+
+@case(2, 4)
+def guard_fsdp2(here: Here) -> None:
+    """A shard of one process is bad: all skip, and name the same parameter; between that they step by the plan."""
+    model = sharded(block())
+    named = list(model.named_parameters())
+    optimizer = RMSprop(named, lr=1e-3, nonfinite="skip", nonfinite_limit=3, backend="cpu")
+    for t in range(8):
+        optimizer.zero_grad()
+        model(batch(t)).backward()
+        bad = t in (0, 3, 4, 6)
+        if bad:
+            spoil(named[2][1], here, rank=here.world - 1 if t < 4 else 0)
+            spoil(named[5][1], here, rank=0)
+        before = [p.to_local().detach().clone() for p in model.parameters()]
+        optimizer.step()
+        same = all(torch.equal(a, p.to_local()) for a, p in zip(before, model.parameters(), strict=True))
+        held = any(a.numel() for a in before)
+        assert same == bad or not held
+        assert optimizer.skipped.last == bad
+        if bad:
+            assert optimizer.skipped.parameter == repr(named[2][0])
+    assert optimizer.skipped.total == 4
+    assert optimizer._plan is not None
+    for _ in range(2):
+        spoil(named[2][1], here, rank=0)
+        optimizer.step()
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        assert "nonfinite_limit=3" in str(error)
+    else:
+        raise AssertionError("three skips in a row did not raise")
+
+
+@case(2)
+def guard_raise_fsdp2(here: Here) -> None:
+    """nonfinite="raise" raises on every process, and nothing is written on any."""
+    model = sharded(block())
+    optimizer = RMSprop(model.named_parameters(), lr=1e-3, nonfinite="raise")
+    model(batch(1)).backward()
+    spoil(next(model.parameters()), here, rank=0)
+    before = [p.to_local().detach().clone() for p in model.parameters()]
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        assert "holds NaN or infinity" in str(error)
+    else:
+        raise AssertionError("a bad gradient of one process did not raise")
+    assert all(torch.equal(a, p.to_local()) for a, p in zip(before, model.parameters(), strict=True))
+
+
+@case(2)
+def half_rounded_fsdp2(here: Here) -> None:
+    """Stochastic rounding and remainders on shards: state is DTensor, and a resumed run is the run."""
+    model = sharded(block().bfloat16())
+    words = dict(lr=1e-3, rounding="stochastic", compensation=True, backend="cpu")
+    optimizer = RMSprop(model.parameters(), **words)
+    train(model, optimizer, [batch(t) for t in range(3)])
+    kept = [p.to_local().detach().clone() for p in model.parameters()]
+    state = optimizer.state_dict()
+    assert all(type(own["compensation"]).__name__ == "DTensor" for own in optimizer.state.values())
+    other = RMSprop(model.parameters(), **words)
+    other.load_state_dict(state)
+    ends = []
+    for one in (optimizer, other):
+        with torch.no_grad():
+            for p, x in zip(model.parameters(), kept, strict=True):
+                p.to_local().copy_(x)
+        train(model, one, [batch(t) for t in range(3, 5)])
+        ends.append([p.to_local().detach().clone() for p in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    assert here.world == 2

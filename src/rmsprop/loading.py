@@ -290,8 +290,8 @@ def _place(name: str, value: Any, present: Any, param: Tensor, group: Group, wri
     dtype = arithmetic_dtype(param.dtype) if name in _SLOTS else value.dtype
     if name in _SHAPED and shards.is_spread(param):
         fits = shards.is_spread(present) and present.dtype == dtype and shards.spread_alike(present, param)
-        fresh = fresh_slot if name in _SLOTS else lambda p, _: torch.zeros_like(p).detach()
-        slot = present if fits and not present.is_inference() else fresh(param, 0.0)
+        fresh = fresh_slot(param, 0.0) if name in _SLOTS else torch.zeros_like(param).detach()
+        slot = present if fits and not present.is_inference() else fresh
         writes.into(shards.shard(slot), shards.part_for(param, value))
         return slot
     if isinstance(present, Tensor) and present.device == param.device and _takes(present, value, dtype):

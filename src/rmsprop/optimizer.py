@@ -229,6 +229,8 @@ class RMSprop(Optimizer):
         """Whether the plan still holds, and has stepped."""
         if torch.compiler.is_compiling() or self._plan is None:
             return False
+        if self._guard is not None and not self._guard.alone(self.param_groups):
+            return False  # processes decide together, the long way: a plan may hold here and not there
         return self._plan.again(self.backend, self.param_groups, self.state, scaling(self), self._guard)
 
     @_use_grad_for_differentiable
@@ -246,7 +248,7 @@ class RMSprop(Optimizer):
             return loss
         scaled = scaling(self)
         bad = self._guard.look(self.param_groups) if self._guard is not None and scaled is None else False
-        if bad is True:
+        if bad is True or self._goes_on_together(bad):
             return loss
         scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
         works: list[clipping.Work] = []
@@ -273,6 +275,14 @@ class RMSprop(Optimizer):
             whole = not clipped and not any(returns)
             self._plan = self._make_plan(backends) if whole else None
         return loss
+
+    def _goes_on_together(self, bad: Tensor | bool) -> bool:
+        """Whether processes have agreed on a step, and this one's plan took it."""
+        if bad is not False or self._plan is None or self._guard is None or scaling(self) is not None:
+            return False
+        if torch.compiler.is_compiling() or self._guard.alone(self.param_groups):
+            return False
+        return self._plan.again(self.backend, self.param_groups, self.state)
 
     def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
         """What the next step may rely on, if one native kernel took this one whole."""

@@ -158,6 +158,15 @@ def norms(bucket: Bucket) -> list[Tensor]:
     return found
 
 
+def groups(params: Iterable[Any]) -> list[tuple[Any, str]]:
+    """The groups of processes, one for each axis of a mesh, that hold shards of one of these parameters together.
+
+    Returns: each with the kind of device on which its processes talk.
+    """
+    meshes = dict.fromkeys(p.device_mesh for p in params if is_spread(p))
+    return [(mesh.get_group(axis), mesh.device_type) for mesh in meshes for axis in range(mesh.ndim)]
+
+
 def part_for(param: Any, value: Any) -> Tensor:
     """What this process holds of the value when it is spread as the parameter is; perhaps in the value's memory.
 
