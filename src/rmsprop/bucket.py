@@ -66,7 +66,7 @@ class Bucket:
     def _with(self, lists: list[list[Tensor]]) -> "Bucket":
         asked = (self.foreach, self.capturable, self.differentiable, self.fused)
         p, g, v, m, b, step = lists
-        return Bucket(p, g, v, m, b, step, *asked, self.grad_scale, self.found_inf, self.whole)
+        return Bucket(p, g, v, m, b, step, *asked, self.grad_scale, self.found_inf, whole=self.whole)
 
     def split(self) -> Iterator["Bucket"]:
         """The same tensors as buckets that each hold one device, dtype and type, in order of appearance."""
