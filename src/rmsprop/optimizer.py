@@ -24,7 +24,7 @@ from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
 from rmsprop.recipe import recipes
 from rmsprop.settings import Unset
-from rmsprop.sparse import parts
+from rmsprop.sparse import chosen, parts
 from rmsprop.spec import Hyper, Rule, check_flag
 
 # torch 2.13 renamed it; the old name still works there, with a warning.
@@ -93,6 +93,7 @@ class RMSprop(Optimizer):
     """
 
     backend: str
+    _due: list[Tensor] | None = None  # the parameters that step, of those that have a gradient; None: all
     _step_supports_amp_scaling = False  # torch.amp.GradScaler's name of amp_in_step
 
     def __init__(
@@ -229,7 +230,7 @@ class RMSprop(Optimizer):
         """Whether the plan still holds, and has stepped."""
         if torch.compiler.is_compiling() or self._plan is None:
             return False
-        return self._plan.again(self.backend, self.param_groups, self.state, scaling(self))
+        return self._plan.again(self.backend, self.param_groups, self.state, scaling(self), self._due)
 
     @_use_grad_for_differentiable
     def _step(self, closure: Callable[[], float] | None) -> float | None:
@@ -241,7 +242,8 @@ class RMSprop(Optimizer):
                 loss = closure()
             if self._again():
                 return loss
-        if not self.state and not torch.compiler.is_compiling() and loading.only_makes_state(self.param_groups):
+        fresh = not self.state and self._due is None and not torch.compiler.is_compiling()
+        if fresh and loading.only_makes_state(self.param_groups):
             [self._fill(group) for group in self.param_groups]
             return loss
         works: list[clipping.Work] = []
@@ -300,6 +302,9 @@ class RMSprop(Optimizer):
             bucket.grad_avg,
             bucket.step,
         )
+        if self._due is not None:
+            due = set(map(id, self._due))
+            bucket = chosen(bucket, [i for i, p in enumerate(bucket.param) if id(p) in due])
         return list(bucket.split())
 
     def _init_group(

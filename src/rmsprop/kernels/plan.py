@@ -25,6 +25,7 @@ GRADIENTS = attrgetter("grad")
 _MOVED, _SAME = 0, 1  # Again, in csrc/plan.h
 
 Scaling = tuple[Tensor | None, Tensor | None]  # the loss scale, and found_inf
+Due = list[Tensor] | None
 Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 
 
@@ -57,6 +58,7 @@ class Plan:
         self._loaded, self._backend, self._state, self._settings = loaded, backend, state, settings
         self._host, self._grain = self._look()
         self._params = [p for group, _ in groups for p in group["params"]]
+        self._place = {id(p): i for i, p in enumerate(self._params)}
         self._items = list(state.items())
         self._busy = False
         self._active = c_int64()
@@ -84,11 +86,19 @@ class Plan:
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
 
-    def again(self, backend: str, groups: list[dict[str, Any]], state: Any, scaling: Scaling | None = None) -> bool:
+    def again(
+        self,
+        backend: str,
+        groups: list[dict[str, Any]],
+        state: Any,
+        scaling: Scaling | None = None,
+        due: Due = None,
+    ) -> bool:
         """Step once more if everything is where it was.
 
         Args:
             scaling: what a gradient scaler brings; the CPU's plan leaves that to the long way.
+            due: the parameters that step, of those that have a gradient; None: all.
         Returns: False, with nothing written, if anything moved: then the plan is to be dropped.
         Mutates: parameters and state. Never gradients.
         """
@@ -117,9 +127,18 @@ class Plan:
                 return False
         self._busy = True
         try:
-            return self._run(list(map(GRADIENTS, self._params)))
+            return self._run(self._gradients(due), due)
         finally:
             self._busy = False
+
+    def _gradients(self, due: Due) -> list[Tensor | None]:
+        """The gradient of every parameter that steps, and None for the others, in the order of the groups."""
+        if due is None:
+            return list(map(GRADIENTS, self._params))
+        gradients: list[Tensor | None] = [None] * len(self._params)
+        for p in due:
+            gradients[self._place[id(p)]] = p.grad
+        return gradients
 
     def _look(self) -> tuple[native.Host | None, int]:
         """What rmsprop_again asks of torch, and above how many elements it leaves the step to its caller."""
@@ -132,7 +151,7 @@ class Plan:
         """The bucket's addresses and sizes, where rmsprop_again is to note them, with their `work` and `size`."""
         return cpu.Lists(rule, bucket)
 
-    def _run(self, gradients: list[Tensor | None]) -> bool:
+    def _run(self, gradients: list[Tensor | None], due: Due) -> bool:
         code = self._loaded.again(self._address, id(gradients), self._active)
         if code == _MOVED:
             return False
@@ -141,12 +160,14 @@ class Plan:
             failed = self._loaded.step(self._works_address, len(self._works), 0.0, parallel_for, native.GRAIN)
             if failed:
                 raise RuntimeError(f"torch_parallel_for failed with code {failed}: the step is incomplete")
-        self._count_writes()
+        self._count_writes(due)
         return True
 
-    def _count_writes(self) -> None:
+    def _count_writes(self, due: Due) -> None:
         """Tell autograd which parameters were written: all of them, as a rule."""
-        if self._active.value == len(self._stepped):
+        if due is not None:
+            cpu.count_writes([p for p in due if p.grad is not None])
+        elif self._active.value == len(self._stepped):
             torch.autograd.graph.increment_version(self._versioned)
         else:
             cpu.count_writes([p for p in self._versioned if p.grad is not None])

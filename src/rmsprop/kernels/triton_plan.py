@@ -12,7 +12,7 @@ import torch
 
 from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native, triton
-from rmsprop.kernels.plan import GRADIENTS, NUMBERS, Plan, Scaling, Settings
+from rmsprop.kernels.plan import NUMBERS, Due, Plan, Scaling, Settings
 from rmsprop.spec import Hyper, Rule
 
 _NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "size")
@@ -50,15 +50,24 @@ class _Lists:
 class DevicePlan(Plan):
     """Where all tensors of an optimizer are on its GPUs, and how they are stepped."""
 
-    def again(self, backend: str, groups: list[dict[str, Any]], state: Any, scaling: Scaling | None = None) -> bool:
+    def again(
+        self,
+        backend: str,
+        groups: list[dict[str, Any]],
+        state: Any,
+        scaling: Scaling | None = None,
+        due: Due = None,
+    ) -> bool:
         """Step once more if everything is where it was, without waiting for a device.
 
+        Args:
+            due: as in Plan; the long way has a table for each set of tensors that step together.
         Returns: False, with nothing written, if anything moved that a table does not follow.
         Mutates: parameters and state. Never gradients.
         """
         if self._busy or backend != self._backend or state is not self._state or len(groups) != len(self._known):
             return False
-        if cpu.in_mode():
+        if cpu.in_mode() or due is not None:
             return False
         if any(lists.launched.clock is None for lists in self._held[0]) and (
             scaling is not None or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
@@ -76,7 +85,7 @@ class DevicePlan(Plan):
             return False
         self._busy = True
         try:
-            gradients = list(map(GRADIENTS, self._params))
+            gradients = self._gradients(None)
             if self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
                 return False
             grad_scale, found_inf = scaling or (None, None)
@@ -84,7 +93,7 @@ class DevicePlan(Plan):
                 if lists.launched.clock is None:
                     lists.count(self._loaded, hyper.alpha)
                 lists.launched.launch(hyper, lists.table, grad_scale, found_inf)
-            self._count_writes()
+            self._count_writes(None)
         finally:
             self._busy = False
         return True
