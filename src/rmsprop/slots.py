@@ -13,7 +13,7 @@ from rmsprop.sparse import refused
 def fill(group: Mapping[str, Any], state: Any, into: Bucket) -> bool:
     """Fill the bucket's lists with the parameters that have a gradient, their gradients and their slots.
 
-    A slot is made when it is missing, one by one: trainers put some there themselves, and momentum may begin in mid-run.
+    A slot is made when it is missing, one by one: trainers put some there, and momentum may begin in mid-run.
 
     Mutates: the bucket's lists; state, where a slot is missing.
     Returns: whether a parameter is complex.
