@@ -18,7 +18,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from rmsprop import clipping, dialects, explain, kernels, lint, loading, settings, slots
+from rmsprop import clipping, dialects, explain, kernels, lint, loading, settings, sharing, slots
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
@@ -148,6 +148,7 @@ class RMSprop(Optimizer):
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
         self._plan: Plan | None = None
+        self._shared = False
         defaults, self._asked = settings.settle(dialect, given | words)
         super().__init__(params, defaults)
 
@@ -293,6 +294,8 @@ class RMSprop(Optimizer):
     def _fill(self, group: dict[str, Any]) -> list[Bucket]:
         """The group's parameters that have a gradient, with their state, as buckets."""
         bucket = wanted(group, [])
+        if self._shared:
+            sharing.refuse_new(group, self.state, settings.read(group)[0].slots())
         self._init_group(
             group,
             bucket.param,
@@ -354,15 +357,32 @@ class RMSprop(Optimizer):
         return loading.load(self, state_dict, strict, rename, hparams)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling", "_asked")}
+        own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling", "_asked", "_shared")}
         return {**super().__getstate__(), **own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        before = self.state if self.__dict__.get("_shared") else {}
         super().__setstate__(state)
+        if before:
+            sharing.keep(self, before)
         self.__dict__.setdefault("backend", "auto")
         self.__dict__.setdefault("_asked", frozenset(settings.TORCH_GROUP))
         self._rules, self._plan = {}, None
         loading.complete(self.param_groups, self.state)
+        self._shared = self.__dict__.get("_shared", False) and sharing.shared(self)  # a copy of shared memory is not
+
+    def share_memory(self) -> "RMSprop":
+        """Make all state now, and move it into shared memory: processes then step the same averages, without locks.
+
+        To be called after `model.share_memory()`, and before processes start, by fork or by spawn, that get the model
+        and the optimizer. Settings are each process's own, but an lr that is a tensor is shared too.
+
+        Returns: the optimizer.
+        Raises: ValueError, before anything is changed, for parameters that are not in shared memory.
+        """
+        sharing.share(self)
+        self._shared, self._plan = True, None
+        return self
 
     def explain(self) -> str:
         """In words, for each group: the rule, what its numbers mean, and who steps its parameters or why not."""

@@ -26,15 +26,7 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket) -> bool:
         if p.grad.layout != torch.strided and (group["sparse"] is None or not p.grad.is_sparse):
             raise RuntimeError(refused(group, i, p.grad.layout))
         has_complex |= p.is_complex()
-        own = state[p]
-        if "step" not in own:
-            own["step"] = step_tensor(0.0, p, group)
-        if "square_avg" not in own:
-            own["square_avg"] = fresh_slot(p, group["v_init"])
-        if group["momentum"] != 0 and "momentum_buffer" not in own:
-            own["momentum_buffer"] = fresh_slot(p, 0.0)
-        if group["centered"] and "grad_avg" not in own:
-            own["grad_avg"] = fresh_slot(p, 0.0)
+        own = make(group, state[p], p)
         into.param.append(p)
         into.grad.append(p.grad)
         into.square_avg.append(own["square_avg"])
@@ -44,3 +36,16 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket) -> bool:
         if group["centered"]:
             into.grad_avg.append(own["grad_avg"])
     return has_complex
+
+
+def make(group: Mapping[str, Any], own: dict[str, Any], p: torch.Tensor) -> dict[str, Any]:
+    """Make the slots of a parameter that are missing. Mutates: `own`, its state. Returns: it."""
+    if "step" not in own:
+        own["step"] = step_tensor(0.0, p, group)
+    if "square_avg" not in own:
+        own["square_avg"] = fresh_slot(p, group["v_init"])
+    if group["momentum"] != 0 and "momentum_buffer" not in own:
+        own["momentum_buffer"] = fresh_slot(p, 0.0)
+    if group["centered"] and "grad_avg" not in own:
+        own["grad_avg"] = fresh_slot(p, 0.0)
+    return own
