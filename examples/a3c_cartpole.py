@@ -103,7 +103,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     net = network().share_memory()
-    rate = torch.tensor(1e-3)  # shared too: all workers follow the one that is set below
+    rate = torch.tensor(4e-3)  # shared too: all workers follow the one that is set below
     optimizer = RMSprop(net.parameters(), dialect="a3c2016", learning_rate=rate, epsilon=1e-3).share_memory()
     context = multiprocessing.get_context(args.start)
     returns, last = context.SimpleQueue(), deque(maxlen=100)
@@ -113,7 +113,7 @@ def main() -> None:
         process.start()
     for episode in range(1, args.episodes + 1):
         last.append(returns.get())
-        rate.fill_(1e-3 * (1 - episode / args.episodes))
+        rate.fill_(4e-3 * (1 - episode / args.episodes))
         if episode % max(1, args.episodes // 10) == 0:
             print(f"{episode:5} episodes: the last {len(last)} returned {sum(last) / len(last):.0f} on average")
     for process in workers:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 
@@ -215,6 +216,7 @@ class StepInBackward(RMSprop):
             return None
         return super()._make_plan(backends)
 
+    @_disable_dynamo  # hooks and locks are no part of a graph
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Move what still has a gradient, free it, and begin the next iteration.
 
