@@ -1,6 +1,6 @@
 """A3C: four processes train one network on CartPole, with one RMSprop whose state they share and no locks.
 
-    python examples/a3c_cartpole.py [--episodes 1000] [--workers 4] [--start spawn]
+    python examples/a3c_cartpole.py [--episodes 800] [--workers 4] [--start spawn]
 
 Prints the mean return of the last 100 episodes as it goes, and then that of 20 games of the greedy policy.
 Source: Mnih et al., arXiv:1602.01783; the cart and the pole: Barto, Sutton and Anderson, 1983, as in Gymnasium.
@@ -96,7 +96,7 @@ def play(net: nn.ModuleDict, games: int = 20) -> float:
 def main() -> None:
     """Train, and print how it goes."""
     parser = argparse.ArgumentParser()
-    for name, default in (("episodes", 1000), ("workers", 4), ("seed", 0)):
+    for name, default in (("episodes", 800), ("workers", 4), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--start", default="spawn", choices=multiprocessing.get_all_start_methods())
     args = parser.parse_args()
