@@ -1,7 +1,9 @@
 """What torch runs optimizers in: its compiler, gradient scalers, averaged models, transforms, CUDA graphs."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -341,3 +343,13 @@ def test_a_captured_training_step_is_the_eager_run() -> None:
         graph.replay()
     assert_same(model, twin, rtol=1e-5, atol=1e-6)
     assert all(float(entry["step"]) == 6 for entry in optimizers[0].state.values())
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch's own parts
+def test_the_page_about_training_is_true(capsys: pytest.CaptureFixture[str]) -> None:
+    """The code of docs/training.md runs as it stands, and prints what its comments say."""
+    page = (Path(__file__).parents[1] / "docs" / "training.md").read_text(encoding="utf-8")
+    program = "\n".join(re.findall(r"```python\n(.*?)```", page, re.DOTALL))
+    with torch.random.fork_rng():
+        exec(compile(program, "training.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^# (.*)$", program, re.MULTILINE)

@@ -440,6 +440,27 @@ def test_the_kernel_steps_in_backward_by_a_plan(monkeypatch: pytest.MonkeyPatch)
     assert counts[1] == 1
 
 
+@pytest.mark.usefixtures("together")
+def test_the_triton_kernel_steps_in_backward() -> None:
+    """A launch for the parameters that are due, and none of the others'; under Triton's interpreter."""
+    pytest.importorskip("triton", reason="triton is not installed, and its interpreter runs this test")
+    from interpreted import interpreter, kernel_module
+
+    models = [nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    with interpreter(kernel_module()):
+        a = RMSprop(models[0].named_parameters(), lr=0.01, backend="triton")
+        b = step_in_backward(models[1], lr=0.01, backend="triton")
+        for model, optimizer in zip(models, (a, b), strict=True):
+            for t in range(3):
+                with optimizer.accumulate() if optimizer is b else nullcontext():
+                    loss_of(model, t).backward()
+                loss_of(model, t + 9).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    assert_equal(*models, a, b)
+
+
 def test_sparse_and_complex_gradients_step_too() -> None:
     """Rows of an embedding, and complex parameters, as in the ordinary optimizer."""
 
