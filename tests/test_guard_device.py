@@ -81,7 +81,7 @@ class _Deaf(TorchDispatchMode):
         "where.default",
     )
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = str(func).removeprefix("aten.")
         assert not any(name == read or name.startswith(read + ".") for read in self.READS), f"{name} waits"
         return func(*args, **(kwargs or {}))

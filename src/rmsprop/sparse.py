@@ -46,9 +46,9 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
         bucket.grad = [g.to_dense() if g.is_sparse else g for g in bucket.grad]
         return [(bucket, None)]
     dense = [i for i, g in enumerate(bucket.grad) if not g.is_sparse]
-    whole, rest = _chosen(bucket, sparse), _chosen(bucket, dense)
+    whole, rest = chosen(bucket, sparse), chosen(bucket, dense)
     places = []
-    rows = _chosen(bucket, [])
+    rows = chosen(bucket, [])
     for i, sparse_grad in enumerate(whole.grad):
         grad = sparse_grad if sparse_grad.is_coalesced() else sparse_grad.coalesce()  # duplicates are summed
         where = tuple(grad.indices())
@@ -83,7 +83,7 @@ def _write(whole: Tensor, where: tuple[Tensor, ...], rows: Tensor) -> None:
         whole.index_put_(where, rows)
 
 
-def _chosen(bucket: Bucket, indices: list[int]) -> Bucket:
+def chosen(bucket: Bucket, indices: list[int]) -> Bucket:
     """The tensors at those places, as a bucket of their own."""
     chosen = bucket.part(0, 0)
     for into, values in zip(chosen.lists(), bucket.lists(), strict=True):
