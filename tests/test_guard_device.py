@@ -70,7 +70,16 @@ def looked(own: Guard, params: list[nn.Parameter], bad: int | None = None, witho
 class _Deaf(TorchDispatchMode):
     """Reading a value back is an error, and so is what has as many elements as values say."""
 
-    READS = ("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "unique", "_unique2", "where.default")
+    READS = (
+        "_local_scalar_dense",
+        "nonzero",
+        "masked_select",
+        "equal",
+        "is_nonzero",
+        "unique",
+        "_unique2",
+        "where.default",
+    )
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # noqa: ARG002
         name = str(func).removeprefix("aten.")
@@ -169,7 +178,9 @@ def test_a_capture_counts_in_place(device: _Device) -> None:
 def test_a_capture_without_a_step_before_it_says_so(device: _Device) -> None:
     """Counters that a graph made would begin anew at every replay."""
     device.capturing = True
-    with pytest.raises(RuntimeError, match="nonfinite='skip' has nowhere to count yet: take an optimizer step before"):
+    with pytest.raises(
+        RuntimeError, match="nonfinite='skip' has nowhere to count yet: take an optimizer step before"
+    ):
         looked(Guard("skip", None), made())
 
 
@@ -262,7 +273,9 @@ def test_plain_torch_steps_or_does_not(types) -> None:
             assert not torch.equal(ordinary.param[2], untouched.param[2])
 
 
-@pytest.mark.parametrize("words", [{}, dict(centered=True, momentum=0.9, bias_correction=True, max_update=3.0)], ids=["", "all"])
+@pytest.mark.parametrize(
+    "words", [{}, dict(centered=True, momentum=0.9, bias_correction=True, max_update=3.0)], ids=["", "all"]
+)
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_plain_torch_reads_nothing_from_a_gpu(words, dtype, device: _Device, monkeypatch) -> None:
     """Tensors of a GPU that have no values: a step with the guard on asks for none, the first and the later ones."""

@@ -135,9 +135,18 @@ def test_other_roundings_read_16_bytes_at_once_too(types: tuple, rounding: str) 
 def test_what_is_off_costs_nothing() -> None:
     """Without bound, random bits and remainder the code has no instruction of theirs; each of them adds some."""
     seen = {}
-    for capped, how in ((False, (False, False)), (True, (False, False)), (False, (True, False)), (False, (False, True))):
+    for capped, how in (
+        (False, (False, False)),
+        (True, (False, False)),
+        (False, (True, False)),
+        (False, (False, True)),
+    ):
         found = operations(compiled((BF16, F32), RULES["plain"], 90, capped=capped, rounding=how).asm["ptx"])
-        seen[capped, how] = [found["mul.lo.s32"], found["setp.gt.f32"], sum(n for x, n in found.items() if "ld.global" in x)]
+        seen[capped, how] = [
+            found["mul.lo.s32"],
+            found["setp.gt.f32"],
+            sum(n for x, n in found.items() if "ld.global" in x),
+        ]
     words, bounds, loads = seen.pop((False, (False, False)))
     assert (words, bounds) == (2, 0)  # products for the table's columns
     for own, (capped, how) in zip(seen.values(), seen, strict=True):
@@ -208,7 +217,12 @@ class _Compiled:
 
 @pytest.mark.parametrize(
     ("scaled", "dtype", "how"),
-    [(False, F32, (False, False)), (True, F32, (False, False)), (False, BF16, (True, True)), (True, F16, (True, True))],
+    [
+        (False, F32, (False, False)),
+        (True, F32, (False, False)),
+        (False, BF16, (True, True)),
+        (True, F16, (True, True)),
+    ],
 )
 def test_a_launch_compiles_to_the_same(
     scaled: bool, dtype: torch.dtype, how: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch

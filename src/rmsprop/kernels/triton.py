@@ -335,7 +335,9 @@ def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:
         return f"the parameters are {family.__name__}, a subclass of Tensor whose memory means something else"
     if dtype not in _NAMES:
         return f"the parameters are {dtype}, and it takes {', '.join(_NAMES.values())}"
-    for name, values in zip(("parameters", "gradients", *("slots",) * 3, "remainders"), bucket.tensors(), strict=True):
+    for name, values in zip(
+        ("parameters", "gradients", *("slots",) * 3, "remainders"), bucket.tensors(), strict=True
+    ):
         for x in values:
             if x.layout != torch.strided:
                 return f"the {name} are {x.layout}, and it takes dense tensors"
