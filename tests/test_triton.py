@@ -420,7 +420,7 @@ class TestTableOnAGpu:
         assert all(kept[2] == 128 for kept in triton._REPLAYED.values())
 
     def test_so_many_steps_may_be_captured_between_two_others(self, gpu: _Gpu, table: triton.Table) -> None:
-        """Pinned memory cannot be had in a capture: it was set aside by the steps before, and runs out with a word."""
+        """Pinned memory cannot be had in a capture: the steps before set it aside, and it runs out with a word."""
         for _ in range(2):
             gpu.capturing = False
             table.on_device(capturable=True)

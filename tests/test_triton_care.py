@@ -120,8 +120,8 @@ def test_every_number_is_rounded_to_a_neighbour(dtype: torch.dtype, compensated:
         tiny = torch.randn(4096) * 2.0 ** torch.linspace(-60, -14, 4096)
         wide = torch.cat([every, between.view(F32), tiny, torch.tensor([65519.9, 65520.0, 3e38, -0.0])])
         wide[wide.isnan()] = float("nan")  # NumPy warns of the signalling ones
-        zero = torch.zeros(len(wide), dtype=dtype)
-        p = -zero  # g = 0 leaves u = 0: the parameter becomes −lr·b, and zeros keep their signs
+        # g = −0 leaves u = −0: the parameter becomes −lr·b, and zeros keep their signs
+        p, zero = -torch.zeros(len(wide), dtype=dtype), -torch.zeros(len(wide), dtype=dtype)
         bucket = Bucket([p], [zero], [torch.ones_like(wide)], [], [wide.clone()], [torch.tensor(6.0)])
         bucket.rounding, bucket.streams = "stochastic", [stream(SEED, 2)]
         if compensated:

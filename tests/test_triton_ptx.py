@@ -117,7 +117,7 @@ def test_memory_is_read_16_bytes_at_once_and_nowhere_else(types: tuple, rule: st
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("types", [(BF16, F32), (F16, F16)], ids=["bfloat16-float32", "float16-float16"])
 def test_other_roundings_read_16_bytes_at_once_too(types: tuple, rounding: str) -> None:
-    """Random bits are made in registers; a remainder costs one more read and one more write, as wide as the others."""
+    """Random bits are made in registers; a remainder costs one more read and write, as wide as the others."""
     wide = {}
     for how in ((False, False), ROUNDINGS[rounding]):
         built = compiled(types, RULES["full"], 90, scaled=True, capped=True, rounding=how)

@@ -129,8 +129,8 @@ class Guard:
         if self._counts is None:
             if _capturing(bad.device):
                 raise RuntimeError(
-                    "a CUDA graph is being captured, and nonfinite='skip' has nowhere to count yet: take an optimizer "
-                    "step before the capture (warm-up)"
+                    "a CUDA graph is being captured, and nonfinite='skip' has nowhere to count yet: take an "
+                    "optimizer step before the capture (warm-up)"
                 )
             self._counts = _Counts(bad.device)
         arrived = self._counts.arrived()

@@ -22,7 +22,8 @@ def word(stream: int, step: Tensor, shape: torch.Size, device: torch.device) -> 
     for size in shape:
         count *= size
     index = torch.arange(count, dtype=torch.int64, device=device).reshape(shape)
-    return _mix((index * 0x9E3779B1 & _WORD) ^ first, second)
+    words: Tensor = _mix((index * 0x9E3779B1 & _WORD) ^ first, second)
+    return words
 
 
 def keys(stream: int, t: Any) -> tuple[Any, Any]:

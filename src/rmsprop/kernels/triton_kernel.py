@@ -11,9 +11,9 @@ block: whose it is. `kernels/triton.py` makes it.
 import triton
 import triton.language as tl
 
-# Columns of the table: seven addresses, then the number of elements (-1: no gradient today), the first block, [4] 1 − αᵗ
-# as the bits of a float64, where the host counts, and what random bits follow from: the two keys of this step where the
-# host counts, else the parameter's stream.
+# Columns of the table: seven addresses, then the number of elements (-1: no gradient today), the first block, [4]
+# 1 − αᵗ as the bits of a float64, where the host counts, and what random bits follow from: the two keys of this step
+# where the host counts, else the parameter's stream.
 PARAM, GRAD, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STEP, COMPENSATION = map(tl.constexpr, range(7))
 SIZE, FIRST, CORRECTION, RANDOM = map(tl.constexpr, range(7, 11))
 COLUMNS = tl.constexpr(11)
@@ -88,7 +88,7 @@ def _mix(x, key):
 
 @triton.jit
 def _keys(row, count, clock: tl.constexpr):
-    """What the random words of this step follow from: as the host worked it out, or from a step counter on the device."""
+    """What the random words of this step follow from: as the host worked it out, or from a counter on the device."""
     own = tl.load(row + RANDOM * count)
     low, high = own.to(tl.uint32), (own >> 32).to(tl.uint32)
     if clock is None:
@@ -352,9 +352,10 @@ def advance(
         left = size - offset
         if (left >= block) & (together % 16 == 0):
             _lines(
-                row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, cap, carried, correction,
-                first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov, lr_in_buffer,
-                decoupled, bias_correction, capped, stochastic, compensated, block, 16 // (widest.primitive_bitwidth // 8),
+                row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, cap, carried,
+                correction, first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov,
+                lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated,
+                block, 16 // (widest.primitive_bitwidth // 8),
             )  # fmt: skip
         else:
             # in pieces of another shape: Triton lays out loads of one shape alike, and would hold these to 16 bytes
@@ -362,9 +363,10 @@ def advance(
             end = tl.minimum(left, block).to(tl.int32)
             while begin < end:
                 _lines(
-                    row, count, offset + begin, left - begin, scale, lr, alpha, beta, eps, mu, wd, cap, carried, correction,
-                    first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov, lr_in_buffer,
-                    decoupled, bias_correction, capped, stochastic, compensated, piece, 1,
+                    row, count, offset + begin, left - begin, scale, lr, alpha, beta, eps, mu, wd, cap, carried,
+                    correction, first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov,
+                    lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated,
+                    piece, 1,
                 )  # fmt: skip
                 begin += piece
 
