@@ -4,15 +4,17 @@
 # fuzz   damage checkpoints in 100,000 ways, and read them
 # kill-test  kill a training process 200 times, and resume it
 # wheel  build what would be published, and test it without a compiler           all of them set up $(VENV)
+# integrations  train by other people's trainers, in a venv of their own: $(TRAINERS)
 
 PYTHON ?= python3
 VENV ?= .venv
+TRAINERS ?= .venv-integrations
 # What to install beside the package: `make test VENV=.venv-old TORCH=torch==2.13.0` tests on that torch.
 TORCH ?=
 ORACLES = timm stable-baselines3
 BIN = $(VENV)/bin
 
-.PHONY: demo test coverage check bench bench-gpu docs race sanitize fuzz kill-test wheel clean
+.PHONY: demo test coverage check bench bench-gpu docs race sanitize fuzz kill-test wheel integrations clean
 
 $(VENV)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
@@ -56,6 +58,15 @@ kill-test: $(VENV)/ready
 
 wheel: $(VENV)/ready
 	tests/check_wheel.sh $(abspath $(BIN))/python
+
+$(TRAINERS)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
+	$(PYTHON) -m venv $(TRAINERS)
+	# in one go, so that pip finds a torchvision for the torch
+	$(TRAINERS)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[integrations]'
+	touch $@
+
+integrations: $(TRAINERS)/ready
+	$(TRAINERS)/bin/python -m pytest --numprocesses=auto --dist=loadgroup tests/integrations
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/build.py

@@ -52,8 +52,28 @@ def test_it_is_an_optimizer_of_torch_with_torchs_signature():
     ours = list(inspect.signature(RMSprop).parameters.values())
     theirs = list(inspect.signature(torch.optim.RMSprop).parameters.values())
     assert [p.name for p in ours[: len(theirs)]] == [p.name for p in theirs]
-    assert [p.default for p in ours[: len(theirs)]] == [p.default for p in theirs]
+    defaults = [
+        False if p.name == "centered" else p.default for p in ours[: len(theirs)]
+    ]  # None, as a dialect's may be True
+    assert defaults == [p.default for p in theirs]
+    assert RMSprop([torch.nn.Parameter(torch.ones(1))]).param_groups[0]["centered"] is False
     assert all(p.kind is p.KEYWORD_ONLY for p in ours[len(theirs) : -1])
+
+
+def test_a_number_that_equals_torchs_default_was_given():
+    """Under another dialect 0.99 counts where it is said, and the dialect's own where nothing is; both are floats."""
+    import inspect
+
+    weight = torch.nn.Parameter(torch.ones(1))
+    given = RMSprop([weight], dialect="keras3", lr=0.01, alpha=0.99, eps=1e-8, momentum=0.0).param_groups[0]
+    assert (given["lr"], given["alpha"], given["eps"]) == (0.01, 0.99, 1e-8)
+    own = RMSprop([weight], dialect="keras3").param_groups[0]
+    assert (own["lr"], own["alpha"], own["eps"]) == (1e-3, 0.9, 1e-7)
+    assert not RMSprop([weight], dialect="dqn2015", centered=False).param_groups[0]["centered"]
+    assert RMSprop([weight], dialect="dqn2015").param_groups[0]["centered"]
+    defaults = {name: p.default for name, p in inspect.signature(RMSprop).parameters.items()}
+    numbers = ("lr", "alpha", "eps", "weight_decay", "momentum")
+    assert [type(defaults[name]) for name in numbers] == [float] * 5  # plain ones, which YAML can write
 
 
 def test_closures_are_evaluated_with_gradients_and_their_loss_returned():

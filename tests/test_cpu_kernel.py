@@ -334,6 +334,17 @@ def test_refusals_say_why() -> None:
     assert refusal() == ""
 
 
+def test_fused_with_foreach_false_is_the_kernel() -> None:
+    """fused=True, foreach=False is what torch takes, and torchtitan gives, for the native kernel."""
+    w = torch.nn.Parameter(torch.ones(3))
+    w.grad = torch.ones(3)
+    optimizer = RMSprop([w], lr=0.01, fused=True, foreach=False)
+    optimizer.step()
+    optimizer.step()  # with a plan
+    assert "cpu: steps them" in optimizer.explain()
+    assert torch.all(w < 0.9)
+
+
 def test_layouts_that_differ_are_refused_and_stepped_right() -> None:
     """torch's fused kernels read a transposed gradient in the wrong order; here eager takes it."""
     start, grad = torch.randn(3, 5), torch.randn(5, 3).t()

@@ -1,5 +1,6 @@
 """The docs are true and fresh: every claim is run, every generated page compared, every link followed."""
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ sys.path.insert(0, str(DOCS))
 
 import build  # noqa: E402
 import claims  # noqa: E402
+import trainers_page  # noqa: E402
 
 PAGES = sorted(DOCS.rglob("*.md"))
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -57,6 +59,7 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "no block for the claim 'scale'",
         "quotes 'scales', which",
         "figures/ravine.png is missing",
+        "figures/distributed.png is not drawn from distributed.json",
     ):
         assert sentence in found
     monkeypatch.setattr(sys, "argv", ["build.py", "--check"])
@@ -99,7 +102,7 @@ def test_every_block_is_filled() -> None:
 def test_figures_are_small() -> None:
     """A reader on a slow line loads every figure: each stays under 100 KB, and none is left over."""
     found = {path.stem: path.stat().st_size for path in (DOCS / "figures").glob("*.png")}
-    assert set(found) == set(build.FIGURES)
+    assert set(found) == {*build.FIGURES, *build.MEASURED}
     assert max(found.values()) < 100_000
 
 
@@ -183,3 +186,20 @@ def test_the_first_lines_run() -> None:
     assert blocks
     for source in blocks:
         exec(compile(source, "index.md", "exec"), {})
+
+
+@pytest.mark.parametrize("row", trainers_page.TRAINERS, ids=lambda row: row.example)
+def test_an_example_of_a_trainer_is_short_enough_to_copy(row: trainers_page.Trainer) -> None:
+    """40 lines: a sentence, how to run it, and nothing that an import would start; it shows what arrived."""
+    lines = (trainers_page.EXAMPLES / f"{row.example}.py").read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 40
+    assert lines[0].startswith('"""')
+    assert lines[0].endswith(".")
+    assert lines[2].startswith("Run: pip install rmsprop")
+    assert f"examples/{row.example}.py" in lines[2]
+    main = lines.index('if __name__ == "__main__":')
+    assert any(".explain()" in line for line in lines[main:])
+    tree = ast.parse("\n".join(lines[:main]))
+    calls = [node for node in tree.body[1:] if isinstance(node, ast.Expr)]
+    assert [ast.unparse(call)[:26] for call in calls] in ([], ["default_registry.register("])
+    assert all(trap and not trap.endswith(".") for trap in row.traps)

@@ -230,6 +230,20 @@ def test_other_changed_numbers_are_one_warning_at_the_users_line():
     assert [warning.filename for warning in caught] == [__file__]
 
 
+def test_a_number_that_groups_have_from_the_recipe_is_no_change():
+    """timm and transformers give weight decay to groups and 0 to the constructor: warned of if no group has it."""
+    decayed, plain = dict(params=[weight()], weight_decay=1e-5), dict(params=[weight()], weight_decay=0.0)
+    optimizer = RMSprop([plain, decayed], **recipes("timm-efficientnet-b0", weight_decay=0.0), lr=0.048)
+    assert [group["recipe"] for group in optimizer.param_groups] == [
+        "timm-efficientnet-b0; weight_decay=0.0 instead of 1e-05",
+        "timm-efficientnet-b0",
+    ]
+    plain = dict(params=[weight()], weight_decay=0.0)
+    with pytest.warns(UserWarning, match="weight_decay=0.0 instead of 1e-05: ") as caught:
+        RMSprop([plain], **recipes("timm-efficientnet-b0", weight_decay=0.0), lr=0.048)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_clipping_may_be_added():
     """A recipe gives it in words, so giving it is no deviation that needs a warning; it is recorded."""
     optimizer = RMSprop.recipe("a2c-baselines", [weight()], clip_global_norm=0.5)

@@ -2,15 +2,18 @@
 
 "propagate" looks at nothing. "raise" and "skip" look at every gradient first, and one that is not finite stops the
 step of all groups. "skip" on a device decides and counts there: the host reads only counts that have arrived anyway.
+Processes that hold shards of one gradient agree: all of them stop, or none.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rmsprop import shards
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -52,10 +55,15 @@ class Guard:
         self._counts: _Counts | None = None
 
     def check(self, group: Mapping[str, Any], params: Sequence[Tensor]) -> None:
-        """Refuse parameters on a device whose steps are counted on the host, where nobody knows of a skip.
+        """Refuse a device whose steps are counted on the host, where nobody knows of a skip, and FSDP1's shards.
 
         Raises: ValueError.
         """
+        if any(getattr(p, "_fsdp_flattened", False) for p in params):
+            raise ValueError(
+                f"nonfinite={self.mode!r} cannot see the other shards of FullyShardedDataParallel (FSDP1), and "
+                "processes would part: shard with fully_shard (FSDP2), whose processes agree"
+            )
         on = next((p.device for p in params if isinstance(p, Tensor) and p.device.type not in ("cpu", "meta")), None)
         if self.mode == "skip" and on is not None and not group["capturable"]:
             raise ValueError(
@@ -83,10 +91,13 @@ class Guard:
         Raises: RuntimeError under "raise", and where it is one skip too many in a row. Nothing was written.
         """
         todays, places = gradients(groups)
-        if not todays:
+        together = shards.groups(p for group in groups for p in group["params"])
+        if not todays and not together:
             return False
-        home = next((g.device for g in todays if not g.is_cpu), todays[0].device)
+        home = next((g.device for g in todays if not g.is_cpu), todays[0].device if todays else torch.device("cpu"))
         bad = unfinite(todays, home)
+        if together:
+            bad, places = _agreed(bad, places, sum(len(group["params"]) for group in groups), together)
         if self.mode == "skip" and not _on_host(home):
             return self._count_there(groups, bad, places)
         if not bad.any():
@@ -94,6 +105,10 @@ class Guard:
             return False
         self.stop(groups, places[int(bad.to(torch.int8).argmax())])
         return True
+
+    def alone(self, groups: Groups) -> bool:
+        """Whether this process decides for itself, and the plan may look in passing."""
+        return not any(shards.is_spread(p) for group in groups for p in group["params"])
 
     def passed(self) -> None:
         """Note a step that is taken."""
@@ -157,6 +172,24 @@ def renewed(kept: Guard | None) -> Guard | None:
     return None if kept is None else Guard(kept.mode, kept.limit)
 
 
+def _agreed(bad: Tensor, places: Sequence[int], parameters: int, groups: Iterable[Any]) -> tuple[Tensor, list[int]]:
+    """Of each parameter whether its gradient is not finite on one of the processes. Processes talk."""
+    flags = spread_out(bad, places, parameters).to(torch.uint8)
+    for group, kind in groups:
+        there = flags.to(kind)
+        torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MAX, group=group)
+        flags = there.to(flags.device, non_blocking=True)
+    return flags != 0, list(range(parameters))
+
+
+def spread_out(bad: Tensor, places: Sequence[int], parameters: int) -> Tensor:
+    """A flag for each parameter, from one for each of those at these places; nothing is sent to a device."""
+    flags = [torch.zeros((), dtype=torch.bool, device=bad.device)] * parameters
+    for i, flag in zip(places, bad.unbind(), strict=True):
+        flags[i] = flag
+    return torch.stack(flags)
+
+
 def unfinite(gradients: Sequence[Tensor], home: torch.device) -> Tensor:
     """Of each gradient whether it holds NaN or infinity. Shapes: [len(gradients)], bool, on the device `home`.
 
@@ -176,7 +209,7 @@ def unfinite(gradients: Sequence[Tensor], home: torch.device) -> Tensor:
                 return found
             for i, flag in zip(chosen, found.unbind(), strict=True):
                 flags[i] = flag
-        return torch.stack(flags)
+        return torch.stack(flags) if flags else torch.zeros(0, dtype=torch.bool, device=home)
 
 
 def first_unfinite(groups: Groups) -> int:
@@ -198,7 +231,8 @@ def parameter(groups: Groups, place: int) -> str:
 def gradients(groups: Groups) -> tuple[list[Tensor], list[int]]:
     """Today's gradients as dense tensors (of sparse ones their values), and the places of their parameters."""
     found = [(i, p.grad) for i, p in enumerate(p for group in groups for p in group["params"]) if p.grad is not None]
-    return [g._values() if g.is_sparse else g for _, g in found], [i for i, _ in found]
+    held = [shards.shard(g) for _, g in found]
+    return [g._values() if g.is_sparse else g for g in held], [i for i, _ in found]
 
 
 class _Counts:
@@ -218,11 +252,8 @@ class _Counts:
             places: whose gradients they are, among so many parameters.
         """
         bad = bad.to(self._home, non_blocking=True)
-        if len(places) < parameters:  # a flag for each parameter: then a position is a place, and none is sent there
-            flags = [torch.zeros_like(bad[0])] * parameters
-            for i, flag in zip(places, bad.unbind(), strict=True):
-                flags[i] = flag
-            bad = torch.stack(flags)
+        if len(places) < parameters:  # a position is to be a place: none is sent there
+            bad = spread_out(bad, places, parameters)
         found = bad.any()
         total, row, place = self._there.unbind()
         total.add_(found)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from operator import itemgetter
-from typing import Any, cast, overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -14,12 +14,12 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from rmsprop import clipping, dialects, explain, guard, hooks, kernels, lint, loading, settings, slots
+from rmsprop import clipping, dialects, explain, guard, hooks, kernels, lint, loading, settings, shards, slots
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
-from rmsprop.recipe import recipes
-from rmsprop.settings import Unset
+from rmsprop.recipe import recipes, warn
+from rmsprop.settings import is_unset, unset
 from rmsprop.sparse import parts
 from rmsprop.spec import Hyper, Rule, check_flag
 
@@ -48,7 +48,7 @@ class RMSprop(Optimizer):
         eps: ε, in units of the gradient ("outside", "floor") or of its square ("inside").
         weight_decay: weight decay, see `weight_decay_mode`.
         momentum: momentum, 0 <= momentum < 1.
-        centered: subtract the squared mean gradient: divide by the standard deviation.
+        centered: subtract the squared mean gradient: divide by the standard deviation. None: the dialect's.
         capturable: keep lr and step on the device, so that a graph can be captured. Works on every device.
         foreach: True: all tensors of a kind at once; False: one by one, with the least memory; None: chosen.
         maximize: ascend instead of descend.
@@ -103,12 +103,12 @@ class RMSprop(Optimizer):
     def __init__(
         self,
         params: ParamsT,
-        lr: float | Tensor = Unset(1e-2),
-        alpha: float = Unset(0.99),
-        eps: float = Unset(1e-8),
-        weight_decay: float = Unset(0),
-        momentum: float = Unset(0),
-        centered: bool = cast(bool, Unset(False)),
+        lr: float | Tensor = unset(1e-2),
+        alpha: float = unset(0.99),
+        eps: float = unset(1e-8),
+        weight_decay: float = unset(0),
+        momentum: float = unset(0),
+        centered: bool | None = None,
         capturable: bool = False,
         foreach: bool | None = None,
         maximize: bool = False,
@@ -139,9 +139,9 @@ class RMSprop(Optimizer):
             "eps": eps,
             "weight_decay": weight_decay,
             "momentum": momentum,
-            "centered": centered,
         }
         switches = {
+            "centered": centered,
             "eps_mode": eps_mode,
             "v_init": v_init,
             "lr_in_buffer": lr_in_buffer,
@@ -150,7 +150,7 @@ class RMSprop(Optimizer):
             "weight_decay_mode": weight_decay_mode,
             "sparse": sparse,
         }
-        given: dict[str, Any] = {name: value for name, value in numbers.items() if not isinstance(value, Unset)}
+        given: dict[str, Any] = {name: value for name, value in numbers.items() if not is_unset(value)}
         given |= {name: value for name, value in switches.items() if value is not None}
         given |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
         given |= {"differentiable": differentiable, "fused": fused}
@@ -163,6 +163,7 @@ class RMSprop(Optimizer):
         defaults, self._asked = settings.settle(dialect, given | words)
         super().__init__(params, defaults)
         settings.check_half(self.param_groups)
+        warn(defaults, self.param_groups)
 
     @classmethod
     def recipe(cls, name: str, params: ParamsT, **changes: Any) -> "RMSprop":
@@ -203,7 +204,7 @@ class RMSprop(Optimizer):
         """Raise now, and not at the first step, if a backend that was asked for cannot take these parameters."""
         rule, _ = settings.read(group)
         ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p)]
-        for bucket in wanted(group, ready).split():
+        for bucket in shards.localized(wanted(group, ready)).split():
             kernels.pick(self.backend, rule, bucket)
 
     @overload
@@ -228,6 +229,8 @@ class RMSprop(Optimizer):
         """Whether the plan still holds, and has stepped."""
         if torch.compiler.is_compiling() or self._plan is None:
             return False
+        if self._guard is not None and not self._guard.alone(self.param_groups):
+            return False  # processes decide together, the long way: a plan may hold here and not there
         return self._plan.again(self.backend, self.param_groups, self.state, scaling(self), self._guard)
 
     @_use_grad_for_differentiable
@@ -245,7 +248,7 @@ class RMSprop(Optimizer):
             return loss
         scaled = scaling(self)
         bad = self._guard.look(self.param_groups) if self._guard is not None and scaled is None else False
-        if bad is True:
+        if bad is True or self._goes_on_together(bad):
             return loss
         scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
         works: list[clipping.Work] = []
@@ -265,12 +268,21 @@ class RMSprop(Optimizer):
         for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
             backend.step(rule, hyper, bucket)
             clipping.clip_weights(settled, bucket)
+            shards.written(bucket)
             if write_back is not None:
                 write_back()
         if not torch.compiler.is_compiling():
             whole = not clipped and not any(returns)
             self._plan = self._make_plan(backends) if whole else None
         return loss
+
+    def _goes_on_together(self, bad: Tensor | bool) -> bool:
+        """Whether processes have agreed on a step, and this one's plan took it."""
+        if bad is not False or self._plan is None or self._guard is None or scaling(self) is not None:
+            return False
+        if torch.compiler.is_compiling() or self._guard.alone(self.param_groups):
+            return False
+        return self._plan.again(self.backend, self.param_groups, self.state)
 
     def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
         """What the next step may rely on, if one native kernel took this one whole."""
@@ -308,7 +320,7 @@ class RMSprop(Optimizer):
             bucket.step,
             *((bucket.compensation, bucket.streams, first) if half else ()),
         )
-        return list(bucket.split())
+        return list(shards.localized(bucket).split())
 
     def _init_group(
         self,

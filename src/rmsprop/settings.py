@@ -36,18 +36,22 @@ TORCH_GROUP: Mapping[str, Any] = {
 }
 
 
-class Unset(float):
-    """A default in RMSprop's signature: it shows torch's value, and tells "not given" from "given"."""
+_UNSET: list[float] = []
 
-    def __new__(cls, shown: float) -> "Unset":
-        self = super().__new__(cls, shown)
-        self.shown = shown
-        return self
 
-    shown: float
+def unset(shown: float) -> float:
+    """A default in RMSprop's signature: torch's number, as an object of its own that tells "not given" from "given".
 
-    def __repr__(self) -> str:
-        return repr(self.shown)
+    A plain float, since what reads signatures checks its type and writes it as YAML (LightningCLI).
+    """
+    own = float(str(shown))
+    _UNSET.append(own)
+    return own
+
+
+def is_unset(value: Any) -> bool:
+    """Whether a value is one of the signature's own defaults; a number that merely equals one was given."""
+    return any(value is own for own in _UNSET)
 
 
 def settle(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
@@ -71,7 +75,6 @@ def settle(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], froz
     group = check_new(group)
     if followed is not None:
         group["recipe"] = recipe.note(followed, group)
-        recipe.warn(followed, group)
     return group, frozenset(words)
 
 

@@ -122,7 +122,7 @@ def refuse_call(bucket: Bucket) -> str | None:
         return "torch.compile is tracing, and cannot look into a compiled library"
     if bucket.fused is False:
         return "fused=False asks for no native kernel"
-    if bucket.foreach is not None:
+    if bucket.foreach is not None and not (bucket.fused and bucket.foreach is False):  # torchtitan says both
         return f"foreach={bucket.foreach} asks for torch's own operators; leave it None"
     if bucket.differentiable:
         return "differentiable=True needs a step that autograd records, and a compiled one is opaque to it"

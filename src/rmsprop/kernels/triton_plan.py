@@ -86,14 +86,14 @@ class DevicePlan(Plan):
             if (hyper.momentum != 0) is not known.momentum or self._settings(group) != known.settings:
                 return False
             hypers += [hyper] * len(known.works)
-        if any(p.grad is not None and p.grad.is_neg() for p in self._singles):
+        if self._negated():
             return False
         if any(lists.first.device != lists.table.device for lists in self._held[0]):
             return False  # the look in C tells a GPU from a CPU, but not from another GPU
         self._busy = True
         try:
-            gradients = list(map(GRADIENTS, self._params))
-            if self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
+            gradients = self._shards.gradients(list(map(GRADIENTS, self._params)))
+            if gradients is None or self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
                 return False
             grad_scale, found_inf = scaling or (None, None)
             if guard is not None and scaling is None:

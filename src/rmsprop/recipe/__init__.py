@@ -11,7 +11,7 @@ instead of 0.016". To add a recipe, add one row.
 import difflib
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rmsprop import dialects
@@ -140,10 +140,22 @@ def note(name: Any, settings: Mapping[str, Any]) -> str:
     return "; ".join([row.name, *_changed(settings, meant, _CHANGEABLE)])
 
 
-def warn(name: Any, settings: Mapping[str, Any]) -> None:
-    """Name in one warning the changed numbers that the recipe's results depend on, if there are any."""
-    row = find(_name_of(name))
-    changed = _changed(settings, complete(row), [word for word in _CHANGEABLE if word not in _UNWARNED])
+def warn(settings: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Name in one warning the changed numbers that the recipe's results depend on, if there are any.
+
+    A number that some group has as the recipe does is not changed: timm and transformers hand weight decay to the
+    groups that it is for, and 0 or nothing to the constructor.
+
+    Args:
+        settings: what the optimizer was built with, under our names, "recipe" among them if it follows one.
+        groups: the parameter groups.
+    """
+    if "recipe" not in settings:
+        return
+    row = find(_name_of(settings["recipe"]))
+    meant = complete(row)
+    asked = [word for word in _CHANGEABLE if word not in _UNWARNED]
+    changed = _changed(settings, meant, [w for w in asked if all(_differs(own[w], meant[w]) for own in groups)])
     if not changed:
         return
     frame, level = sys._getframe(1), 2

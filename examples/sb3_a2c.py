@@ -1,0 +1,31 @@
+"""Stable-Baselines3: A2C on CartPole with the RMSprop of Stable-Baselines 2, by its recipe.
+
+Run: pip install rmsprop stable-baselines3 && python examples/sb3_a2c.py
+"""
+
+import torch
+from stable_baselines3 import A2C
+from stable_baselines3.common.evaluation import evaluate_policy
+
+from rmsprop import RMSprop, recipes
+
+
+def train(steps: int = 10_000, learning_rate=7e-4) -> A2C:
+    torch.set_num_threads(1)  # a policy this small is slower on more
+    agent = A2C(
+        "MlpPolicy",
+        "CartPole-v1",
+        learning_rate=learning_rate,  # a number, or a schedule: SB3 writes it into the groups at every update
+        # Name the class: without it A2C replaces optimizer_kwargs by torch's RMSprop with its own numbers.
+        policy_kwargs=dict(optimizer_class=RMSprop, optimizer_kwargs=recipes("a2c-sb2")),
+        seed=0,
+        device="cpu",
+    )
+    return agent.learn(steps)
+
+
+if __name__ == "__main__":
+    agent = train()
+    print(agent.policy.optimizer.explain())
+    mean, spread = evaluate_policy(agent, agent.get_env(), n_eval_episodes=10)
+    print(f"mean return {mean:.0f} ± {spread:.0f} of 500")
