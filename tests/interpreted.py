@@ -41,10 +41,29 @@ class _Launched:
 
         def launch(*args: object, **named: object) -> None:
             self.grids.append(grid)
-            with np.errstate(all="ignore"):
+            with np.errstate(all="ignore"), _patched_once():
                 self.kernel[grid](*map(number, args), **named)
 
         return launch
+
+
+@contextmanager
+def _patched_once() -> Iterator[None]:
+    """The interpreter replaces Triton's words anew for each function that a kernel calls: a third of the time."""
+    from triton.runtime import interpreter
+
+    patch_lang, done = interpreter._patch_lang, []
+
+    def once(function: Any) -> Any:
+        if done:
+            return interpreter._LangPatchScope()
+        done.append(function)
+        return patch_lang(function)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(interpreter, "_LangPatchScope"):  # else it is another Triton, and as slow as it is
+            patch.setattr(interpreter, "_patch_lang", once)
+        yield
 
 
 def kernel_module(path: Path | None = None) -> ModuleType:

@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
-from cpu_parity import ALL_SWITCHES, BOUND, F16, F32, TYPES, copied, rules, tensors, worst
+from cpu_parity import ALL_SWITCHES, BF16, BOUND, F16, F32, TYPES, copied, rules, tensors, worst
+from test_half import check_written, rounded_as, twin
 from torch import Tensor, nn
 
 from rmsprop import RMSprop, kernels
@@ -27,8 +29,10 @@ FULL_HYPER = Hyper(lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8, weight_decay=0.05
 
 def moved(bucket: Bucket, device: str, steps: bool = False) -> Bucket:
     """The bucket on another device; its step counters too, if asked."""
-    lists = [[x.to(device, copy=True) for x in values] for values in bucket.tensors()]
-    return Bucket(*lists, [t.to(device if steps else "cpu", copy=True) for t in bucket.step], capturable=steps)
+    *lists, rests = ([x.to(device, copy=True) for x in values] for values in bucket.tensors())
+    counters = [t.to(device if steps else "cpu", copy=True) for t in bucket.step]
+    words = dict(capturable=steps, rounding=bucket.rounding, streams=list(bucket.streams))
+    return Bucket(*lists, counters, rests, **words)
 
 
 @pytest.mark.parametrize("capturable", [False, True])
@@ -50,6 +54,45 @@ def test_one_step_is_the_references_and_the_cpu_kernels(types: tuple, capturable
             cpu.step(rule, hyper, other)
             pairs = zip((x for v in here.lists() for x in v), (x for v in other.lists() for x in v), strict=True)
             assert all(torch.equal(x, y) for x, y in pairs), (rule, hyper)
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize("how", [(True, False), (False, True), (True, True)], ids=["stochastic", "rest", "both"])
+@pytest.mark.parametrize("types", [(BF16, F32), (BF16, BF16), (F16, F32), (F16, F16)], ids=str)
+def test_half_precision_is_rounded_with_the_references_bits(types: tuple, how: tuple, capturable: bool) -> None:
+    """Of the kernel's own float32 step, spikes bounded; the CPU kernel's bits where the host does the numbers."""
+    draw = torch.Generator().manual_seed(1)
+    for rule, hyper in EVERY[7 * TYPES.index(types) :: 211]:
+        hyper = replace(hyper, max_update=1.5)
+        before = tensors(rule, types, SIZES, seed=1)
+        for g in before.grad:
+            g[::3] *= 40
+        before = rounded_as(before, stochastic=how[0], compensated=how[1], generator=draw)
+        there, wide = moved(before, "cuda", capturable), moved(twin(before), "cuda", capturable)
+        triton.step(rule, hyper, there)
+        triton.step(rule, hyper, wide)
+        here = moved(there, "cpu")
+        check_written(here, moved(wide, "cpu"), before)
+        if native.missing() is None and not (capturable and rule.bias_correction):
+            other = moved(before, "cpu")
+            cpu.step(rule, hyper, other)
+            pairs = zip((x for v in here.lists() for x in v), (x for v in other.lists() for x in v), strict=True)
+            assert all(torch.equal(x, y) for x, y in pairs), (rule, hyper)
+
+
+@pytest.mark.parametrize("types", TYPES[:4], ids=str)
+def test_a_bounded_step_is_the_references(types: tuple) -> None:
+    """max_update with spikes and averages that have not begun: within the frozen bound."""
+    for rule, hyper in EVERY[TYPES.index(types) :: 97]:
+        before = tensors(rule, types, SIZES, seed=2)
+        for g, v in zip(before.grad, before.square_avg, strict=True):
+            g[::3] *= 40
+            v[::7] = 0
+        for m in before.grad_avg:
+            m[::7] = 0
+        there = moved(before, "cuda")
+        triton.step(rule, replace(hyper, max_update=1.5), there)
+        assert worst(rule, replace(hyper, max_update=1.5), before, moved(there, "cpu")) <= BOUND[types], rule
 
 
 def test_alignment_does_not_matter() -> None:
@@ -158,6 +201,97 @@ def test_a_replayed_graph_is_the_eager_run(bias_correction: bool, whole: bool) -
     assert all(float(optimizer.state[p]["step"]) == 6 for p in model.parameters())
 
 
+CAREFUL = dict(rounding="stochastic", compensation=True, max_update=2.0, capturable=True, nonfinite="skip")
+
+
+def bfloat16(backend: str, **words) -> tuple[list[nn.Parameter], RMSprop]:
+    """Parameters of which one is NaN's turn at step 2, and their optimizer."""
+    start = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(n, generator=start).to("cuda", BF16)) for n in (5, 9000, 1)]
+    return params, RMSprop(params, lr=0.01, momentum=0.9, backend=backend, **words)
+
+
+def give(params: list[nn.Parameter], t: int) -> None:
+    """Gradients in place, the same for every backend; NaN in one of them at step 2."""
+    draw = torch.Generator().manual_seed(100 + t)
+    for p in params:
+        g = torch.randn(p.shape, generator=draw).to("cuda", BF16)
+        p.grad = g if p.grad is None else p.grad.copy_(g)
+    if t == 2:
+        params[1].grad[7] = float("nan")
+
+
+def held(params: list[nn.Parameter], optimizer: RMSprop) -> list[Tensor]:
+    return [p.detach().clone() for p in params] + [x.clone() for p in params for x in optimizer.state[p].values()]
+
+
+@pytest.mark.parametrize("backend", ["triton", "eager"])
+def test_the_guard_decides_on_the_device(backend: str) -> None:
+    """A step with a NaN writes nothing, is counted, and waits for nothing; a replayed graph does the same."""
+    runs = []
+    for captured in (False, True):
+        params, optimizer = bfloat16(backend, **CAREFUL)
+        give(params, 0)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            optimizer.step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        if captured:
+            with torch.cuda.graph(graph):
+                optimizer.step()
+        for t in range(1, 6):
+            give(params, t)
+            before = held(params, optimizer)
+            if captured:
+                graph.replay()
+            else:
+                with no_synchronisation():
+                    optimizer.step()
+            assert same(before, held(params, optimizer)) is (t == 2)
+        found = optimizer.skipped
+        assert (found.total, found.in_a_row, found.parameter) == (1, 0, "parameter 1 of group 0")
+        assert all(float(optimizer.state[p]["step"]) == 5 for p in params)
+        runs.append(held(params, optimizer))
+    assert same(*runs)
+
+
+def test_too_many_skips_raise_once_they_are_known() -> None:
+    """The limit's error comes a step or so late, and says whose gradient it was."""
+    params, optimizer = bfloat16("triton", capturable=True, nonfinite="skip", nonfinite_limit=3)
+    give(params, 2)
+    for _ in range(3):
+        optimizer.step()
+        torch.cuda.synchronize()
+    with pytest.raises(RuntimeError, match=r"3 steps in a row were skipped.*parameter 1 of group 0"):
+        optimizer.step()
+
+
+def test_a_graph_reads_the_table_that_is_there() -> None:
+    """Captured after one step with gradients in place, a replay is the kernels alone: no copy."""
+    params = [nn.Parameter(torch.ones(n, device="cuda")) for n in (5, 9000)]
+    optimizer = RMSprop(params, lr=0.01, capturable=True, backend="triton")
+    for p in params:
+        p.grad = torch.ones_like(p)
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        optimizer.step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        optimizer.step()
+    graph.replay()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(3):
+            graph.replay()
+        torch.cuda.synchronize()
+    ran = [event.name for event in profile.events() if event.device_type == torch.autograd.DeviceType.CUDA]
+    assert ran == ["advance"] * 3
+
+
 def test_a_capture_without_a_step_before_it_says_so() -> None:
     """The first table cannot be made while a graph is captured, and counting on the host would not be replayed."""
     p = nn.Parameter(torch.ones(5, device="cuda"))
@@ -178,7 +312,15 @@ def no_synchronisation() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("settings", [{}, {"capturable": True}, {"bias_correction": True, "centered": True}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"capturable": True},
+        {"bias_correction": True, "centered": True},
+        {"capturable": True, "nonfinite": "skip"},
+    ],
+)
 @pytest.mark.parametrize("planned", [True, False])
 def test_no_step_waits_for_the_device(settings: dict, planned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither with a plan nor without, for any lr, even when every gradient moves."""

@@ -352,10 +352,10 @@ def advance(
         left = size - offset
         if (left >= block) & (together % 16 == 0):
             _lines(
-                row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, cap, carried, correction,
-                first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov, lr_in_buffer,
-                decoupled, bias_correction, capped, stochastic, compensated, block,
-                16 // (widest.primitive_bitwidth // 8),
+                row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, cap, carried,
+                correction, first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov,
+                lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated,
+                block, 16 // (widest.primitive_bitwidth // 8),
             )  # fmt: skip
         else:
             # in pieces of another shape: Triton lays out loads of one shape alike, and would hold these to 16 bytes
@@ -365,7 +365,8 @@ def advance(
                 _lines(
                     row, count, offset + begin, left - begin, scale, lr, alpha, beta, eps, mu, wd, cap, carried,
                     correction, first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov,
-                    lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated, piece, 1,
+                    lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated,
+                    piece, 1,
                 )  # fmt: skip
                 begin += piece
 
