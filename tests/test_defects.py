@@ -88,7 +88,7 @@ def test_d03_an_eps_that_half_precision_cannot_hold_is_honoured(dtype, backend):
 
 @BACKENDS
 def test_d04_small_gradients_of_float16_take_ordinary_steps(backend):
-    """(1−α)·g² of g = 1e-3 underflows in float16, where torch divides by zero; here the step is 10·lr, as in float32."""
+    """(1−α)·g² of g = 1e-3 underflows in float16, where torch divides by zero; here the step is float32's 10·lr."""
     p = run(RMSprop([weight(0.0, dtype=torch.float16)], backend=backend), [1e-3])
     assert p.item() == pytest.approx(-0.1, rel=1e-3)
     theirs = run(TORCH([weight(0.0, dtype=torch.float16)]), [1e-3])
@@ -162,7 +162,7 @@ def test_d11_momentum_may_begin_during_a_run(backend):
 
 @BACKENDS
 def test_d13_an_infinite_gradient_can_be_skipped_or_refused(backend):
-    """One inf, then 100 good gradients: torch's weight is NaN for ever; nonfinite= decides, before anything is written."""
+    """One inf, then 100 good gradients: torch's weight is NaN for ever; nonfinite= decides before anything is written."""
     grads = [1.0, torch.inf, *[1.0] * 100]
     without = run(RMSprop([weight(1.0)], momentum=0.9, backend=backend), [1.0] * 101)
     optimizer = RMSprop([("bias", weight(1.0))], momentum=0.9, nonfinite="skip", backend=backend)
@@ -235,7 +235,7 @@ def test_d17_sparse_gradients_step(meaning):
     assert torch.equal(p[0], torch.ones(2))
     assert p[1].tolist() == pytest.approx([0.9, 0.9], rel=1e-5)
     bare = RMSprop([nn.Parameter(torch.ones(3, 2))])
-    with pytest.raises(RuntimeError, match="give sparse='lazy' .* or sparse='dense'"):
+    with pytest.raises(RuntimeError, match=r"give sparse='lazy' .* or sparse='dense'"):
         run(bare, [sparse_grad()])
     theirs = TORCH([nn.Parameter(torch.ones(3, 2))])
     try:
