@@ -162,7 +162,7 @@ def test_d11_momentum_may_begin_during_a_run(backend):
 
 @BACKENDS
 def test_d13_an_infinite_gradient_can_be_skipped_or_refused(backend):
-    """One inf, then 100 good gradients: torch's weight is NaN for ever; nonfinite= decides before anything is written."""
+    """One inf, then 100 good gradients: torch has NaN for ever; nonfinite= decides before anything is written."""
     grads = [1.0, torch.inf, *[1.0] * 100]
     without = run(RMSprop([weight(1.0)], momentum=0.9, backend=backend), [1.0] * 101)
     optimizer = RMSprop([("bias", weight(1.0))], momentum=0.9, nonfinite="skip", backend=backend)
