@@ -70,6 +70,17 @@ def _divide(x, y):
 
 
 @triton.jit
+def _fused(x, y, z):
+    """x·y + z, rounded once in float32 as the CPU kernel does; the interpreter knows no such thing but float64."""
+    if x.dtype == tl.float64:
+        return x * y + z
+    elif INTERPRETED:
+        return (x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)).to(tl.float32)
+    else:
+        return tl.fma(x, y, z)
+
+
+@triton.jit
 def _correction(row, count, log_alpha, clock: tl.constexpr):
     """[4] 1 − αᵗ in float64: as the host worked it out, or from a step counter on the device."""
     if clock is None:
@@ -126,21 +137,26 @@ def _lines(
     if decoupled:
         p = p * tl.cast(1 - lr * wd, arithmetic)
     else:
-        g = tl.where(wd != 0, g + tl.cast(wd, arithmetic) * p, g)
+        g = tl.where(wd != 0, _fused(tl.cast(wd, arithmetic), p, g), g)
     # [2] second moment
-    v = tl.cast(alpha, arithmetic) * v + tl.cast(beta, arithmetic) * g * g
+    v = _fused(tl.cast(beta, arithmetic) * g, g, tl.cast(alpha, arithmetic) * v)
     _store(v_at, offset, at, mask, vector, state, v)
     # [4] bias
     unbias = tl.cast(1 / correction, arithmetic)
     w = v * unbias if bias_correction else v
     if centered:
         # [3] first moment
-        m = tl.cast(alpha, arithmetic) * m + tl.cast(beta, arithmetic) * g
+        # from the nearer of the two: alpha and beta are rounded, and a mean that stands still is to stand still
+        apart = g - m
+        near = tl.where(alpha < 0.5, g, m)
+        near = _fused(tl.cast(tl.where(alpha < 0.5, -alpha, beta), arithmetic), apart, near)
+        # inf and NaN as the equation has them
+        m = tl.where(apart - apart == 0, near, tl.cast(alpha, arithmetic) * m + tl.cast(beta, arithmetic) * g)
         _store(m_at, offset, at, mask, vector, state, m)
         # [4] bias
         m = m * unbias if bias_correction else m
         # [5] variance: rounded below zero it is zero; NaN stays
-        w = w - m * m
+        w = _fused(-m, m, w)
         w = tl.where(w < 0, 0.0, w)
     # [6] denominator
     e = tl.cast(eps, arithmetic)
@@ -159,11 +175,11 @@ def _lines(
         # [8] momentum
         if lr_in_buffer:
             u = tl.cast(lr, arithmetic) * u
-        b = tl.cast(mu, arithmetic) * b + u
+        b = _fused(tl.cast(mu, arithmetic), b, u)
         _store(b_at, offset, at, mask, vector, state, b)
-        u = u + tl.cast(mu, arithmetic) * b if nesterov else b
+        u = _fused(tl.cast(mu, arithmetic), b, u) if nesterov else b
     # [9] parameter
-    p = p - u if momentum and lr_in_buffer else p - tl.cast(lr, arithmetic) * u
+    p = p - u if momentum and lr_in_buffer else _fused(-tl.cast(lr, arithmetic), u, p)
     _store(p_at, offset, at, mask, vector, param, p)
 
 
