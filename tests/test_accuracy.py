@@ -67,8 +67,8 @@ def root_mean_square(x):
 BACKEND = pytest.mark.parametrize("backend", [pytest.param("cpu", marks=NEEDS_NATIVE), "eager"])
 FOREACH = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "for-loop"])
 
-# The parameter is rounded once at its own size in both, and that is most of its error: which element of 65,536 is worst
-# is luck. Measured with 800,000 elements per case: 0.79 to 1.07 times torch's, 0.99 as root mean square.
+# The parameter is rounded once at its own size in both, and that is most of its error: which of 65,536 elements is
+# worst is luck. Measured with 800,000 elements per case: 0.79 to 1.07 times torch's, 0.99 as root mean square.
 LUCK = 1.15
 
 

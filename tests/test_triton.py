@@ -68,7 +68,7 @@ def test_one_step_is_the_references(k: int) -> None:
 @ALL_TYPES
 @BOTH
 def test_the_bits_are_the_cpu_kernels(rule: Rule, hyper: Hyper, types: tuple) -> None:
-    """With fused multiply-adds at the same places, and IEEE root and division, both kernels round alike everywhere."""
+    """With fused multiply-adds at the same places, and IEEE root and division, both kernels round alike."""
     here = tensors(rule, types, (*range(1, BLOCK + 2, 3), 3 * BLOCK + 5), seed=2)
     there = copied(here)
     triton.step(rule, hyper, here)
