@@ -146,6 +146,8 @@ class RMSprop(Optimizer):
         self.backend = kernels.check_backend(backend)
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
+        self._checked: dict[int, tuple[Any, ...]] = {}
+        self._made: slots.Made = []
         self._plan: Plan | None = None
         defaults, self._asked = settings.settle(dialect, given | words)
         super().__init__(params, defaults)
@@ -275,9 +277,13 @@ class RMSprop(Optimizer):
 
     def _read(self, group: dict[str, Any]) -> tuple[Rule, Hyper]:
         """The group's rule and numbers; the rule must be the one that the run began with."""
-        rule, hyper = settings.read(group)
         if torch.compiler.is_compiling():
-            return rule, hyper
+            return settings.read(group)
+        today = settings.values(group)
+        if self._checked.get(id(group)) != today:
+            settings.check_today(group)
+            self._checked[id(group)] = today
+        rule, hyper = settings.read(group)
         known = self._rules.get(id(group))
         if known is None or known[0] is not group:
             self._rules[id(group)] = (group, rule)
@@ -314,7 +320,7 @@ class RMSprop(Optimizer):
     ) -> bool:
         """Fill the lists, and make the slots that are missing; torch.compile calls this by its name and order."""
         lists = Bucket(params_with_grad, grads, square_avgs, grad_avgs, momentum_buffer_list, state_steps)
-        return slots.fill(group, self.state, lists)
+        return slots.fill(group, self.state, lists, self._made)
 
     def state_dict(self) -> dict[str, Any]:
         """The state under torch's keys, and the groups as plain numbers, strings and tensors.
@@ -356,7 +362,7 @@ class RMSprop(Optimizer):
         super().__setstate__(state)
         self.__dict__.setdefault("backend", "auto")
         self.__dict__.setdefault("_asked", frozenset(settings.TORCH_GROUP))
-        self._rules, self._plan = {}, None
+        self._rules, self._checked, self._made, self._plan = {}, {}, [], None
         loading.complete(self.param_groups, self.state)
 
     def explain(self) -> str:

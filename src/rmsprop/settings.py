@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 import torch
@@ -169,6 +170,29 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
             "leave foreach as None or False"
         )
     return checked
+
+
+def values(group: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The group's settings as something that is equal as long as nobody edits them; a tensor says who it is."""
+    return tuple([id(x) if isinstance(x, Tensor) else x for x in map(group.get, TORCH_GROUP)])
+
+
+def check_today(group: Mapping[str, Any]) -> None:
+    """As `check`, for settings that were edited during the run.
+
+    A schedule may take lr below 0, where a run cannot begin; a tensor's number stays on its device.
+
+    Raises: ValueError, TypeError: a value that does not work, or two that do not go together.
+    """
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point() and not lr.is_meta:
+        lr = 0.0
+    elif isinstance(lr, Real) and not isinstance(lr, bool) and lr < 0:
+        lr = -lr
+    missing = [name for name in TORCH_GROUP if name not in group]
+    if missing:
+        raise ValueError(f"a parameter group has lost its {', '.join(missing)}; a group keeps all of its settings")
+    check({**group, "lr": lr})
 
 
 def check_lr(lr: Any) -> float | Tensor:

@@ -4,20 +4,48 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rmsprop.bucket import Bucket, fresh_slot
 from rmsprop.loading import step_tensor
-from rmsprop.sparse import refused
+from rmsprop.sparse import called, refused
+
+_STEPPED = frozenset(getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")) | {
+    torch.complex64,
+    torch.complex128,
+    torch.complex32,
+}
 
 
-def fill(group: Mapping[str, Any], state: Any, into: Bucket) -> bool:
+def _unfit(group: Mapping[str, Any], i: int, p: Tensor) -> str:
+    """The sentence for a parameter that has a gradient and cannot step."""
+    kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _STEPPED))
+    return (
+        f"RMSprop steps dense parameters of {kinds}: parameter {called(group, i)} is {p.dtype} of layout {p.layout} "
+        "and has a gradient; freeze it, or keep it in another dtype and layout"
+    )
+
+
+Made = list[tuple[Tensor, str]]  # slots by parameter and name
+
+
+def unmake(state: Any, made: Made) -> None:
+    """Take back the slots that were made for a step that was refused. Mutates: state."""
+    for p, name in made:
+        state[p].pop(name, None)
+        if not state[p]:
+            del state[p]
+
+
+def fill(group: Mapping[str, Any], state: Any, into: Bucket, made: Made) -> bool:
     """Fill the bucket's lists with the parameters that have a gradient, their gradients and their slots.
 
-    A slot is made when it is missing, one by one: trainers put some there themselves, and momentum may begin in mid-run.
+    A slot is made when it is missing, one by one: trainers put some there themselves, and momentum may begin in
+    mid-run.
 
-    Mutates: the bucket's lists; state, where a slot is missing.
+    Mutates: the bucket's lists; state, where a slot is missing, and `made`, which says where.
     Returns: whether a parameter is complex.
-    Raises: RuntimeError for a sparse gradient that the group does not take.
+    Raises: RuntimeError for a parameter that cannot step, or a sparse gradient that the group does not take.
     """
     has_complex = False
     for i, p in enumerate(group["params"]):
@@ -25,16 +53,22 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket) -> bool:
             continue
         if p.grad.layout != torch.strided and (group["sparse"] is None or not p.grad.is_sparse):
             raise RuntimeError(refused(group, i, p.grad.layout))
+        if p.dtype not in _STEPPED or p.layout != torch.strided:
+            raise RuntimeError(_unfit(group, i, p))
         has_complex |= p.is_complex()
         own = state[p]
         if "step" not in own:
             own["step"] = step_tensor(0.0, p, group)
+            made.append((p, "step"))
         if "square_avg" not in own:
             own["square_avg"] = fresh_slot(p, group["v_init"])
+            made.append((p, "square_avg"))
         if group["momentum"] != 0 and "momentum_buffer" not in own:
             own["momentum_buffer"] = fresh_slot(p, 0.0)
+            made.append((p, "momentum_buffer"))
         if group["centered"] and "grad_avg" not in own:
             own["grad_avg"] = fresh_slot(p, 0.0)
+            made.append((p, "grad_avg"))
         into.param.append(p)
         into.grad.append(p.grad)
         into.square_avg.append(own["square_avg"])

@@ -4,6 +4,7 @@ For small networks Python is the whole cost of a step: this reduces it to one li
 """
 
 import ctypes
+import math
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from ctypes import c_int32, c_int64, c_void_p
@@ -37,6 +38,17 @@ class _Known:
     momentum: bool
     rule: Rule
     works: list[native.Work]
+
+
+def usual(lr: Any, alpha: float, eps: float, momentum: float, decay: float) -> bool:
+    """Whether a step may run with these; a schedule may take lr below 0, and a tensor is not read."""
+    return (
+        0 <= alpha < 1
+        and 0 <= eps < math.inf
+        and 0 <= momentum < 1
+        and 0 <= decay < math.inf
+        and (isinstance(lr, Tensor) or lr - lr == 0)
+    )
 
 
 class Plan:
@@ -105,13 +117,15 @@ class Plan:
             if known.rule.weight_decay_mode == "corrected":
                 today = Hyper(*(*numbers, group["max_lr"]))
                 numbers = (*numbers[:4], today.shrinkage(known.rule))
-            if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
-                return False
             try:
+                if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
+                    return False
+                if not usual(*numbers):
+                    return False
                 for work in known.works:
                     _PACK(work, 0, *numbers)
-            except struct.error:  # not a number: the long way says which
-                return False
+            except (struct.error, ArithmeticError, TypeError, ValueError, RuntimeError):
+                return False  # what is no number or no switch: the long way says which
         for p in self._singles:
             if p.grad is not None and p.grad.is_neg():
                 return False

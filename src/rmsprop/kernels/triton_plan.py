@@ -12,7 +12,7 @@ import torch
 
 from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native, triton
-from rmsprop.kernels.plan import GRADIENTS, NUMBERS, Plan, Scaling, Settings
+from rmsprop.kernels.plan import GRADIENTS, NUMBERS, Plan, Scaling, Settings, usual
 from rmsprop.spec import Hyper, Rule
 
 _NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "size")
@@ -69,8 +69,12 @@ class DevicePlan(Plan):
             if group["params"] is not known.params:
                 return False
             hyper = Hyper(*(*NUMBERS(group), group["max_lr"]))
-            if (hyper.momentum != 0) is not known.momentum or self._settings(group) != known.settings:
-                return False
+            try:
+                same = (hyper.momentum != 0) is known.momentum and self._settings(group) == known.settings
+                if not same or not usual(*NUMBERS(group)):
+                    return False
+            except (ArithmeticError, TypeError, ValueError, RuntimeError):
+                return False  # what is no number or no switch: the long way says which
             hypers += [hyper] * len(known.works)
         if any(p.grad is not None and p.grad.is_neg() for p in self._singles):
             return False
