@@ -1,4 +1,4 @@
-"""Treat RMSprop badly at random, and see that it answers with a correct step or with one sentence and nothing changed.
+"""Treat RMSprop badly at random: it answers with a correct step, or with one sentence and nothing changed.
 
     python fuzz/optimizer.py --count 10000
 
@@ -92,7 +92,7 @@ WHOLE = {  # of the whole optimizer
 }
 
 
-class Fault(Exception):
+class FaultError(Exception):
     """What went wrong, in words."""
 
 
@@ -243,7 +243,11 @@ def gradient(draw: random.Random, p: Tensor, wild: bool) -> Tensor | None:
 def bits(x: Any) -> Any:
     """A value as something that compares equal where nothing changed, NaN included."""
     if isinstance(x, Tensor):
-        kind = (type(x).__name__, str(x.dtype), tuple(x.shape) if not isinstance(x, nn.UninitializedParameter) else ())
+        kind = (
+            type(x).__name__,
+            str(x.dtype),
+            tuple(x.shape) if not isinstance(x, nn.UninitializedParameter) else (),
+        )
         if isinstance(x, nn.UninitializedParameter) or x.is_meta:
             return kind
         x = x.detach()
@@ -272,17 +276,17 @@ def everything(optimizer: RMSprop) -> Any:
 
 
 def refused(what: str, error: BaseException) -> None:
-    """Raise a Fault if this is no documented refusal."""
+    """Raise a FaultError if this is no documented refusal."""
     frames = traceback.extract_tb(error.__traceback__)
     said = str(error)
     shown = "".join(traceback.format_exception(error))
     if not isinstance(error, ValueError | TypeError | RuntimeError):
-        raise Fault(f"{what}: a {type(error).__name__}\n{shown}")
+        raise FaultError(f"{what}: a {type(error).__name__}\n{shown}")
     last = frames[-1]
     if not last.filename.startswith(OWNERS) or not (last.line or "").startswith("raise"):
-        raise Fault(f"{what}: not raised on purpose\n{shown}")
+        raise FaultError(f"{what}: not raised on purpose\n{shown}")
     if " " not in said or len(said) > 10 * LONGEST:
-        raise Fault(f"{what}: no sentence\n{shown}")
+        raise FaultError(f"{what}: no sentence\n{shown}")
 
 
 def tried(what: str, optimizer: RMSprop, do: Callable[[], Any]) -> Any:
@@ -295,7 +299,7 @@ def tried(what: str, optimizer: RMSprop, do: Callable[[], Any]) -> Any:
         after = everything(optimizer)
         if after != before:
             names = ", ".join(name for name in before if before[name] != after[name])
-            raise Fault(f"{what}: {names} changed\n{''.join(traceback.format_exception(error))}") from None
+            raise FaultError(f"{what}: {names} changed\n{''.join(traceback.format_exception(error))}") from None
         return None
 
 
@@ -304,11 +308,21 @@ def tried(what: str, optimizer: RMSprop, do: Callable[[], Any]) -> Any:
 
 def tame(group: dict[str, Any], p: Tensor) -> bool:
     """Whether the reference can judge this parameter's step to the last places."""
-    if p.grad is None or p.grad.layout != torch.strided or p.layout != torch.strided or p.dtype not in REAL or p.is_meta:
+    if (
+        p.grad is None
+        or p.grad.layout != torch.strided
+        or p.layout != torch.strided
+        or p.dtype not in REAL
+        or p.is_meta
+    ):
         return False
     if any(group[name] is not None for name in ("clip_value", "clip_norm", "clip_global_norm", "clip_weights")):
         return False
-    if group.get("max_update") is not None or group.get("rounding", "nearest") != "nearest" or group.get("compensation"):
+    if (
+        group.get("max_update") is not None
+        or group.get("rounding", "nearest") != "nearest"
+        or group.get("compensation")
+    ):
         return False
     ordinary = 1e-6 <= group["eps"] <= 10 and group["alpha"] <= 0.999 and group["weight_decay"] <= 1
     sizes = p.grad.detach().abs()[p.grad.detach() != 0].double()
@@ -321,7 +335,7 @@ def _aliased(p: Tensor) -> bool:
     return any(stride == 0 and size > 1 for size, stride in zip(p.shape, p.stride(), strict=True))
 
 
-def judged_step(draw: random.Random, optimizer: RMSprop) -> None:
+def judged_step(optimizer: RMSprop) -> None:
     """One step; where it was taken, the reference or the eager backend says the same."""
     lazy = nn.UninitializedParameter
     pairs = [(group, p) for group in optimizer.param_groups for p in group["params"] if not isinstance(p, lazy)]
@@ -349,7 +363,7 @@ def judged_step(draw: random.Random, optimizer: RMSprop) -> None:
     for (_, p), grad in zip(pairs, grads, strict=True):
         own_memory = p.grad is None or p.is_meta or p.grad.is_sparse or p.grad.layout != torch.strided
         if (own_memory or p.grad.data_ptr() != p.data_ptr()) and grad != (None if p.grad is None else bits(p.grad)):
-            raise Fault("a step edited a gradient")
+            raise FaultError("a step edited a gradient")
     if skipped or not _counted(optimizer, pairs):
         return  # a first step with lr 0 and zero gradients makes state and nothing else
     for case, before, p in judged:
@@ -358,10 +372,10 @@ def judged_step(draw: random.Random, optimizer: RMSprop) -> None:
         try:
             found = errors(case, before, grad, (p, state))
         except AssertionError as error:
-            raise Fault(f"step of {p.dtype} {tuple(p.shape)}: {error}\n{optimizer!r}") from error
+            raise FaultError(f"step of {p.dtype} {tuple(p.shape)}: {error}\n{optimizer!r}") from error
         beyond = {name: off for name, off in found.items() if not off <= 8 * BUDGET[name]}
         if beyond:
-            raise Fault(f"step of {p.dtype} {tuple(p.shape)}: {beyond} units from the reference\n{optimizer!r}")
+            raise FaultError(f"step of {p.dtype} {tuple(p.shape)}: {beyond} units from the reference\n{optimizer!r}")
     if twin is not None and not judged:
         _compare(optimizer, twin)
 
@@ -392,7 +406,9 @@ def _compare(optimizer: RMSprop, twin: RMSprop) -> None:
     try:
         twin.step()
     except Exception as error:
-        raise Fault(f"the eager backend refuses what was stepped\n{''.join(traceback.format_exception(error))}") from None
+        raise FaultError(
+            f"the eager backend refuses what was stepped\n{''.join(traceback.format_exception(error))}"
+        ) from None
     for group, other in zip(optimizer.param_groups, twin.param_groups, strict=True):
         if group["centered"] or group.get("rounding", "nearest") != "nearest":
             continue  # v − m² of wild numbers is all rounding
@@ -402,7 +418,9 @@ def _compare(optimizer: RMSprop, twin: RMSprop) -> None:
             a, b = p.detach().double(), q.detach().double()
             slack = 0.05 if p.dtype in HALF else 1e-3
             if not torch.allclose(a, b, rtol=slack, atol=slack * (1e-6 + float(group["lr"])), equal_nan=True):
-                raise Fault(f"step of {p.dtype} {tuple(p.shape)}: {a.tolist()} and by eager {b.tolist()}\n{optimizer!r}")
+                raise FaultError(
+                    f"step of {p.dtype} {tuple(p.shape)}: {a.tolist()} and by eager {b.tolist()}\n{optimizer!r}"
+                )
 
 
 def stepped(draw: random.Random, optimizer: RMSprop) -> None:
@@ -416,7 +434,7 @@ def stepped(draw: random.Random, optimizer: RMSprop) -> None:
                 p.grad = gradient(draw, p, wild)
             except (RuntimeError, TypeError):  # torch lets no such gradient stand there
                 p.grad = None
-    judged_step(draw, optimizer)
+    judged_step(optimizer)
 
 
 def mutated(draw: random.Random, optimizer: RMSprop) -> None:
@@ -446,7 +464,9 @@ def grown(draw: random.Random, optimizer: RMSprop) -> None:
 
 def torchs(draw: random.Random, optimizer: RMSprop) -> dict[str, Any] | None:
     """The state dict of another optimizer over parameters of the same shapes."""
-    cls = draw.choice((torch.optim.RMSprop, torch.optim.RMSprop, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad))
+    cls = draw.choice(
+        (torch.optim.RMSprop, torch.optim.RMSprop, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad)
+    )
     try:
         groups = [
             {"params": [nn.Parameter(torch.ones_like(p).detach()) for p in group["params"]]}
@@ -478,7 +498,9 @@ def _damage(draw: random.Random, saved: Any) -> Any:
     value = draw.choice(ODD_TENSORS)() if draw.random() < 0.2 else value
     how = draw.randrange(10)
     if how == 0:
-        return draw.choice((None, 3, [], {}, {"model": saved}, {**saved, "state": value}, {**saved, "param_groups": value}))
+        return draw.choice(
+            (None, 3, [], {}, {"model": saved}, {**saved, "state": value}, {**saved, "param_groups": value})
+        )
     if how == 1:
         del saved[draw.choice(sorted(saved, key=str))]
     elif how == 2 and groups:
@@ -503,7 +525,9 @@ def _damage(draw: random.Random, saved: Any) -> Any:
             entry[name] = value
             if how == 9 and isinstance(entry.get("square_avg"), Tensor):
                 square = entry["square_avg"]
-                entry["square_avg"] = draw.choice((square.double(), square.bfloat16(), square.reshape(-1), square[None], -square))
+                entry["square_avg"] = draw.choice(
+                    (square.double(), square.bfloat16(), square.reshape(-1), square[None], -square)
+                )
     return saved
 
 
@@ -520,7 +544,7 @@ def loaded(draw: random.Random, optimizer: RMSprop) -> None:
     given = bits(saved)
     report = tried("load_state_dict", optimizer, lambda: optimizer.load_state_dict(saved, **options))
     if bits(saved) != given:
-        raise Fault("load_state_dict edited what it was given")
+        raise FaultError("load_state_dict edited what it was given")
     if report is not None:
         str(report)
         stepped(draw, optimizer)
@@ -547,7 +571,7 @@ def reopened(draw: random.Random, optimizer: RMSprop, folder: Path) -> None:
     if tried("checkpoint.load", optimizer, load):
         after = everything(optimizer)
         if after["params"] != before["params"] or after["state"] != before["state"]:
-            raise Fault("checkpoint.load of a damaged file made another state")
+            raise FaultError("checkpoint.load of a damaged file made another state")
 
 
 ACTS = (stepped, stepped, stepped, mutated, loaded, grown, reopened)
@@ -573,7 +597,7 @@ def judge(number: int, folder: Path) -> str | None:
                 reopened(draw, optimizer, folder)
             else:
                 act(draw, optimizer)
-    except Fault as fault:
+    except FaultError as fault:
         return f"after {', '.join(done)}: {fault}"
     except BaseException:
         return f"the driver failed after {', '.join(done)}\n{traceback.format_exc()}"

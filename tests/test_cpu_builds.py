@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from cpu_parity import BOUND, F32, F64, SIZES, TYPES, copied, rules, stepped, tensors
+from cpu_parity import BOUND, F32, F64, SIZES, TYPES, copied, rules, stepped, tensors, worst
+from test_half import check_written, rounded_as, twin
+from test_max_update import spiked
 
 import rmsprop
 from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native
-from rmsprop.spec import EPS_MODES
+from rmsprop.spec import EPS_MODES, Hyper, Rule
 
 SOURCES = Path(rmsprop.__file__).parent / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
@@ -27,6 +29,7 @@ pytestmark = [
 
 def build(folder: Path, *flags: str) -> native.Native:
     """The kernel, compiled with these flags more."""
+    folder.mkdir(exist_ok=True)
     out = folder / "_native.so"
     always = ["-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
     sources = [str(SOURCES / name) for name in ("rmsprop.cpp", "plan.cpp")]
@@ -140,3 +143,35 @@ def test_a_broken_kernel_is_caught(mistake: str, tmp_path: Path, monkeypatch: py
                     caught |= "edited a gradient" in str(error)
                 assert len(before.param) == 1
             assert caught
+
+
+def test_broken_spikes_words_and_remainders_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spike that enters v whole, words that repeat along a tensor, a remainder of the wrong sign: each is seen."""
+    builds = [build(tmp_path / str(i), "-O1", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={i}") for i in (5, 6, 7)]
+    generator = torch.Generator().manual_seed(5)
+
+    def capped() -> bool:
+        hyper = Hyper(0.03, 0.9, 1e-3, max_update=1.5)
+        bucket = spiked(Rule(), (F32, F32), 1)
+        before = copied(bucket)
+        cpu.step(Rule(), hyper, bucket)
+        return worst(Rule(), hyper, before, bucket) <= BOUND[F32, F32]
+
+    def written(stochastic: bool) -> bool:
+        bucket = tensors(Rule(), (torch.bfloat16, F32), (65,), 2)
+        bucket = rounded_as(bucket, stochastic=stochastic, compensated=not stochastic, generator=generator)
+        before, wide = copied(bucket), twin(bucket)
+        cpu.step(Rule(), Hyper(0.03, 0.9, 1e-3), wide)
+        cpu.step(Rule(), Hyper(0.03, 0.9, 1e-3), bucket)
+        try:
+            check_written(bucket, wide, before)
+        except AssertionError:
+            return False
+        return True
+
+    checks = (capped, lambda: written(stochastic=True), lambda: written(stochastic=False))
+    assert [check() for check in checks] == [True] * 3
+    for i, broken in enumerate(builds):
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "load", lambda broken=broken: broken)
+            assert [check() for check in checks] == [k != i for k in range(3)]

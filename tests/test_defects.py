@@ -169,7 +169,7 @@ def test_d13_an_infinite_gradient_can_be_skipped_or_refused(backend):
     skipping = run(optimizer, grads)
     assert torch.equal(skipping, without)
     assert optimizer.state[skipping]["step"] == 101
-    assert (optimizer.skipped.total, optimizer.skipped.in_a_row, optimizer.skipped.parameter) == (1, 0, "bias")
+    assert (optimizer.skipped.total, optimizer.skipped.in_a_row, optimizer.skipped.parameter) == (1, 0, "'bias'")
     refusing = RMSprop([weight(1.0)], momentum=0.9, nonfinite="raise", backend=backend)
     with pytest.raises(RuntimeError, match="parameter 0 of group 0"):
         run(refusing, grads)

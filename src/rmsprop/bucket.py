@@ -21,12 +21,15 @@ class Bucket:
     Shapes: param[i], grad[i] and each slot's [i] share one shape; step[i] has no dimensions.
         A slot that the rule does not keep is an empty list.
     Attributes:
+        compensation: what the rounding of half-precision parameters left over, in their dtype; empty without it.
         foreach: True: all at once; False: one by one; None: whichever is faster for their sizes.
         capturable: nothing may be read back from the device; step and lr stay tensors.
         differentiable: autograd records the step.
         fused: True: only a native kernel will do; False: none; None: chosen.
         grad_scale: the loss scale that the gradients still carry, or None.
         found_inf: if it is not 0, a gradient overflowed on some device and the step is skipped, or None.
+        rounding: how half-precision parameters are rounded, "nearest" or "stochastic".
+        streams: for the latter, 64 bits for each parameter from which its random bits follow (spec.stream).
     """
 
     param: list[Tensor] = field(default_factory=list)
@@ -35,50 +38,68 @@ class Bucket:
     grad_avg: list[Tensor] = field(default_factory=list)
     momentum_buffer: list[Tensor] = field(default_factory=list)
     step: list[Tensor] = field(default_factory=list)
+    compensation: list[Tensor] = field(default_factory=list)
     foreach: bool | None = None
     capturable: bool = False
     differentiable: bool = False
     fused: bool | None = None
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
+    rounding: str = "nearest"
+    streams: list[int] = field(default_factory=list)
 
     def lists(self) -> tuple[list[Tensor], ...]:
-        """Its six lists, in the order of the attributes."""
-        return (self.param, self.grad, self.square_avg, self.grad_avg, self.momentum_buffer, self.step)
+        """Its lists, in the order of the attributes."""
+        slots = (self.square_avg, self.grad_avg, self.momentum_buffer)
+        return (self.param, self.grad, *slots, self.step, self.compensation)
 
     def tensors(self) -> tuple[list[Tensor], ...]:
         """Its lists of tensors that have a parameter's shape: all but `step`."""
-        return self.lists()[:5]
+        return (*self.lists()[:5], self.compensation)
 
     def as_real(self) -> "Bucket":
         """Complex tensors as pairs of reals in the same memory: RMSprop treats the two as independent."""
         if not self.param or not self.param[0].is_complex():
             return self
         real = [[torch.view_as_real(x) for x in values] for values in self.tensors()]
-        return self._with([*real, self.step])
+        return self._with([*real[:5], self.step, real[5]], self.streams)
 
     def part(self, begin: int, end: int) -> "Bucket":
         """The tensors from `begin` up to `end`, as a bucket of their own."""
-        return self._with([values[begin:end] for values in self.lists()])
+        return self._with([values[begin:end] for values in self.lists()], self.streams[begin:end])
 
-    def _with(self, lists: list[list[Tensor]]) -> "Bucket":
+    def copy(self) -> "Bucket":
+        """The same gradients, and copies of all else."""
+        grad = self.grad
+        return self._with([x if x is grad else [t.clone() for t in x] for x in self.lists()], self.streams)
+
+    def _with(self, lists: list[list[Tensor]], streams: list[int]) -> "Bucket":
         asked = (self.foreach, self.capturable, self.differentiable, self.fused)
-        p, g, v, m, b, step = lists
-        return Bucket(p, g, v, m, b, step, *asked, self.grad_scale, self.found_inf)
+        p, g, v, m, b, step, rest = lists
+        scaling = (self.grad_scale, self.found_inf)
+        return Bucket(p, g, v, m, b, step, rest, *asked, *scaling, self.rounding, streams)
 
     def split(self) -> Iterator["Bucket"]:
         """The same tensors as buckets that each hold one device, dtype and type, in order of appearance."""
         first = kind(self.param[0]) if self.param else None
         if all(kind(p) == first for p in self.param):
             if self.param:
-                yield self
+                yield self._of_its_width()
             return
         parts: dict[tuple[torch.device, torch.dtype, type], Bucket] = {}
         for i, p in enumerate(self.param):
             own = parts.setdefault(kind(p), self.part(0, 0))
             for into, values in zip(own.lists(), self.lists(), strict=True):
                 into.extend(values[i : i + 1])
-        yield from parts.values()
+            own.streams.extend(self.streams[i : i + 1])
+        for own in parts.values():
+            yield own._of_its_width()
+
+    def _of_its_width(self) -> "Bucket":
+        """This bucket of one kind; only half precision is rounded otherwise than to nearest."""
+        if not is_half(self.param[0].dtype):
+            self.rounding, self.streams, self.compensation = "nearest", [], []
+        return self
 
 
 def wanted(group: Mapping[str, Any], params: list[Tensor]) -> Bucket:
@@ -89,6 +110,7 @@ def wanted(group: Mapping[str, Any], params: list[Tensor]) -> Bucket:
         capturable=group["capturable"],
         differentiable=group["differentiable"],
         fused=group["fused"],
+        rounding=group["rounding"],
     )
 
 
@@ -96,6 +118,11 @@ def kind(param: Tensor) -> tuple[torch.device, torch.dtype, type]:
     """What tensors must share to be in one bucket. Subclasses (DTensor) do not mix with plain tensors."""
     family = torch.Tensor if type(param) is torch.nn.Parameter else type(param)
     return (param.device, param.dtype, family)
+
+
+def is_half(dtype: torch.dtype) -> bool:
+    """Whether a parameter of that dtype is computed in a wider one, and may be rounded as the group asks."""
+    return dtype in _WIDER
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:

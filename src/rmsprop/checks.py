@@ -28,7 +28,7 @@ def _nonfinite(f: Facts) -> Found:
         (
             "bad_grads",
             "the gradients",
-            "They enter the averages for good: skip such a step",
+            "They enter the averages for good: nonfinite='skip' leaves such a step out",
         ),
         (
             "bad_state",
@@ -281,7 +281,7 @@ def _frozen(f: Facts) -> Found:
         f"√v is more than {FROZEN:g} times the present gradient in {share:.0%} of the elements, {times:.3g} times on "
         f"average, worst in {f.worst('frozen', 'touched_with_grad')}: after a spike they hardly move for about "
         f"{lengths.thaw(f.hyper.alpha, times):.0f} steps",
-        "Bound gradients before they enter v, with clip_norm=... or clip_global_norm=..., or load an older state",
+        "Take max_update=..., under which v at most doubles in a step, or clip_norm=..., or load an older state",
     )
 
 

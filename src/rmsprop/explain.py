@@ -8,17 +8,18 @@ import torch
 from torch import Tensor
 
 from rmsprop import clipping, kernels, lengths, settings
-from rmsprop.bucket import arithmetic_dtype, kind, wanted
+from rmsprop.bucket import arithmetic_dtype, is_half, kind, wanted
 from rmsprop.dialects import SWITCHES, find
+from rmsprop.guard import Guard
 from rmsprop.spec import Hyper, Rule
 
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Any, Mapping[str, Any]]
 
 
-def explain(groups: Groups, backend: str, state: State | None = None) -> str:
+def explain(groups: Groups, backend: str, state: State | None = None, guard: Guard | None = None) -> str:
     """For each group the rule with its numbers, what they mean, and who steps its parameters or why they cannot."""
-    lines = []
+    lines = [] if guard is None else [guard.describe(groups)]
     for i, group in enumerate(groups):
         rule, hyper = settings.read(group)
         lines.append(f"Parameter group {i}, dialect {group['dialect']}, backend {backend!r}")
@@ -31,9 +32,9 @@ def explain(groups: Groups, backend: str, state: State | None = None) -> str:
     return "\n".join(lines)
 
 
-def show(name: str, groups: Groups, backend: str) -> str:
+def show(name: str, groups: Groups, backend: str, guard: Guard | None = None) -> str:
     """The optimizer as repr() shows it: all settings, and the equation."""
-    lines = [f"{name} (backend: {backend}"]
+    lines = [f"{name} (backend: {backend}" + ("" if guard is None else f", nonfinite: {guard.mode}")]
     for i, group in enumerate(groups):
         lines.append(f"Parameter Group {i}")
         lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
@@ -44,7 +45,18 @@ def show(name: str, groups: Groups, backend: str) -> str:
 def equation(group: Mapping[str, Any]) -> list[str]:
     """The lines of the equation with the group's numbers, and what it does beside them."""
     rule, hyper = settings.read(group)
-    return [*rule.equation(hyper), *clipping.describe(group)]
+    return [*rule.equation(hyper), *clipping.describe(group), *_rounding(group)]
+
+
+def _rounding(group: Mapping[str, Any]) -> Iterator[str]:
+    """How [9] is written to parameters of half precision, where it is not just rounded to nearest."""
+    stochastic = group["rounding"] == "stochastic"
+    how = f"stochastically (seed {group['seed']})"
+    if group["compensation"]:
+        rest = f", which is rounded {how}" if stochastic else ""
+        yield f"half precision: what [9]'s rounding drops is kept in `compensation`, and added back{rest}"
+    elif stochastic:
+        yield f"half precision: [9] is rounded {how}"
 
 
 def meaning(rule: Rule, hyper: Hyper) -> list[str]:
@@ -128,9 +140,9 @@ def _warm_up(rule: Rule, hyper: Hyper) -> Iterator[str]:
 
 def _state(group: Mapping[str, Any], rule: Rule, state: State) -> str:
     """The bytes of a group's state: what there is of it, and what the rest will take."""
-    names = [name for name in rule.slots() if name != "step"]
+    names = [name for name in rule.slots() if name != "step"] + ["compensation"] * group["compensation"]
     per = {
-        sum(_size(state.get(p, {}).get(name), p) for name in names)
+        sum(_size(name, state.get(p, {}).get(name), p) for name in names)
         for p in group["params"]
         if not torch.nn.parameter.is_lazy(p)
     }
@@ -141,7 +153,7 @@ def _state(group: Mapping[str, Any], rule: Rule, state: State) -> str:
         own = state.get(p, {})
         made += "square_avg" in own
         elements += p.numel()
-        total += sum(p.numel() * _size(own.get(name), p) for name in names)
+        total += sum(p.numel() * _size(name, own.get(name), p) for name in names)
     each = " or ".join(f"{size:g}" for size in sorted(per)) or "0"
     when = "" if made == len(group["params"]) else f"; {made} of {len(group['params'])} tensors have it so far"
     return (
@@ -150,8 +162,10 @@ def _state(group: Mapping[str, Any], rule: Rule, state: State) -> str:
     )
 
 
-def _size(slot: Any, param: Tensor) -> int:
+def _size(name: str, slot: Any, param: Tensor) -> int:
     """The bytes of an element of a slot, or of the one that would be made."""
     if isinstance(slot, Tensor):
         return slot.element_size()
+    if name == "compensation":
+        return param.element_size() if is_half(param.dtype) else 0
     return torch.empty(0, dtype=arithmetic_dtype(param.dtype), device="meta").element_size()

@@ -31,6 +31,7 @@ def rmsprop(
     bias_correction: bool = False,
     weight_decay_mode: str = "l2",
     max_lr: float | None = None,
+    max_update: float | None = None,
     backend: str = "auto",
 ) -> None:
     """Advance the parameters by one step, in place, given their gradients and state.
@@ -60,6 +61,7 @@ def rmsprop(
             "bias_correction": bias_correction,
             "weight_decay_mode": weight_decay_mode,
             "max_lr": max_lr,
+            "max_update": max_update,
             "foreach": foreach,
             "differentiable": differentiable,
             "capturable": capturable,
@@ -87,9 +89,9 @@ def rmsprop(
         list(grad_avgs) if rule.centered else [],
         list(momentum_buffer_list) if rule.momentum else [],
         list(state_steps),
-        foreach,
-        capturable,
-        differentiable,
+        foreach=foreach,
+        capturable=capturable,
+        differentiable=differentiable,
     )
     work = [(kernels.pick(kernels.check_backend(backend), rule, part), part) for part in whole.split()]
     for chosen, part in work:

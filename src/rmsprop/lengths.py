@@ -35,22 +35,23 @@ def first_step(rule: Rule, hyper: Hyper) -> float:
     own = 1.0 if rule.bias_correction else rest  # [2], [4]: what of g² is in the average after one step
     share = own - own * own if rule.centered else own  # [5]
     ahead = 1 + float(hyper.momentum) if rule.momentum and rule.nesterov else 1.0  # [8]
-    return ahead / math.sqrt(share) if share > 0 else math.inf
+    return min(ahead * min(1 / math.sqrt(share) if share > 0 else math.inf, hyper.cap), hyper.cap)
 
 
 def steady_step(rule: Rule, hyper: Hyper) -> float:
     """The length of a step once the gradient has long been the same, in units of lr: 1/(1−μ)."""
-    return 1 / (1 - float(hyper.momentum)) if rule.momentum else 1.0
+    return min(1 / (1 - float(hyper.momentum)) if rule.momentum else 1.0, hyper.cap)
 
 
 @lru_cache(maxsize=256)
-def _longest(alpha: float, momentum: float, nesterov: bool, corrected: bool) -> tuple[float, int]:
+def _longest(alpha: float, momentum: float, nesterov: bool, corrected: bool, cap: float) -> tuple[float, int]:
     buffer, best, t = 0.0, 0.0, 0
     while True:
         t += 1
         u = 1.0 if corrected else 1 / math.sqrt(-math.expm1(t * math.log(alpha)) if alpha else 1.0)
+        u = min(u, cap)
         buffer = momentum * buffer + u
-        step = u + momentum * buffer if nesterov else buffer
+        step = min(u + momentum * buffer if nesterov else buffer, cap)
         if step <= best * (1 + 1e-9):
             return best, t - 1
         best = step
@@ -65,7 +66,7 @@ def longest_step(rule: Rule, hyper: Hyper) -> tuple[float, int] | None:
     if rule.centered:
         return None
     momentum = float(hyper.momentum) if rule.momentum else 0.0
-    return _longest(float(hyper.alpha), momentum, rule.nesterov and rule.momentum, rule.bias_correction)
+    return _longest(float(hyper.alpha), momentum, rule.nesterov and rule.momentum, rule.bias_correction, hyper.cap)
 
 
 def warm_up(rule: Rule, hyper: Hyper, gradient: float) -> float:

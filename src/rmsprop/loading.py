@@ -21,6 +21,7 @@ from rmsprop.groups import HPARAMS, Difference, Group, Settled, settle, show
 from rmsprop.matching import Match, Pair, hint, match
 
 _SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
+_SHAPED = (*_SLOTS, "compensation")
 _PLAIN = (Tensor, torch.nn.Parameter)
 
 
@@ -172,9 +173,9 @@ def _check_entry(pair: Pair, entry: Mapping[str, Any], group: Group) -> list[str
     count = entry.get("step", 0)
     if not _is_count(count):
         wrong.append(f"step of {label} is {count!r:.60}; it takes one finite count >= 0")
-    strange = [name for name, value in entry.items() if name not in _SLOTS and getattr(value, "is_meta", False)]
+    strange = [name for name, value in entry.items() if name not in _SHAPED and getattr(value, "is_meta", False)]
     wrong += [f"{name} of {label} is on the device meta, where tensors hold no numbers" for name in strange]
-    for name in _SLOTS:
+    for name in _SHAPED:
         value = entry.get(name)
         if value is None and name not in entry:
             continue
@@ -259,10 +260,17 @@ def _place_state(
             continue
         own, group = present.get(pair.param, {}), settled.groups[pair.group]
         held[pair.param] = {
-            name: _place(name, value, own.get(name), pair.param, group, writes) for name, value in entry.items()
+            name: _place(name, value, own.get(name), pair.param, group, writes)
+            for name, value in entry.items()
+            if name != "compensation" or _goes_on(value, pair.param, group)
         }
     held.update({key: entry for key, entry in state.items() if key not in known})  # no parameter's: kept, as in torch
     return held
+
+
+def _goes_on(rest: Tensor, param: Tensor, group: Group) -> bool:
+    """Whether what rounding left over means the same here; else it goes: it is below a unit in the last place."""
+    return bool(group["compensation"]) and rest.dtype == param.dtype
 
 
 def _place(name: str, value: Any, present: Any, param: Tensor, group: Group, writes: _Writes) -> Any:

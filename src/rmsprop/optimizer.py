@@ -1,6 +1,5 @@
 """`RMSprop`, a drop-in for `torch.optim.RMSprop`: the loop, and torch's contract with optimizers."""
 
-import functools
 from collections.abc import Callable, Mapping
 from operator import itemgetter
 from typing import Any, cast, overload
@@ -8,17 +7,14 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
-from torch.autograd import profiler
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import (
     Optimizer,
     ParamsT,
-    _global_optimizer_post_hooks,
-    _global_optimizer_pre_hooks,
     _use_grad_for_differentiable,
 )
 
-from rmsprop import clipping, dialects, explain, kernels, lint, loading, settings, slots
+from rmsprop import clipping, dialects, explain, guard, hooks, kernels, lint, loading, settings, slots
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
@@ -72,6 +68,15 @@ class RMSprop(Optimizer):
         fused: torch's name for asking for a native kernel. None: chosen.
         amp_in_step: torch.amp.GradScaler leaves unscaling, and skipping on overflow, to `step`, which waits for no
             device. Needs capturable=True. Lightning's clipping and Accelerate's skip detection need it False.
+        rounding: how bfloat16 and float16 parameters are rounded: "nearest", or "stochastic", up with the probability
+            of what is dropped, so that steps below half a unit in the last place add up.
+        compensation: keep what that rounding drops, in the slot `compensation` of the parameter's dtype, and add it
+            back in the next step. With both, the parameter is rounded to nearest and the remainder stochastically.
+        seed: of the random bits; they follow from it, the parameter's place, its step and the element alone.
+        max_update: no element's step is longer than max_update·lr, and a spike at most doubles its v. None: off.
+        nonfinite: what a NaN or infinity in a gradient does: "propagate"; "skip" the step whole, before anything is
+            written; "raise". `skipped` counts.
+        nonfinite_limit: that many skips in a row raise a RuntimeError; None: no number does.
         words: settings in the dialect's own names, such as learning_rate= and beta= under "textbook"; and in every
             dialect `clip_value`, `clip_norm` (of each tensor), `clip_global_norm`, `clip_weights` and
             `clip_after_decay`: rmsprop/clipping.py. `recipe`: see `RMSprop.recipe`.
@@ -120,6 +125,12 @@ class RMSprop(Optimizer):
         backend: str = "auto",
         fused: bool | None = None,
         amp_in_step: bool = False,
+        rounding: str = "nearest",
+        compensation: bool = False,
+        seed: int = 0,
+        max_update: float | None = None,
+        nonfinite: str = "propagate",
+        nonfinite_limit: int | None = 100,
         **words: Any,
     ) -> None:
         numbers = {
@@ -143,38 +154,24 @@ class RMSprop(Optimizer):
         given |= {name: value for name, value in switches.items() if value is not None}
         given |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
         given |= {"differentiable": differentiable, "fused": fused}
+        given |= {"rounding": rounding, "compensation": compensation, "seed": seed, "max_update": max_update}
         self.backend = kernels.check_backend(backend)
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
+        self._guard = guard.make(nonfinite, nonfinite_limit)
         self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
         self._checked: dict[int, tuple[Any, ...]] = {}
         self._made: slots.Made = []
         self._plan: Plan | None = None
         defaults, self._asked = settings.settle(dialect, given | words)
         super().__init__(params, defaults)
+        settings.check_half(self.param_groups)
 
     @classmethod
     def recipe(cls, name: str, params: ParamsT, **changes: Any) -> "RMSprop":
         """The optimizer of a published result, see `rmsprop recipes`; numbers may be changed: rmsprop/recipe."""
         return cls(params, **recipes(name, **changes))
 
-    @staticmethod
-    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
-        """torch's wrapper of `step`, entered only for a hook or a profiler: it costs 5 µs a step."""
-        watched = Optimizer.profile_hook_step(func)
-
-        @functools.wraps(func)
-        def _wrapper(self: "RMSprop", *args: Any, **kwargs: Any) -> Any:
-            if (
-                profiler._is_profiler_enabled
-                or self._optimizer_step_pre_hooks
-                or self._optimizer_step_post_hooks
-                or _global_optimizer_pre_hooks
-                or _global_optimizer_post_hooks
-            ):
-                return watched(self, *args, **kwargs)
-            return func(self, *args, **kwargs)
-
-        return _wrapper
+    profile_hook_step = staticmethod(hooks.watch)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with settings of its own in the dialect's or torch's words.
@@ -198,6 +195,8 @@ class RMSprop(Optimizer):
                 "optimizer contains a parameter group with duplicate parameters: group "
                 f"{len(self.param_groups)} lists a tensor twice; list each once"
             )
+        if self._guard is not None:
+            self._guard.check(group, tensors)
         if self.backend != "auto" or group["fused"]:
             self._check_wish(group, tensors)
         super().add_param_group(group)
@@ -231,7 +230,7 @@ class RMSprop(Optimizer):
         """Whether the plan still holds, and has stepped."""
         if torch.compiler.is_compiling() or self._plan is None:
             return False
-        return self._plan.again(self.backend, self.param_groups, self.state, scaling(self))
+        return self._plan.again(self.backend, self.param_groups, self.state, scaling(self), self._guard)
 
     @_use_grad_for_differentiable
     def _step(self, closure: Callable[[], float] | None) -> float | None:
@@ -246,18 +245,30 @@ class RMSprop(Optimizer):
         if not self.state and not torch.compiler.is_compiling() and loading.only_makes_state(self.param_groups):
             [self._fill(group) for group in self.param_groups]
             return loss
+        scaled = scaling(self)
+        bad = self._guard.look(self.param_groups) if self._guard is not None and scaled is None else False
+        if bad is True:
+            return loss
+        scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
         works: list[clipping.Work] = []
         returns: list[Callable[[], None] | None] = []
-        for group in self.param_groups:
-            rule, hyper = self._read(group)
-            for bucket in self._fill(group):
-                bucket.grad_scale, bucket.found_inf = scaling(self) or (None, None)
-                for part, write_back in parts(group, bucket):
-                    works.append((group, rule, hyper, part))
-                    returns.append(write_back)
-        clipped = any(clipping.asked(group) for group in self.param_groups)
-        works = clipping.clip(works) if clipped else works
-        backends = [kernels.pick(self.backend, rule, bucket) for _, rule, _, bucket in works]
+        self._made.clear()
+        first = 0
+        try:
+            for group in self.param_groups:
+                rule, hyper = self._read(group)
+                filled, first = self._fill(group, first), first + len(group["params"])
+                for bucket in filled:
+                    bucket.grad_scale, bucket.found_inf = scale, found_inf
+                    for part, write_back in parts(group, bucket):
+                        works.append((group, rule, hyper, part))
+                        returns.append(write_back)
+            clipped = any(clipping.asked(group) for group in self.param_groups)
+            works = clipping.clip(works) if clipped else works
+            backends = [kernels.pick(self.backend, rule, bucket) for _, rule, _, bucket in works]
+        except BaseException:
+            slots.unmake(self.state, self._made)
+            raise
         for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
             backend.step(rule, hyper, bucket)
             clipping.clip_weights(settled, bucket)
@@ -279,10 +290,7 @@ class RMSprop(Optimizer):
         """The group's rule and numbers; the rule must be the one that the run began with."""
         if torch.compiler.is_compiling():
             return settings.read(group)
-        today = settings.values(group)
-        if self._checked.get(id(group)) != today:
-            settings.check_today(group)
-            self._checked[id(group)] = today
+        settings.check_edited(group, self._checked)
         rule, hyper = settings.read(group)
         known = self._rules.get(id(group))
         if known is None or known[0] is not group:
@@ -294,9 +302,10 @@ class RMSprop(Optimizer):
             self._rules[id(group)] = (group, rule)
         return rule, hyper
 
-    def _fill(self, group: dict[str, Any]) -> list[Bucket]:
-        """The group's parameters that have a gradient, with their state, as buckets."""
+    def _fill(self, group: dict[str, Any], first: int = 0) -> list[Bucket]:
+        """The group's parameters that have a gradient, with their state, as buckets. `first`: see slots.fill."""
         bucket = wanted(group, [])
+        half = group["compensation"] or group["rounding"] != "nearest"
         self._init_group(
             group,
             bucket.param,
@@ -305,6 +314,7 @@ class RMSprop(Optimizer):
             bucket.momentum_buffer,
             bucket.grad_avg,
             bucket.step,
+            *((bucket.compensation, bucket.streams, first) if half else ()),
         )
         return list(bucket.split())
 
@@ -317,10 +327,15 @@ class RMSprop(Optimizer):
         momentum_buffer_list: list[Tensor],
         grad_avgs: list[Tensor],
         state_steps: list[Tensor],
+        compensations: list[Tensor] | None = None,
+        streams: list[int] | None = None,
+        first: int = 0,
     ) -> bool:
         """Fill the lists, and make the slots that are missing; torch.compile calls this by its name and order."""
         lists = Bucket(params_with_grad, grads, square_avgs, grad_avgs, momentum_buffer_list, state_steps)
-        return slots.fill(group, self.state, lists, self._made)
+        lists.compensation = [] if compensations is None else compensations
+        lists.streams = [] if streams is None else streams
+        return slots.fill(group, self.state, lists, first, self._made)
 
     def state_dict(self) -> dict[str, Any]:
         """The state under torch's keys, and the groups as plain numbers, strings and tensors.
@@ -356,22 +371,28 @@ class RMSprop(Optimizer):
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling", "_asked")}
-        return {**super().__getstate__(), **own}
+        return {**super().__getstate__(), **own, "_guard": guard.renewed(self._guard)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("backend", "auto")
+        self.__dict__.setdefault("_guard", None)
         self.__dict__.setdefault("_asked", frozenset(settings.TORCH_GROUP))
         self._rules, self._checked, self._made, self._plan = {}, {}, [], None
         loading.complete(self.param_groups, self.state)
 
     def explain(self) -> str:
         """In words, for each group: the rule, what its numbers mean, and who steps its parameters or why not."""
-        return explain.explain(self.param_groups, self.backend, self.state)
+        return explain.explain(self.param_groups, self.backend, self.state, self._guard)
+
+    @property
+    def skipped(self) -> guard.Skipped:
+        """The steps that nonfinite="skip" left out: `total`, `in_a_row`, `last`, and whose gradient: `parameter`."""
+        return guard.Skipped() if self._guard is None else self._guard.skipped(self.param_groups)
 
     def lint(self, steps: int | None = None) -> list[lint.Finding]:
         """What looks wrong, the worst first. `steps`: how many the whole run has, if known. Nothing is changed."""
         return lint.lint(self.param_groups, self.state, steps)
 
     def __repr__(self) -> str:
-        return explain.show(type(self).__name__, self.param_groups, self.backend)
+        return explain.show(type(self).__name__, self.param_groups, self.backend, self._guard)

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import Hyper, Rule, stream
 
 Array = NDArray[np.float64]
 State = dict[str, Any]
@@ -65,11 +65,15 @@ def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Ar
                 p = p - lr * wd * p
             else:
                 p = p - (lr * lr / hyper.max_lr if hyper.max_lr else lr) * wd * p
-        # [2] second moment
-        new["square_avg"] = v = alpha * v + (1 - alpha) * g * g
-        # [3] first moment
+        # [2] second moment: under max_update it at most doubles
+        most = 2 * v
+        v = alpha * v + (1 - alpha) * g * g
+        spike = (v > most) & (most > 0) & np.isfinite(g) if hyper.max_update is not None else np.zeros_like(g, bool)
+        new["square_avg"] = v = np.where(spike, most, v)
+        # [3] first moment: of a spike, what made v that large
         if rule.centered:
-            m = alpha * np.asarray(state["grad_avg"], dtype=np.float64) + (1 - alpha) * g
+            entering = np.where(spike, np.copysign(hyper.carried() * np.sqrt(most / 2), g), g)
+            m = alpha * np.asarray(state["grad_avg"], dtype=np.float64) + (1 - alpha) * entering
             new["grad_avg"] = m
         # [4] bias
         c = 1 - alpha**t if rule.bias_correction else 1.0
@@ -85,7 +89,7 @@ def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Ar
         else:
             d = np.maximum(np.sqrt(w), eps)
         # [7] direction
-        u = np.where((g == 0) & (d == 0), 0.0, g / d)
+        u = np.clip(np.where((g == 0) & (d == 0), 0.0, g / d), -hyper.cap, hyper.cap)
         if rule.momentum:
             # [8] momentum
             if rule.lr_in_buffer:
@@ -93,6 +97,64 @@ def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Ar
             b = momentum * np.asarray(state["momentum_buffer"], dtype=np.float64) + u
             new["momentum_buffer"] = b
             u = u + momentum * b if rule.nesterov else b
+            if hyper.max_update is not None:
+                cap = hyper.cap * lr if rule.lr_in_buffer else hyper.cap
+                u = np.clip(u, -cap, cap)
         # [9] parameter
         p = p - (u if rule.momentum and rule.lr_in_buffer else lr * u)
     return p, new
+
+
+# [9] for parameters of half precision: random bits and rounding, in whole numbers, so that every backend has the
+# same bits. Kinds: "bfloat16", "float16".
+
+Words = NDArray[np.uint32]
+
+
+def bits(seed: int, place: int, t: int, count: int) -> Words:
+    """The random word of each of `count` elements of the parameter at that place, in its step t.
+
+    Source: the finalizer `lowbias32` of C. Wellons, with a second key added between its two multiplications.
+    """
+    own = stream(seed, place)
+    first = _mix(np.uint32((own + t * 0x9E3779B9) & 0xFFFFFFFF), np.uint32(0))
+    second = _mix(np.uint32((own >> 32) ^ int(first)), np.uint32(0))
+    index = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B1)
+    words: Words = _mix(index.astype(np.uint32) ^ first, second)
+    return words
+
+
+def _mix(x: Any, key: np.uint32) -> Any:
+    with np.errstate(over="ignore"):
+        x = x ^ (x >> np.uint32(16))
+        x = x * np.uint32(0x7FEB352D)
+        x = x ^ (x >> np.uint32(15))
+        x = x + key
+        x = x * np.uint32(0x846CA68B)
+        return x ^ (x >> np.uint32(16))
+
+
+def round_stochastically(x: NDArray[np.float32], random: Words, kind: str) -> Array:
+    """x rounded to one of its two neighbours in half precision, up with the probability of the part that is dropped.
+
+    The bits that the narrow format has no room for are added to as many random ones, and the carry decides. NaN and
+    infinity stay; a number below 2⁻³² of float16's smallest becomes 0.
+    """
+    word = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    sign, size = word & np.uint64(0x80000000), word & np.uint64(0x7FFFFFFF)
+    exponent = (size >> np.uint64(23)).astype(np.int64)
+    fraction = np.where(exponent > 0, size & np.uint64(0x7FFFFF) | np.uint64(0x800000), 0).astype(np.uint64)
+    # bits dropped: float16's subnormal numbers lie 2⁻²⁴ apart
+    dropped = 16 if kind == "bfloat16" else np.maximum(13, 126 - exponent)
+    small = (kind == "float16") & (exponent < 113)
+    dropped = np.asarray(np.minimum(dropped, 40), np.uint64)
+    mask = (np.uint64(1) << dropped) - np.uint64(1)
+    source = np.where(small, fraction, size)
+    kept = (source + (random.astype(np.uint64) & mask)) >> dropped << dropped
+    kept = np.where(dropped > 31, np.uint64(0), kept)
+    with np.errstate(over="ignore"):
+        near = (kept | sign).astype(np.uint32).view(np.float32).astype(np.float64)
+        tiny = np.ldexp(kept.astype(np.float64), exponent - 150) * np.where(sign > 0, -1.0, 1.0)
+    rounded = np.where(small, tiny, near)
+    rounded = np.where((kind == "float16") & (np.abs(rounded) > 65504), np.copysign(np.inf, rounded), rounded)
+    return np.where(np.isfinite(x), rounded, np.asarray(x, np.float64))

@@ -1,20 +1,25 @@
 """Parameter-group settings: read from the caller's words, checked, and turned into a Rule and a Hyper."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from rmsprop import dialects, recipe
+from rmsprop.bucket import is_half
 from rmsprop.dialects import Dialect
-from rmsprop.spec import Hyper, Rule, check_flag, check_number, check_switch
+from rmsprop.spec import ROUNDINGS, Hyper, Rule, check_flag, check_number, check_seed, check_switch
 
 # Settings that say how a step runs, not what it computes. "fused" is torch's name: False asks for no native
 # kernel, None leaves the choice to the backend.
 EXECUTION = ("capturable", "foreach", "fused", "differentiable")
+
+# Settings beside the dialects': none of their frameworks has them. How half precision is kept, and a bound of steps.
+CARE: Mapping[str, Any] = {"rounding": "nearest", "compensation": False, "seed": 0, "max_update": None}
 
 SPARSE = (None, "lazy", "dense")
 CLIP_ORDER = ("clip_after_decay", "clip_value_last")
@@ -22,6 +27,7 @@ CLIP_ORDER = ("clip_after_decay", "clip_value_last")
 # What a group means when it does not say: torch's rule. Pickles and state dicts of torch lack our switches.
 TORCH_GROUP: Mapping[str, Any] = {
     **dialects.DIALECTS["torch"].defaults(),
+    **CARE,
     "dialect": "torch",
     "maximize": False,
     "capturable": False,
@@ -54,8 +60,8 @@ def settle(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], froz
         ValueError, TypeError: a name or value that does not work, with what would.
     """
     row = dialects.find(dialect)
-    execution = {name: value for name, value in given.items() if name in EXECUTION}
-    apart = (*EXECUTION, "recipe")
+    execution = {name: value for name, value in given.items() if name in EXECUTION or name in CARE}
+    apart = (*EXECUTION, *CARE, "recipe")
     words = dialects.read_words(row, {name: value for name, value in given.items() if name not in apart})
     followed = given.get("recipe")
     if followed is not None:
@@ -85,7 +91,13 @@ def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[
     known = {*row.words, *row.refused, *row.limits, *TORCH_GROUP, *dialects.FOREIGN} - {"dialect", "name"}
     words = {name: value for name, value in given.items() if name in known}
     rest = {name: value for name, value in given.items() if name not in known}
-    execution = {name: words.pop(name) for name in EXECUTION if name in words}
+    whole = next((name for name in ("nonfinite", "nonfinite_limit") if name in rest), None)
+    if whole is not None:
+        raise TypeError(
+            f"{whole}={rest[whole]!r} in a parameter group: one gradient that is not finite stops the step of all "
+            f"groups, so {whole} is an argument of RMSprop, beside params"
+        )
+    execution = {name: words.pop(name) for name in (*EXECUTION, *CARE) if name in words}
     followed = rest.pop("recipe", None)
     same = dialect == defaults["dialect"] and followed is None
     base = defaults if same else {**defaults, **row.defaults(), "dialect": row.name}
@@ -143,7 +155,12 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
     checked["lr"] = check_lr(group["lr"])
     checked |= {name: check_switch(name, group[name]) for name in (*dialects.SWITCHES, "maximize")}
     checked |= {name: check_flag(name, group[name]) for name in ("capturable", "differentiable", *CLIP_ORDER)}
-    for name in (*dialects.CLIPS, "max_lr"):
+    checked["compensation"] = check_flag("compensation", group["compensation"])
+    checked["seed"] = check_seed(group["seed"])
+    if not isinstance(group["rounding"], str) or group["rounding"] not in ROUNDINGS:
+        raise ValueError(f"Invalid rounding: {group['rounding']!r}; choose one of {', '.join(map(repr, ROUNDINGS))}")
+    checked["rounding"] = group["rounding"]
+    for name in (*dialects.CLIPS, "max_lr", "max_update"):
         checked[name] = None if group[name] is None else check_number(name, group[name])
     if group["sparse"] not in SPARSE:
         raise ValueError(
@@ -164,6 +181,11 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
             raise ValueError(
                 f"fused=True asks for a native kernel, and {name}=True for torch's own operators; leave one out"
             )
+    if checked["differentiable"] and (checked["rounding"] != "nearest" or checked["compensation"]):
+        raise ValueError(
+            "differentiable=True records the step for autograd, and rounding='stochastic' and compensation=True have "
+            "no derivative; leave them out, or keep the parameters in float32"
+        )
     if checked["foreach"] and checked["differentiable"]:
         raise ValueError(
             "foreach=True keeps no autograd graph, so it does not go with differentiable=True; "
@@ -172,27 +194,45 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def values(group: Mapping[str, Any]) -> tuple[Any, ...]:
-    """The group's settings as something that is equal as long as nobody edits them; a tensor says who it is."""
-    return tuple([id(x) if isinstance(x, Tensor) else x for x in map(group.get, TORCH_GROUP)])
-
-
-def check_today(group: Mapping[str, Any]) -> None:
-    """As `check`, for settings that were edited during the run.
+def check_edited(group: Mapping[str, Any], checked: dict[int, tuple[Any, ...]]) -> None:
+    """As `check`, for a group that may have been edited since `checked` says so, by its id.
 
     A schedule may take lr below 0, where a run cannot begin; a tensor's number stays on its device.
 
+    Mutates: checked.
     Raises: ValueError, TypeError: a value that does not work, or two that do not go together.
     """
+    today = tuple([id(x) if isinstance(x, Tensor) else x for x in map(group.get, TORCH_GROUP)])
+    if checked.get(id(group)) == today:
+        return
+    lost = [name for name in TORCH_GROUP if name not in group]
+    if lost:
+        raise ValueError(f"a parameter group has lost its {', '.join(lost)}; a group keeps all of its settings")
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point() and not lr.is_meta:
         lr = 0.0
     elif isinstance(lr, Real) and not isinstance(lr, bool) and lr < 0:
         lr = -lr
-    missing = [name for name in TORCH_GROUP if name not in group]
-    if missing:
-        raise ValueError(f"a parameter group has lost its {', '.join(missing)}; a group keeps all of its settings")
     check({**group, "lr": lr})
+    checked[id(group)] = today
+
+
+def check_half(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse to round as asked where no parameter is of half precision: it would be accepted and ignored.
+
+    Raises: ValueError.
+    """
+    asked = {
+        name: group[name] for group in groups for name in ("rounding", "compensation") if group[name] != CARE[name]
+    }
+    params = [p for group in groups for p in group["params"]]
+    if asked and params and not any(is_lazy(p) or is_half(p.dtype) for p in params):
+        shown = " and ".join(f"{name}={value!r}" for name, value in asked.items())
+        dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in params}))
+        raise ValueError(
+            f"{shown} says how parameters of half precision are rounded, and these are {dtypes}; leave it out, or "
+            "build the optimizer after model.to(torch.bfloat16)"
+        )
 
 
 def check_lr(lr: Any) -> float | Tensor:
@@ -226,7 +266,7 @@ def read(group: Mapping[str, Any]) -> tuple[Rule, Hyper]:
         group["maximize"],
     )
     numbers = group["lr"], group["alpha"], group["eps"], group["momentum"], group["weight_decay"]
-    return rule, Hyper(*numbers, group["max_lr"])
+    return rule, Hyper(*numbers, group["max_lr"], group["max_update"])
 
 
 # Checking a rule's nine fields takes 5 µs, as long as the rest of a small network's loop.

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import Bucket, fresh_slot
+from rmsprop.bucket import Bucket, fresh_slot, is_half
 from rmsprop.loading import step_tensor
 from rmsprop.sparse import called, refused
+from rmsprop.spec import stream
 
 _STEPPED = frozenset(getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")) | {
     torch.complex64,
@@ -37,12 +38,13 @@ def unmake(state: Any, made: Made) -> None:
             del state[p]
 
 
-def fill(group: Mapping[str, Any], state: Any, into: Bucket, made: Made) -> bool:
+def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: Made) -> bool:
     """Fill the bucket's lists with the parameters that have a gradient, their gradients and their slots.
 
-    A slot is made when it is missing, one by one: trainers put some there themselves, and momentum may begin in
-    mid-run.
+    A slot is made when it is missing, one by one: trainers put some there, and momentum may begin in mid-run.
 
+    Args:
+        first: the place of the group's first parameter among all of the optimizer.
     Mutates: the bucket's lists; state, where a slot is missing, and `made`, which says where.
     Returns: whether a parameter is complex.
     Raises: RuntimeError for a parameter that cannot step, or a sparse gradient that the group does not take.
@@ -69,6 +71,14 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, made: Made) -> bool
         if group["centered"] and "grad_avg" not in own:
             own["grad_avg"] = fresh_slot(p, 0.0)
             made.append((p, "grad_avg"))
+        if "compensation" in own and not group["compensation"]:
+            raise RuntimeError(
+                f"compensation is False in the group of parameter {i}, whose state holds what rounding left over, "
+                "a part of its value; set it back to True, or delete `compensation` from its state to go on without"
+            )
+        if group["compensation"] and is_half(p.dtype) and "compensation" not in own:
+            own["compensation"] = torch.zeros_like(p, memory_format=torch.preserve_format)
+            made.append((p, "compensation"))
         into.param.append(p)
         into.grad.append(p.grad)
         into.square_avg.append(own["square_avg"])
@@ -77,4 +87,8 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, made: Made) -> bool
             into.momentum_buffer.append(own["momentum_buffer"])
         if group["centered"]:
             into.grad_avg.append(own["grad_avg"])
+        if group["compensation"]:
+            into.compensation.append(own.get("compensation", p))  # Bucket.split drops what stands for nothing
+        if group["rounding"] == "stochastic":
+            into.streams.append(stream(group["seed"], first + i))
     return has_complex

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rmsprop.bucket import Bucket
 
-WRITTEN = ("param", "square_avg", "grad_avg", "momentum_buffer")
+WRITTEN = ("param", "square_avg", "grad_avg", "momentum_buffer", "compensation")
 
 
 def called(group: Mapping[str, Any], i: int) -> str:
@@ -63,7 +63,7 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
             values = getattr(whole, name)
             if values:
                 getattr(rows, name).append(_read(values[i], where))
-    rows.step = list(whole.step)
+    rows.step, rows.streams = list(whole.step), list(whole.streams)
     rows.differentiable = bool(group["differentiable"])
 
     def _write_back() -> None:
@@ -93,4 +93,5 @@ def _chosen(bucket: Bucket, indices: list[int]) -> Bucket:
     chosen = bucket.part(0, 0)
     for into, values in zip(chosen.lists(), bucket.lists(), strict=True):
         into.extend(values[i] for i in indices if values)
+    chosen.streams = [bucket.streams[i] for i in indices if bucket.streams]
     return chosen

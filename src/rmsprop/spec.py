@@ -2,15 +2,15 @@
 
     [1] decay         g ← g + wd·p (l2)   |   p ← p − lr·wd·p (decoupled)      g ← −g first, if maximize
                         | g ← g + wd·sign(p) (l1)   |   p ← p − lr²/max_lr·wd·p (corrected)
-    [2] second moment v ← α·v + (1−α)·g²
+    [2] second moment v ← α·v + (1−α)·g²       max_update: at most 2·v, where v > 0
     [3] first moment  m ← α·m + (1−α)·g                                        centered only
     [4] bias          v̂, m̂ ← v/(1−αᵗ), m/(1−αᵗ)                                bias_correction only
     [5] variance      w ← v̂   |   max(v̂ − m̂², 0)
     [6] denominator   d ← √w + eps (outside) | √(w + eps) (inside)
                         | √(w + eps) + eps (both) | max(√w, eps) (floor)
-    [7] direction     u ← g/d          0/0 is 0
+    [7] direction     u ← g/d          0/0 is 0        max_update: −M ≤ u ≤ M
     [8] momentum      b ← μ·b + u   |   b ← μ·b + lr·u        nesterov: u ← u + μ·b
-    [9] parameter     p ← p − lr·u  |   p ← p − u
+    [9] parameter     p ← p − lr·u  |   p ← p − u      max_update: the step is at most M·lr
 
 Every body of the formula (`reference.py`, `kernels/*`) carries these numbers.
 """
@@ -22,6 +22,9 @@ from typing import Any
 
 EPS_MODES = ("outside", "inside", "both", "floor")
 WEIGHT_DECAY_MODES = ("l2", "decoupled", "corrected", "l1")
+
+# How a parameter of half precision is rounded in [9].
+ROUNDINGS = ("nearest", "stochastic")
 
 
 @dataclass(frozen=True)
@@ -81,21 +84,26 @@ class Rule:
             }
             lines.append(f"[1] {decay[self.weight_decay_mode]}")
         start = f"   from v = {self.v_init:g}" if self.v_init else ""
-        lines.append(f"[2] v ← {alpha}·v + {rest}·g²{start}")
+        cap = None if hyper is None or hyper.max_update is None else f"{hyper.max_update:g}"
+        grown = f"{alpha}·v + {rest}·g²"
+        lines.append(f"[2] v ← {grown if cap is None else f'min({grown}, 2·v)'}{start}")
         if self.centered:
-            lines.append(f"[3] m ← {alpha}·m + {rest}·g")
+            within = "" if cap is None else f"   where g is at most {hyper.carried():.4g}·√v" if hyper else ""
+            lines.append(f"[3] m ← {alpha}·m + {rest}·g{within}")
         v, m = ("v̂", "m̂") if self.bias_correction else ("v", "m")
         if self.bias_correction:
             lines.append(f"[4] v̂ ← v/(1−{alpha}ᵗ)" + (f", m̂ ← m/(1−{alpha}ᵗ)" if self.centered else ""))
         lines.append(f"[5] w ← max({v} − {m}², 0)" if self.centered else f"[5] w ← {v}")
         lines.append("[6] d ← " + _DENOMINATORS[self.eps_mode].replace("eps", eps))
-        lines.append("[7] u ← g/d")
+        lines.append("[7] u ← g/d" if cap is None else f"[7] u ← min(max(g/d, −{cap}), {cap})")
         if not self.momentum:
             return (*lines, f"[9] p ← p − {lr}·u")
+        within = "" if cap is None else f"   by at most {cap}·{lr}"
         new = f"{lr}·u" if self.lr_in_buffer else "u"
         lines.append(f"[8] b ← {mu}·b + {new}")
         move = f"({new} + {mu}·b)" if self.nesterov else "b"
-        return (*lines, f"[9] p ← p − {move}" if self.lr_in_buffer else f"[9] p ← p − {lr}·{move}")
+        last = f"[9] p ← p − {move}" if self.lr_in_buffer else f"[9] p ← p − {lr}·{move}"
+        return (*lines, last + within)
 
 
 _DENOMINATORS = {
@@ -114,6 +122,7 @@ class Hyper:
     (decoupled, corrected); eps in units of g ("outside", "floor") or g² ("inside").
 
     `lr` is a float or, in the torch backends, a tensor with one element. `max_lr` is read in the mode "corrected".
+    `max_update`, in units of lr, bounds every element's step, and what a gradient does to v: [2], [7], [9].
     """
 
     lr: Any
@@ -122,6 +131,16 @@ class Hyper:
     momentum: float = 0.0
     weight_decay: float = 0.0
     max_lr: float | None = None
+    max_update: float | None = None
+
+    @property
+    def cap(self) -> float:
+        """M in [2], [7] and [9]: max_update, or infinity where there is none."""
+        return math.inf if self.max_update is None else self.max_update
+
+    def carried(self) -> float:
+        """[2] under max_update: the largest |g|/√v that enters the averages, which makes v twice as large."""
+        return math.sqrt((2 - self.alpha) / (1 - self.alpha))
 
     def shrinkage(self, rule: Rule) -> Any:
         """[1] What lr is multiplied by where p shrinks: wd, or lr/max_lr·wd in the mode "corrected"."""
@@ -139,6 +158,7 @@ _RANGES = {
     "weight_decay": ("weight_decay value", "a finite number >= 0, such as 1e-4"),
     "v_init": ("v_init value", "a finite number >= 0: 0 as in torch, 1 as in TensorFlow 1"),
     "max_lr": ("max_lr value", "a finite number >= 0, the highest learning rate of the schedule"),
+    "max_update": ("max_update", "a finite number > 0, the longest step in units of lr, such as 3, or None"),
     "clip_value": ("clip_value", "a finite number >= 0, the largest size of a gradient's element"),
     "clip_norm": ("clip_norm", "a finite number >= 0, the largest norm of one tensor's gradient"),
     "clip_global_norm": ("clip_global_norm", "a finite number >= 0, the largest norm of all gradients together"),
@@ -162,9 +182,42 @@ def check_number(name: str, value: Any) -> float:
         number = float(value)
     except OverflowError:  # an int beyond every float
         number = math.inf
-    if not 0.0 <= number < (1.0 if name in _BELOW_ONE else math.inf):
+    if not 0.0 <= number < (1.0 if name in _BELOW_ONE else math.inf) or (number == 0 and name == "max_update"):
         raise ValueError(f"Invalid {words}: {value}; {name} takes {works}")
     return number
+
+
+def check_seed(value: Any) -> int:
+    """Return `value` as an int from 0 up to 2⁶³, or say that a seed is one.
+
+    Raises: TypeError, ValueError: it is no whole number, or outside that range.
+    """
+    works = "seed takes a whole number from 0 up to 2**63, such as 0"
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"Invalid seed: {value!r} is a {type(value).__name__}; {works}")
+    if not 0 <= int(value) < 2**63:
+        raise ValueError(f"Invalid seed: {value}; {works}")
+    return int(value)
+
+
+def stream(seed: int, place: int) -> int:
+    """64 bits that are a parameter's own: its random bits follow from them, its step count and an element's index.
+
+    Args:
+        place: the parameter's place among all parameters of the optimizer.
+    Source: splitmix64, Steele, Lea and Flood, OOPSLA 2014.
+    """
+    return _split(_split(seed) + place)
+
+
+def _split(x: int) -> int:
+    x = (x + 0x9E3779B97F4A7C15) & _WORD
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _WORD
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _WORD
+    return x ^ (x >> 31)
+
+
+_WORD = 2**64 - 1
 
 
 def check_flag(name: str, value: Any) -> bool:

@@ -71,7 +71,8 @@ RMSPROP_API int32_t rmsprop_again(Plan* plan, void* gradients, int64_t* active) 
   for (int64_t w = 0; w < plan->works; ++w) {
     Work& work = plan->work[w];
     const int32_t* dtypes = plan->dtypes + 3 * w;
-    void* const* to[kSlots] = {work.step, work.square_avg, work.grad_avg, work.momentum_buffer};
+    void* const* to[kSlots] = {work.step, work.square_avg, work.grad_avg, work.momentum_buffer, work.compensation};
+    const int32_t kept[kSlots] = {dtypes[2], dtypes[1], dtypes[1], dtypes[1], dtypes[0]};
     for (int64_t i = 0; i < work.count; ++i) {
       const Row& row = plan->rows[w][i];
       void* data = nullptr;
@@ -94,7 +95,7 @@ RMSPROP_API int32_t rmsprop_again(Plan* plan, void* gradients, int64_t* active) 
         if (row.slot[k] == nullptr) continue;
         if (host.dict_item(row.entry, plan->slot_names[k]) != row.slot[k]) return kMoved;
         const bool step = k == 0;
-        if (!found(host, handle(host, row.slot[k]), dtypes[step ? 2 : 1], step ? 0 : row.dim, row.shape, step ? 1 : row.size,
+        if (!found(host, handle(host, row.slot[k]), kept[k], step ? 0 : row.dim, row.shape, step ? 1 : row.size,
                    to[k][i], &data)) {
           return kMoved;
         }
@@ -103,5 +104,7 @@ RMSPROP_API int32_t rmsprop_again(Plan* plan, void* gradients, int64_t* active) 
     }
   }
   if (plan->elements > plan->grain) return kSame;
+  plan->unfinite = plan->guarded ? rmsprop_unfinite(plan->work, plan->works, nullptr, 0) : -1;
+  if (plan->unfinite >= 0) return kStopped;
   return rmsprop_step(plan->work, plan->works, 0, nullptr, 0) == 0 ? kStepped : kMoved;
 }

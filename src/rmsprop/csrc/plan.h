@@ -22,7 +22,7 @@ struct Host {
   int32_t strided, cpu;
 };
 
-constexpr int kSlots = 4;  // step, square_avg, grad_avg, momentum_buffer
+constexpr int kSlots = 5;  // step, square_avg, grad_avg, momentum_buffer, compensation
 
 // One parameter: its Python objects and its shape.
 struct Row {
@@ -58,6 +58,8 @@ struct Plan {
   int64_t grain;                   // elements that one thread should have at least
   int64_t idle;                    // parameters without state
   const int64_t* idle_places;      // [idle]
+  int64_t guarded;                 // whether a gradient that is not finite stops the step
+  int64_t unfinite;                // which: rmsprop_unfinite
 };
 
 // What rmsprop_again says.
@@ -65,6 +67,7 @@ enum Again : int32_t {
   kMoved = 0,    // something differs: nothing was written
   kSame = 1,     // all is as it was; more than `grain` elements: call rmsprop_step, without the GIL
   kStepped = 2,  // all is as it was, and the step is done
+  kStopped = 3,  // all is as it was, but the gradient `unfinite` stops the step: nothing was written
 };
 
 // Compares everything the plan knows with what is there today, notes today's addresses in the works, and steps there

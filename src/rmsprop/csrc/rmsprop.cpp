@@ -13,6 +13,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <limits>
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
@@ -20,8 +21,10 @@
 
 #if defined(__GNUC__)
 #define RMSPROP_PREFETCH(address) __builtin_prefetch(address, 1, 3)
+#define RMSPROP_PREFETCH_READ(address) __builtin_prefetch(address, 0, 3)
 #else
 #define RMSPROP_PREFETCH(address) (void)(address)
+#define RMSPROP_PREFETCH_READ(address) (void)(address)
 #endif
 
 // Mistakes that tests/test_cpu_builds.py compiles in, to see that the parity tests notice.
@@ -38,8 +41,12 @@ struct Numbers {
   A scale, l2, shrink, alpha, beta, unbias, eps_inside, eps_outside, floor, mu, into_buffer, lr;
   A weight;            // [3] of the distance between g and m, and from which of them
   A from_g, nesterov;  // 1 or 0: a bool would leave the loop with masks of two widths, which GCC does not vectorise
+  A cap, growth, carried, move;  // max_update
+  uint32_t first, second;        // keys of the random words
+  bool stochastic;
 
-  Numbers(const Work& work, double correction) {
+  Numbers(const Work& work, int64_t i) {
+    const double correction = work.correction[i];
     const bool decoupled = work.decoupled && work.weight_decay != 0;
     const bool in_buffer = work.lr_in_buffer && work.has_momentum;
     const double eps = work.eps;
@@ -58,6 +65,13 @@ struct Numbers {
     mu = A(work.momentum);
     into_buffer = A(in_buffer ? work.lr : 1);
     lr = A(in_buffer ? 1 : work.lr);
+    cap = A(work.cap);
+    growth = A(std::isinf(work.cap) ? work.cap : 2);
+    carried = A(std::sqrt((2 - work.alpha) / (1 - work.alpha)));
+    move = A(in_buffer ? work.cap * work.lr : work.cap);
+    stochastic = work.stochastic != 0;
+    first = stochastic ? work.key[2 * i] : 0;
+    second = stochastic ? work.key[2 * i + 1] : 0;
 #if RMSPROP_BREAK == 1  // ε on the other side of the root
     std::swap(eps_inside, eps_outside);
 #elif RMSPROP_BREAK == 2  // the learning rate on the other side of the buffer
@@ -68,19 +82,34 @@ struct Numbers {
   }
 };
 
+// How [9] is written: rounded to nearest, by random bits, or to nearest with what that leaves over kept (and rounded by
+// random bits, if asked).
+enum Write { kNearest, kStochastic, kCompensated };
+
+// Each element within ±bound; NaN stays.
+template <class A>
+RMSPROP_INLINE A within(A x, A bound) {
+  x = x > bound ? bound : x;
+  return x < -bound ? -bound : x;
+}
+
 // The nine lines over the elements [begin, end) of one tensor.
 //
 // P, S: types of parameter (and gradient) and of state. A: the arithmetic's.
-// p, g, v, m, b: first elements. g may be p itself, element for element; else nothing overlaps.
-template <class P, class S, class A, bool centered, bool momentum>
+// capped: whether max_update is looked at, which may be infinite all the same.
+// p, g, v, m, b, c: first elements. g may be p itself, element for element; else nothing overlaps.
+template <class P, class S, class A, bool centered, bool momentum, bool capped, Write write>
 RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char* p_, const char* g_, char* v_, char* m_,
-                          char* b_) {
+                          char* b_, char* c_) {
   const A scale = n.scale, l2 = n.l2, shrink = n.shrink, alpha = n.alpha, beta = n.beta, unbias = n.unbias,
           eps_inside = n.eps_inside, eps_outside = n.eps_outside, floor = n.floor, mu = n.mu, k = n.into_buffer,
-          lr = n.lr, nesterov = n.nesterov, weight = n.weight, from_g = n.from_g;
+          lr = n.lr, nesterov = n.nesterov, weight = n.weight, from_g = n.from_g, cap = n.cap, growth = n.growth,
+          carried = n.carried, most = n.move;
+  const uint32_t first = n.first, second = n.second;
   RMSPROP_INDEPENDENT
   for (int64_t i = begin; i < end; ++i) {
     A p = load<P>(p_, i);
+    if constexpr (write == kCompensated) p = p + load<P>(c_, i) * (1 / P::kRestScale);
     A g = load<P>(g_, i) * scale;
 #if RMSPROP_BREAK == 4  // the gradient edited
     store<P>(const_cast<char*>(g_), i, g + g);
@@ -89,16 +118,27 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     g = l2 != 0 ? fused(l2, p, g) : g;
     p = p * shrink;
     // [2] second moment
-    const A v = fused(beta * g, g, alpha * A(load<S>(v_, i)));
+    const A before = A(load<S>(v_, i));
+    A v = fused(beta * g, g, alpha * before);
+    A entering = g;
+    if constexpr (capped) {
+      // a spike at most doubles it; 0 has no double, and an infinite gradient is none
+      const A double_ = growth * before;
+      const bool spike = (v > double_) & (double_ > 0) & (std::fabs(g) <= std::numeric_limits<A>::max());
+#if RMSPROP_BREAK != 5  // a spike enters whole
+      v = spike ? double_ : v;
+#endif
+      if constexpr (centered) entering = spike ? std::copysign(carried * std::sqrt(before), g) : g;
+    }
     store<S>(v_, i, v);
     // [4] bias
     A w = v * unbias;
     if constexpr (centered) {
       // [3] first moment
       // from the nearer of the two: α and β are rounded, and a mean that stands still is to stand still
-      const A old = A(load<S>(m_, i)), apart = g - old;
-      A m = fused(weight, apart, from_g != 0 ? g : old);
-      m = apart - apart == 0 ? m : alpha * old + beta * g;  // inf and NaN as the equation has them
+      const A old = A(load<S>(m_, i)), apart = entering - old;
+      A m = fused(weight, apart, from_g != 0 ? entering : old);
+      m = apart - apart == 0 ? m : alpha * old + beta * entering;  // inf and NaN as the equation has them
       store<S>(m_, i, m);
       // [4] bias
       m = m * unbias;
@@ -112,15 +152,39 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     // [7] direction: 0/0 is 0
     d = (g == 0) & (d == 0) ? A(1) : d;
     A u = g / d;
+    if constexpr (capped) u = within(u, cap);
     if constexpr (momentum) {
       // [8] momentum
       u = k * u;
       const A b = fused(mu, A(load<S>(b_, i)), u);
       store<S>(b_, i, b);
       u = nesterov != 0 ? fused(mu, b, u) : b;
+      if constexpr (capped) u = within(u, most);
     }
     // [9] parameter
-    store<P>(p_, i, fused(-lr, u, p));
+    p = fused(-lr, u, p);
+    if constexpr (write == kNearest) {
+      store<P>(p_, i, p);
+    } else {
+#if RMSPROP_BREAK == 6  // the words of a vector's place, not of an element's
+      const uint32_t random = mix(uint32_t(i % 16) * 0x9e3779b1u ^ first, second);
+#else
+      const uint32_t random = mix(uint32_t(i) * 0x9e3779b1u ^ first, second);
+#endif
+      if constexpr (write == kStochastic) {
+        put<P>(p_, i, P::narrow(p, random));
+      } else {
+        const auto near = P::narrow(p);
+        put<P>(p_, i, near);
+#if RMSPROP_BREAK == 7  // the remainder's sign
+        const A rest = (P::widen(near) - p) * P::kRestScale;
+#else
+        const A rest = (p - P::widen(near)) * P::kRestScale;
+#endif
+        const A kept = rest - rest == 0 ? rest : A(0);  // beside an infinite or NaN parameter
+        put<P>(c_, i, n.stochastic ? P::narrow(kept, random) : P::narrow(kept));
+      }
+    }
   }
 }
 
@@ -135,9 +199,9 @@ RMSPROP_INLINE void ask_for(const char* base, int64_t begin) {
   for (int64_t byte = 0; byte < kBlock * size; byte += line) RMSPROP_PREFETCH(base + (begin + kAhead) * size + byte);
 }
 
-template <class P, class S, class A, bool centered, bool momentum>
+template <class P, class S, class A, bool centered, bool momentum, bool capped, Write write>
 RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, char* p, const char* g, char* v, char* m,
-                           char* b) {
+                           char* b, char* c) {
   while (begin < end) {
     int64_t stop = end;
     if (begin + kAhead + kBlock < end) {
@@ -147,37 +211,46 @@ RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, char
       ask_for<S>(v, begin);
       if constexpr (centered) ask_for<S>(m, begin);
       if constexpr (momentum) ask_for<S>(b, begin);
+      if constexpr (write == kCompensated) ask_for<P>(c, begin);
     }
-    lines<P, S, A, centered, momentum>(n, begin, stop, p, g, v, m, b);
+    lines<P, S, A, centered, momentum, capped, write>(n, begin, stop, p, g, v, m, b, c);
     begin = stop;
   }
 }
 
-// Elements [begin, end) of tensor i: what changes the memory traffic is chosen here, outside the loop.
-template <class P, class S, class A>
-RMSPROP_INLINE void piece(const Work& work, int64_t i, int64_t begin, int64_t end) {
-  const Numbers<A> n(work, work.correction[i]);
+// Elements [begin, end) of tensor i: what changes the memory traffic, or costs much, is chosen here, outside the loop.
+template <class P, class S, class A, bool capped, Write write>
+RMSPROP_INLINE void chosen(const Work& work, int64_t i, int64_t begin, int64_t end) {
+  const Numbers<A> n(work, i);
   char* p = static_cast<char*>(work.param[i]);
   const char* g = static_cast<const char*>(work.grad[i]);
   char* v = static_cast<char*>(work.square_avg[i]);
   char* m = work.centered ? static_cast<char*>(work.grad_avg[i]) : nullptr;
   char* b = work.has_momentum ? static_cast<char*>(work.momentum_buffer[i]) : nullptr;
+  char* c = write == kCompensated ? static_cast<char*>(work.compensation[i]) : nullptr;
   if (work.centered && work.has_momentum) {
-    blocks<P, S, A, true, true>(n, begin, end, p, g, v, m, b);
+    blocks<P, S, A, true, true, capped, write>(n, begin, end, p, g, v, m, b, c);
   } else if (work.centered) {
-    blocks<P, S, A, true, false>(n, begin, end, p, g, v, m, b);
+    blocks<P, S, A, true, false, capped, write>(n, begin, end, p, g, v, m, b, c);
   } else if (work.has_momentum) {
-    blocks<P, S, A, false, true>(n, begin, end, p, g, v, m, b);
+    blocks<P, S, A, false, true, capped, write>(n, begin, end, p, g, v, m, b, c);
   } else {
-    blocks<P, S, A, false, false>(n, begin, end, p, g, v, m, b);
+    blocks<P, S, A, false, false, capped, write>(n, begin, end, p, g, v, m, b, c);
   }
 }
 
-// One function for each pair of types, since the attribute takes no template. P with a state of its own type, or wider.
-#define RMSPROP_PIECE(name, P, S, A)                                                     \
-  RMSPROP_CLONES void name(const Work& work, int64_t i, int64_t begin, int64_t end) {    \
-    piece<P, S, A>(work, i, begin, end);                                                 \
+// One function for each pair of types and way to write, since the attribute takes no template. P with a state of its own
+// type, or wider.
+#define RMSPROP_ONE(clones, name, P, S, A, capped, write)                            \
+  clones void name(const Work& work, int64_t i, int64_t begin, int64_t end) {        \
+    chosen<P, S, A, capped, write>(work, i, begin, end);                             \
   }
+#define RMSPROP_PIECE(name, P, S, A)                                                 \
+  RMSPROP_ONE(RMSPROP_CLONES, name, P, S, A, false, kNearest)                        \
+  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_capped, P, S, A, true, kNearest)
+#define RMSPROP_HALF(name, P, S)                                                     \
+  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_stochastic, P, S, float, true, kStochastic) \
+  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_compensated, P, S, float, true, kCompensated)
 RMSPROP_PIECE(f32_f32, Float32, Float32, float)
 RMSPROP_PIECE(f32_f64, Float32, Float64, float)
 RMSPROP_PIECE(f64_f32, Float64, Float32, double)
@@ -188,16 +261,37 @@ RMSPROP_PIECE(bf16_bf16, BFloat16, BFloat16, float)
 RMSPROP_PIECE(f16_f32, Float16, Float32, float)
 RMSPROP_PIECE(f16_f64, Float16, Float64, float)
 RMSPROP_PIECE(f16_f16, Float16, Float16, float)
+RMSPROP_HALF(bf16_f32, BFloat16, Float32)
+RMSPROP_HALF(bf16_bf16, BFloat16, BFloat16)
+RMSPROP_HALF(f16_f32, Float16, Float32)
+RMSPROP_HALF(f16_f16, Float16, Float16)
 
 using Piece = void (*)(const Work&, int64_t, int64_t, int64_t);
 
 // [parameter's type][state's type]; null: refused before it comes here (kernels/cpu.py).
-constexpr Piece kPieces[4][4] = {
-    {f32_f32, f32_f64, nullptr, nullptr},
-    {f64_f32, f64_f64, nullptr, nullptr},
-    {bf16_f32, bf16_f64, bf16_bf16, nullptr},
-    {f16_f32, f16_f64, nullptr, f16_f16},
-};
+#define RMSPROP_TABLE(name, end)                                              \
+  constexpr Piece name[4][4] = {                                              \
+      {f32_f32##end, f32_f64##end, nullptr, nullptr},                         \
+      {f64_f32##end, f64_f64##end, nullptr, nullptr},                         \
+      {bf16_f32##end, bf16_f64##end, bf16_bf16##end, nullptr},                \
+      {f16_f32##end, f16_f64##end, nullptr, f16_f16##end},                    \
+  };
+RMSPROP_TABLE(kPieces, )
+RMSPROP_TABLE(kCapped, _capped)
+
+// [float16, not bfloat16][state of the parameter's own type]
+constexpr Piece kStochastics[2][2] = {{bf16_f32_stochastic, bf16_bf16_stochastic},
+                                      {f16_f32_stochastic, f16_f16_stochastic}};
+constexpr Piece kCompensateds[2][2] = {{bf16_f32_compensated, bf16_bf16_compensated},
+                                       {f16_f32_compensated, f16_f16_compensated}};
+
+Piece piece_for(const Work& work) {
+  if (work.compensation != nullptr || work.stochastic) {
+    const auto& table = work.compensation != nullptr ? kCompensateds : kStochastics;
+    return table[work.param_type == kFloat16][work.state_type == work.param_type];
+  }
+  return (std::isinf(work.cap) ? kPieces : kCapped)[work.param_type][work.state_type];
+}
 
 struct Works {
   Work* works;
@@ -224,7 +318,7 @@ void walk(const Works& all, int64_t begin, int64_t end, Each each) {
 void region(int64_t begin, int64_t end, void* context) {
   walk(*static_cast<const Works*>(context), begin, end,
        [](const Work& work, int64_t i, int64_t first, int64_t last) {
-         kPieces[work.param_type][work.state_type](work, i, first, last);
+         piece_for(work)(work, i, first, last);
        });
 }
 
@@ -255,7 +349,60 @@ void count_steps(const Work& work) {
       correction = 1 - std::pow(work.alpha, last);
     }
     work.correction[i] = correction;
+    if (work.stochastic) {
+      const uint64_t own = work.stream[i];
+      work.key[2 * i] = mix(uint32_t(own) + uint32_t(uint64_t(t)) * 0x9e3779b9u, 0);
+      work.key[2 * i + 1] = mix(uint32_t(own >> 32) ^ work.key[2 * i], 0);
+    }
   }
+}
+
+// Whether one of the elements [begin, end) is NaN or infinite.
+template <class P>
+RMSPROP_INLINE bool any_unfinite(const char* g, int64_t begin, int64_t end) {
+  using Word = typename P::Word;
+  constexpr int64_t size = sizeof(Word), page = 4096, line = 64, block = 4 * line / size;
+  Word bad = 0;
+  while (begin < end) {
+    const int64_t stop = std::min(end, begin + block);
+    // asked for a page ahead, a core reads 14 GB/s instead of 11
+    for (int64_t byte = 0; byte < 4 * line; byte += line) RMSPROP_PREFETCH_READ(g + begin * size + page + byte);
+    for (int64_t i = begin; i < stop; ++i) {
+      Word x;
+      std::memcpy(&x, g + i * size, sizeof(x));
+      bad |= Word((x & P::kInfinity) == P::kInfinity);
+    }
+    begin = stop;
+  }
+  return bad != 0;
+}
+
+#define RMSPROP_LOOK(name, P) \
+  RMSPROP_CLONES bool name(const char* g, int64_t begin, int64_t end) { return any_unfinite<P>(g, begin, end); }
+RMSPROP_LOOK(unfinite_f32, Float32)
+RMSPROP_LOOK(unfinite_f64, Float64)
+RMSPROP_LOOK(unfinite_bf16, BFloat16)
+RMSPROP_LOOK(unfinite_f16, Float16)
+
+constexpr bool (*kLooks[4])(const char*, int64_t, int64_t) = {unfinite_f32, unfinite_f64, unfinite_bf16, unfinite_f16};
+
+// What the threads of one look share.
+struct Look {
+  Works all;
+  std::atomic<int64_t> found;  // the first tensor so far, counted over all works
+};
+
+void look(int64_t begin, int64_t end, void* context) {
+  Look& shared = *static_cast<Look*>(context);
+  walk(shared.all, begin, end, [&](const Work& work, int64_t i, int64_t first, int64_t last) {
+    const char* g = static_cast<const char*>(work.grad[i]);
+    if (!kLooks[work.param_type](g, first, last)) return;
+    int64_t place = i;
+    for (const Work* w = shared.all.works; w != &work; ++w) place += w->count;
+    int64_t known = shared.found.load();
+    while (place < known && !shared.found.compare_exchange_weak(known, place)) {
+    }
+  });
 }
 
 // A forked child has the parent's OpenMP pool without its threads: a region there waits for ever (pytorch#17199).
@@ -294,6 +441,18 @@ RMSPROP_API int32_t rmsprop_step(Work* works, int64_t count, double found_inf, P
     return 0;
   }
   return parallel_for(0, total, grain, region, &all);
+}
+
+RMSPROP_API int64_t rmsprop_unfinite(Work* works, int64_t count, ParallelFor parallel_for, int64_t grain) {
+  constexpr int64_t none = std::numeric_limits<int64_t>::max();
+  Look shared{{works, count}, {none}};
+  const int64_t total = lay_out(shared.all);
+  if (parallel_for == nullptr || total <= grain || forked.load(std::memory_order_relaxed)) {
+    look(0, total, &shared);
+  } else if (parallel_for(0, total, grain, look, &shared)) {
+    return -2;
+  }
+  return shared.found == none ? -1 : shared.found.load();
 }
 
 // For tests of the index arithmetic: the pieces of [begin, end) as rows of (work, tensor, first, last), without touching

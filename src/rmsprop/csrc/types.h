@@ -7,9 +7,11 @@
 // One binary for AVX-512, AVX2 and plain x86-64: the loader picks (glibc's ifunc). Elsewhere the loops as they are.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(RMSPROP_ONE_TARGET)
 #define RMSPROP_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define RMSPROP_TWO_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))  // what is asked for seldom
 #define RMSPROP_FUSED 1  // the last of them, for processors from before 2013, calls the C library's
 #else
 #define RMSPROP_CLONES
+#define RMSPROP_TWO_CLONES
 #if defined(__FMA__) || defined(__aarch64__) || defined(_M_ARM64)
 #define RMSPROP_FUSED 1
 #else
@@ -67,18 +69,25 @@ RMSPROP_INLINE uint32_t pick(bool condition, uint32_t a, uint32_t b) { return b 
 // NaN kept). Memory is read by memcpy: storage may be unaligned.
 struct Float32 {
   using Bits = float;
+  using Word = uint32_t;
+  static constexpr Word kInfinity = 0x7f800000u;
   static RMSPROP_INLINE float widen(Bits x) { return x; }
   static RMSPROP_INLINE Bits narrow(float x) { return x; }
 };
 
 struct Float64 {
   using Bits = double;
+  using Word = uint64_t;
+  static constexpr Word kInfinity = 0x7ff0000000000000u;
   static RMSPROP_INLINE double widen(Bits x) { return x; }
   static RMSPROP_INLINE Bits narrow(double x) { return x; }
 };
 
 struct BFloat16 {
   using Bits = uint16_t;
+  using Word = uint16_t;
+  static constexpr Word kInfinity = 0x7f80u;
+  static constexpr float kRestScale = 1;
   static RMSPROP_INLINE float widen(Bits x) { return bits<float>(uint32_t(x) << 16); }
   static RMSPROP_INLINE Bits narrow(float x) {
     const uint32_t u = bits<uint32_t>(x);
@@ -86,12 +95,21 @@ struct BFloat16 {
     const uint32_t nan = (u >> 16) | 0x40u;
     return Bits(pick((u & 0x7fffffffu) > 0x7f800000u, nan, rounded));
   }
+  // To one of the two neighbours: the bits without room are added to as many random ones, and the carry decides.
+  static RMSPROP_INLINE Bits narrow(float x, uint32_t random) {
+    const uint32_t u = bits<uint32_t>(x);
+    const uint32_t rounded = (u + (random & 0xffffu)) >> 16;
+    return Bits(pick((u & 0x7f800000u) == 0x7f800000u, narrow(x), rounded));
+  }
 };
 
 // No float32 subnormals on the way: they would vanish where a process flushes them.
 // Source: Fabian Giesen, half_to_float_fast5 and float_to_half_fast3_rtne (public domain).
 struct Float16 {
   using Bits = uint16_t;
+  using Word = uint16_t;
+  static constexpr Word kInfinity = 0x7c00u;
+  static constexpr float kRestScale = 2048;  // this type ends at 2⁻²⁴, above the remainders of small parameters
   static RMSPROP_INLINE float widen(Bits x) {
     const uint32_t magnitude = (uint32_t(x) & 0x7fffu) << 13;
     const uint32_t exponent = magnitude & 0x0f800000u;
@@ -111,7 +129,32 @@ struct Float16 {
     const uint32_t h = pick(u >= (127u + 16u) << 23, special, pick(u < 113u << 23, subnormal, normal));
     return Bits(h | sign >> 16);
   }
+  static RMSPROP_INLINE Bits narrow(float x, uint32_t random) {
+    const uint32_t sign = bits<uint32_t>(x) & 0x80000000u;
+    const uint32_t u = bits<uint32_t>(x) ^ sign;
+    const uint32_t normal = ((u + (random & 0x1fffu)) >> 13) - ((127u - 15u) << 10);
+    // below 2⁻¹⁴ neighbours lie 2⁻²⁴ apart: the smaller the number, the more bits have no room
+    const uint32_t exponent = u >> 23;
+    const uint32_t wanted = 126u - exponent;
+    const uint32_t dropped = wanted < 14u || wanted > 126u ? 14u : wanted > 31u ? 31u : wanted;
+    const uint32_t fraction = (u & 0x7fffffu) | 0x800000u;
+    const uint32_t units = (fraction + (random & ((1u << dropped) - 1u))) >> dropped;
+    const uint32_t subnormal = pick(exponent < 95u, 0u, units);
+    const uint32_t h = pick(exponent < 113u, subnormal, pick(normal > 0x7c00u, 0x7c00u, normal));
+    return Bits(pick(exponent == 255u, narrow(x), h | sign >> 16));
+  }
 };
+
+// The random word of an element: csrc, kernels/rounding.py, kernels/triton_kernel.py and reference.py have the same bits.
+// Source: the finalizer `lowbias32` of C. Wellons, with a second key added between its multiplications.
+RMSPROP_INLINE uint32_t mix(uint32_t x, uint32_t key) {
+  x ^= x >> 16;
+  x *= 0x7feb352du;
+  x ^= x >> 15;
+  x += key;
+  x *= 0x846ca68bu;
+  return x ^ x >> 16;
+}
 
 template <class T>
 RMSPROP_INLINE auto load(const char* from, int64_t i) {
@@ -123,6 +166,11 @@ RMSPROP_INLINE auto load(const char* from, int64_t i) {
 template <class T, class A>
 RMSPROP_INLINE void store(char* to, int64_t i, A a) {
   const typename T::Bits x = T::narrow(decltype(T::widen({}))(a));
+  std::memcpy(to + i * int64_t(sizeof(x)), &x, sizeof(x));
+}
+
+template <class T>
+RMSPROP_INLINE void put(char* to, int64_t i, typename T::Bits x) {
   std::memcpy(to + i * int64_t(sizeof(x)), &x, sizeof(x));
 }
 

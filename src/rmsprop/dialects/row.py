@@ -6,7 +6,7 @@ from typing import Any
 
 from rmsprop.spec import Hyper, Rule
 
-HYPERS = tuple(f.name for f in fields(Hyper) if f.name != "max_lr")
+HYPERS = tuple(f.name for f in fields(Hyper) if f.name not in ("max_lr", "max_update"))
 SWITCHES = tuple(f.name for f in fields(Rule) if f.name not in ("momentum", "maximize"))
 
 # What some frameworks do to gradients before the nine lines, and to parameters after: rmsprop/clipping.py.

@@ -1,7 +1,7 @@
 """The nine lines as one compiled function over all tensors of a bucket: csrc/rmsprop.cpp."""
 
 import ctypes
-from ctypes import c_double, c_int64, c_void_p
+from ctypes import c_double, c_int64, c_uint32, c_uint64, c_void_p
 from itertools import chain
 
 import torch
@@ -18,7 +18,8 @@ _SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
     """Dense, real, separate tensors on the CPU, each with its gradient and slots in one layout."""
     asked = refuse_call(bucket) or refuse_rule(rule) or native.missing()
-    return asked or _refuse_kind(bucket) or refuse_slots(rule, bucket) or refuse_memory(bucket)
+    kept = _refuse_kind(bucket) or refuse_slots(rule, bucket) if asked is None else None
+    return asked or kept or _refuse_rounding(bucket) or refuse_memory(bucket)
 
 
 def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
@@ -70,11 +71,13 @@ class Lists:
         self.size = (c_int64 * count)(*(p.numel() for p in bucket.param))
         self.address = {
             name: (c_void_p * count)(*(x.data_ptr() for x in values))
-            for name, values in zip(("param", "grad", *_SLOTS, "step"), bucket.lists(), strict=True)
+            for name, values in zip(("param", "grad", *_SLOTS, "step", "compensation"), bucket.lists(), strict=True)
             if values
         }
         self.end = (c_int64 * count)()
         self.correction = (c_double * count)()
+        self.stream = (c_uint64 * count)(*bucket.streams)
+        self.key = (c_uint32 * (2 * count))()
         self.work = native.Work(
             param_type=native.TYPES[bucket.param[0].dtype],
             state_type=native.TYPES[bucket.square_avg[0].dtype],
@@ -87,10 +90,13 @@ class Lists:
             decoupled=rule.weight_decay_mode in ("decoupled", "corrected"),
             bias_correction=rule.bias_correction,
             maximize=rule.maximize,
+            stochastic=bool(bucket.streams),
             count=count,
             size=ctypes.addressof(self.size),
             end=ctypes.addressof(self.end),
             correction=ctypes.addressof(self.correction),
+            stream=ctypes.addressof(self.stream),
+            key=ctypes.addressof(self.key),
             **{name: ctypes.addressof(values) for name, values in self.address.items()},
         )
 
@@ -99,6 +105,7 @@ class Lists:
         work = self.work
         work.lr, work.alpha, work.eps = float(hyper.lr), hyper.alpha, hyper.eps
         work.momentum, work.weight_decay, work.scale = hyper.momentum, float(hyper.shrinkage(self.rule)), scale
+        work.cap = hyper.cap
 
 
 def count_writes(params: list[Tensor]) -> None:
@@ -148,7 +155,7 @@ def _refuse_kind(bucket: Bucket) -> str | None:
     if dtype not in native.TYPES:
         real = ", ".join(str(t).removeprefix("torch.") for t in native.TYPES)
         return f"the parameters are {dtype}, and it takes {real}"
-    for name, values in zip(("parameters", "gradients", *_SLOTS, "steps"), bucket.lists(), strict=True):
+    for name, values in zip(("parameters", "gradients", *_SLOTS, "steps", "remainders"), bucket.lists(), strict=True):
         for x in values:
             if x.layout != torch.strided:
                 return f"the {name} are {x.layout}, and it takes dense tensors"
@@ -156,6 +163,17 @@ def _refuse_kind(bucket: Bucket) -> str | None:
                 return f"the {name} are not all plain tensors in CPU memory"
     if any(g.dtype != dtype for g in bucket.grad):
         return f"some gradients are not {dtype} as their parameters are"
+    return None
+
+
+def _refuse_rounding(bucket: Bucket) -> str | None:
+    """Reasons that lie in how half precision is to be rounded."""
+    if not bucket.compensation and bucket.rounding == "nearest":
+        return None
+    if bucket.square_avg and bucket.square_avg[0].dtype not in (torch.float32, bucket.param[0].dtype):
+        return f"the state is {bucket.square_avg[0].dtype}, beside which it rounds to nearest only"
+    if any(c.dtype != p.dtype for p, c in zip(bucket.param, bucket.compensation, strict=False)):
+        return "some remainders of compensation=True are not of their parameter's dtype"
     return None
 
 

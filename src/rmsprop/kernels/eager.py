@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rmsprop.bucket import Bucket, arithmetic_dtype, kind
+from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
 from rmsprop.spec import Hyper, Rule
 
@@ -40,16 +41,36 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     """
     if not bucket.param:
         return
-    if bucket.found_inf is not None and bucket.found_inf.item() != 0:
+    stays = bucket.found_inf is not None and bucket.capturable and not bucket.found_inf.is_cpu
+    if bucket.found_inf is not None and not stays and bucket.found_inf.item() != 0:
         return
     if bucket.grad_scale is not None:
         bucket = replace(bucket, grad=_unscaled(bucket), grad_scale=None)
+    if stays:
+        _advance_unless(rule, hyper, bucket)
+        return
     together = _together(bucket)
     recorded = bucket.differentiable or (torch.compiler.is_compiling() and not together)
     advance = _advance_recorded if recorded else _advance
     _count(bucket.step)
     for part in (bucket,) if together else _parts(bucket):
         advance(rule, hyper, part.as_real())
+
+
+def _advance_unless(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
+    """A step that only the device knows whether to take: of copies, which then replace what there is or do not.
+
+    One tensor at a time, so that the copies are as large as one tensor and its slots.
+    """
+    assert bucket.found_inf is not None
+    skip = bucket.found_inf.to(bucket.param[0].device, non_blocking=True) != 0
+    for i in range(len(bucket.param)):
+        own = replace(bucket.part(i, i + 1), found_inf=None)
+        tried = own.copy()
+        step(rule, hyper, tried)
+        for old, new in zip(own.lists(), tried.lists(), strict=True):
+            if old and old is not own.grad:
+                old[0].copy_(torch.where(skip, old[0], new[0]))
 
 
 EAGER = Backend("eager", refuse, step)
@@ -114,7 +135,9 @@ _ONE = Words(*(getattr(Tensor, name) for name in Words._fields))
 def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     """The nine lines in place, with as few temporaries as torch's own; over lists, or over one tensor."""
     dtype = arithmetic_dtype(part.param[0].dtype)
-    widened = [_widened(values, dtype) for values in part.tensors()]
+    widened = [_widened(values, dtype) for values in part.tensors()[:5]]
+    if part.compensation:
+        widened[0] = [rounding.whole(p, c) for p, c in zip(part.param, part.compensation, strict=True)]
     one = len(part.param) == 1
     do = _ONE if one else _LISTS
     p, g, v, m, b = ((values[0] if one and values else values) for values in widened)
@@ -132,11 +155,13 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         else:
             do.mul_(p, 1 - lr * wd)
     # [2] second moment
+    spikes = None if hyper.max_update is None else _Spikes(v, one)
     do.mul_(v, alpha)
     do.addcmul_(v, g, g, value=1 - alpha)
+    entering = g if spikes is None else spikes.bound(hyper, v, g, rule.centered)
     # [3] first moment
     if rule.centered:
-        do.lerp_(m, g, 1 - alpha)
+        do.lerp_(m, entering, 1 - alpha)
     # [4] bias
     vh, mh = v, m
     if rule.bias_correction:
@@ -165,8 +190,8 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     if _vanishes(eps, dtype):
         for gi, di in zip((g,) if one else g, (d,) if one else d, strict=True):
             di.masked_fill_((gi == 0) & (di == 0), 1)  # 0/0 is 0
-    if isinstance(lr, Tensor):
-        _move_by_tensor(do, rule, lr, mu, p, g, d, b)
+    if isinstance(lr, Tensor) or spikes is not None:
+        _move_by_tensor(do, rule, lr, hyper.max_update, mu, p, g, d, b)
     elif not rule.momentum:
         # [9] parameter
         do.addcdiv_(p, g, d, value=-lr)
@@ -181,14 +206,36 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
             do.add_(p, b, alpha=-out * mu)
         else:
             do.add_(p, b, alpha=-out)
-    kept = (part.param, part.square_avg, part.grad_avg, part.momentum_buffer)
-    for into, worked in zip(kept, (widened[0], *widened[2:]), strict=True):
+    for into, worked in zip((part.square_avg, part.grad_avg, part.momentum_buffer), widened[2:], strict=True):
         _narrow(into, worked)
+    _write(part, widened[0])
 
 
-def _move_by_tensor(do: Words, rule: Rule, lr: Tensor, mu: float, p: Any, g: Any, d: Any, b: Any) -> None:
-    """[7]-[9] with a learning rate that stays on the device: no scalar argument can hold it."""
+class _Spikes:
+    """[2] and [3] under max_update: v at most doubles where it is not 0."""
+
+    def __init__(self, v: Any, one: bool) -> None:
+        self.one, self.most = one, [x * 2 for x in ((v,) if one else v)]
+
+    def bound(self, hyper: Hyper, v: Any, g: Any, centered: bool) -> Any:
+        """Bound v, in place. Returns: the gradients that enter [3]."""
+        entering = []
+        for most, x, grad in zip(self.most, (v,) if self.one else v, (g,) if self.one else g, strict=True):
+            spike = (x > most) & (most > 0) & grad.isfinite()
+            x.copy_(torch.where(spike, most, x))
+            if centered:
+                largest = (hyper.carried() * (most / 2).sqrt()).copysign(grad)
+                entering.append(torch.where(spike, largest, grad))
+        return entering[0] if self.one and centered else entering or g
+
+
+def _move_by_tensor(
+    do: Words, rule: Rule, lr: float | Tensor, cap: float | None, mu: float, p: Any, g: Any, d: Any, b: Any
+) -> None:
+    """[7]-[9] where the direction is formed: lr is on a device, or the step has a bound."""
     u = do.div(g, d)
+    if cap is not None:
+        u = _within(cap, u)
     if rule.momentum:
         # [8] momentum
         if rule.lr_in_buffer:
@@ -199,8 +246,25 @@ def _move_by_tensor(do: Words, rule: Rule, lr: Tensor, mu: float, p: Any, g: Any
             do.add_(u, b, alpha=mu)
         else:
             u = b
+        if cap is not None:
+            u = _within(cap * lr if rule.lr_in_buffer else cap, u)
     # [9] parameter
     do.sub_(p, u if rule.momentum and rule.lr_in_buffer else do.mul(u, lr))
+
+
+def _within(bound: float | Tensor, u: Any) -> Any:
+    """Each element within ±bound; NaN stays."""
+    return u.clamp(-bound, bound) if isinstance(u, Tensor) else [x.clamp(-bound, bound) for x in u]
+
+
+def _write(part: Bucket, worked: Lists) -> None:
+    """[9]'s results into the parameters, rounded as the bucket asks."""
+    if part.rounding == "nearest" and not part.compensation:
+        _narrow(part.param, worked)
+        return
+    for i, (p, x) in enumerate(zip(part.param, worked, strict=True)):
+        random = rounding.word(part.streams[i], part.step[i], p.shape, p.device) if part.streams else None
+        rounding.write(p, x, part.compensation[i] if part.compensation else None, random)
 
 
 def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
@@ -208,6 +272,8 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     dtype = arithmetic_dtype(part.param[0].dtype)
     g, v = part.grad[0].to(dtype), part.square_avg[0].to(dtype)
     p = part.param[0].to(dtype, copy=True)  # the derivative with respect to lr may need it, and it is overwritten
+    if part.compensation:
+        p = rounding.whole(part.param[0], part.compensation[0])
     alpha, eps, mu = hyper.alpha, hyper.eps, hyper.momentum
     lr = hyper.lr.reshape(()) if isinstance(hyper.lr, Tensor) else hyper.lr
     wd = replace(hyper, lr=lr).shrinkage(rule)
@@ -222,12 +288,18 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         else:
             p = p * (1 - lr * wd)
     # [2] second moment
+    before, entering, cap = v, g, hyper.max_update
     v = alpha * v + (1 - alpha) * g * g
+    if cap is not None:
+        spike = (v > 2 * before) & (before > 0) & g.isfinite()
+        v = torch.where(spike, 2 * before, v)
+        root = torch.where(spike, before, 1.0).sqrt()
+        entering = torch.where(spike, (hyper.carried() * root).copysign(g), g)
     part.square_avg[0].copy_(v)
     # [3] first moment
     m = v
     if rule.centered:
-        m = alpha * part.grad_avg[0].to(dtype) + (1 - alpha) * g
+        m = alpha * part.grad_avg[0].to(dtype) + (1 - alpha) * entering
         part.grad_avg[0].copy_(m)
     # [4] bias
     c = _corrections(part, alpha, dtype)[0] if rule.bias_correction else 1.0
@@ -242,6 +314,7 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         d = d + eps
     # [7] direction
     u = g / torch.where((g == 0) & (d == 0), 1.0, d)
+    u = u if cap is None else u.clamp(-cap, cap)
     if rule.momentum:
         # [8] momentum
         if rule.lr_in_buffer:
@@ -249,8 +322,10 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         b = mu * part.momentum_buffer[0].to(dtype) + u
         part.momentum_buffer[0].copy_(b)
         u = u + mu * b if rule.nesterov else b
+        if cap is not None:
+            u = _within(cap * lr if rule.lr_in_buffer else cap, u)
     # [9] parameter
-    part.param[0].copy_(p - u if rule.momentum and rule.lr_in_buffer else p - lr * u)
+    _write(part, [p - u if rule.momentum and rule.lr_in_buffer else p - lr * u])
 
 
 def _learning_rate(lr: float | Tensor, on_device: bool) -> float | Tensor:

@@ -24,13 +24,13 @@ class Work(Structure):
     """Tensors that share a rule, its numbers and their types: `Work` in csrc/rmsprop.h."""
 
     _fields_ = (
-        *((name, c_double) for name in ("lr", "alpha", "eps", "momentum", "weight_decay", "scale")),
+        *((name, c_double) for name in ("lr", "alpha", "eps", "momentum", "weight_decay", "scale", "cap")),
         *((name, c_int32) for name in ("param_type", "state_type", "step_type", "eps_mode", "centered")),
         *((name, c_int32) for name in ("has_momentum", "nesterov", "lr_in_buffer", "decoupled")),
-        *((name, c_int32) for name in ("bias_correction", "maximize", "unused")),
+        *((name, c_int32) for name in ("bias_correction", "maximize", "stochastic")),
         ("count", c_int64),
         *((name, c_void_p) for name in ("size", "param", "grad", "square_avg", "grad_avg", "momentum_buffer")),
-        *((name, c_void_p) for name in ("step", "end", "correction")),
+        *((name, c_void_p) for name in ("compensation", "step", "end", "correction", "stream", "key")),
     )
 
 
@@ -53,7 +53,7 @@ class Row(Structure):
     _fields_ = (
         ("param", c_void_p),
         ("entry", c_void_p),
-        ("slot", c_void_p * 4),
+        ("slot", c_void_p * 5),
         ("dim", c_int64),
         ("shape", c_void_p),
         ("size", c_int64),
@@ -77,7 +77,7 @@ class Plan(Structure):
         ("values", c_void_p),
         ("groups", c_int64),
         ("group", c_void_p),
-        ("slot_names", c_void_p * 4),
+        ("slot_names", c_void_p * 5),
         ("works", c_int64),
         ("work", c_void_p),
         ("rows", c_void_p),
@@ -87,6 +87,8 @@ class Plan(Structure):
         ("grain", c_int64),
         ("idle", c_int64),
         ("idle_places", c_void_p),
+        ("guarded", c_int64),
+        ("unfinite", c_int64),
     )
 
 
@@ -97,6 +99,7 @@ class Native:
     Attributes:
         step: rmsprop_step, called without the GIL.
         again: rmsprop_again, called with it; None where this torch or Python cannot answer its questions.
+        unfinite: rmsprop_unfinite, called without the GIL.
         pieces: rmsprop_pieces, for tests.
         stream: rmsprop_stream, for the benchmark.
         parallel_for: the address of torch_parallel_for, or None: then one thread does all.
@@ -106,6 +109,7 @@ class Native:
 
     step: Any
     again: Any
+    unfinite: Any
     pieces: Any
     stream: Any
     parallel_for: int | None
@@ -139,6 +143,8 @@ def load(library: Path | None = None) -> Native | str:
         return f"the compiled kernel cannot be loaded on this machine ({error}); reinstall the package from source"
     step = released.rmsprop_step
     step.argtypes, step.restype = (c_void_p, c_int64, c_double, c_void_p, c_int64), c_int32
+    unfinite = released.rmsprop_unfinite
+    unfinite.argtypes, unfinite.restype = (c_void_p, c_int64, c_void_p, c_int64), c_int64
     pieces = released.rmsprop_pieces
     pieces.argtypes, pieces.restype = (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64), c_int64
     stream = released.rmsprop_stream
@@ -151,6 +157,7 @@ def load(library: Path | None = None) -> Native | str:
     return Native(
         step=step,
         again=again if host is not None else None,
+        unfinite=unfinite,
         pieces=pieces,
         stream=stream,
         parallel_for=_address(symbols, "torch_parallel_for"),

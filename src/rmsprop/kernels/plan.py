@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import Bucket
+from rmsprop.bucket import Bucket, is_half
+from rmsprop.guard import Guard, first_unfinite
 from rmsprop.kernels import cpu, native
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import Hyper, Rule, stream
 
-_SLOTS = ("step", "square_avg", "grad_avg", "momentum_buffer")
+_SLOTS = ("step", "square_avg", "grad_avg", "momentum_buffer", "compensation")
 NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
 _PACK = struct.Struct("=5d").pack_into
 GRADIENTS = attrgetter("grad")
-_MOVED, _SAME = 0, 1  # Again, in csrc/plan.h
+_MOVED, _SAME, _STOPPED = 0, 1, 3  # Again, in csrc/plan.h
 
 Scaling = tuple[Tensor | None, Tensor | None]  # the loss scale, and found_inf
 Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
@@ -78,6 +79,7 @@ class Plan:
         if not self.takes:
             return
         self._stepped = [p for _, _, bucket, _ in parts for p in bucket.param]
+        self._places = [place for *_, places in parts for place in places]
         self._versioned = [p for p in self._stepped if not p.is_inference()]
         # only a tensor of one element can be in the dense layout and still be a lazily negated view
         self._singles = [p for p in self._stepped if p.numel() == 1]
@@ -85,8 +87,8 @@ class Plan:
         self._held.append(lists)
         self._sizes = [held.size for held in lists]
         works = (native.Work * len(lists))(*(held.work for held in lists))
-        for work in works:
-            work.scale = 1.0
+        for work, (i, *_) in zip(works, parts, strict=True):
+            work.scale, work.cap = 1.0, math.inf if (cap := groups[i][0]["max_update"]) is None else cap
         self._works = works
         self._known = []
         for i, (group, rule) in enumerate(groups):
@@ -96,11 +98,19 @@ class Plan:
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
 
-    def again(self, backend: str, groups: list[dict[str, Any]], state: Any, scaling: Scaling | None = None) -> bool:
+    def again(
+        self,
+        backend: str,
+        groups: list[dict[str, Any]],
+        state: Any,
+        scaling: Scaling | None = None,
+        guard: Guard | None = None,
+    ) -> bool:
         """Step once more if everything is where it was.
 
         Args:
             scaling: what a gradient scaler brings; the CPU's plan leaves that to the long way.
+            guard: what stops a step whose gradients are not finite.
         Returns: False, with nothing written, if anything moved: then the plan is to be dropped.
         Mutates: parameters and state. Never gradients.
         """
@@ -131,7 +141,7 @@ class Plan:
                 return False
         self._busy = True
         try:
-            return self._run(list(map(GRADIENTS, self._params)))
+            return self._run(list(map(GRADIENTS, self._params)), groups, guard)
         finally:
             self._busy = False
 
@@ -146,13 +156,25 @@ class Plan:
         """The bucket's addresses and sizes, where rmsprop_again is to note them, with their `work` and `size`."""
         return cpu.Lists(rule, bucket)
 
-    def _run(self, gradients: list[Tensor | None]) -> bool:
+    def _run(self, gradients: list[Tensor | None], groups: list[dict[str, Any]], guard: Guard | None) -> bool:
+        self._plan.guarded = guard is not None
         code = self._loaded.again(self._address, id(gradients), self._active)
         if code == _MOVED:
             return False
+        works, parallel_for = (self._works_address, len(self._works)), self._loaded.parallel_for
+        if guard is not None:
+            bad = self._plan.unfinite
+            if code == _SAME:
+                bad = self._loaded.unfinite(*works, parallel_for, native.GRAIN)
+            if bad < -1:
+                raise RuntimeError("torch_parallel_for failed, and no gradient was looked at: nothing was changed")
+            if bad >= 0:
+                mixed = len(self._works) > len(groups)  # in the works' order, the first need not be the groups' first
+                guard.stop(groups, first_unfinite(groups) if mixed else self._places[bad])
+                return True
+            guard.passed()
         if code == _SAME:
-            parallel_for = self._loaded.parallel_for
-            failed = self._loaded.step(self._works_address, len(self._works), 0.0, parallel_for, native.GRAIN)
+            failed = self._loaded.step(*works, 0.0, parallel_for, native.GRAIN)
             if failed:
                 raise RuntimeError(f"torch_parallel_for failed with code {failed}: the step is incomplete")
         self._count_writes()
@@ -188,7 +210,7 @@ class Plan:
             values=self._array(c_void_p, (id(value) for _, value in self._items)),
             groups=len(kept),
             group=self._array(native.Group, kept),
-            slot_names=(c_void_p * 4)(*map(id, _SLOTS)),
+            slot_names=(c_void_p * len(_SLOTS))(*map(id, _SLOTS)),
             works=len(self._works),
             work=ctypes.addressof(self._works),
             rows=self._array(c_void_p, rows),
@@ -204,14 +226,14 @@ class Plan:
         """The address of the bucket's rows."""
         rows = []
         for i, p in enumerate(bucket.param):
-            kept = (bucket.step, bucket.square_avg, bucket.grad_avg, bucket.momentum_buffer)
+            kept = (bucket.step, bucket.square_avg, bucket.grad_avg, bucket.momentum_buffer, bucket.compensation)
             slots = [values[i] if values else None for values in kept]
             self._held.append(slots)
             rows.append(
                 native.Row(
                     param=id(p),
                     entry=id(state[p]),
-                    slot=(c_void_p * 4)(*(None if x is None else id(x) for x in slots)),
+                    slot=(c_void_p * len(_SLOTS))(*(None if x is None else id(x) for x in slots)),
                     dim=p.dim(),
                     shape=self._array(c_int64, (*p.shape, *p.stride())),
                     size=p.numel(),
@@ -240,15 +262,21 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
         found: dict[Any, tuple[Bucket, list[int]]] = {}
         for p in group["params"]:
             entry = state.get(p)
-            if entry and all(isinstance(entry.get(slot), Tensor) for slot in rule.slots()):
+            half = is_half(p.dtype)
+            slots = (*rule.slots(), "compensation") if half and group["compensation"] else rule.slots()
+            if entry and all(isinstance(entry.get(slot), Tensor) for slot in slots):
                 key = (p.device, p.dtype, entry["square_avg"].dtype, entry["step"].dtype)
                 asked = ("foreach", "capturable", "differentiable", "fused")
-                fresh = Bucket(**{name: group[name] for name in asked})
+                fresh = Bucket(
+                    **{name: group[name] for name in asked}, rounding=group["rounding"] if half else "nearest"
+                )
                 bucket, places = found.setdefault(key, (fresh, []))
                 bucket.param.append(p)
                 bucket.grad.append(p if p.grad is None else p.grad)  # a parameter may stand for its own gradient
-                for slot in rule.slots():
+                for slot in slots:
                     getattr(bucket, slot).append(entry[slot])
+                if bucket.rounding == "stochastic":
+                    bucket.streams.append(stream(group["seed"], place))
                 places.append(place)
             place += 1
         for bucket, places in found.values():

@@ -92,7 +92,7 @@ class Table:
 
     def look(self, bucket: Bucket) -> None:
         """Note where a bucket's tensors are today. A counter on the host is none of the kernel's."""
-        for k, values in enumerate(bucket.lists()):
+        for k, values in enumerate(bucket.lists()[:6]):
             if values:
                 self.columns[k] = [x.data_ptr() for x in values]
 
@@ -289,7 +289,7 @@ def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:
         return f"the parameters are {family.__name__}, a subclass of Tensor whose memory means something else"
     if dtype not in _NAMES:
         return f"the parameters are {dtype}, and it takes {', '.join(_NAMES.values())}"
-    for name, values in zip(("parameters", "gradients", "slots", "slots", "slots"), bucket.tensors(), strict=True):
+    for name, values in zip(("parameters", "gradients", *("slots",) * 4), bucket.tensors(), strict=True):
         for x in values:
             if x.layout != torch.strided:
                 return f"the {name} are {x.layout}, and it takes dense tensors"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from rmsprop.bucket import Bucket
+from rmsprop.guard import Guard
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.kernels.plan import GRADIENTS, NUMBERS, Plan, Scaling, Settings, usual
 from rmsprop.spec import Hyper, Rule
@@ -50,7 +51,14 @@ class _Lists:
 class DevicePlan(Plan):
     """Where all tensors of an optimizer are on its GPUs, and how they are stepped."""
 
-    def again(self, backend: str, groups: list[dict[str, Any]], state: Any, scaling: Scaling | None = None) -> bool:
+    def again(
+        self,
+        backend: str,
+        groups: list[dict[str, Any]],
+        state: Any,
+        scaling: Scaling | None = None,
+        guard: Guard | None = None,
+    ) -> bool:
         """Step once more if everything is where it was, without waiting for a device.
 
         Returns: False, with nothing written, if anything moved that a table does not follow.
@@ -61,14 +69,16 @@ class DevicePlan(Plan):
         if cpu.in_mode():
             return False
         if any(lists.launched.clock is None for lists in self._held[0]) and (
-            scaling is not None or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
+            scaling is not None
+            or guard is not None
+            or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
         ):
             return False  # steps counted on the host: the long way says what that does not go with
         hypers = []
         for group, known in zip(groups, self._known, strict=True):
             if group["params"] is not known.params:
                 return False
-            hyper = Hyper(*(*NUMBERS(group), group["max_lr"]))
+            hyper = Hyper(*(*NUMBERS(group), group["max_lr"], group["max_update"]))
             try:
                 same = (hyper.momentum != 0) is known.momentum and self._settings(group) == known.settings
                 if not same or not usual(*NUMBERS(group)):
@@ -84,6 +94,11 @@ class DevicePlan(Plan):
             if self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
                 return False
             grad_scale, found_inf = scaling or (None, None)
+            if guard is not None and scaling is None:
+                bad = guard.look(groups)
+                if bad is True:
+                    return True
+                found_inf = bad if isinstance(bad, torch.Tensor) else None
             for lists, hyper in zip(self._held[0], hypers, strict=True):
                 if lists.launched.clock is None:
                     lists.count(self._loaded, hyper.alpha)

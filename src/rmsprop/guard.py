@@ -1,0 +1,249 @@
+"""`nonfinite=`: what a step does about NaN and infinity in gradients, decided before anything is written.
+
+"propagate" looks at nothing. "raise" and "skip" look at every gradient first, and one that is not finite stops the
+step of all groups. "skip" on a device decides and counts there: the host reads only counts that have arrived anyway.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Groups = Sequence[Mapping[str, Any]]
+
+NONFINITE = ("propagate", "skip", "raise")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What nonfinite="skip" left out so far.
+
+    Attributes:
+        total: steps in all.
+        in_a_row: steps since the last one that was taken.
+        parameter: the first parameter, in the order of the groups, whose gradient was not finite at the last skip.
+    """
+
+    total: int = 0
+    in_a_row: int = 0
+    parameter: str | None = None
+
+    @property
+    def last(self) -> bool:
+        """Whether the last step was left out: a schedule may then wait."""
+        return self.in_a_row > 0
+
+
+class Guard:
+    """Looks at gradients before a step, and counts the steps that it stops.
+
+    Args:
+        mode: "skip" or "raise".
+        limit: the number of skips in a row that is an error; None: no number is.
+    """
+
+    def __init__(self, mode: str, limit: int | None) -> None:
+        self.mode, self.limit = mode, limit
+        self._total = self._row = 0
+        self._parameter: str | None = None
+        self._counts: _Counts | None = None
+
+    def check(self, group: Mapping[str, Any], params: Sequence[Tensor]) -> None:
+        """Refuse parameters on a device whose steps are counted on the host, where nobody knows of a skip.
+
+        Raises: ValueError.
+        """
+        on = next((p.device for p in params if isinstance(p, Tensor) and p.device.type not in ("cpu", "meta")), None)
+        if self.mode == "skip" and on is not None and not group["capturable"]:
+            raise ValueError(
+                f"nonfinite='skip' decides, and counts steps, on {on} where the gradients are: give capturable=True"
+            )
+
+    def describe(self, groups: Groups) -> str:
+        """What the guard does, and what it did so far, in a line."""
+        if self.mode == "raise":
+            return "nonfinite='raise': a gradient that holds NaN or infinity raises before anything is written"
+        seen = self.skipped(groups)
+        so_far = f"{seen.total} so far" + (f", the last because of {seen.parameter}" if seen.total else "")
+        limit = "" if self.limit is None else f", {self.limit} in a row raise"
+        return f"nonfinite='skip': a step with NaN or infinity in a gradient is left out whole: {so_far}{limit}"
+
+    def skipped(self, groups: Groups) -> Skipped:
+        """The counts; where they are on a device, this waits for it."""
+        if self._counts is not None:
+            self._note(groups, self._counts.read())
+        return Skipped(self._total, self._row, self._parameter)
+
+    def look(self, groups: Groups) -> Tensor | bool:
+        """Whether a gradient is not finite, and the step is not to be taken; as a tensor that is not 0 on a device.
+
+        Raises: RuntimeError under "raise", and where it is one skip too many in a row. Nothing was written.
+        """
+        todays, places = gradients(groups)
+        if not todays:
+            return False
+        home = next((g.device for g in todays if not g.is_cpu), todays[0].device)
+        bad = unfinite(todays, home)
+        if home.type != "cpu" and self.mode == "skip":
+            return self._count_there(groups, bad, places)
+        if not bad.any():
+            self.passed()
+            return False
+        self.stop(groups, places[int(bad.to(torch.int8).argmax())])
+        return True
+
+    def passed(self) -> None:
+        """Note a step that is taken."""
+        self._row = 0
+
+    def stop(self, groups: Groups, place: int) -> None:
+        """Note a step that is not, because of the parameter at that place.
+
+        Raises: RuntimeError under "raise", and where it is one too many in a row.
+        """
+        if self.mode == "raise":
+            raise RuntimeError(
+                f"the gradient of {parameter(groups, place)} holds NaN or infinity, and nonfinite='raise' stops such "
+                "a step before anything is written; nonfinite='skip' leaves it out and goes on"
+            )
+        self._note(groups, (self._total + 1, self._row + 1, place))
+        self._check()
+
+    def _note(self, groups: Groups, counts: tuple[int, int, int]) -> None:
+        self._total, self._row, place = counts
+        if place >= 0:
+            self._parameter = parameter(groups, place)
+
+    def _check(self) -> None:
+        if self.limit is not None and self._row >= self.limit:
+            raise RuntimeError(
+                f"{self._row} steps in a row were skipped, and nonfinite_limit={self.limit} stops there: the "
+                f"gradient of {self._parameter} held NaN or infinity at the last; look at the loss, lower lr, or go "
+                "back to a checkpoint"
+            )
+
+    def _count_there(self, groups: Groups, bad: Tensor, places: Sequence[int]) -> Tensor:
+        if self._counts is None:
+            self._counts = _Counts(bad.device)
+        arrived = self._counts.arrived()
+        if arrived is not None:
+            self._note(groups, arrived)
+            self._check()
+        return self._counts.count(bad, tuple(places))
+
+
+def make(mode: Any, limit: Any) -> Guard | None:
+    """The guard that `nonfinite=` asks for; None for "propagate". Raises: ValueError, TypeError."""
+    if not isinstance(mode, str) or mode not in NONFINITE:
+        raise ValueError(f"Invalid nonfinite: {mode!r}; choose one of {', '.join(map(repr, NONFINITE))}")
+    works = "nonfinite_limit takes a whole number >= 1 of skips in a row, such as 100, or None for no limit"
+    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
+        raise TypeError(f"Invalid nonfinite_limit: {limit!r} is a {type(limit).__name__}; {works}")
+    if limit is not None and limit < 1:
+        raise ValueError(f"Invalid nonfinite_limit: {limit}; {works}")
+    return None if mode == "propagate" else Guard(mode, limit)
+
+
+def renewed(kept: Guard | None) -> Guard | None:
+    """A guard of the same kind that has skipped nothing, for a pickle or a copy."""
+    return None if kept is None else Guard(kept.mode, kept.limit)
+
+
+def unfinite(gradients: Sequence[Tensor], home: torch.device) -> Tensor:
+    """Of each gradient whether it holds NaN or infinity. Shapes: [len(gradients)], bool, on the device `home`.
+
+    The largest magnitude is not finite then; no temporary is as large as a gradient.
+    """
+    kinds: dict[Any, list[int]] = {}
+    for i, g in enumerate(gradients):
+        if g.numel():
+            kinds.setdefault((g.device, g.dtype), []).append(i)
+    flags = [torch.zeros((), dtype=torch.bool, device=home)] * len(gradients)
+    with torch.no_grad():
+        for chosen in kinds.values():
+            real = [torch.view_as_real(g) if g.is_complex() else g for g in (gradients[i] for i in chosen)]
+            norms = torch.stack(torch._foreach_norm(real, math.inf))
+            found = norms.isfinite().logical_not_().to(home, non_blocking=True)
+            if len(chosen) == len(gradients):
+                return found
+            for i, flag in zip(chosen, found.unbind(), strict=True):
+                flags[i] = flag
+        return torch.stack(flags)
+
+
+def first_unfinite(groups: Groups) -> int:
+    """The place of the first parameter whose gradient holds NaN or infinity; one of them does."""
+    todays, places = gradients(groups)
+    return places[int(unfinite(todays, todays[0].device).to(torch.int8).argmax())]
+
+
+def parameter(groups: Groups, place: int) -> str:
+    """A parameter as a sentence calls it, by its place among all of them."""
+    for i, group in enumerate(groups):
+        if place < len(group["params"]):
+            names = group.get("param_names")
+            return repr(names[place]) if names else f"parameter {place} of group {i}"
+        place -= len(group["params"])
+    return "a parameter"
+
+
+def gradients(groups: Groups) -> tuple[list[Tensor], list[int]]:
+    """Today's gradients as dense tensors (of sparse ones their values), and the places of their parameters."""
+    found = [(i, p.grad) for i, p in enumerate(p for group in groups for p in group["params"]) if p.grad is not None]
+    return [g._values() if g.is_sparse else g for _, g in found], [i for i, _ in found]
+
+
+class _Counts:
+    """Skips in all, skips in a row, and the place of the parameter at fault, on a device."""
+
+    def __init__(self, home: torch.device) -> None:
+        self._home = home
+        self._there = torch.tensor([0, 0, -1], dtype=torch.int64).to(home)
+        self._here = torch.tensor([0, 0, -1], dtype=torch.int64, pin_memory=home.type == "cuda")
+        self._sent: Any = None  # the event behind the copy that is on its way
+        self._places: dict[tuple[int, ...], Tensor] = {}
+
+    def count(self, bad: Tensor, places: tuple[int, ...]) -> Tensor:
+        """Count a step, in place: a captured graph counts at every replay. Returns: 1 to skip it, else 0, float32."""
+        order = self._places.get(places)
+        if order is None:
+            order = self._places[places] = torch.tensor(places, dtype=torch.int64).to(self._home)
+        found = bad.any()
+        total, row, place = self._there.unbind()
+        total.add_(found)
+        row.add_(1).mul_(found)
+        place.copy_(torch.where(found, order[bad.to(torch.int8).argmax()], place))
+        self._send()
+        return found.to(torch.float32)
+
+    def _send(self) -> None:
+        """Copy the counts to the host without waiting for them."""
+        if self._sent is not None or _capturing(self._home):
+            return
+        self._here.copy_(self._there, non_blocking=True)
+        if self._home.type == "cuda":
+            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._sent.record(torch.cuda.current_stream(self._home))
+
+    def arrived(self) -> tuple[int, int, int] | None:
+        """The counts of some step before this one; None while they are on their way."""
+        if _capturing(self._home) or (self._sent is not None and not self._sent.query()):
+            return None
+        self._sent = None
+        return _three(self._here)
+
+    def read(self) -> tuple[int, int, int]:
+        """The counts of the last step. Waits for the device."""
+        return _three(self._there)
+
+
+def _three(counts: Tensor) -> tuple[int, int, int]:
+    total, row, place = counts.tolist()
+    return total, row, place
+
+
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
