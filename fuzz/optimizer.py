@@ -211,7 +211,7 @@ def gradient(draw: random.Random, p: Tensor, wild: bool) -> Tensor | None:
     """A gradient that torch lets stand beside the parameter."""
     if draw.random() < 0.12:
         return None
-    if p.is_meta or not p.is_floating_point() or p.layout != torch.strided:
+    if p.is_meta or p.dtype not in REAL or p.layout != torch.strided:
         return torch.ones_like(p) if p.layout == torch.strided and not p.is_complex() else p.detach().clone()
     g = numbers(draw, tuple(p.shape), wild).to(p.dtype)
     how = draw.randrange(14)
@@ -230,8 +230,8 @@ def gradient(draw: random.Random, p: Tensor, wild: bool) -> Tensor | None:
         return p.detach()  # the same memory
     if how == 6 and p.dim() > 0:
         return torch.cat([g, g], dim=-1)[..., ::2]
-    if how == 7 and p.numel():
-        return torch._neg_view(g)
+    if how == 7 and p.dtype in (torch.float32, torch.float64):
+        return torch.complex(torch.zeros_like(g), -g).conj().imag  # negated lazily
     if how == 8:
         return torch.empty_like(p).copy_(g).requires_grad_()
     return torch.empty_like(p).copy_(g) if 0 not in p.stride() else g
@@ -258,7 +258,7 @@ def bits(x: Any) -> Any:
         whole = x.resolve_neg().resolve_conj().clone(memory_format=torch.contiguous_format).reshape(-1)
         return (*kind, x.stride(), bytes(whole.view(torch.uint8).numpy()) if x.numel() else b"")
     if isinstance(x, dict):
-        return {key: bits(value) for key, value in x.items()}
+        return {str(key): bits(value) for key, value in x.items()}
     if isinstance(x, list | tuple):
         return [bits(value) for value in x]
     return (type(x).__name__, repr(x))
@@ -271,7 +271,7 @@ def everything(optimizer: RMSprop) -> Any:
         for group in optimizer.param_groups
     ]
     params = [(bits(p), bits(p.grad), id(p.grad)) for group in optimizer.param_groups for p in group["params"]]
-    state = [(id(p), bits(dict(entry))) for p, entry in optimizer.state.items() if entry]
+    state = [(id(p), bits(entry)) for p, entry in optimizer.state.items() if entry != {}]
     return {"groups": groups, "params": params, "state": state}
 
 
@@ -344,7 +344,7 @@ def judged_step(optimizer: RMSprop) -> None:
     judged = []
     for group, p in pairs:
         known = optimizer.state.get(p)
-        kept = all(torch.isfinite(x).all() for x in known.values() if isinstance(x, Tensor)) if known else True
+        kept = p.is_meta or all(torch.isfinite(x).all() for x in (known or {}).values() if isinstance(x, Tensor))
         try:
             usual = apart and kept and tame(group, p)
             rule, hyper = settings.read(group)
@@ -393,6 +393,7 @@ def _twin(optimizer: RMSprop) -> RMSprop | None:
     twin.backend = "eager"
     for group, own in zip(optimizer.param_groups, twin.param_groups, strict=True):
         own["fused"] = None
+        own["sparse"] = own["sparse"] if own["sparse"] in (None, "lazy", "dense") else None  # not read if not needed
         for p, q in zip(group["params"], own["params"], strict=True):
             if p.grad is not None and p.grad.layout == torch.strided and not p.is_meta:
                 q.grad = q.detach() if p.grad.data_ptr() == p.data_ptr() else p.grad

@@ -190,9 +190,14 @@ def parameter(groups: Groups, place: int) -> str:
     return "a parameter"
 
 
+def _holds(grad: Tensor | None) -> bool:
+    """Whether there is a gradient, and it holds numbers."""
+    return grad is not None and not grad.is_meta
+
+
 def gradients(groups: Groups) -> tuple[list[Tensor], list[int]]:
     """Today's gradients as dense tensors (of sparse ones their values), and the places of their parameters."""
-    found = [(i, p.grad) for i, p in enumerate(p for group in groups for p in group["params"]) if p.grad is not None]
+    found = [(i, p.grad) for i, p in enumerate(p for group in groups for p in group["params"]) if _holds(p.grad)]
     return [g._values() if g.is_sparse else g for _, g in found], [i for i, _ in found]
 
 

@@ -163,7 +163,7 @@ class RMSprop(Optimizer):
         self._made: slots.Made = []
         self._plan: Plan | None = None
         defaults, self._asked = settings.settle(dialect, given | words)
-        super().__init__(params, defaults)
+        super().__init__(settings.iterable(params), defaults)
         settings.check_half(self.param_groups)
 
     @classmethod

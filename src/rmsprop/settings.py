@@ -1,6 +1,6 @@
 """Parameter-group settings: read from the caller's words, checked, and turned into a Rule and a Hyper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import Any
@@ -86,6 +86,8 @@ def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[
     Raises:
         ValueError, TypeError: a name or value that does not work, with what would.
     """
+    if "params" not in given:
+        raise ValueError(f"a parameter group has no params; it holds {', '.join(map(str, given)) or 'nothing'}")
     dialect = given.get("dialect", defaults["dialect"])
     row = dialects.find(dialect)
     known = {*row.words, *row.refused, *row.limits, *TORCH_GROUP, *dialects.FOREIGN} - {"dialect", "name"}
@@ -117,10 +119,42 @@ def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[
     group = {**rest, **check_new(settings)}
     if followed is not None:
         group["recipe"] = recipe.note(followed, group)
-    if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
-        group["params"] = list(group["params"])
+    group["params"] = _listed(iterable(group["params"]))
     _check_complex(row, group["params"])
     return group
+
+
+def iterable(params: Any) -> Any:
+    """What was given as params, if it can be gone through. Raises: TypeError."""
+    if isinstance(params, Iterable) and not isinstance(params, str | bytes):
+        return params
+    raise TypeError(
+        f"params is {params!r:.60}, a {type(params).__name__}; it takes an iterable of tensors, of pairs of name and "
+        "tensor, or of dicts that define groups"
+    )
+
+
+def _listed(params: Any) -> Any:
+    """A group's parameters as a list.
+
+    Raises: TypeError for a tuple that is no pair of name and tensor; ValueError for a tensor whose elements share
+        memory, which no step can write.
+    """
+    if isinstance(params, (Tensor, set)):  # the base class has its own word for these two
+        return params
+    found = list(params)
+    for i, given in enumerate(found):
+        if isinstance(given, tuple) and len(given) != 2:
+            raise TypeError(f"params holds the tuple {given!r:.60}; a named parameter is a pair of name and tensor")
+        p = given[1] if isinstance(given, tuple) else given
+        if not isinstance(p, Tensor) or is_lazy(p) or p.layout != torch.strided:
+            continue
+        if any(stride == 0 and size > 1 for size, stride in zip(p.shape, p.stride(), strict=True)):
+            raise ValueError(
+                f"parameter {i} has elements that share memory (shape {tuple(p.shape)}, strides {p.stride()}), and "
+                "a step cannot write each of them; give its clone()"
+            )
+    return found
 
 
 def _check_complex(row: Dialect, params: Any) -> None:
