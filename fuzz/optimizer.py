@@ -393,7 +393,8 @@ def _twin(optimizer: RMSprop) -> RMSprop | None:
     twin.backend = "eager"
     for group, own in zip(optimizer.param_groups, twin.param_groups, strict=True):
         own["fused"] = None
-        own["sparse"] = own["sparse"] if own["sparse"] in (None, "lazy", "dense") else None  # not read if not needed
+        for name in ("sparse", "clip_after_decay", "clip_value_last"):  # not read where they say nothing
+            own[name] = settings.TORCH_GROUP[name] if own[name] in (False, *ODD[1:]) else own[name]
         for p, q in zip(group["params"], own["params"], strict=True):
             if p.grad is not None and p.grad.layout == torch.strided and not p.is_meta:
                 q.grad = q.detach() if p.grad.data_ptr() == p.data_ptr() else p.grad
@@ -629,6 +630,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     asked = parser.parse_args()
     torch.set_num_threads(1)  # no thread may be there when this process forks
+    RMSprop([nn.Parameter(torch.ones(1))])  # torch imports its compiler for that: seconds
     begun = time.perf_counter()
 
     def say(done: int) -> None:

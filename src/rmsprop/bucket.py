@@ -13,6 +13,9 @@ _WIDER = {
     torch.complex32: torch.complex64,
 }
 
+# What a step computes in: the dtypes of parameters that may have a gradient.
+STEPPED = frozenset({torch.float32, torch.float64, torch.complex64, torch.complex128, *_WIDER})
+
 
 @dataclass
 class Bucket:

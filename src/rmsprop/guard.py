@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmsprop.bucket import STEPPED
+
 Groups = Sequence[Mapping[str, Any]]
 
 NONFINITE = ("propagate", "skip", "raise")
@@ -191,8 +193,10 @@ def parameter(groups: Groups, place: int) -> str:
 
 
 def _holds(grad: Tensor | None) -> bool:
-    """Whether there is a gradient, and it holds numbers."""
-    return grad is not None and not grad.is_meta
+    """Whether there is a gradient that a step may take, and it holds numbers."""
+    if grad is None or grad.is_meta or grad.dtype not in STEPPED:
+        return False
+    return grad.layout == torch.strided or grad.is_sparse
 
 
 def gradients(groups: Groups) -> tuple[list[Tensor], list[int]]:

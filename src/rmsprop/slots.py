@@ -6,21 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import Bucket, fresh_slot, is_half
+from rmsprop.bucket import STEPPED, Bucket, fresh_slot, is_half
 from rmsprop.loading import step_tensor
 from rmsprop.sparse import called, refused
 from rmsprop.spec import stream
 
-_STEPPED = frozenset(getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")) | {
-    torch.complex64,
-    torch.complex128,
-    torch.complex32,
-}
-
 
 def _unfit(group: Mapping[str, Any], i: int, p: Tensor) -> str:
     """The sentence for a parameter that has a gradient and cannot step."""
-    kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in _STEPPED))
+    kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in STEPPED))
     return (
         f"RMSprop steps dense parameters of {kinds}: parameter {called(group, i)} is {p.dtype} of layout {p.layout} "
         "and has a gradient; freeze it, or keep it in another dtype and layout"
@@ -55,7 +49,7 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
             continue
         if p.grad.layout != torch.strided and (group["sparse"] is None or not p.grad.is_sparse):
             raise RuntimeError(refused(group, i, p.grad.layout))
-        if p.dtype not in _STEPPED or p.layout != torch.strided:
+        if p.dtype not in STEPPED or p.layout != torch.strided:
             raise RuntimeError(_unfit(group, i, p))
         has_complex |= p.is_complex()
         own = state[p]
