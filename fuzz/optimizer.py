@@ -271,7 +271,9 @@ def everything(optimizer: RMSprop) -> Any:
         for group in optimizer.param_groups
     ]
     params = [(bits(p), bits(p.grad), id(p.grad)) for group in optimizer.param_groups for p in group["params"]]
-    state = [(id(p), bits(entry)) for p, entry in optimizer.state.items() if entry != {}]
+    state = {
+        id(p) if isinstance(p, Tensor) else repr(p): bits(entry) for p, entry in optimizer.state.items() if entry != {}
+    }
     return {"groups": groups, "params": params, "state": state}
 
 
@@ -367,7 +369,7 @@ def judged_step(optimizer: RMSprop) -> None:
     if skipped or not _counted(optimizer, pairs):
         return  # a first step with lr 0 and zero gradients makes state and nothing else
     for case, before, p in judged:
-        grad = as64(p.grad) if p.grad.data_ptr() != p.data_ptr() else before[0]
+        grad = as64(p.grad.resolve_neg()) if p.grad.data_ptr() != p.data_ptr() else before[0]
         state = {**{k: torch.from_numpy(v) for k, v in before[1].items() if k != "step"}, **optimizer.state[p]}
         try:
             found = errors(case, before, grad, (p, state))
@@ -394,7 +396,8 @@ def _twin(optimizer: RMSprop) -> RMSprop | None:
     for group, own in zip(optimizer.param_groups, twin.param_groups, strict=True):
         own["fused"] = None
         for name in ("sparse", "clip_after_decay", "clip_value_last"):  # not read where they say nothing
-            own[name] = settings.TORCH_GROUP[name] if own[name] in (False, *ODD[1:]) else own[name]
+            if own[name] not in [x for x in (None, True, "lazy", "dense") if type(own[name]) is type(x)]:
+                own[name] = settings.TORCH_GROUP[name]
         for p, q in zip(group["params"], own["params"], strict=True):
             if p.grad is not None and p.grad.layout == torch.strided and not p.is_meta:
                 q.grad = q.detach() if p.grad.data_ptr() == p.data_ptr() else p.grad
@@ -419,7 +422,7 @@ def _compare(optimizer: RMSprop, twin: RMSprop) -> None:
                 continue
             a, b = p.detach().double(), q.detach().double()
             slack = 0.05 if p.dtype in HALF else 1e-3
-            if not torch.allclose(a, b, rtol=slack, atol=slack * (1e-6 + float(group["lr"])), equal_nan=True):
+            if not torch.allclose(a, b, rtol=slack, atol=slack * (1e-6 + abs(float(group["lr"]))), equal_nan=True):
                 raise FaultError(
                     f"step of {p.dtype} {tuple(p.shape)}: {a.tolist()} and by eager {b.tolist()}\n{optimizer!r}"
                 )

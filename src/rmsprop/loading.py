@@ -344,4 +344,4 @@ def only_makes_state(groups: list[Group]) -> bool:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return False
     grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    return bool(grads) and all(g.layout == torch.strided and not g.any() for g in grads)
+    return bool(grads) and all(g.layout == torch.strided and not g.is_meta and not g.any() for g in grads)

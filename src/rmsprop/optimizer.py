@@ -270,10 +270,11 @@ class RMSprop(Optimizer):
             slots.unmake(self.state, self._made)
             raise
         for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
-            backend.step(rule, hyper, bucket)
-            clipping.clip_weights(settled, bucket)
-            if write_back is not None:
-                write_back()
+            with torch.set_grad_enabled(bucket.differentiable):  # the group's wish, not the constructor's
+                backend.step(rule, hyper, bucket)
+                clipping.clip_weights(settled, bucket)
+                if write_back is not None:
+                    write_back()
         if not torch.compiler.is_compiling():
             whole = not clipped and not any(returns)
             self._plan = self._make_plan(backends) if whole else None

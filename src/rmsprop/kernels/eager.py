@@ -29,7 +29,7 @@ def refuse(_rule: Rule, bucket: Bucket) -> str | None:
         return "fused=True asks for a native kernel, and this is plain torch; leave fused as None"
     if bucket.foreach and bucket.differentiable:
         return "foreach=True keeps no autograd graph; with differentiable=True leave foreach as None or False"
-    if bucket.differentiable and bucket.grad and torch.is_grad_enabled():
+    if bucket.differentiable and bucket.grad and not torch.compiler.is_compiling():
         leaf = next((i for i, p in enumerate(bucket.param) if p.is_leaf and p.requires_grad), None)
         if leaf is not None:
             return (
