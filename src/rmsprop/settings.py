@@ -149,12 +149,24 @@ def _listed(params: Any) -> Any:
         p = given[1] if isinstance(given, tuple) else given
         if not isinstance(p, Tensor) or is_lazy(p) or p.layout != torch.strided:
             continue
-        if any(stride == 0 and size > 1 for size, stride in zip(p.shape, p.stride(), strict=True)):
+        if _shares(p):
             raise ValueError(
                 f"parameter {i} has elements that share memory (shape {tuple(p.shape)}, strides {p.stride()}), and "
                 "a step cannot write each of them; give its clone()"
             )
     return found
+
+
+def _shares(p: Tensor) -> bool:
+    """Whether two elements of a tensor are one place in memory."""
+    reach = 0
+    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
+        if size > 1 and stride <= reach and p.numel():
+            at = [torch.arange(n) * step for n, step in zip(p.shape, p.stride(), strict=True)]
+            places = sum(x.reshape([-1 if i == k else 1 for i in range(p.dim())]) for k, x in enumerate(at))
+            return isinstance(places, Tensor) and places.unique().numel() < p.numel()
+        reach += stride * max(size - 1, 0)
+    return False
 
 
 def _check_complex(row: Dialect, params: Any) -> None:
@@ -304,7 +316,10 @@ def read(group: Mapping[str, Any]) -> tuple[Rule, Hyper]:
 
 
 # Checking a rule's nine fields takes 5 µs, as long as the rest of a small network's loop.
-_rule = lru_cache(maxsize=256)(Rule)
+@lru_cache(maxsize=256)
+def _rule(*switches: Any) -> Rule:
+    """The rule, with switches of NumPy as Python's."""
+    return Rule(*(check_switch(name, value) for name, value in zip(Rule.__dataclass_fields__, switches, strict=True)))
 
 
 def changed(before: Rule, now: Rule) -> str | None:
