@@ -21,6 +21,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -573,7 +574,7 @@ def reopened(draw: random.Random, optimizer: RMSprop, folder: Path) -> None:
         return  # what a state dict held of no parameter may have a parameter's number now, as in torch
 
     def load() -> bool:
-        with fence(100 * len(whole)):
+        with nullcontext() if "LD_PRELOAD" in os.environ else fence(100 * len(whole)):  # a sanitizer maps terabytes
             checkpoint.load(path, optimizer=optimizer)
         return True
 

@@ -163,8 +163,10 @@ def _shares(p: Tensor) -> bool:
     for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
         if size > 1 and stride <= reach and p.numel():
             at = [torch.arange(n) * step for n, step in zip(p.shape, p.stride(), strict=True)]
-            places = sum(x.reshape([-1 if i == k else 1 for i in range(p.dim())]) for k, x in enumerate(at))
-            return isinstance(places, Tensor) and places.unique().numel() < p.numel()
+            places = torch.zeros((), dtype=torch.int64)
+            for x in at:
+                places = places.unsqueeze(-1) + x
+            return len(set(places.flatten().tolist())) < p.numel()
         reach += stride * max(size - 1, 0)
     return False
 
