@@ -114,7 +114,7 @@ def test_a_refused_step_leaves_no_state():
 )
 @pytest.mark.parametrize("steps", [0, 3])
 def test_an_edited_setting_that_does_not_work_is_refused(steps, name, value, error, says, backend):
-    """With and without a plan, in the constructor's sentence; nothing moves, and the run goes on when it is set back."""
+    """With and without a plan, in the constructor's sentence; nothing moves, and set back the run goes on."""
     p = ones(3)
     optimizer = RMSprop([p], backend=backend)
     for _ in range(steps):
