@@ -108,12 +108,13 @@ def equation_page() -> str:
         "momentum": ("none", "share of the last step that is repeated"),
         "weight_decay": ("of g per p (l2), of g (l1), none (decoupled, corrected)", "pull towards zero"),
         "max_lr": ("the unit of the parameter", "the schedule's highest lr, in the mode corrected"),
+        "max_update": ("of lr", "the longest step, and with it v at most doubles: [robust.md](robust.md)"),
     }
-    defaults = DIALECTS["torch"].hyper
+    defaults, apart = DIALECTS["torch"].hyper, {"max_lr": "lr", "max_update": "none"}
     page += table(
         ["number", "torch's default", "unit", "meaning"],
         [
-            [f"`{f.name}`", "lr" if f.name == "max_lr" else number(getattr(defaults, f.name)), *numbers[f.name]]
+            [f"`{f.name}`", apart.get(f.name) or number(getattr(defaults, f.name)), *numbers[f.name]]
             for f in fields(Hyper)
         ],
     )
@@ -123,8 +124,9 @@ def equation_page() -> str:
         "square_avg": ("always", "g²", "v", "decaying average of g²"),
         "grad_avg": ("`centered=True`", "g", "m", "decaying average of g"),
         "momentum_buffer": ("momentum > 0", "none; of p with `lr_in_buffer=True`", "b", "decaying sum of directions"),
+        "compensation": ("`compensation=True`, half precision", "p", "none", "what p's rounding dropped"),
     }
-    slots = Rule(momentum=True, centered=True).slots()
+    slots = (*Rule(momentum=True, centered=True).slots(), "compensation")
     page += table(["state key", "kept", "unit", "symbol", "meaning"], [[f"`{slot}`", *kept[slot]] for slot in slots])
     return page + "\nWhat to choose: [choosing.md](choosing.md). Who computes what: [dialects.md](dialects.md).\n"
 

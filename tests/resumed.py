@@ -45,6 +45,12 @@ CASES: dict[str, Case] = {
     "capturable": Case({"lr": "tensor", "capturable": True, "bias_correction": True, **FULL}, {"eps": 1e-3}),
     "float64": Case(FULL, dtype=torch.float64),
     "bfloat16": Case({**FULL, "eps_mode": "both"}, {"momentum": 0.5}, dtype=torch.bfloat16),
+    "rounded": Case({**FULL, "rounding": "stochastic", "seed": 3}, {"lr": 1e-4}, dtype=torch.bfloat16),
+    "remainders": Case(
+        {**FULL, "rounding": "stochastic", "compensation": True, "max_update": 2.0, "nonfinite": "skip"},
+        dtype=torch.float16,
+    ),
+    "rounded-and-scaled": Case({**FULL, "rounding": "stochastic"}, dtype=torch.bfloat16, scaled=True),
     "scaled": Case(FULL, {"lr": 0.1}, scaled=True),
     "scaled-in-step": Case({**FULL, "capturable": True, "amp_in_step": True}, scaled=True),
     "sequential": Case(

@@ -1,7 +1,9 @@
 """Half precision that learns: stochastic rounding and remainders, the same bits on every backend, and resumed."""
 
 import copy
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -415,3 +417,15 @@ def test_state_of_float64_is_stepped_by_plain_torch():
     bucket = rounded_as(bucket, stochastic=True, compensated=False, generator=torch.Generator())
     assert "the state is torch.float64, beside which it rounds to nearest only" in str(CPU.refuse(Rule(), bucket))
     EAGER.step(Rule(), replace(Hyper(1e-3, 0.9, 1e-8)), bucket)
+
+
+def test_the_page_of_robust_runs(capsys):
+    """docs/robust.md: its Python prints what stands beside it."""
+    page = (Path(__file__).parents[1] / "docs" / "robust.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    space = {}
+    for block in blocks:
+        exec(compile(block, "robust.md", "exec"), space)
+        shown = re.findall(r"^ *print\(.*\)  # (.*)$", block, re.MULTILINE)
+        assert shown == capsys.readouterr().out.splitlines()
+    assert len(blocks) == 3

@@ -285,8 +285,9 @@ def _place(name: str, value: Any, present: Any, param: Tensor, group: Group, wri
     dtype = arithmetic_dtype(param.dtype) if name in _SLOTS else value.dtype
     if isinstance(present, Tensor) and present.device == param.device and _takes(present, value, dtype):
         return writes.into(present, value)
-    if name in _SLOTS and type(value) in _PLAIN and type(param) in _PLAIN:
-        return fresh_slot(param, 0.0).copy_(value)  # in the parameter's own layout, whatever the file's
+    if name in _SHAPED and type(value) in _PLAIN and type(param) in _PLAIN:
+        fresh = fresh_slot(param, 0.0) if name in _SLOTS else torch.zeros_like(param)
+        return fresh.detach().copy_(value)  # in the parameter's own layout, whatever the file's
     return value.to(device=param.device, dtype=dtype, copy=True)
 
 

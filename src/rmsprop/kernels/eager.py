@@ -261,8 +261,8 @@ def _move_by_tensor(
     do.sub_(p, u if rule.momentum and rule.lr_in_buffer else do.mul(u, lr))
 
 
-def _within(bound: float | Tensor, u: Any) -> Any:
-    """Each element within ±bound; NaN stays."""
+def _within(bound: Any, u: Any) -> Any:
+    """Each element within ±bound, a number or a tensor of one; NaN stays."""
     return u.clamp(-bound, bound) if isinstance(u, Tensor) else [x.clamp(-bound, bound) for x in u]
 
 

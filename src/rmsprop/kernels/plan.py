@@ -24,7 +24,7 @@ _SLOTS = ("step", "square_avg", "grad_avg", "momentum_buffer", "compensation")
 NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
 _PACK = struct.Struct("=5d").pack_into
 GRADIENTS = attrgetter("grad")
-_MOVED, _SAME, _STOPPED = 0, 1, 3  # Again, in csrc/plan.h
+_MOVED, _SAME, _STEPPED = 0, 1, 2  # Again, in csrc/plan.h
 
 Scaling = tuple[Tensor | None, Tensor | None]  # the loss scale, and found_inf
 Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
@@ -72,6 +72,7 @@ class Plan:
         self._params = [p for group, _ in groups for p in group["params"]]
         self._items = list(state.items())
         self._busy = False
+        self._guard: Guard | None = None  # what the plan's `guarded` says
         self._active = c_int64()
         self._held: list[Any] = []  # arrays that the structures below point into
         parts = list(_parts(groups, state))
@@ -157,10 +158,14 @@ class Plan:
         return cpu.Lists(rule, bucket)
 
     def _run(self, gradients: list[Tensor | None], groups: list[dict[str, Any]], guard: Guard | None) -> bool:
-        self._plan.guarded = guard is not None
+        if guard is not self._guard:
+            self._guard, self._plan.guarded = guard, guard is not None
         code = self._loaded.again(self._address, id(gradients), self._active)
         if code == _MOVED:
             return False
+        if code == _STEPPED and guard is None:
+            self._count_writes()
+            return True
         works, parallel_for = (self._works_address, len(self._works)), self._loaded.parallel_for
         if guard is not None:
             bad = self._plan.unfinite
