@@ -172,10 +172,12 @@ class RMSprop(Optimizer):
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._guard = guard.make(nonfinite, nonfinite_limit)
         self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
+        self._checked: dict[int, tuple[Any, ...]] = {}
+        self._made: slots.Made = []
         self._plan: Plan | None = None
         self._shared = False
         defaults, self._asked = settings.settle(dialect, given | words)
-        super().__init__(params, defaults)
+        super().__init__(settings.iterable(params), defaults)
         settings.check_half(self.param_groups)
         warn(defaults, self.param_groups)
 
@@ -269,7 +271,7 @@ class RMSprop(Optimizer):
 
     def _read(self, group: dict[str, Any]) -> tuple[Rule, Hyper]:
         """The group's rule and numbers; the rule must be the one that the run began with."""
-        return stepping.read(self._rules, group)
+        return stepping.read(self._rules, self._checked, group)
 
     def _init_group(
         self,
@@ -288,7 +290,7 @@ class RMSprop(Optimizer):
         lists = Bucket(params_with_grad, grads, square_avgs, grad_avgs, momentum_buffer_list, state_steps)
         lists.compensation = [] if compensations is None else compensations
         lists.streams = [] if streams is None else streams
-        return slots.fill(group, self.state, lists, first)
+        return slots.fill(group, self.state, lists, first, self._made)
 
     def state_dict(self) -> dict[str, Any]:
         """The state under torch's keys, and the groups as plain numbers, strings and tensors.
@@ -334,7 +336,7 @@ class RMSprop(Optimizer):
         self.__dict__.setdefault("backend", "auto")
         self.__dict__.setdefault("_guard", None)
         self.__dict__.setdefault("_asked", frozenset(settings.TORCH_GROUP))
-        self._rules, self._plan = {}, None
+        self._rules, self._checked, self._made, self._plan = {}, {}, [], None
         loading.complete(self.param_groups, self.state)
         self._shared = self.__dict__.get("_shared", False) and sharing.shared(self)  # a copy of shared memory is not
 

@@ -35,7 +35,7 @@ def share(optimizer: Optimizer) -> None:
             _move(group["lr"])
         for p in group["params"]:
             if p.requires_grad:
-                make(group, optimizer.state[p], p)
+                make(group, optimizer.state[p], p, kept(group, p), [])
     for tensor in _tensors(optimizer.state):
         _move(tensor)
 

@@ -16,10 +16,15 @@ from rmsprop.bucket import Bucket
 WRITTEN = ("param", "square_avg", "grad_avg", "momentum_buffer", "compensation")
 
 
+def called(group: Mapping[str, Any], i: int) -> str:
+    """The name of the group's parameter i, or its place."""
+    names = group.get("param_names")
+    return repr(names[i]) if names else f"{i} of its group"
+
+
 def refused(group: Mapping[str, Any], i: int, layout: torch.layout) -> str:
     """The sentence for a sparse gradient of the group's parameter i where it takes none."""
-    names = group.get("param_names")
-    name = repr(names[i]) if names else f"{i} of its group"
+    name = called(group, i)
     if layout != torch.sparse_coo:
         return (
             f"RMSprop does not support gradients of layout {layout}: parameter {name} has one; turn it into a "

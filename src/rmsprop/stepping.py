@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import clipping, kernels, loading, settings, shards, sharing
+from rmsprop import clipping, kernels, loading, settings, shards, sharing, slots
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import scaling
 from rmsprop.sparse import chosen, parts
@@ -35,24 +35,30 @@ def take(optimizer: Any) -> None:
     scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
     works: list[clipping.Work] = []
     returns: list[Callable[[], None] | None] = []
+    optimizer._made.clear()
     first = 0
-    for group in groups:
-        rule, hyper = optimizer._read(group)
-        filled, first = _fill(optimizer, group, first), first + len(group["params"])
-        for bucket in filled:
-            bucket.grad_scale, bucket.found_inf = scale, found_inf
-            for part, write_back in parts(group, bucket):
-                works.append((group, rule, hyper, part))
-                returns.append(write_back)
-    clipped = any(clipping.asked(group) for group in groups)
-    works = clipping.clip(works) if clipped else works
-    backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
+    try:
+        for group in groups:
+            rule, hyper = optimizer._read(group)
+            filled, first = _fill(optimizer, group, first), first + len(group["params"])
+            for bucket in filled:
+                bucket.grad_scale, bucket.found_inf = scale, found_inf
+                for part, write_back in parts(group, bucket):
+                    works.append((group, rule, hyper, part))
+                    returns.append(write_back)
+        clipped = any(clipping.asked(group) for group in groups)
+        works = clipping.clip(works) if clipped else works
+        backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
+    except BaseException:
+        slots.unmake(optimizer.state, optimizer._made)
+        raise
     for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
-        backend.step(rule, hyper, bucket)
-        clipping.clip_weights(settled, bucket)
-        shards.written(bucket)
-        if write_back is not None:
-            write_back()
+        with torch.set_grad_enabled(bucket.differentiable):  # the group's wish, not the constructor's
+            backend.step(rule, hyper, bucket)
+            clipping.clip_weights(settled, bucket)
+            shards.written(bucket)
+            if write_back is not None:
+                write_back()
     if not compiling:
         whole = not clipped and not any(returns)
         optimizer._plan = optimizer._make_plan(backends) if whole else None
@@ -65,15 +71,16 @@ def _goes_on_together(optimizer: Any) -> bool:
     return bool(optimizer._plan.again(optimizer.backend, optimizer.param_groups, optimizer.state))
 
 
-def read(rules: Rules, group: dict[str, Any]) -> tuple[Rule, Hyper]:
+def read(rules: Rules, checked: dict[int, Any], group: dict[str, Any]) -> tuple[Rule, Hyper]:
     """The group's rule and numbers; the rule must be the one that the run began with.
 
-    Mutates: rules, by the id of the group.
-    Raises: RuntimeError where it is not.
+    Mutates: rules and checked, by the id of the group.
+    Raises: RuntimeError where it is not; ValueError, TypeError for settings that were edited and do not work.
     """
-    rule, hyper = settings.read(group)
     if torch.compiler.is_compiling():
-        return rule, hyper
+        return settings.read(group)
+    settings.check_edited(group, checked)
+    rule, hyper = settings.read(group)
     known = rules.get(id(group))
     if known is None or known[0] is not group:
         rules[id(group)] = (group, rule)

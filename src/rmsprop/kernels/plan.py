@@ -43,6 +43,17 @@ class _Known:
     works: list[native.Work]
 
 
+def usual(lr: Any, alpha: float, eps: float, momentum: float, decay: float) -> bool:
+    """Whether a step may run with these; a schedule may take lr below 0, and a tensor is not read."""
+    return (
+        0 <= alpha < 1
+        and 0 <= eps < math.inf
+        and 0 <= momentum < 1
+        and 0 <= decay < math.inf
+        and (isinstance(lr, Tensor) or lr - lr == 0)
+    )
+
+
 class Plan:
     """Where all tensors of an optimizer are, and how they are stepped.
 
@@ -126,13 +137,15 @@ class Plan:
             if known.rule.weight_decay_mode == "corrected":
                 today = Hyper(*(*numbers, group["max_lr"]))
                 numbers = (*numbers[:4], today.shrinkage(known.rule))
-            if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
-                return False
             try:
+                if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
+                    return False
+                if not usual(*numbers):
+                    return False
                 for work in known.works:
                     _PACK(work, 0, *numbers)
-            except struct.error:  # not a number: the long way says which
-                return False
+            except (struct.error, ArithmeticError, TypeError, ValueError, RuntimeError):
+                return False  # what is no number or no switch: the long way says which
         if self._negated():
             return False
         self._busy = True

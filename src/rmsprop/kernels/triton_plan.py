@@ -13,7 +13,7 @@ import torch
 from rmsprop.bucket import Bucket
 from rmsprop.guard import Guard
 from rmsprop.kernels import cpu, native, triton
-from rmsprop.kernels.plan import NUMBERS, Due, Plan, Scaling, Settings
+from rmsprop.kernels.plan import NUMBERS, Due, Plan, Scaling, Settings, usual
 from rmsprop.spec import Hyper, Rule
 
 _NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation", "size")
@@ -86,8 +86,12 @@ class DevicePlan(Plan):
             if group["params"] is not known.params:
                 return False
             hyper = Hyper(*(*NUMBERS(group), group["max_lr"], group["max_update"]))
-            if (hyper.momentum != 0) is not known.momentum or self._settings(group) != known.settings:
-                return False
+            try:
+                same = (hyper.momentum != 0) is known.momentum and self._settings(group) == known.settings
+                if not same or not usual(*NUMBERS(group)):
+                    return False
+            except (ArithmeticError, TypeError, ValueError, RuntimeError):
+                return False  # what is no number or no switch: the long way says which
             hypers += [hyper] * len(known.works)
         if self._negated():
             return False
