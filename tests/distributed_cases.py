@@ -166,7 +166,7 @@ def own_batches(here: Here) -> list[Tensor]:
 # --- training ------------------------------------------------------------------------------------
 
 
-@case(2)
+@case(2, 4)
 def ddp(here: Here) -> None:
     """Same batch: the parameters of one process; own batches: the twin's, and the same on every process."""
     for view in (False, True):

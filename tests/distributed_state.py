@@ -378,7 +378,7 @@ def state_put_there_before(here: Here) -> None:
         assert float(own["step"]) == len(RATES)
 
 
-@case(2)
+@case(2, 4)
 def zero(here: Here) -> None:
     """ZeroRedundancyOptimizer over our class: each process steps its share, and the state comes together again."""
     for view in (False, True):

@@ -95,6 +95,22 @@ def test_distributed_parameters_take_the_fused_kernel(mesh):
         RMSprop([spread(torch.ones(3).long().float(), mesh).to(torch.complex64)], fused=True)
 
 
+def test_the_triton_kernel_takes_shards(mesh):
+    """Its source under the interpreter: the long way, and by its plan, beside plain tensors."""
+    pytest.importorskip("triton", reason="triton is not installed, and its interpreter runs this test")
+    from interpreted import interpreter, kernel_module
+
+    own = [spread(torch.ones(3), mesh), nn.Parameter(torch.ones(2))]
+    plain = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+    settings = dict(backend="triton", momentum=0.9, centered=True)
+    with interpreter(kernel_module()):
+        pair = RMSprop(own, **settings), RMSprop(plain, **settings)
+        for optimizer in pair:
+            step(optimizer, 1.0, -2.0, 0.5)
+    assert pair[0]._plan is not None
+    assert all(torch.equal(shards.shard(p), q) for p, q in zip(own, plain, strict=True))
+
+
 def test_a_term_of_a_sum_is_no_parameter(mesh):
     """A Partial parameter is refused before anything moves, at construction where a backend was asked for."""
     p = nn.Parameter(DTensor.from_local(torch.ones(3), mesh, [Partial()]))

@@ -10,6 +10,7 @@ have it under SequenceParallel), and norms. torch.distributed is imported only w
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from operator import attrgetter, is_
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 from rmsprop.bucket import Bucket
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_KINDS = {*_PLAIN}
 _SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "compensation")
 
 
@@ -60,10 +62,10 @@ def localized(bucket: Bucket) -> Bucket:
     """
     if "torch.distributed.tensor" not in sys.modules or bucket.differentiable or torch.compiler.is_compiling():
         return bucket
+    if {*map(type, chain(*bucket.tensors()))} <= _KINDS:
+        return bucket
     whole: dict[int, Tensor] = {}
     for i, p in enumerate(bucket.param):
-        if type(p) in _PLAIN and all(type(values[i]) in _PLAIN for values in bucket.tensors()[1:] if values):
-            continue
         _check(bucket, i, p)
         if not is_spread(p):
             continue
