@@ -198,7 +198,7 @@ def test_functional_steps_on_functional_calls_are_the_optimizers() -> None:
         assert torch.equal(found[name], p)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's jvp says that its own torch.jit.script is old
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch says in jvp that its own use of it is old
 def test_transforms_of_torch_func_go_through_recorded_steps() -> None:
     """grad and jvp with respect to lr are finite differences; vmap over models or learning rates is a loop."""
     model, params, x = linear()

@@ -100,6 +100,19 @@ def test_it_is_the_ordinary_optimizer_to_the_last_bit(settings: dict, dtype: tor
     assert_equal(*models, a, b)
 
 
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_random_bits_and_remainders_are_the_ordinary_optimizers(backend: str) -> None:
+    """Stochastic rounding draws by a parameter's place and count, whatever it steps together with."""
+    settings = dict(lr=0.01, rounding="stochastic", compensation=True, max_update=1.0, seed=3, backend=backend)
+    models = [net().bfloat16() for _ in range(2)]
+    a, b = RMSprop(models[0].named_parameters(), **settings), step_in_backward(models[1], **settings)
+    for model, optimizer in zip(models, (a, b), strict=True):
+        model.register_forward_pre_hook(lambda _, args: (args[0].bfloat16(),))
+        train(model, optimizer)
+    assert_equal(*models, a, b)
+
+
 def test_backward_moves_and_frees_and_no_gradient_outlives_its_step(together: int) -> None:
     """At no moment is there more than the newest gradient and what may wait; after backward() there is none."""
     torch.manual_seed(0)

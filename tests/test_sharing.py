@@ -209,6 +209,11 @@ def test_state_that_others_would_not_see_is_refused() -> None:
     late.grad = torch.ones(2)
     optimizer.step()
     assert all(value.is_shared() for value in tensors(optimizer))
+    half = nn.Linear(3, 2).bfloat16().share_memory()
+    optimizer = RMSprop(half.named_parameters()).share_memory()
+    optimizer.param_groups[0]["compensation"] = True
+    with pytest.raises(RuntimeError, match="'weight' has no compensation in shared memory"):
+        step(half, optimizer)
 
 
 def test_what_is_not_shared_is_refused_before_anything_is_changed() -> None:

@@ -215,7 +215,8 @@ class Plan:
     def _count_writes(self, due: Due) -> None:
         """Tell autograd which parameters were written: all of them, as a rule."""
         if due is not None:
-            cpu.count_writes([p for p in due if p.grad is not None])
+            ids = {id(p) for p in due if p.grad is not None}
+            cpu.count_writes([x for p, written in self._written if id(p) in ids for x in written])
         elif self._active.value == len(self._stepped):
             torch.autograd.graph.increment_version(self._versioned)
         else:
