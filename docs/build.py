@@ -7,6 +7,7 @@ whole, from the code, and so is the table of dialects in the README.
 """
 
 import argparse
+import hashlib
 import inspect
 import io
 import re
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from claims import CLAIMS, Finding, measure
-from figures import FIGURES
+from distributed_page import distributed_page
+from figures import FIGURES, MEASURED
+from matplotlib.figure import Figure
 from recipes_page import recipes_page
 from trainers_page import trainers_page
 
@@ -67,9 +70,7 @@ def repeat_claims() -> None:
         findings[name] = measure(name)
         print(f"{name}: true, {time.perf_counter() - begun:.1f} s", flush=True)
     for name, (draw, _) in FIGURES.items():
-        buffer = io.BytesIO()
-        draw(findings[name]).savefig(buffer, format="png", dpi=120, facecolor="white", metadata={"Software": None})
-        write_whole(DOCS / "figures" / f"{name}.png", partial(Path.write_bytes, data=buffer.getvalue()))
+        draw_figure(name, draw(findings[name]))
     page = (DOCS / "choosing.md").read_text(encoding="utf-8")
     page = MARKER.sub(lambda found: block(found[1], findings[found[1]]), page)
     write_whole(DOCS / "choosing.md", partial(Path.write_text, data=page, encoding="utf-8"))
@@ -278,6 +279,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "recipes.md": recipes_page,
     "trainers.md": trainers_page,
     "cli.md": cli_page,
+    "distributed.md": distributed_page,
 }
 
 
@@ -289,6 +291,20 @@ def write_pages() -> None:
     for name, write in PAGES.items():
         write_whole(DOCS / name, partial(Path.write_text, data=write(), encoding="utf-8"))
     write_whole(README, partial(Path.write_text, data=readme_page(), encoding="utf-8"))
+    for name, (draw, source) in MEASURED.items():
+        draw_figure(name, draw(), Source=digest(source))
+
+
+def draw_figure(name: str, figure: Figure, **metadata: str) -> None:
+    """Write a figure as a small PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120, facecolor="white", metadata={"Software": None, **metadata})
+    write_whole(DOCS / "figures" / f"{name}.png", partial(Path.write_bytes, data=buffer.getvalue()))
+
+
+def digest(source: Path) -> str:
+    """What identifies the record that a figure is drawn from; the figure carries it."""
+    return hashlib.sha256(source.read_bytes()).hexdigest()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -324,6 +340,10 @@ def check() -> list[str]:
     for name in FIGURES:
         if not (DOCS / "figures" / f"{name}.png").exists():
             found.append(f"docs/figures/{name}.png is missing")
+    for name, (_, source) in MEASURED.items():
+        path = DOCS / "figures" / f"{name}.png"
+        if not path.exists() or digest(source).encode() not in path.read_bytes():
+            found.append(f"docs/figures/{name}.png is not drawn from {source.name} as it is")
     return found
 
 

@@ -1,8 +1,10 @@
-"""The figures of choosing.md, drawn from the findings of claims.py."""
+"""The figures: of choosing.md, drawn from the findings of claims.py, and of what bench/ measured."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
+import distributed_page
 from claims import CONDITIONS, NEAR, Finding
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -151,6 +153,17 @@ FIGURES: Mapping[str, tuple[Callable[[Finding], Figure], str]] = {
     ),
     "eps": (eps, "Step length against gradient size: lr for gradients above a floor that ε sets, shorter below it."),
 }
+
+
+def distributed() -> Figure:
+    """The step of a sharded model against the number of processes."""
+    figure, panels = _canvas(3)
+    distributed_page.draw(figure, panels)
+    return figure
+
+
+# Figures of what bench/ measured, each with the record that it is drawn from.
+MEASURED: Mapping[str, tuple[Callable[[], Figure], Path]] = {"distributed": (distributed, distributed_page.RECORD)}
 
 
 def _canvas(columns: int) -> tuple[Figure, list[Axes]]:

@@ -32,7 +32,7 @@ RULES = {
     "full": Rule("both", 0.0, True, True, True, False, "decoupled", True, True),
 }
 KERNELS = backend.load()
-THREAD = backend.BLOCK // (32 * backend.WARPS)  # elements of a block that a thread has
+THREAD = backend.BLOCK // (32 * backend.WARPS)  # elements of a block that a thread has, but see Work.bounded
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,7 +43,18 @@ def _fresh(tmp_path_factory: pytest.TempPathFactory) -> Any:
         yield
 
 
-def compiled(types: tuple[torch.dtype, torch.dtype], rule: Rule, capability: int, scaled: bool = False) -> Any:
+# How half precision is rounded: by random bits, with what that leaves over.
+ROUNDINGS = {"stochastic": (True, False), "compensated": (False, True), "both": (True, True)}
+
+
+def compiled(
+    types: tuple[torch.dtype, torch.dtype],
+    rule: Rule,
+    capability: int,
+    scaled: bool = False,
+    capped: bool = False,
+    rounding: tuple[bool, bool] = (False, False),
+) -> Any:
     """The kernel as a launch would have it compiled; scaled: with GradScaler's tensors and lr on the device."""
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -51,10 +62,12 @@ def compiled(types: tuple[torch.dtype, torch.dtype], rule: Rule, capability: int
     param, state = types
     one, kept = torch.ones(1, dtype=param), torch.ones(1, dtype=state)
     bucket = Bucket([one], [one], [kept], [], [], [torch.tensor(0.0)], capturable=scaled)
+    bucket.streams, bucket.compensation = [1] * rounding[0], [one] * rounding[1]
     kernel = KERNELS.advance
-    fixed = dict(backend.Work(rule, bucket).fixed)
-    options = {name: fixed.pop(name) for name in ("num_warps", "enable_fp_fusion")}
-    numbers = dict.fromkeys(("lr", "alpha", "beta", "log_alpha", "eps", "mu", "wd"), "fp64")
+    work = backend.Work(rule, bucket)
+    fixed = {**work.fixed, **work.bounded(capped)}
+    options = {name: fixed.pop(name) for name in ("num_warps", "enable_fp_fusion", "sanitize_overflow")}
+    numbers = dict.fromkeys(("lr", "alpha", "beta", "log_alpha", "eps", "mu", "wd", "cap", "carried"), "fp64")
     places = ("lr_at", "grad_scale", "found_inf")
     signature = {"table": "*i64", "count": "i32", **numbers}
     signature |= dict.fromkeys(places, "*fp32" if scaled else "constexpr") | dict.fromkeys(fixed, "constexpr")
@@ -101,6 +114,45 @@ def test_memory_is_read_16_bytes_at_once_and_nowhere_else(types: tuple, rule: st
     assert built.metadata.shared == 0
 
 
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("types", [(BF16, F32), (F16, F16)], ids=["bfloat16-float32", "float16-float16"])
+def test_other_roundings_read_16_bytes_at_once_too(types: tuple, rounding: str) -> None:
+    """Random bits are made in registers; a remainder costs one more read and one more write, as wide as the others."""
+    wide = {}
+    for how in ((False, False), ROUNDINGS[rounding]):
+        built = compiled(types, RULES["full"], 90, scaled=True, capped=True, rounding=how)
+        assert built.metadata.shared == 0
+        assert built.metadata.num_warps == 2 * backend.WARPS
+        found = operations(built.asm["ptx"])
+        assert not [name for name in found if "shared" in name or "local" in name or name.startswith("bar")]
+        wide[how] = Counter({name: n for name, n in found.items() if ".global.v" in name})
+    # eight elements in a thread: as one of 16 bytes, or as two of 8 bytes beside twice as wide a state
+    width, accesses = (".v4.b32", 1) if types[1] == F16 else (".v2.b32", 2)
+    more = Counter({f"{way}.global{width}": accesses for way in ("ld", "st")})
+    assert wide[ROUNDINGS[rounding]] == wide[False, False] + (more if ROUNDINGS[rounding][1] else Counter())
+
+
+def test_what_is_off_costs_nothing() -> None:
+    """Without bound, random bits and remainder the code has no instruction of theirs; each of them adds some."""
+    seen = {}
+    for capped, how in (
+        (False, (False, False)),
+        (True, (False, False)),
+        (False, (True, False)),
+        (False, (False, True)),
+    ):
+        found = operations(compiled((BF16, F32), RULES["plain"], 90, capped=capped, rounding=how).asm["ptx"])
+        seen[capped, how] = [
+            found["mul.lo.s32"],
+            found["setp.gt.f32"],
+            sum(n for x, n in found.items() if "ld.global" in x),
+        ]
+    words, bounds, loads = seen.pop((False, (False, False)))
+    assert (words, bounds) == (2, 0)  # products for the table's columns
+    for own, (capped, how) in zip(seen.values(), seen, strict=True):
+        assert [own[0] > words, own[1] > bounds, own[2] > loads] == [how[0], capped, any(how)], (capped, how)
+
+
 @pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0]}-{t[1]}".replace("torch.", ""))
 def test_rounding_is_ieee(types: tuple) -> None:
     """Root and division round to nearest, subnormals are kept, and no product is fused into a sum."""
@@ -117,19 +169,24 @@ def test_rounding_is_ieee(types: tuple) -> None:
 
 @pytest.mark.parametrize("rule", RULES)
 def test_registers_suffice(rule: str, tmp_path: Path) -> None:
-    """Nothing spills, and two blocks fit a multiprocessor, but for the rule that has everything."""
+    """Nothing spills, and 16 warps fit a multiprocessor, but for the rule that has everything.
+
+    With random bits, remainder and bound they fit too, and at most four numbers spill.
+    """
     binary = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     tool = str(binary) if binary.exists() else shutil.which("cuobjdump")
     if tool is None:
         pytest.skip("this triton brings no cuobjdump")
     for types in TYPES[:3]:
         path = tmp_path / "kernel.cubin"
-        path.write_bytes(compiled(types, RULES[rule], 90, scaled=rule == "full").asm["cubin"])
-        usage = subprocess.run([tool, "-res-usage", str(path)], check=True, capture_output=True, text=True).stdout
-        words = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
-        assert int(words["LOCAL"]) == 0
-        assert int(words["STACK"]) == 0
-        assert int(words["REG"]) <= (160 if rule == "full" else 128), (types, words)
+        for how in ((False, False), *([(True, True)] if types[0] == BF16 else [])):
+            built = compiled(types, RULES[rule], 90, scaled=rule == "full", capped=any(how), rounding=how)
+            path.write_bytes(built.asm["cubin"])
+            usage = subprocess.run([tool, "-res-usage", str(path)], check=True, capture_output=True, text=True).stdout
+            words = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
+            assert int(words["LOCAL"]) == 0
+            assert int(words["STACK"]) <= (16 if any(how) else 0), (types, how, words)
+            assert int(words["REG"]) <= (160 if rule == "full" and not any(how) else 128), (types, how, words)
 
 
 class _Driver:
@@ -158,35 +215,47 @@ class _Compiled:
         return lambda *args, **named: self.built.append(self.kernel.warmup(*args, grid=grid, **named))
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_a_launch_compiles_to_the_same(scaled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("scaled", "dtype", "how"),
+    [
+        (False, F32, (False, False)),
+        (True, F32, (False, False)),
+        (False, BF16, (True, True)),
+        (True, F16, (True, True)),
+    ],
+)
+def test_a_launch_compiles_to_the_same(
+    scaled: bool, dtype: torch.dtype, how: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What `launch` hands to Triton, from Python's numbers and tensors, is what these tests compile and look at."""
     real = KERNELS
     fake = SimpleNamespace(advance=_Compiled(real.advance), count_steps=_Compiled(real.count_steps))
     monkeypatch.setattr(backend, "load", lambda: fake)
     monkeypatch.setattr(triton.runtime.driver, "_active", _Driver())
     real.advance.device_caches.clear()
-    one = torch.ones(5)
+    one = torch.ones(5, dtype=dtype)
     bucket = Bucket([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=scaled)
+    bucket.streams, bucket.compensation = [(1 << 64) - 1] * how[0], [one] * how[1]
     rule = RULES["full"]
     table = backend.Table((5,), torch.device("cpu"))
     table.look(bucket)
     scale = torch.tensor(1.0) if scaled else None
     lr = torch.tensor(0.1) if scaled else 0.1
-    backend.Work(rule, bucket).launch(Hyper(lr, 0.9, 1e-8, 0.9, 0.0), table, scale, scale)
+    hyper = Hyper(lr, 0.9, 1e-8, 0.9, 0.0, max_update=3.0 if any(how) else None)
+    backend.Work(rule, bucket).launch(hyper, table, scale, scale)
     real.advance.device_caches.clear()
     (launched,) = fake.advance.built
     assert len(fake.count_steps.built) == scaled
-    expected = compiled((F32, F32), rule, 90, scaled)
+    expected = compiled((dtype, dtype), rule, 90, scaled, any(how), how)
     assert operations(launched.asm["ptx"]) == operations(expected.asm["ptx"])
-    assert launched.metadata.num_warps == backend.WARPS
+    assert launched.metadata.num_warps == expected.metadata.num_warps == backend.WARPS * (2 if any(how) else 1)
 
 
 def test_every_rule_compiles() -> None:
     """Each switch of the spec, in float32, is Triton that compiles."""
     for eps_mode in ("outside", "inside", "both", "floor"):
         for rule in (Rule(eps_mode, lr_in_buffer=True, momentum=True), Rule(eps_mode, bias_correction=True)):
-            assert compiled((F32, F32), rule, 90).asm["cubin"]
+            assert compiled((F32, F32), rule, 90, capped=rule.lr_in_buffer).asm["cubin"]
 
 
 def test_counting_compiles() -> None:

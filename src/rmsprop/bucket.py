@@ -30,6 +30,7 @@ class Bucket:
         found_inf: if it is not 0, a gradient overflowed on some device and the step is skipped, or None.
         rounding: how half-precision parameters are rounded, "nearest" or "stochastic".
         streams: for the latter, 64 bits for each parameter from which its random bits follow (spec.stream).
+        whole: by id of a shard in `param`, the DTensor that it is a part of: shards.py.
     """
 
     param: list[Tensor] = field(default_factory=list)
@@ -47,6 +48,7 @@ class Bucket:
     found_inf: Tensor | None = None
     rounding: str = "nearest"
     streams: list[int] = field(default_factory=list)
+    whole: Mapping[int, Tensor] = field(default_factory=dict)
 
     def lists(self) -> tuple[list[Tensor], ...]:
         """Its lists, in the order of the attributes."""
@@ -77,7 +79,7 @@ class Bucket:
         asked = (self.foreach, self.capturable, self.differentiable, self.fused)
         p, g, v, m, b, step, rest = lists
         scaling = (self.grad_scale, self.found_inf)
-        return Bucket(p, g, v, m, b, step, rest, *asked, *scaling, self.rounding, streams)
+        return Bucket(p, g, v, m, b, step, rest, *asked, *scaling, self.rounding, streams, self.whole)
 
     def split(self) -> Iterator["Bucket"]:
         """The same tensors as buckets that each hold one device, dtype and type, in order of appearance."""
@@ -115,7 +117,7 @@ def wanted(group: Mapping[str, Any], params: list[Tensor]) -> Bucket:
 
 
 def kind(param: Tensor) -> tuple[torch.device, torch.dtype, type]:
-    """What tensors must share to be in one bucket. Subclasses (DTensor) do not mix with plain tensors."""
+    """What tensors must share to be in one bucket. Subclasses do not mix with plain tensors."""
     family = torch.Tensor if type(param) is torch.nn.Parameter else type(param)
     return (param.device, param.dtype, family)
 

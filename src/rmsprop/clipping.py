@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmsprop import shards
 from rmsprop.bucket import Bucket, arithmetic_dtype
 from rmsprop.dialects import CLIPS
 from rmsprop.spec import Hyper, Rule
@@ -75,7 +76,9 @@ def _begin(group: Mapping[str, Any], rule: Rule, hyper: Hyper, bucket: Bucket) -
     if group["clip_value"] is not None and not group["clip_value_last"]:
         own.grad = _clip_elements(own, group["clip_value"])
     if group["clip_norm"] is not None:
-        own.grad = [_bounded(g, torch.linalg.vector_norm(g), group["clip_norm"]) for g in own.grad]
+        own.grad = [
+            _bounded(g, norm, group["clip_norm"]) for g, norm in zip(own.grad, shards.norms(own), strict=True)
+        ]
     return group, rule, hyper, own
 
 
@@ -104,8 +107,8 @@ def _clip_norms_together(works: Sequence[Work]) -> None:
         return
     home = gradients[0].device
     wide = torch.float32 if home.type == "mps" else torch.float64
-    norms = [torch.linalg.vector_norm(g).to(home, wide) for g in gradients if g.numel()]
-    total = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=home)
+    norms = [norm.to(home, wide) for *_, bucket in works for norm in shards.norms(bucket)]
+    total = torch.linalg.vector_norm(torch.stack(norms))
     for group, _, _, bucket in works:
         bucket.grad = [_bounded(g, total.to(g.device), group["clip_global_norm"]) for g in bucket.grad]
 

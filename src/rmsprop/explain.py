@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import clipping, kernels, lengths, settings
+from rmsprop import clipping, kernels, lengths, settings, shards
 from rmsprop.bucket import arithmetic_dtype, is_half, kind, wanted
 from rmsprop.dialects import SWITCHES, find
 from rmsprop.guard import Guard
@@ -25,9 +25,11 @@ def explain(groups: Groups, backend: str, state: State | None = None, guard: Gua
         lines.append(f"Parameter group {i}, dialect {group['dialect']}, backend {backend!r}")
         about = [*_origin(group, rule), *equation(group), *meaning(rule, hyper), _state(group, rule, state or {})]
         lines += [f"    {line}" for line in about]
-        for bucket in wanted(group, group["params"]).split():
+        for bucket in shards.localized(wanted(group, group["params"])).split():
             device, dtype, _ = kind(bucket.param[0])
-            lines.append(f"    {len(bucket.param)} {str(dtype).removeprefix('torch.')} tensors on {device}")
+            spread = sum(id(p) in bucket.whole for p in bucket.param)
+            of = f", {spread} of them this process's shards of DTensors" if spread else ""
+            lines.append(f"    {len(bucket.param)} {str(dtype).removeprefix('torch.')} tensors on {device}{of}")
             lines += [f"        {line}" for line in kernels.describe(backend, rule, bucket)]
     return "\n".join(lines)
 
@@ -152,8 +154,9 @@ def _state(group: Mapping[str, Any], rule: Rule, state: State) -> str:
             continue
         own = state.get(p, {})
         made += "square_avg" in own
-        elements += p.numel()
-        total += sum(p.numel() * _size(name, own.get(name), p) for name in names)
+        held = shards.shard(p).numel()
+        elements += held
+        total += sum(held * _size(name, own.get(name), p) for name in names)
     each = " or ".join(f"{size:g}" for size in sorted(per)) or "0"
     when = "" if made == len(group["params"]) else f"; {made} of {len(group['params'])} tensors have it so far"
     return (

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from rmsprop import kernels, settings
+from rmsprop import kernels, settings, shards
 from rmsprop.bucket import Bucket
 
 
@@ -93,6 +93,9 @@ def rmsprop(
         capturable=capturable,
         differentiable=differentiable,
     )
-    work = [(kernels.pick(kernels.check_backend(backend), rule, part), part) for part in whole.split()]
+    work = [
+        (kernels.pick(kernels.check_backend(backend), rule, part), part) for part in shards.localized(whole).split()
+    ]
     for chosen, part in work:
         chosen.step(rule, hyper, part)
+        shards.written(part)

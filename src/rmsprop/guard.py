@@ -2,15 +2,18 @@
 
 "propagate" looks at nothing. "raise" and "skip" look at every gradient first, and one that is not finite stops the
 step of all groups. "skip" on a device decides and counts there: the host reads only counts that have arrived anyway.
+Processes that hold shards of one gradient agree: all of them stop, or none.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from rmsprop import shards
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -52,10 +55,15 @@ class Guard:
         self._counts: _Counts | None = None
 
     def check(self, group: Mapping[str, Any], params: Sequence[Tensor]) -> None:
-        """Refuse parameters on a device whose steps are counted on the host, where nobody knows of a skip.
+        """Refuse a device whose steps are counted on the host, where nobody knows of a skip, and FSDP1's shards.
 
         Raises: ValueError.
         """
+        if any(getattr(p, "_fsdp_flattened", False) for p in params):
+            raise ValueError(
+                f"nonfinite={self.mode!r} cannot see the other shards of FullyShardedDataParallel (FSDP1), and "
+                "processes would part: shard with fully_shard (FSDP2), whose processes agree"
+            )
         on = next((p.device for p in params if isinstance(p, Tensor) and p.device.type not in ("cpu", "meta")), None)
         if self.mode == "skip" and on is not None and not group["capturable"]:
             raise ValueError(
@@ -83,17 +91,24 @@ class Guard:
         Raises: RuntimeError under "raise", and where it is one skip too many in a row. Nothing was written.
         """
         todays, places = gradients(groups)
-        if not todays:
+        together = shards.groups(p for group in groups for p in group["params"])
+        if not todays and not together:
             return False
-        home = next((g.device for g in todays if not g.is_cpu), todays[0].device)
+        home = next((g.device for g in todays if not g.is_cpu), todays[0].device if todays else torch.device("cpu"))
         bad = unfinite(todays, home)
-        if home.type != "cpu" and self.mode == "skip":
+        if together:
+            bad, places = _agreed(bad, places, sum(len(group["params"]) for group in groups), together)
+        if self.mode == "skip" and not _on_host(home):
             return self._count_there(groups, bad, places)
         if not bad.any():
             self.passed()
             return False
         self.stop(groups, places[int(bad.to(torch.int8).argmax())])
         return True
+
+    def alone(self, groups: Groups) -> bool:
+        """Whether this process decides for itself, and the plan may look in passing."""
+        return not any(shards.is_spread(p) for group in groups for p in group["params"])
 
     def passed(self) -> None:
         """Note a step that is taken."""
@@ -127,12 +142,17 @@ class Guard:
 
     def _count_there(self, groups: Groups, bad: Tensor, places: Sequence[int]) -> Tensor:
         if self._counts is None:
+            if _capturing(bad.device):
+                raise RuntimeError(
+                    "a CUDA graph is being captured, and nonfinite='skip' has nowhere to count yet: take an "
+                    "optimizer step before the capture (warm-up)"
+                )
             self._counts = _Counts(bad.device)
         arrived = self._counts.arrived()
         if arrived is not None:
             self._note(groups, arrived)
             self._check()
-        return self._counts.count(bad, tuple(places))
+        return self._counts.count(bad, places, sum(len(group["params"]) for group in groups))
 
 
 def make(mode: Any, limit: Any) -> Guard | None:
@@ -150,6 +170,24 @@ def make(mode: Any, limit: Any) -> Guard | None:
 def renewed(kept: Guard | None) -> Guard | None:
     """A guard of the same kind that has skipped nothing, for a pickle or a copy."""
     return None if kept is None else Guard(kept.mode, kept.limit)
+
+
+def _agreed(bad: Tensor, places: Sequence[int], parameters: int, groups: Iterable[Any]) -> tuple[Tensor, list[int]]:
+    """Of each parameter whether its gradient is not finite on one of the processes. Processes talk."""
+    flags = spread_out(bad, places, parameters).to(torch.uint8)
+    for group, kind in groups:
+        there = flags.to(kind)
+        torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MAX, group=group)
+        flags = there.to(flags.device, non_blocking=True)
+    return flags != 0, list(range(parameters))
+
+
+def spread_out(bad: Tensor, places: Sequence[int], parameters: int) -> Tensor:
+    """A flag for each parameter, from one for each of those at these places; nothing is sent to a device."""
+    flags = [torch.zeros((), dtype=torch.bool, device=bad.device)] * parameters
+    for i, flag in zip(places, bad.unbind(), strict=True):
+        flags[i] = flag
+    return torch.stack(flags)
 
 
 def unfinite(gradients: Sequence[Tensor], home: torch.device) -> Tensor:
@@ -171,7 +209,7 @@ def unfinite(gradients: Sequence[Tensor], home: torch.device) -> Tensor:
                 return found
             for i, flag in zip(chosen, found.unbind(), strict=True):
                 flags[i] = flag
-        return torch.stack(flags)
+        return torch.stack(flags) if flags else torch.zeros(0, dtype=torch.bool, device=home)
 
 
 def first_unfinite(groups: Groups) -> int:
@@ -193,7 +231,8 @@ def parameter(groups: Groups, place: int) -> str:
 def gradients(groups: Groups) -> tuple[list[Tensor], list[int]]:
     """Today's gradients as dense tensors (of sparse ones their values), and the places of their parameters."""
     found = [(i, p.grad) for i, p in enumerate(p for group in groups for p in group["params"]) if p.grad is not None]
-    return [g._values() if g.is_sparse else g for _, g in found], [i for i, _ in found]
+    held = [shards.shard(g) for _, g in found]
+    return [g._values() if g.is_sparse else g for g in held], [i for i, _ in found]
 
 
 class _Counts:
@@ -201,21 +240,25 @@ class _Counts:
 
     def __init__(self, home: torch.device) -> None:
         self._home = home
-        self._there = torch.tensor([0, 0, -1], dtype=torch.int64).to(home)
-        self._here = torch.tensor([0, 0, -1], dtype=torch.int64, pin_memory=home.type == "cuda")
+        self._there = torch.tensor([0, 0, -1], dtype=torch.int64, device=home)
+        self._here = _buffer(home)
         self._sent: Any = None  # the event behind the copy that is on its way
-        self._places: dict[tuple[int, ...], Tensor] = {}
 
-    def count(self, bad: Tensor, places: tuple[int, ...]) -> Tensor:
-        """Count a step, in place: a captured graph counts at every replay. Returns: 1 to skip it, else 0, float32."""
-        order = self._places.get(places)
-        if order is None:
-            order = self._places[places] = torch.tensor(places, dtype=torch.int64).to(self._home)
+    def count(self, bad: Tensor, places: Sequence[int], parameters: int) -> Tensor:
+        """Count a step, in place: a captured graph counts at every replay. Returns: 1 to skip it, else 0, float32.
+
+        Args:
+            bad: of each gradient whether it is not finite.
+            places: whose gradients they are, among so many parameters.
+        """
+        bad = bad.to(self._home, non_blocking=True)
+        if len(places) < parameters:  # a position is to be a place: none is sent there
+            bad = spread_out(bad, places, parameters)
         found = bad.any()
         total, row, place = self._there.unbind()
         total.add_(found)
         row.add_(1).mul_(found)
-        place.copy_(torch.where(found, order[bad.to(torch.int8).argmax()], place))
+        place.copy_(torch.where(found, bad.to(torch.int8).argmax(), place))
         self._send()
         return found.to(torch.float32)
 
@@ -224,13 +267,11 @@ class _Counts:
         if self._sent is not None or _capturing(self._home):
             return
         self._here.copy_(self._there, non_blocking=True)
-        if self._home.type == "cuda":
-            self._sent = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            self._sent.record(torch.cuda.current_stream(self._home))
+        self._sent = _mark(self._home)
 
     def arrived(self) -> tuple[int, int, int] | None:
-        """The counts of some step before this one; None while they are on their way."""
-        if _capturing(self._home) or (self._sent is not None and not self._sent.query()):
+        """The counts of some step before this one, once; None while they are on their way."""
+        if self._sent is None or _capturing(self._home) or not self._sent.query():
             return None
         self._sent = None
         return _three(self._here)
@@ -243,6 +284,32 @@ class _Counts:
 def _three(counts: Tensor) -> tuple[int, int, int]:
     total, row, place = counts.tolist()
     return total, row, place
+
+
+def _on_host(device: torch.device) -> bool:
+    """Whether to read a flag of that device is to wait for nothing."""
+    return device.type == "cpu"
+
+
+def _buffer(device: torch.device) -> Tensor:
+    """The host's side of a copy of the counts, for which nobody waits."""
+    return torch.empty(3, dtype=torch.int64, pin_memory=device.type == "cuda")
+
+
+class _Past:
+    """The event behind a copy that was waited for."""
+
+    def query(self) -> bool:
+        return True
+
+
+def _mark(device: torch.device) -> Any:
+    """The event behind what was asked of a device so far, on its current stream."""
+    if device.type != "cuda":
+        return _Past()
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def _capturing(device: torch.device) -> bool:

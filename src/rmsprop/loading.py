@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import foreign, settings
+from rmsprop import foreign, settings, shards
 from rmsprop.bucket import arithmetic_dtype, fresh_slot
 from rmsprop.groups import HPARAMS, Difference, Group, Settled, settle, show
 from rmsprop.matching import Match, Pair, hint, match
@@ -187,6 +187,12 @@ def _check_entry(pair: Pair, entry: Mapping[str, Any], group: Group) -> list[str
             shown = f"{value.dtype} of layout {value.layout} on {value.device}"
         elif value.is_complex() != param.is_complex():
             shown = str(value.dtype)
+        elif shards.is_spread(value) and not shards.is_spread(param):
+            wrong.append(
+                f"{name} of {label} is spread over processes (DTensor) and the parameter is not: take the state with "
+                "StateDictOptions(full_state_dict=True)"
+            )
+            continue
         else:
             continue
         like = f"shape {tuple(param.shape)}" if shown.startswith(("shape", "a ")) else str(param.dtype)
@@ -225,8 +231,7 @@ class _Writes:
 
 
 def _memory(tensor: Tensor) -> int:
-    local = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return int(local.untyped_storage().data_ptr())
+    return int(shards.shard(tensor).untyped_storage().data_ptr())
 
 
 def _place_lr(groups: list[Group], new: list[Group], writes: _Writes) -> None:
@@ -283,6 +288,12 @@ def _place(name: str, value: Any, present: Any, param: Tensor, group: Group, wri
         return deepcopy(value)
     value = value.detach()
     dtype = arithmetic_dtype(param.dtype) if name in _SLOTS else value.dtype
+    if name in _SHAPED and shards.is_spread(param):
+        fits = shards.is_spread(present) and present.dtype == dtype and shards.spread_alike(present, param)
+        fresh = fresh_slot(param, 0.0) if name in _SLOTS else torch.zeros_like(param).detach()
+        slot = present if fits and not present.is_inference() else fresh
+        writes.into(shards.shard(slot), shards.part_for(param, value))
+        return slot
     if isinstance(present, Tensor) and present.device == param.device and _takes(present, value, dtype):
         return writes.into(present, value)
     if name in _SHAPED and type(value) in _PLAIN and type(param) in _PLAIN:
@@ -334,7 +345,8 @@ def step_tensor(count: float, param: Tensor, group: Mapping[str, Any]) -> Tensor
 def only_makes_state(groups: list[Group]) -> bool:
     """Whether a first step is the one by which torch's distributed checkpoints make state: lr 0, all gradients 0.
 
-    It would move nothing, but count a step and let averages decay that start at 1: a getter would change the run.
+    It would move nothing, but count a step and let averages decay that start at 1: a getter would change the run. Of
+    distributed gradients this process's shards are looked at: a getter may be called by one process alone.
     """
     for group in groups:
         lr = group["lr"]
@@ -345,4 +357,4 @@ def only_makes_state(groups: list[Group]) -> bool:
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return False
     grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    return bool(grads) and all(g.layout == torch.strided and not g.any() for g in grads)
+    return bool(grads) and all(g.layout == torch.strided and not shards.shard(g).any() for g in grads)

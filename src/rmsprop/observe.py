@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from rmsprop import shards
+
 
 def effective_lr(optimizer: Optimizer) -> dict[str, Tensor]:
     """The effective learning rate lr/d of every element, by parameter name.
@@ -23,9 +25,9 @@ def effective_lr(optimizer: Optimizer) -> dict[str, Tensor]:
     Shapes:   as the parameter; a complex parameter has a last axis of 2, the real and the imaginary part.
     Units:    parameter per gradient. Infinite where d is 0 (eps = 0 and no gradient so far): there the step is
               0/0, which is 0.
-    Returns:  float32 (float64 for float64 state), on the state's device. Names come from `param_names` if the
-              optimizer was given named parameters, else they are "group0.param3". A parameter that has not
-              stepped yet is skipped.
+    Returns:  float32 (float64 for float64 state), on the state's device; of a DTensor this process's shard.
+              Names come from `param_names` if the optimizer was given named parameters, else they are
+              "group0.param3". A parameter that has not stepped yet is skipped.
     Raises:   TypeError if the optimizer is no RMSprop; ValueError for an eps_mode that [6] does not have.
     """
     return {name: rate for name, _, rate in _rates(optimizer)}
@@ -122,7 +124,7 @@ def _rate(group: dict[str, Any], state: dict[str, Any], step: int) -> Tensor:
 
 def _real(tensor: Tensor) -> Tensor:
     """The numbers as float32 or wider; complex ones as pairs, because RMSprop treats the two parts apart."""
-    tensor = tensor.detach()
+    tensor = shards.shard(tensor.detach())
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     return tensor if tensor.dtype == torch.float64 else tensor.float()

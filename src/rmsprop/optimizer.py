@@ -14,7 +14,7 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from rmsprop import clipping, dialects, explain, guard, hooks, kernels, lint, loading, settings, slots
+from rmsprop import clipping, dialects, explain, guard, hooks, kernels, lint, loading, settings, shards, slots
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
@@ -204,7 +204,7 @@ class RMSprop(Optimizer):
         """Raise now, and not at the first step, if a backend that was asked for cannot take these parameters."""
         rule, _ = settings.read(group)
         ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p)]
-        for bucket in wanted(group, ready).split():
+        for bucket in shards.localized(wanted(group, ready)).split():
             kernels.pick(self.backend, rule, bucket)
 
     @overload
@@ -229,6 +229,8 @@ class RMSprop(Optimizer):
         """Whether the plan still holds, and has stepped."""
         if torch.compiler.is_compiling() or self._plan is None:
             return False
+        if self._guard is not None and not self._guard.alone(self.param_groups):
+            return False  # processes decide together, the long way: a plan may hold here and not there
         return self._plan.again(self.backend, self.param_groups, self.state, scaling(self), self._guard)
 
     @_use_grad_for_differentiable
@@ -246,7 +248,7 @@ class RMSprop(Optimizer):
             return loss
         scaled = scaling(self)
         bad = self._guard.look(self.param_groups) if self._guard is not None and scaled is None else False
-        if bad is True:
+        if bad is True or self._goes_on_together(bad):
             return loss
         scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
         works: list[clipping.Work] = []
@@ -266,12 +268,21 @@ class RMSprop(Optimizer):
         for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
             backend.step(rule, hyper, bucket)
             clipping.clip_weights(settled, bucket)
+            shards.written(bucket)
             if write_back is not None:
                 write_back()
         if not torch.compiler.is_compiling():
             whole = not clipped and not any(returns)
             self._plan = self._make_plan(backends) if whole else None
         return loss
+
+    def _goes_on_together(self, bad: Tensor | bool) -> bool:
+        """Whether processes have agreed on a step, and this one's plan took it."""
+        if bad is not False or self._plan is None or self._guard is None or scaling(self) is not None:
+            return False
+        if torch.compiler.is_compiling() or self._guard.alone(self.param_groups):
+            return False
+        return self._plan.again(self.backend, self.param_groups, self.state)
 
     def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
         """What the next step may rely on, if one native kernel took this one whole."""
@@ -309,7 +320,7 @@ class RMSprop(Optimizer):
             bucket.step,
             *((bucket.compensation, bucket.streams, first) if half else ()),
         )
-        return list(bucket.split())
+        return list(shards.localized(bucket).split())
 
     def _init_group(
         self,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import lengths, settings
+from rmsprop import lengths, settings, shards
 from rmsprop.spec import Hyper, Rule
 
 PART = 1 << 18  # a megabyte of each of some twenty temporaries
@@ -151,7 +151,9 @@ class Facts:
 
 @torch.no_grad()
 def survey(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str, Any]]) -> list[list[Reading]]:
-    """A reading of every parameter, by group. Distributed, lazy and meta tensors are left out.
+    """A reading of every parameter, by group. Lazy and meta tensors are left out.
+
+    Of a distributed parameter this process's shard is read, and no other process is asked: one alone may look.
 
     Mutates: nothing.
     """
@@ -162,18 +164,19 @@ def survey(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str,
         for name, p in zip(names, group["params"], strict=True):
             if not _readable(p):
                 continue
-            own = state.get(p) or {}
+            own = {key: shards.shard(x) for key, x in (state.get(p) or {}).items()}
+            held, grad = shards.shard(p), shards.shard_of_gradient(p)
             about: dict[str, Any] = {
                 "name": name,
                 "shape": tuple(p.shape),
                 "dtype": p.dtype,
-                "elements": p.numel() * (2 if p.is_complex() else 1),
+                "elements": held.numel() * (2 if p.is_complex() else 1),
                 "steps": int(own.get("step", 0)),
                 "has_grad": p.grad is not None,
                 "has_state": "square_avg" in own,
                 "requires_grad": p.requires_grad,
             }
-            found.append((i, about, _numbers(rule, hyper, p, own, about["steps"])))
+            found.append((i, about, _numbers(rule, hyper, held, grad, own, about["steps"])))
     values = _fetch([numbers for _, _, numbers in found])
     readings: list[list[Reading]] = [[] for _ in groups]
     for (i, about, _), row in zip(found, values, strict=True):
@@ -184,7 +187,7 @@ def survey(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str,
 
 
 def _readable(p: Tensor) -> bool:
-    if torch.nn.parameter.is_lazy(p) or p.is_meta or hasattr(p, "to_local"):
+    if torch.nn.parameter.is_lazy(p) or p.is_meta:
         return False
     return p.layout == torch.strided and (p.is_floating_point() or p.is_complex())
 
@@ -198,11 +201,10 @@ def _fetch(numbers: list[Tensor]) -> list[list[float]]:
     return [rows[k] for k in range(len(numbers))]
 
 
-def _numbers(rule: Rule, hyper: Hyper, p: Tensor, own: Mapping[str, Any], t: int) -> Tensor:
+def _numbers(rule: Rule, hyper: Hyper, p: Tensor, g: Tensor | None, own: Mapping[str, Any], t: int) -> Tensor:
     """The sums of _COUNTS over all parts, and the two numbers of _pull, on the parameter's device."""
     wide = torch.float32 if p.device.type == "mps" else torch.float64
     total = torch.zeros(len(_COUNTS), dtype=wide, device=p.device)
-    g: Tensor | None = p.grad
     sparse = g.detach().coalesce().values() if g is not None and g.layout == torch.sparse_coo else None
     if g is not None and g.layout != torch.strided:
         g = None

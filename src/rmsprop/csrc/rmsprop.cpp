@@ -51,7 +51,6 @@ struct Numbers {
   A nesterov;  // 1 or 0: a bool would leave the loop with masks of two widths, which GCC does not vectorise
   A cap, growth, carried, move;  // max_update
   uint32_t first, second;        // keys of the random words
-  bool stochastic;
 
   Numbers(const Work& work, int64_t i) {
     const double correction = work.correction[i];
@@ -75,9 +74,8 @@ struct Numbers {
     growth = A(std::isinf(work.cap) ? work.cap : 2);
     carried = A(std::sqrt((2 - work.alpha) / (1 - work.alpha)));
     move = A(in_buffer ? work.cap * work.lr : work.cap);
-    stochastic = work.stochastic != 0;
-    first = stochastic ? work.key[2 * i] : 0;
-    second = stochastic ? work.key[2 * i + 1] : 0;
+    first = work.stochastic ? work.key[2 * i] : 0;
+    second = work.stochastic ? work.key[2 * i + 1] : 0;
 #if RMSPROP_BREAK == 1  // ε on the other side of the root
     std::swap(eps_inside, eps_outside);
 #elif RMSPROP_BREAK == 2  // the learning rate on the other side of the buffer
@@ -88,9 +86,9 @@ struct Numbers {
   }
 };
 
-// How [9] is written: rounded to nearest, by random bits, or to nearest with what that leaves over kept (and rounded by
-// random bits, if asked).
-enum Write { kNearest, kStochastic, kCompensated };
+// How [9] is written: rounded to nearest, by random bits, or to nearest with what that leaves over kept, itself rounded to
+// nearest or by random bits.
+enum Write { kNearest, kStochastic, kCompensated, kBoth };
 
 // Each element within ±bound; NaN stays.
 template <class A>
@@ -111,10 +109,11 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
           eps_inside = n.eps_inside, eps_outside = n.eps_outside, floor = n.floor, mu = n.mu, k = n.into_buffer,
           lr = n.lr, nesterov = n.nesterov, cap = n.cap, growth = n.growth, carried = n.carried, most = n.move;
   const uint32_t first = n.first, second = n.second;
+  uint32_t word = uint32_t(begin) * 0x9e3779b1u;
   RMSPROP_INDEPENDENT
   for (int64_t i = begin; i < end; ++i) {
     A p = load<P>(p_, i);
-    if constexpr (write == kCompensated) p = p + load<P>(c_, i) * (1 / P::kRestScale);
+    if constexpr (write >= kCompensated) p = p + load<P>(c_, i) * (1 / P::kRestScale);
     A g = load<P>(g_, i) * scale;
 #if RMSPROP_BREAK == 4  // the gradient edited
     store<P>(const_cast<char*>(g_), i, g + g);
@@ -171,7 +170,8 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
 #if RMSPROP_BREAK == 6  // the words of a vector's place, not of an element's
       const uint32_t random = mix(uint32_t(i % 16) * 0x9e3779b1u ^ first, second);
 #else
-      const uint32_t random = mix(uint32_t(i) * 0x9e3779b1u ^ first, second);
+      const uint32_t random = mix(word ^ first, second);
+      word += 0x9e3779b1u;
 #endif
       if constexpr (write == kStochastic) {
         put<P>(p_, i, P::narrow(p, random));
@@ -184,7 +184,7 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
         const A rest = (p - P::widen(near)) * P::kRestScale;
 #endif
         const A kept = rest - rest == 0 ? rest : A(0);  // beside an infinite or NaN parameter
-        put<P>(c_, i, n.stochastic ? P::narrow(kept, random) : P::narrow(kept));
+        put<P>(c_, i, write == kBoth ? P::narrow(kept, random) : P::narrow(kept));
       }
     }
   }
@@ -213,7 +213,7 @@ RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, char
       ask_for<S>(v, begin);
       if constexpr (centered) ask_for<S>(m, begin);
       if constexpr (momentum) ask_for<S>(b, begin);
-      if constexpr (write == kCompensated) ask_for<P>(c, begin);
+      if constexpr (write >= kCompensated) ask_for<P>(c, begin);
     }
     lines<P, S, A, centered, momentum, capped, write>(n, begin, stop, p, g, v, m, b, c);
     begin = stop;
@@ -229,7 +229,7 @@ RMSPROP_INLINE void chosen(const Work& work, int64_t i, int64_t begin, int64_t e
   char* v = static_cast<char*>(work.square_avg[i]);
   char* m = work.centered ? static_cast<char*>(work.grad_avg[i]) : nullptr;
   char* b = work.has_momentum ? static_cast<char*>(work.momentum_buffer[i]) : nullptr;
-  char* c = write == kCompensated ? static_cast<char*>(work.compensation[i]) : nullptr;
+  char* c = write >= kCompensated ? static_cast<char*>(work.compensation[i]) : nullptr;
   if (work.centered && work.has_momentum) {
     blocks<P, S, A, true, true, capped, write>(n, begin, end, p, g, v, m, b, c);
   } else if (work.centered) {
@@ -247,26 +247,27 @@ RMSPROP_INLINE void chosen(const Work& work, int64_t i, int64_t begin, int64_t e
   clones void name(const Work& work, int64_t i, int64_t begin, int64_t end) {        \
     chosen<P, S, A, capped, write>(work, i, begin, end);                             \
   }
-#define RMSPROP_PIECE(name, P, S, A)                                                 \
+#define RMSPROP_PIECE(clones, name, P, S, A)                                         \
   RMSPROP_ONE(RMSPROP_CLONES, name, P, S, A, false, kNearest)                        \
-  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_capped, P, S, A, true, kNearest)
-#define RMSPROP_HALF(name, P, S)                                                     \
-  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_stochastic, P, S, float, true, kStochastic) \
-  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_compensated, P, S, float, true, kCompensated)
-RMSPROP_PIECE(f32_f32, Float32, Float32, float)
-RMSPROP_PIECE(f32_f64, Float32, Float64, float)
-RMSPROP_PIECE(f64_f32, Float64, Float32, double)
-RMSPROP_PIECE(f64_f64, Float64, Float64, double)
-RMSPROP_PIECE(bf16_f32, BFloat16, Float32, float)
-RMSPROP_PIECE(bf16_f64, BFloat16, Float64, float)
-RMSPROP_PIECE(bf16_bf16, BFloat16, BFloat16, float)
-RMSPROP_PIECE(f16_f32, Float16, Float32, float)
-RMSPROP_PIECE(f16_f64, Float16, Float64, float)
-RMSPROP_PIECE(f16_f16, Float16, Float16, float)
-RMSPROP_HALF(bf16_f32, BFloat16, Float32)
-RMSPROP_HALF(bf16_bf16, BFloat16, BFloat16)
-RMSPROP_HALF(f16_f32, Float16, Float32)
-RMSPROP_HALF(f16_f16, Float16, Float16)
+  RMSPROP_ONE(clones, name##_capped, P, S, A, true, kNearest)
+#define RMSPROP_HALF(clones, name, P, S)                                             \
+  RMSPROP_ONE(clones, name##_stochastic, P, S, float, true, kStochastic)             \
+  RMSPROP_ONE(clones, name##_compensated, P, S, float, true, kCompensated)           \
+  RMSPROP_ONE(clones, name##_both, P, S, float, true, kBoth)
+RMSPROP_PIECE(RMSPROP_CLONES, f32_f32, Float32, Float32, float)
+RMSPROP_PIECE(RMSPROP_TWO_CLONES, f32_f64, Float32, Float64, float)
+RMSPROP_PIECE(RMSPROP_TWO_CLONES, f64_f32, Float64, Float32, double)
+RMSPROP_PIECE(RMSPROP_CLONES, f64_f64, Float64, Float64, double)
+RMSPROP_PIECE(RMSPROP_CLONES, bf16_f32, BFloat16, Float32, float)
+RMSPROP_PIECE(RMSPROP_TWO_CLONES, bf16_f64, BFloat16, Float64, float)
+RMSPROP_PIECE(RMSPROP_TWO_CLONES, bf16_bf16, BFloat16, BFloat16, float)
+RMSPROP_PIECE(RMSPROP_CLONES, f16_f32, Float16, Float32, float)
+RMSPROP_PIECE(RMSPROP_TWO_CLONES, f16_f64, Float16, Float64, float)
+RMSPROP_PIECE(RMSPROP_TWO_CLONES, f16_f16, Float16, Float16, float)
+RMSPROP_HALF(RMSPROP_CLONES, bf16_f32, BFloat16, Float32)
+RMSPROP_HALF(RMSPROP_TWO_CLONES, bf16_bf16, BFloat16, BFloat16)
+RMSPROP_HALF(RMSPROP_CLONES, f16_f32, Float16, Float32)
+RMSPROP_HALF(RMSPROP_TWO_CLONES, f16_f16, Float16, Float16)
 
 using Piece = void (*)(const Work&, int64_t, int64_t, int64_t);
 
@@ -281,16 +282,14 @@ using Piece = void (*)(const Work&, int64_t, int64_t, int64_t);
 RMSPROP_TABLE(kPieces, )
 RMSPROP_TABLE(kCapped, _capped)
 
-// [float16, not bfloat16][state of the parameter's own type]
-constexpr Piece kStochastics[2][2] = {{bf16_f32_stochastic, bf16_bf16_stochastic},
-                                      {f16_f32_stochastic, f16_f16_stochastic}};
-constexpr Piece kCompensateds[2][2] = {{bf16_f32_compensated, bf16_bf16_compensated},
-                                       {f16_f32_compensated, f16_f16_compensated}};
+// [how it is written, but to nearest][float16, not bfloat16][state of the parameter's own type]
+#define RMSPROP_HALVES(end) {{bf16_f32##end, bf16_bf16##end}, {f16_f32##end, f16_f16##end}}
+constexpr Piece kHalves[3][2][2] = {RMSPROP_HALVES(_stochastic), RMSPROP_HALVES(_compensated), RMSPROP_HALVES(_both)};
 
 Piece piece_for(const Work& work) {
   if (work.compensation != nullptr || work.stochastic) {
-    const auto& table = work.compensation != nullptr ? kCompensateds : kStochastics;
-    return table[work.param_type == kFloat16][work.state_type == work.param_type];
+    const int write = work.compensation == nullptr ? 0 : work.stochastic ? 2 : 1;
+    return kHalves[write][work.param_type == kFloat16][work.state_type == work.param_type];
   }
   return (std::isinf(work.cap) ? kPieces : kCapped)[work.param_type][work.state_type];
 }

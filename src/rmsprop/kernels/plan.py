@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmsprop import shards
 from rmsprop.bucket import Bucket, is_half
 from rmsprop.guard import Guard, first_unfinite
 from rmsprop.kernels import cpu, native
@@ -64,15 +65,19 @@ class Plan:
         self._guard: Guard | None = None  # what the plan's `guarded` says
         self._active = c_int64()
         self._held: list[Any] = []  # arrays that the structures below point into
-        parts = list(_parts(groups, state))
+        self._shards = shards.Watch(self._params, state)
+        parts = [(i, rule, self._shards.stepped(bucket), places) for i, rule, bucket, places in _parts(groups, state)]
         self.takes = bool(parts) and all(self._refuse(rule, bucket) is None for _, rule, bucket, _ in parts)
         if not self.takes:
             return
         self._stepped = [p for _, _, bucket, _ in parts for p in bucket.param]
         self._places = [place for *_, places in parts for place in places]
-        self._versioned = [p for p in self._stepped if not p.is_inference()]
+        owners = [self._params[place] for place in self._places]
+        # of a DTensor both: autograd may have kept the parameter or its shard
+        self._written = [(p, (p,) if p is x else (p, x)) for p, x in zip(owners, self._stepped, strict=True)]
+        self._versioned = [x for _, written in self._written for x in written if not x.is_inference()]
         # only a tensor of one element can be in the dense layout and still be a lazily negated view
-        self._singles = [p for p in self._stepped if p.numel() == 1]
+        self._singles = [p for p, x in zip(owners, self._stepped, strict=True) if x.numel() == 1]
         lists = [self._lists(rule, bucket) for _, rule, bucket, _ in parts]
         self._held.append(lists)
         self._sizes = [held.size for held in lists]
@@ -124,14 +129,18 @@ class Plan:
                     _PACK(work, 0, *numbers)
             except struct.error:  # not a number: the long way says which
                 return False
-        for p in self._singles:
-            if p.grad is not None and p.grad.is_neg():
-                return False
+        if self._negated():
+            return False
         self._busy = True
         try:
-            return self._run(list(map(GRADIENTS, self._params)), groups, guard)
+            gradients = self._shards.gradients(list(map(GRADIENTS, self._params)))
+            return gradients is not None and self._run(gradients, groups, guard)
         finally:
             self._busy = False
+
+    def _negated(self) -> bool:
+        """Whether a gradient is a lazily negated view."""
+        return any(p.grad is not None and shards.shard(p.grad).is_neg() for p in self._singles)
 
     def _look(self) -> tuple[native.Host | None, int]:
         """What rmsprop_again asks of torch, and above how many elements it leaves the step to its caller."""
@@ -177,12 +186,12 @@ class Plan:
         if self._active.value == len(self._stepped):
             torch.autograd.graph.increment_version(self._versioned)
         else:
-            cpu.count_writes([p for p in self._versioned if p.grad is not None])
+            cpu.count_writes([x for p, written in self._written if p.grad is not None for x in written])
 
     def _fill(self, parts: list["_Part"], groups: list[tuple[dict[str, Any], Rule]]) -> native.Plan:
         """The plan as csrc/plan.h has it."""
         state = dict(self._items)
-        rows = [self._rows(bucket, state) for _, _, bucket, _ in parts]
+        rows = [self._rows(bucket, self._shards.entries(state)) for _, _, bucket, _ in parts]
         dtypes = [
             self._loaded.dtype_codes[values[0].dtype]
             for _, _, bucket, _ in parts
@@ -214,7 +223,7 @@ class Plan:
             idle_places=self._array(c_int64, idle),
         )
 
-    def _rows(self, bucket: Bucket, state: dict[Any, Any]) -> int:
+    def _rows(self, bucket: Bucket, state: Mapping[Any, Any]) -> int:
         """The address of the bucket's rows."""
         rows = []
         for i, p in enumerate(bucket.param):

@@ -4,6 +4,8 @@ The same bits as reference.bits and reference.round_stochastically, in whole num
 torch.compile.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,7 @@ SCALE = {torch.float16: 2048.0, torch.bfloat16: 1.0}
 
 def word(stream: int, step: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
     """The random word, 0 to 2³² − 1, of each element. Shapes: `step` has one element; the result `shape`, int64."""
-    t = step.detach().to(device, torch.int64).reshape(())
-    first = _mix(((stream & _WORD) + t * 0x9E3779B9) & _WORD, 0)
-    second = _mix((stream >> 32) ^ first, 0)
+    first, second = keys(stream, step.detach().to(device, torch.int64).reshape(()))
     count = 1
     for size in shape:
         count *= size
@@ -25,7 +25,13 @@ def word(stream: int, step: Tensor, shape: torch.Size, device: torch.device) -> 
     return _mix((index * 0x9E3779B1 & _WORD) ^ first, second)
 
 
-def _mix(x: Tensor, key: Tensor | int) -> Tensor:
+def keys(stream: int, t: Any) -> tuple[Any, Any]:
+    """What the words of step t follow from: two numbers, or two tensors where t is one."""
+    first = _mix(((stream & _WORD) + t * 0x9E3779B9) & _WORD, 0)
+    return first, _mix((stream >> 32) ^ first, 0)
+
+
+def _mix(x: Any, key: Any) -> Any:
     x = x ^ (x >> 16)
     x = x * 0x7FEB352D & _WORD
     x = x ^ (x >> 15)

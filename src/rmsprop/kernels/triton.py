@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop.bucket import Bucket, arithmetic_dtype, kind
+from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.cpu import count_writes, refuse_call, refuse_memory, refuse_rule, refuse_slots
 from rmsprop.spec import Hyper, Rule
@@ -29,10 +30,14 @@ _NAMES = {
     torch.float16: "float16",
 }
 
-# What a captured graph reads at every replay: nobody tells when a graph is gone, so it is kept for good.
-_REPLAYED: list[tuple[Tensor, ...]] = []
+# Words of the table for each tensor, and where some of them stand: triton_kernel.py.
+COLUMNS, ADDRESSES, SIZE, FIRST, CORRECTION, RANDOM = 11, 7, 7, 8, 9, 10
 
-# Pinned buffers kept ready for tables that are first needed during a capture, when none can be made.
+# What a captured graph reads at every replay, by identity: nobody tells when a graph is gone, so it is kept for good.
+_REPLAYED: dict[int, Tensor] = {}
+
+# Pinned buffers kept ready for tables that are first needed during a capture, when none can be had: so many steps can
+# be captured, in one graph or in several, between two others.
 _SPARES = 4
 
 
@@ -51,12 +56,7 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     """
     if not bucket.param:
         return
-    first = bucket.param[0]
-    sizes = tuple(p.numel() for p in bucket.param)
-    table = _tables.get(first)
-    if table is None or table.sizes != sizes or table.device != first.device:
-        table = _tables[first] = Table(sizes, first.device)
-    table.look(bucket)
+    table = _tables[bucket.param[0]] = table_of(bucket)
     work = Work(rule, bucket)
     if not work.clock:
         _count(rule, hyper, bucket, table)
@@ -78,12 +78,11 @@ class Table:
         count = len(sizes)
         blocks = [max(1, -(-size // BLOCK)) for size in sizes]  # an empty tensor has one too: its step is counted
         self.blocks = sum(blocks)
-        self.host = np.zeros(9 * count + (self.blocks + 1) // 2, np.int64)
-        self.columns = self.host[: 9 * count].reshape(9, count)
-        self.columns[6] = sizes
-        self.columns[7] = np.cumsum([0, *blocks[:-1]])
-        self.columns[8] = np.ones(count).view(np.int64)
-        owner = self.host[9 * count :].view(np.int32)
+        self.host = np.zeros(COLUMNS * count + (self.blocks + 1) // 2, np.int64)
+        self.columns = self.host[: COLUMNS * count].reshape(COLUMNS, count)
+        self.columns[FIRST] = np.cumsum([0, *blocks[:-1]])
+        self.columns[CORRECTION] = np.ones(count).view(np.int64)
+        owner = self.host[COLUMNS * count :].view(np.int32)
         owner[: self.blocks] = np.repeat(np.arange(count, dtype=np.int32), blocks)
         self._sent: tuple[bytes, int] = (b"", 0)
         self._there: tuple[Tensor, ...] = ()
@@ -92,15 +91,23 @@ class Table:
 
     def look(self, bucket: Bucket) -> None:
         """Note where a bucket's tensors are today. A counter on the host is none of the kernel's."""
-        for k, values in enumerate(bucket.lists()[:6]):
-            if values:
-                self.columns[k] = [x.data_ptr() for x in values]
+        for k, values in enumerate(bucket.lists()):
+            self.columns[k] = [x.data_ptr() for x in values] if values else 0
+        self.columns[SIZE] = self.sizes
+        if bucket.streams:
+            self.columns[RANDOM] = np.array(bucket.streams, np.uint64).view(np.int64)
 
     def on_device(self, capturable: bool) -> Tensor:
         """The table in device memory, for kernels on the current stream.
 
         What a kernel may still be reading is never overwritten: a table that changed is another tensor, from a
         staging buffer of its own, and one for another stream too.
+
+        A graph reads the table that a step before the capture sent, if all tensors are where they were: whoever
+        replays it after that step, which wrote the same parameters, does so after the copy that the step waited for.
+        Where a gradient moved (a graph that runs the backward pass too makes its own, at addresses that nobody knows
+        before) its replays bring the table themselves, in one copy from pinned memory. What a capture sends reaches
+        the device at a replay, if there is one, so nothing else may read it.
         """
         now = self.columns.tobytes()
         if self.device.type != "cuda":  # Triton's interpreter
@@ -108,34 +115,55 @@ class Table:
                 self._sent, self._there = (now, 0), (torch.from_numpy(self.host.copy()),)
                 self.sendings += 1
             return self._there[0]
+        if torch.cuda.is_current_stream_capturing():
+            kept = self._there if self._sent[0] == now else self._send(self._spare())
+            _REPLAYED.update((id(x), x) for x in kept)
+            return kept[0]
+        if capturable:
+            self.prepare()
         stream = torch._C._cuda_getCurrentRawStream(self.device.index)
-        capturing = torch.cuda.is_current_stream_capturing()
         if self._sent != (now, stream):
-            staging = self._staging(capturable, capturing)
-            staging.numpy()[:] = self.host
-            there = torch.empty(len(self.host), dtype=torch.int64, device=self.device)
-            there.copy_(staging, non_blocking=True)
-            self._sent, self._there = (now, stream), (there, staging)
-            self.sendings += 1
-        if capturing and not (_REPLAYED and _REPLAYED[-1] is self._there):
-            _REPLAYED.append(self._there)
+            self._there = self._send(self._pinned())
+            self._sent = (now, stream)
         return self._there[0]
 
-    def _staging(self, capturable: bool, capturing: bool) -> Tensor:
-        """A pinned buffer that no copy is reading: torch gives one back only after the copies from it."""
-        if capturing:
-            if not self._spares:
-                raise RuntimeError(
-                    "a CUDA graph is being captured, and where the tensors are can no longer be noted: take an "
-                    "optimizer step before the capture (warm-up), and one step in each graph"
-                )
-            return self._spares.pop()
-        while capturable and len(self._spares) < _SPARES:
-            self._spares.append(torch.empty(len(self.host), dtype=torch.int64, pin_memory=True))
+    def prepare(self) -> None:
+        """Have pinned buffers for captures to come, when none can be had."""
+        while len(self._spares) < _SPARES:
+            self._spares.append(self._pinned())
+
+    def _send(self, staging: Tensor) -> tuple[Tensor, Tensor]:
+        """A copy on the device, on its way there, and the buffer that it comes from and no other copy reads."""
+        staging.numpy()[:] = self.host
+        there = torch.empty(len(self.host), dtype=torch.int64, device=self.device)
+        there.copy_(staging, non_blocking=True)
+        self.sendings += 1
+        return there, staging
+
+    def _pinned(self) -> Tensor:
+        """A buffer for the host's side of a copy; torch gives one anew only after the copies from it."""
         return torch.empty(len(self.host), dtype=torch.int64, pin_memory=True)
+
+    def _spare(self) -> Tensor:
+        if not self._spares:
+            raise RuntimeError(
+                "a CUDA graph is being captured, and where the tensors are can no longer be noted: take an optimizer "
+                f"step before the capture (warm-up), and capture at most {_SPARES} steps until the next one outside"
+            )
+        return self._spares.pop()
 
 
 _tables: Any = WeakIdKeyDictionary()  # Table by a bucket's first parameter; its content is compared at every step
+
+
+def table_of(bucket: Bucket) -> Table:
+    """The table of the step before where it fits, with today's addresses. It is the caller's now."""
+    first, sizes = bucket.param[0], tuple(p.numel() for p in bucket.param)
+    table: Table | None = _tables.pop(first, None)
+    if table is None or table.sizes != sizes or table.device != first.device:
+        table = Table(sizes, first.device)
+    table.look(bucket)
+    return table
 
 
 class Work:
@@ -146,7 +174,8 @@ class Work:
         self.device, self.count, self.capturable = first.device, len(bucket.param), bucket.capturable
         self.clock = counter(bucket)
         self.rule = rule
-        self.counted_before = rule.bias_correction and self.clock is not None
+        self.stochastic = bool(bucket.streams)
+        self.counted_before = (rule.bias_correction or self.stochastic) and self.clock is not None
         widest = max(first.dtype, state, key=lambda dtype: dtype.itemsize)
         self.fixed = {
             "param": _type(first.dtype),
@@ -162,16 +191,18 @@ class Work:
             "decoupled": rule.weight_decay_mode in ("decoupled", "corrected"),
             "bias_correction": rule.bias_correction,
             "maximize": rule.maximize,
+            "stochastic": self.stochastic,
+            "compensated": bool(bucket.compensation),
             "block": BLOCK,
             "piece": BLOCK // 4,
-            "num_warps": WARPS,
             "enable_fp_fusion": False,  # every rounding is the CPU kernel's
+            "sanitize_overflow": False,  # random words wrap around, under TRITON_DEBUG too
         }
 
     def launch(
         self, hyper: Hyper, table: Table, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
     ) -> None:
-        """One launch on the current stream; two where [4] needs steps that are counted on the device."""
+        """One launch on the current stream; two where [4] or random bits need steps that the device counts."""
         device = self.device
         if device.type == "cuda" and torch.cuda.current_device() != device.index:
             with torch.cuda.device(device):
@@ -202,9 +233,21 @@ class Work:
             lr_at,
             grad_scale,
             found_inf,
+            hyper.cap,
+            hyper.carried(),
             **self.fixed,
+            **self.bounded(hyper.max_update is not None),
         )
         return None
+
+    def bounded(self, capped: bool) -> dict[str, Any]:
+        """What of a launch depends on whether max_update is given.
+
+        Twice the warps where each element needs more registers (up to 184 for 16 of them): then 16 warps are on a
+        multiprocessor, of one block, as of two blocks else.
+        """
+        many = self.stochastic or self.fixed["compensated"] or (capped and self.rule.centered)
+        return {"capped": capped, "num_warps": 2 * WARPS if many else WARPS}
 
 
 def counter(bucket: Bucket) -> torch.dtype | None:
@@ -214,10 +257,13 @@ def counter(bucket: Bucket) -> torch.dtype | None:
 
 
 def _count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
-    """step ← step + 1 on the host, and [4] 1 − αᵗ from it."""
+    """step ← step + 1 on the host, and from it [4] 1 − αᵗ and the keys of random bits."""
     torch._foreach_add_(bucket.step, torch.tensor(1.0), alpha=1.0)
     if rule.bias_correction:
-        table.columns[8] = np.array([1 - hyper.alpha ** t.item() for t in bucket.step]).view(np.int64)
+        table.columns[CORRECTION] = np.array([1 - hyper.alpha ** t.item() for t in bucket.step]).view(np.int64)
+    if bucket.streams:
+        keys = [rounding.keys(own, int(t)) for own, t in zip(bucket.streams, bucket.step, strict=True)]
+        table.columns[RANDOM] = np.array([a | b << 32 for a, b in keys], np.uint64).view(np.int64)
 
 
 def _learning_rate(lr: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
@@ -289,7 +335,9 @@ def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:
         return f"the parameters are {family.__name__}, a subclass of Tensor whose memory means something else"
     if dtype not in _NAMES:
         return f"the parameters are {dtype}, and it takes {', '.join(_NAMES.values())}"
-    for name, values in zip(("parameters", "gradients", *("slots",) * 4), bucket.tensors(), strict=True):
+    for name, values in zip(
+        ("parameters", "gradients", *("slots",) * 3, "remainders"), bucket.tensors(), strict=True
+    ):
         for x in values:
             if x.layout != torch.strided:
                 return f"the {name} are {x.layout}, and it takes dense tensors"
@@ -297,6 +345,8 @@ def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:
                 return f"the {name} are not all plain tensors on {device}"
     if any(g.dtype != dtype for g in bucket.grad):
         return f"some gradients are not {dtype} as their parameters are"
+    if any(c.dtype != dtype for c in bucket.compensation):
+        return f"some remainders of compensation=True are not {dtype} as their parameters are"
     return _refuse_steps(bucket, device) or refuse_slots(rule, bucket) or refuse_memory(bucket)
 
 

@@ -11,10 +11,12 @@ block: whose it is. `kernels/triton.py` makes it.
 import triton
 import triton.language as tl
 
-# Columns of the table: six addresses, then the number of elements (-1: no gradient today), the first block, and
-# [4] 1 − αᵗ as the bits of a float64, where the host counts.
-PARAM, GRAD, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STEP, SIZE, FIRST, CORRECTION = map(tl.constexpr, range(9))
-COLUMNS = tl.constexpr(9)
+# Columns of the table: seven addresses, then the number of elements (-1: no gradient today), the first block, [4] 1 − αᵗ
+# as the bits of a float64, where the host counts, and what random bits follow from: the two keys of this step where the
+# host counts, else the parameter's stream.
+PARAM, GRAD, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STEP, COMPENSATION = map(tl.constexpr, range(7))
+SIZE, FIRST, CORRECTION, RANDOM = map(tl.constexpr, range(7, 11))
+COLUMNS = tl.constexpr(11)
 
 # The interpreter truncates on the way to bfloat16 and misreads its subnormals: there, and only there, by hand.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
@@ -33,8 +35,7 @@ def _places(address, kept: tl.constexpr, offset, at, vector: tl.constexpr):
 def _load(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, arithmetic: tl.constexpr):
     """A block of numbers, widened to the arithmetic's dtype."""
     if INTERPRETED and kept == tl.bfloat16:
-        bits = tl.load(_places(address, tl.int16, offset, at, vector), mask=mask)
-        return (bits.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(arithmetic)
+        return _widen(tl.load(_places(address, tl.int16, offset, at, vector), mask=mask), kept, arithmetic)
     else:
         return tl.load(_places(address, kept, offset, at, vector), mask=mask).to(arithmetic)
 
@@ -43,12 +44,89 @@ def _load(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, a
 def _store(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, x):
     """Write a block of numbers, rounded once to nearest even."""
     if INTERPRETED and kept == tl.bfloat16:
-        u = x.to(tl.int32, bitcast=True)
-        rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
-        half = tl.where(x != x, (u >> 16) | 0x40, rounded).to(tl.int16)
-        tl.store(_places(address, tl.int16, offset, at, vector), half, mask=mask)
+        tl.store(_places(address, tl.int16, offset, at, vector), _narrow(x, kept), mask=mask)
     else:
         tl.store(_places(address, kept, offset, at, vector), x.to(kept), mask=mask)
+
+
+@triton.jit
+def _put(address, offset, at, mask, vector: tl.constexpr, x):
+    """Write a block as it is."""
+    tl.store(_places(address, x.dtype, offset, at, vector), x, mask=mask)
+
+
+@triton.jit
+def _narrow(x, kept: tl.constexpr):
+    """A number as it is kept, rounded once to nearest even."""
+    if INTERPRETED and kept == tl.bfloat16:
+        u = x.to(tl.int32, bitcast=True)
+        rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
+        return tl.where(x != x, (u >> 16) | 0x40, rounded).to(tl.int16)
+    else:
+        return x.to(kept)
+
+
+@triton.jit
+def _widen(x, kept: tl.constexpr, arithmetic: tl.constexpr):
+    """A number that is kept in that dtype, in the arithmetic's."""
+    if INTERPRETED and kept == tl.bfloat16:
+        return (x.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(arithmetic)
+    else:
+        return x.to(arithmetic)
+
+
+@triton.jit
+def _mix(x, key):
+    """A word made random. Source: the finalizer `lowbias32` of C. Wellons, with a second key added in its middle."""
+    x = x ^ (x >> 16)
+    x = x * 0x7FEB352D
+    x = x ^ (x >> 15)
+    x = x + key
+    x = x * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _keys(row, count, clock: tl.constexpr):
+    """What the random words of this step follow from: as the host worked it out, or from a step counter on the device."""
+    own = tl.load(row + RANDOM * count)
+    low, high = own.to(tl.uint32), (own >> 32).to(tl.uint32)
+    if clock is None:
+        return low, high
+    else:
+        t = tl.load(tl.load(row + STEP * count).to(tl.pointer_type(clock))).to(tl.int64).to(tl.uint32)
+        first = _mix(low + t * 0x9E3779B9, 0)
+        return first, _mix(high ^ first, 0)
+
+
+@triton.jit
+def _at_random(x, random, kept: tl.constexpr):
+    """The bits of one of x's two neighbours in half precision, the larger with the probability of the part dropped.
+
+    The bits without room are added to as many random ones, and the carry decides. NaN and infinity stay.
+    """
+    signed = x.to(tl.uint32, bitcast=True)
+    u = signed & 0x7FFFFFFF
+    if kept == tl.bfloat16:
+        h = (u + (random & 0xFFFF)) >> 16
+        special = tl.where(u > 0x7F800000, (u >> 16) | 0x40, 0x7F80)
+    else:
+        normal = ((u + (random & 0x1FFF)) >> 13) - ((127 - 15) << 10)
+        # below 2⁻¹⁴ neighbours lie 2⁻²⁴ apart: the smaller the number, the more bits have no room
+        exponent = (u >> 23).to(tl.int32)
+        dropped = tl.minimum(tl.maximum(126 - exponent, 14), 31).to(tl.uint32)
+        room = (tl.full(x.shape, 1, tl.uint32) << dropped) - 1
+        units = (((u & 0x7FFFFF) | 0x800000) + (random & room)) >> dropped
+        h = tl.where(exponent < 113, tl.where(exponent < 95, 0, units), tl.minimum(normal, 0x7C00))
+        special = tl.where(u > 0x7F800000, 0x7E00, 0x7C00)
+    return (tl.where(u >= 0x7F800000, special, h) | (signed >> 16 & 0x8000)).to(tl.int16)
+
+
+@triton.jit
+def _within(x, bound):
+    """Each element within ±bound; NaN stays."""
+    x = tl.where(x > bound, bound, x)
+    return tl.where(x < -bound, -bound, x)
 
 
 @triton.jit
@@ -95,7 +173,11 @@ def _lines(
     eps,
     mu,
     wd,
+    cap,
+    carried,
     correction,
+    first,  # keys of the random words
+    second,
     param: tl.constexpr,
     state: tl.constexpr,
     arithmetic: tl.constexpr,
@@ -106,10 +188,13 @@ def _lines(
     lr_in_buffer: tl.constexpr,
     decoupled: tl.constexpr,
     bias_correction: tl.constexpr,
+    capped: tl.constexpr,
+    stochastic: tl.constexpr,
+    compensated: tl.constexpr,
     block: tl.constexpr,
     vector: tl.constexpr,  # elements that may be read at once; 1: some of the block's may be missing
 ):
-    """One block of one tensor. Mutates: parameter and slots. Never the gradient."""
+    """One block of one tensor. Mutates: parameter, slots and remainder. Never the gradient."""
     at = tl.arange(0, block)
     p_at, g_at, v_at = tl.load(row + PARAM * count), tl.load(row + GRAD * count), tl.load(row + SQUARE_AVG * count)
     m_at, b_at = tl.load(row + GRAD_AVG * count), tl.load(row + MOMENTUM_BUFFER * count)
@@ -122,20 +207,32 @@ def _lines(
         m = _load(m_at, offset, at, mask, vector, state, arithmetic)
     if momentum:
         b = _load(b_at, offset, at, mask, vector, state, arithmetic)
+    if compensated:
+        c_at = tl.load(row + COMPENSATION * count)
+        scale_of_rest: tl.constexpr = 2048.0 if param == tl.float16 else 1.0  # csrc/types.h kRestScale
+        p = p + _load(c_at, offset, at, mask, vector, param, arithmetic) * (1 / scale_of_rest)
     # [1] decay
     if decoupled:
         p = p * tl.cast(1 - lr * wd, arithmetic)
     else:
         g = tl.where(wd != 0, g + tl.cast(wd, arithmetic) * p, g)
     # [2] second moment
+    before, entering = v, g
     v = tl.cast(alpha, arithmetic) * v + tl.cast(beta, arithmetic) * g * g
+    if capped:
+        # a spike at most doubles it; 0 has no double, and an infinite gradient is none
+        spike = (v > 2 * before) & (before > 0) & (tl.abs(g) < float("inf"))
+        v = tl.where(spike, 2 * before, v)
+        if centered:
+            largest = tl.cast(carried, arithmetic) * _sqrt(before)
+            entering = tl.where(spike, tl.where(g < 0, -largest, largest), g)
     _store(v_at, offset, at, mask, vector, state, v)
     # [4] bias
     unbias = tl.cast(1 / correction, arithmetic)
     w = v * unbias if bias_correction else v
     if centered:
         # [3] first moment
-        m = tl.cast(alpha, arithmetic) * m + tl.cast(beta, arithmetic) * g
+        m = tl.cast(alpha, arithmetic) * m + tl.cast(beta, arithmetic) * entering
         _store(m_at, offset, at, mask, vector, state, m)
         # [4] bias
         m = m * unbias if bias_correction else m
@@ -155,6 +252,8 @@ def _lines(
         d = _sqrt(w) + e
     # [7] direction: 0/0 is 0
     u = _divide(g, tl.where((g == 0) & (d == 0), 1.0, d))
+    if capped:
+        u = _within(u, tl.cast(cap, arithmetic))
     if momentum:
         # [8] momentum
         if lr_in_buffer:
@@ -162,9 +261,22 @@ def _lines(
         b = tl.cast(mu, arithmetic) * b + u
         _store(b_at, offset, at, mask, vector, state, b)
         u = u + tl.cast(mu, arithmetic) * b if nesterov else b
+        if capped:
+            u = _within(u, tl.cast(cap * lr if lr_in_buffer else cap, arithmetic))
     # [9] parameter
     p = p - u if momentum and lr_in_buffer else p - tl.cast(lr, arithmetic) * u
-    _store(p_at, offset, at, mask, vector, param, p)
+    if stochastic:
+        random = _mix((offset.to(tl.uint32) + at.to(tl.uint32)) * 0x9E3779B1 ^ first, second)
+    if compensated:
+        near = _narrow(p, param)
+        _put(p_at, offset, at, mask, vector, near)
+        rest = (p - _widen(near, param, arithmetic)) * scale_of_rest
+        rest = tl.where(tl.abs(rest) < float("inf"), rest, 0.0)  # beside an infinite or NaN parameter
+        _put(c_at, offset, at, mask, vector, _at_random(rest, random, param) if stochastic else _narrow(rest, param))
+    elif stochastic:
+        _put(p_at, offset, at, mask, vector, _at_random(p, random, param))
+    else:
+        _store(p_at, offset, at, mask, vector, param, p)
 
 
 @triton.jit(do_not_specialize=["count"])
@@ -181,6 +293,8 @@ def advance(
     lr_at,  # address of the learning rate instead, or None
     grad_scale,  # address of the loss scale, or None
     found_inf,  # address of a number: if it is not 0, nothing is written and no step is counted; or None
+    cap: "fp64",  # max_update, and the largest |g|/√v that enters [3] then; read if capped
+    carried: "fp64",
     param: tl.constexpr,
     state: tl.constexpr,
     widest: tl.constexpr,  # of the two: 16 bytes of it are read at once, and as many elements of the other, since
@@ -195,13 +309,17 @@ def advance(
     decoupled: tl.constexpr,
     bias_correction: tl.constexpr,
     maximize: tl.constexpr,
+    capped: tl.constexpr,
+    stochastic: tl.constexpr,  # half precision is rounded by random bits: the remainder, where one is kept
+    compensated: tl.constexpr,  # what the rounding of the parameter leaves over is kept
     block: tl.constexpr,
     piece: tl.constexpr,  # of a block that is not full, or not aligned
 ):
     """One program advances one block of one tensor by one RMSprop step, in place.
 
     Equation: spec.py, lines [1]-[9].
-    Mutates:  parameters and slots; step counters on the device, unless [4] had them counted before. Never gradients.
+    Mutates:  parameters, slots and remainders; step counters on the device, unless they were counted before, since
+        all programs of a tensor read the same count. Never gradients.
     """
     owner = tl.load((table + COLUMNS * count).to(tl.pointer_type(tl.int32)) + tl.program_id(0))
     row = table + owner
@@ -219,19 +337,24 @@ def advance(
         correction = tl.cast(1.0, tl.float64)
         if bias_correction:
             correction = _correction(row, count, log_alpha, clock)
-        elif clock is not None:
+        first, second = 0, 0
+        if stochastic:
+            first, second = _keys(row, count, clock)
+        if clock is not None and not (bias_correction or stochastic):
             if number == 0:
                 t = tl.load(row + STEP * count).to(tl.pointer_type(clock))
                 tl.store(t, tl.load(t) + 1)
         together = tl.load(row + PARAM * count) | tl.load(row + GRAD * count) | tl.load(row + SQUARE_AVG * count)
         together |= tl.load(row + GRAD_AVG * count) | tl.load(row + MOMENTUM_BUFFER * count)
+        if compensated:
+            together |= tl.load(row + COMPENSATION * count)
         offset = number * block
         left = size - offset
         if (left >= block) & (together % 16 == 0):
             _lines(
-                row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, correction,
-                param, state, arithmetic, eps_mode, centered, momentum, nesterov, lr_in_buffer, decoupled,
-                bias_correction, block, 16 // (widest.primitive_bitwidth // 8),
+                row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, cap, carried, correction,
+                first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov, lr_in_buffer,
+                decoupled, bias_correction, capped, stochastic, compensated, block, 16 // (widest.primitive_bitwidth // 8),
             )  # fmt: skip
         else:
             # in pieces of another shape: Triton lays out loads of one shape alike, and would hold these to 16 bytes
@@ -239,20 +362,18 @@ def advance(
             end = tl.minimum(left, block).to(tl.int32)
             while begin < end:
                 _lines(
-                    row, count, offset + begin, left - begin, scale, lr, alpha, beta, eps, mu, wd, correction,
-                    param, state, arithmetic, eps_mode, centered, momentum, nesterov, lr_in_buffer, decoupled,
-                    bias_correction, piece, 1,
+                    row, count, offset + begin, left - begin, scale, lr, alpha, beta, eps, mu, wd, cap, carried, correction,
+                    first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov, lr_in_buffer,
+                    decoupled, bias_correction, capped, stochastic, compensated, piece, 1,
                 )  # fmt: skip
                 begin += piece
 
 
 @triton.jit(do_not_specialize=["count"])
 def count_steps(table, count, found_inf, clock: tl.constexpr, block: tl.constexpr):
-    """Count the step of every tensor with a gradient, on the device, before [4] reads it in many programs at once."""
+    """Count the step of every tensor with a gradient, on the device, before many programs at once read it."""
     i = tl.program_id(0) * block + tl.arange(0, block)
-    live = i < count
+    live = i < (count if found_inf is None else tl.where(tl.load(found_inf) == 0, count, 0))
     live = live & (tl.load(table + SIZE * count + i, mask=live, other=-1) >= 0)
-    if found_inf is not None:
-        live = live & (tl.load(found_inf) == 0)
     t = tl.load(table + STEP * count + i, mask=live, other=0).to(tl.pointer_type(clock))
     tl.store(t, tl.load(t, mask=live, other=0.0) + 1, mask=live)

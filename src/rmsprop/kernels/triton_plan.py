@@ -16,7 +16,7 @@ from rmsprop.kernels import cpu, native, triton
 from rmsprop.kernels.plan import GRADIENTS, NUMBERS, Plan, Scaling, Settings
 from rmsprop.spec import Hyper, Rule
 
-_NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "size")
+_NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation", "size")
 _MOVED = 0  # Again, in csrc/plan.h
 
 
@@ -24,25 +24,29 @@ class _Lists:
     """A bucket as both kernels take it: native.Work's arrays are the columns of a triton.Table."""
 
     def __init__(self, rule: Rule, bucket: Bucket) -> None:
-        self.table = triton.Table(tuple(p.numel() for p in bucket.param), bucket.param[0].device)
-        self.table.look(bucket)
+        self.table = triton.table_of(bucket)  # that of the step before is on the device already
+        self.first = bucket.param[0]
         self.launched = triton.Work(rule, bucket)
+        if bucket.capturable and self.table.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
+            self.table.prepare()
         own = cpu.Lists(rule, bucket)
         self._own = own  # its scratch arrays
         columns = self.table.columns
         for name, column in zip(_NAMES, columns, strict=False):
             if name == "size" or name in own.address:
                 setattr(own.work, name, column.ctypes.data)
-        own.work.correction = columns[8].ctypes.data
+        own.work.correction = columns[triton.CORRECTION].ctypes.data
+        if self.launched.clock is None:
+            own.work.key = columns[triton.RANDOM].ctypes.data
         self.work = own.work
-        self.size = columns[6]
+        self.size = columns[triton.SIZE]
         # the same counters, of tensors without elements: the CPU kernel then counts steps and does nothing else
         self.counted = native.Work.from_buffer_copy(own.work)
-        self._no_elements = np.zeros(len(columns[6]), np.int64)
+        self._no_elements = np.zeros(len(self.size), np.int64)
         self.counted.size = self._no_elements.ctypes.data
 
     def count(self, loaded: native.Native, alpha: float) -> None:
-        """Count the steps on the host, and work out [4] 1 − αᵗ, for tensors that have a gradient."""
+        """Count the steps on the host, and work out [4] 1 − αᵗ and the keys, for tensors that have a gradient."""
         np.minimum(self.size, 0, out=self._no_elements)
         self.counted.alpha = alpha
         loaded.step(ctypes.byref(self.counted), 1, 0.0, None, 0)
@@ -70,7 +74,7 @@ class DevicePlan(Plan):
             return False
         if any(lists.launched.clock is None for lists in self._held[0]) and (
             scaling is not None
-            or guard is not None
+            or (guard is not None and guard.mode == "skip")
             or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
         ):
             return False  # steps counted on the host: the long way says what that does not go with
@@ -82,12 +86,14 @@ class DevicePlan(Plan):
             if (hyper.momentum != 0) is not known.momentum or self._settings(group) != known.settings:
                 return False
             hypers += [hyper] * len(known.works)
-        if any(p.grad is not None and p.grad.is_neg() for p in self._singles):
+        if self._negated():
             return False
+        if any(lists.first.device != lists.table.device for lists in self._held[0]):
+            return False  # the look in C tells a GPU from a CPU, but not from another GPU
         self._busy = True
         try:
-            gradients = list(map(GRADIENTS, self._params))
-            if self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
+            gradients = self._shards.gradients(list(map(GRADIENTS, self._params)))
+            if gradients is None or self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
                 return False
             grad_scale, found_inf = scaling or (None, None)
             if guard is not None and scaling is None:

@@ -1,0 +1,127 @@
+"""The step of a sharded model: its time in each process, against the number of processes, at constant model.
+
+    python bench/distributed.py [rounds]
+
+Every parameter is a DTensor, cut over its first axis as fully_shard cuts it; gradients are given, so only `step()` is
+timed. Processes begin each step together (a barrier), run one thread each, and the contestants take turns. A round
+counts as long as its slowest process took: by the clock ("wall"), and of its core ("cpu"), which leaves out the
+waiting for a core where there are more processes than cores. Medians in microseconds go to
+bench/results/distributed.json, from which docs/build.py makes the figure and the table of docs/distributed.md.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from rmsprop import RMSprop, bench
+
+HERE = Path(__file__).parent
+WORLDS = (1, 2, 4)
+MODELS = ("500x16", "mobilenet", "resnet50")
+LOOP, FOREACH = "torch, for-loop", "torch, foreach"
+
+
+def contestants(case: str) -> dict[str, Callable[[], Any]]:
+    """Steps over the case's parameters, cut over all processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    classes: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        bench.OURS: lambda params: RMSprop(params, lr=1e-6, backend="cpu"),
+        LOOP: lambda params: torch.optim.RMSprop(params, lr=1e-6, foreach=False),
+        FOREACH: lambda params: torch.optim.RMSprop(params, lr=1e-6, foreach=True),
+    }
+    made: dict[str, Callable[[], Any]] = {}
+    for name, make in classes.items():
+        torch.manual_seed(0)
+        params = []
+        for shape in bench.CASES[case]():
+            whole = torch.randn(shape)
+            params.append(torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)))
+            params[-1].grad = torch.ones_like(params[-1]) * 1e-3
+        made[name] = make(params).step
+    return made
+
+
+def work(rank: int, world: int, folder: Path, rounds: int) -> None:
+    """Be one of the processes, and leave the times of all rounds in the folder."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=world)
+    found: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for case in MODELS:
+        steps = contestants(case)
+        for step in steps.values():
+            step()
+            step()  # state exists, and a plan
+        times: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in steps}
+        for _ in range(rounds):
+            for name, step in steps.items():
+                dist.barrier()
+                begun = time.perf_counter(), time.thread_time()
+                step()
+                ended = time.perf_counter(), time.thread_time()
+                for clock, begin, end in zip(("wall", "cpu"), begun, ended, strict=True):
+                    times[name][clock].append((end - begin) * 1e6)
+        found[case] = times
+    (folder / f"{rank}.json").write_text(json.dumps(found), encoding="utf-8")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def measure(world: int, rounds: int) -> dict[str, dict[str, dict[str, list[float]]]]:
+    """By case, contestant and clock, how long each round took its slowest process."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        command = [sys.executable, __file__, "--process", str(world), name, str(rounds)]
+        started = [subprocess.Popen([*command, str(rank)]) for rank in range(world)]
+        if any(process.wait() for process in started):
+            raise SystemExit(f"a process of {world} failed")
+        parts = [json.loads((folder / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(world)]
+
+    def slowest(*path: str) -> list[float]:
+        case, name, clock = path
+        return [max(times) for times in zip(*(part[case][name][clock] for part in parts), strict=True)]
+
+    return {
+        case: {name: {clock: slowest(case, name, clock) for clock in clocks} for name, clocks in times.items()}
+        for case, times in parts[0].items()
+    }
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median, and the first and last tenth."""
+    tenths = statistics.quantiles(values, n=10)
+    return {"median": round(statistics.median(values), 1), "p10": round(tenths[0], 1), "p90": round(tenths[-1], 1)}
+
+
+def main(rounds: int) -> None:
+    """Measure, print and write."""
+    rows = []
+    for world in WORLDS:
+        for case, times in measure(world, rounds).items():
+            elements = sum(torch.Size(shape).numel() for shape in bench.CASES[case]())
+            for name, clocks in times.items():
+                row = {"case": case, "tensors": len(bench.CASES[case]()), "elements": elements, "world": world}
+                rows.append({**row, "name": name, **{clock: spread(values) for clock, values in clocks.items()}})
+            shown = "  ".join(f"{name} {spread(clocks['cpu'])['median']:10.0f}" for name, clocks in times.items())
+            print(f"{world} processes  {case:10}  {shown}", flush=True)
+    found = {"machine": bench.machine(), "cores": os.cpu_count(), "unit": "microseconds", "rounds": rounds}
+    bench.save({**found, "results": rows}, HERE / "results" / "distributed.json")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--process"]:
+        work(int(sys.argv[5]), int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main(int(sys.argv[1]) if len(sys.argv) > 1 else 30)

@@ -1,0 +1,262 @@
+"""Parameters that are spread over processes: torch's DTensor, of FSDP2, tensor and expert parallelism.
+
+RMSprop is element-wise: each process steps the part that it holds, its shard, and nothing is sent. So where tensors
+are worked on, a DTensor is replaced by its shard, a plain tensor in the same memory. The state itself stays DTensor,
+of the parameter's global shape, mesh and placements, as distributed checkpoints need it.
+
+Two things need more than the shard: a gradient that is not summed over the processes yet (Partial, as layer norms
+have it under SequenceParallel), and norms. torch.distributed is imported only where a DTensor was met.
+"""
+
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from operator import attrgetter, is_
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmsprop.bucket import Bucket
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "compensation")
+
+
+def is_spread(tensor: object) -> bool:
+    """Whether it is a DTensor. There is none before torch.distributed.tensor was imported."""
+    if type(tensor) in _PLAIN:
+        return False
+    loaded = sys.modules.get("torch.distributed.tensor")
+    return loaded is not None and isinstance(tensor, loaded.DTensor)
+
+
+def shard(tensor: Any) -> Any:
+    """This process's part of a DTensor, in the same memory; anything else itself."""
+    if not is_spread(tensor):
+        return tensor
+    held = tensor._local_tensor  # to_local() makes a new view each time
+    return held.wait() if type(held) not in _PLAIN and hasattr(held, "wait") else held  # AsyncCollectiveTensor
+
+
+def shard_of_gradient(param: Tensor) -> Tensor | None:
+    """This process's part of the parameter's gradient, where it can be told without asking another."""
+    grad = param.grad
+    return None if grad is None or _differ(param, grad) else shard(grad)
+
+
+def spread_alike(a: Any, b: Any) -> bool:
+    """Whether two DTensors have the same mesh and placements."""
+    return a._spec is b._spec or bool(a.device_mesh == b.device_mesh and a.placements == b.placements)
+
+
+def localized(bucket: Bucket) -> Bucket:
+    """The bucket with the shard in the place of every DTensor: a mixed group is one bucket of plain tensors.
+
+    A gradient of other placements than its parameter's is brought into them first, as torch's own operators would:
+    there processes talk. Where autograd records the step, or a compiler traces it, DTensors stay as they are.
+
+    Mutates: the bucket's lists. Never the tensors.
+    Raises: RuntimeError where parameter, gradient and state are not spread alike.
+    """
+    if "torch.distributed.tensor" not in sys.modules or bucket.differentiable or torch.compiler.is_compiling():
+        return bucket
+    whole: dict[int, Tensor] = {}
+    for i, p in enumerate(bucket.param):
+        if type(p) in _PLAIN and all(type(values[i]) in _PLAIN for values in bucket.tensors()[1:] if values):
+            continue
+        _check(bucket, i, p)
+        if not is_spread(p):
+            continue
+        bucket.param[i] = shard(p)
+        whole[id(bucket.param[i])] = p
+        if bucket.grad:
+            bucket.grad[i] = spread_as(p, bucket.grad[i])
+        for values in bucket.tensors()[2:]:
+            if values:
+                values[i] = shard(values[i])
+    bucket.whole = whole
+    return bucket
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether one of two tensors is a DTensor and the other is not one that is spread alike."""
+    return is_spread(a) != is_spread(b) or (is_spread(a) and not spread_alike(a, b))
+
+
+def spread_as(param: Any, x: Any) -> Tensor:
+    """This process's part of a DTensor when it is spread as the parameter is. Processes talk where it is not."""
+    own: Tensor = shard(x if spread_alike(x, param) else x.redistribute(param.device_mesh, param.placements))
+    return own
+
+
+def _check(bucket: Bucket, i: int, param: Any) -> None:
+    """Raise where a parameter cannot be stepped shard by shard."""
+    shape = tuple(param.shape)
+    if is_spread(param) and any(placement.is_partial() for placement in param.placements):
+        raise RuntimeError(
+            f"the parameter of shape {shape} is a DTensor of placements {param.placements}: each process holds a "
+            "term of a sum, and a step of the terms is no step of the sum; redistribute it to Replicate or Shard"
+        )
+    for name, values in zip(("gradient", *_SLOTS), bucket.tensors()[1:], strict=True):
+        if not values:
+            continue
+        x: Any = values[i]
+        if is_spread(x) != is_spread(param):
+            kinds = ["a DTensor" if is_spread(y) else f"a {type(y).__name__}" for y in (x, param)]
+            raise RuntimeError(
+                f"the {name} of the parameter of shape {shape} is {kinds[0]} and the parameter {kinds[1]}; "
+                + _alike(name)
+            )
+        if name != "gradient" and is_spread(x) and not spread_alike(x, param):
+            raise RuntimeError(
+                f"the {name} of the parameter of shape {shape} is spread as {x.placements} over {x.device_mesh} and "
+                f"the parameter as {param.placements} over {param.device_mesh}; {_alike(name)}"
+            )
+
+
+def _alike(name: str) -> str:
+    if name == "gradient":
+        return "give it a gradient of its own kind, such as backward() makes"
+    return "load the state again, or delete it from optimizer.state to begin afresh"
+
+
+def written(bucket: Bucket) -> None:
+    """Tell autograd that the DTensors were written whose shards a backend has stepped.
+
+    Without it a backward pass through values from before the step would be silently wrong.
+    """
+    if bucket.whole:
+        torch.autograd.graph.increment_version([p for p in bucket.whole.values() if not p.is_inference()])
+
+
+def norms(bucket: Bucket) -> list[Tensor]:
+    """‖g‖ of every gradient, over all of its elements, wherever they are.
+
+    Processes talk once for all gradients that are sharded alike; the sum is in float64.
+
+    Raises: RuntimeError for a shard of FSDP1, whose other processes are not known here.
+    """
+    found = [torch.linalg.vector_norm(g) for g in bucket.grad]
+    alike: dict[Any, list[int]] = {}
+    for i, p in enumerate(bucket.param):
+        if getattr(p, "_fsdp_flattened", False):
+            raise RuntimeError(
+                "clip_norm and clip_global_norm cannot see the other shards of FullyShardedDataParallel (FSDP1): "
+                "call model.clip_grad_norm_(...) before step() instead, or shard with fully_shard (FSDP2), whose "
+                "norms are taken over all processes"
+            )
+        owner: Any = bucket.whole.get(id(p))
+        axes = () if owner is None else tuple(k for k, x in enumerate(owner.placements) if not x.is_replicate())
+        if axes:
+            alike.setdefault((owner.device_mesh, axes), []).append(i)
+    for (mesh, axes), places in alike.items():
+        squares = torch.stack([found[i] for i in places]).to(mesh.device_type, torch.float64).square()
+        for axis in axes:
+            torch.distributed.all_reduce(squares, group=mesh.get_group(axis))
+        for i, norm in zip(places, squares.sqrt(), strict=True):
+            found[i] = norm.to(found[i].device, found[i].dtype)
+    return found
+
+
+def groups(params: Iterable[Any]) -> list[tuple[Any, str]]:
+    """The groups of processes, one for each axis of a mesh, that hold shards of one of these parameters together.
+
+    Returns: each with the kind of device on which its processes talk.
+    """
+    meshes = dict.fromkeys(p.device_mesh for p in params if is_spread(p))
+    return [(mesh.get_group(axis), mesh.device_type) for mesh in meshes for axis in range(mesh.ndim)]
+
+
+def part_for(param: Any, value: Any) -> Tensor:
+    """What this process holds of the value when it is spread as the parameter is; perhaps in the value's memory.
+
+    Args:
+        value: a DTensor, or a plain tensor that holds all of it, alike on every process. Processes talk only for a
+            DTensor that is spread in another way.
+    """
+    if is_spread(value):
+        return spread_as(param, value)
+    if not is_spread(param):
+        return value  # type: ignore[no-any-return]
+    from torch.distributed.tensor import distribute_tensor
+
+    value = value.to(param.device_mesh.device_type)
+    own: Tensor = shard(distribute_tensor(value, param.device_mesh, param.placements, src_data_rank=None))
+    return own
+
+
+class Watch:
+    """The DTensors among a plan's tensors: whether they hold the same shards as when the plan was made.
+
+    It holds a reference to every object whose identity it relies on. No process waits for another: a gradient that is
+    not spread as its parameter is sends the step the long way.
+    """
+
+    def __init__(self, params: Sequence[Tensor], state: Mapping[Any, Mapping[str, Any]]) -> None:
+        self._places = [i for i, p in enumerate(params) if is_spread(p)]
+        self._params: list[Any] = [params[i] for i in self._places]
+        self._shards = [p._local_tensor for p in self._params]
+        self._specs = [p._spec for p in self._params]
+        self._known: list[Any] = self._specs  # of the gradients: most share the parameter's
+        kept = [(state[p], name) for p in self._params for name in state.get(p, ())]
+        self._entries: list[Any] = [entry for entry, _ in kept]
+        self._names = [name for _, name in kept]
+        self._slots = [entry[name] for entry, name in kept]
+        self._spread = [x for x in self._slots if is_spread(x)]
+        self._spread_shards = [x._local_tensor for x in self._spread]
+        # what stands in the place of the state's entries: the same slots as shards, by the same names
+        self._mirrors = {
+            own: {name: shard(x) for name, x in state.get(p, {}).items()}
+            for p, own in zip(self._params, self._shards, strict=True)
+        }
+
+    def stepped(self, bucket: Bucket) -> Bucket:
+        """The bucket as it is stepped, with shards; as it is where something is not spread as its parameter is."""
+        beside = [
+            x for values in bucket.tensors()[1:] for p, x in zip(bucket.param, values, strict=False) if _differ(p, x)
+        ]
+        return bucket if beside else localized(bucket)
+
+    def entries(self, state: Mapping[Any, Any]) -> Mapping[Any, Any]:
+        """The state's entries, by the tensors that are stepped."""
+        return {**state, **self._mirrors} if self._places else state
+
+    def gradients(self, found: list[Any]) -> list[Any] | None:
+        """The gradients with the shard in the place of every DTensor; None where something moved.
+
+        Args:
+            found: of every parameter of every group in order; of the parameter without one, None.
+        """
+        if not self._places:
+            return found
+        if not _same(map(_SHARD, self._params), self._shards) or not _same(map(_SPEC, self._params), self._specs):
+            return None
+        if not _same(map(_GET, self._entries, self._names), self._slots):
+            return None
+        if not _same(map(_SHARD, self._spread), self._spread_shards):
+            return None
+        given = list(map(found.__getitem__, self._places))
+        specs = list(map(_kind, given))
+        if not _same(specs, self._known):
+            for param, grad in zip(self._params, given, strict=True):
+                if grad is not None and not (is_spread(grad) and spread_alike(grad, param)):
+                    return None
+            self._known = specs
+        for i, grad in zip(self._places, given, strict=True):
+            found[i] = None if grad is None else grad._local_tensor
+        return found
+
+
+def _kind(grad: Any) -> Any:
+    """The object that says how a gradient is spread; of any other the type, and of None that of None."""
+    return getattr(grad, "_spec", None) or type(grad)
+
+
+_SHARD = attrgetter("_local_tensor")
+_SPEC = attrgetter("_spec")
+_GET: Any = dict.get
+
+
+def _same(found: Iterable[Any], known: Iterable[Any]) -> bool:
+    """Whether they are the same objects, one by one."""
+    return all(map(is_, found, known))
