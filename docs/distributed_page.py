@@ -20,7 +20,7 @@ LOOKS: Mapping[str, Mapping[str, Any]] = {
 }
 TITLES = {"500x16": "500 tensors of 16", "mobilenet": "MobileNetV3-L", "resnet50": "ResNet-50"}
 ALT = (
-    "Step time against 1, 2 and 4 processes for three models: torch's two take over three times as long as rmsprop's, "
+    "Step time against 1, 2 and 4 processes for three models: torch's two take over 3 times as long as rmsprop's, "
     "at every number of processes; with many small tensors no time falls."
 )
 

@@ -25,9 +25,12 @@ one process; L: test_defects_loading.py):
 
 from pathlib import Path
 
-import distributed_state
 import processes
 import pytest
+
+pytest.importorskip("torch.distributed.fsdp", reason="this torch is built without torch.distributed")
+
+import distributed_state
 
 pytestmark = pytest.mark.xdist_group("distributed")  # the processes of one world at a time
 

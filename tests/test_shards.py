@@ -9,6 +9,9 @@ import sys
 
 import pytest
 import torch
+
+pytest.importorskip("torch.distributed.tensor", reason="this torch is built without torch.distributed")
+
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -146,6 +149,21 @@ def test_state_that_is_spread_otherwise_is_refused(slot, kind, mesh):
             optimizer.step()
         del optimizer.state[p]
         step(optimizer, 1.0)
+
+
+def test_a_gradient_of_another_kind_is_refused(mesh):
+    """A plain gradient of a distributed parameter, and the other way about, whether there is a plan or not."""
+    own, plain = spread(torch.ones(3), mesh), nn.Parameter(torch.ones(3))
+    optimizer = RMSprop([own, plain])
+    for steps in (0, 2):
+        step(optimizer, *[1.0] * steps)
+        for p, other in ((own, torch.ones(3)), (plain, torch.ones_like(own))):
+            step(RMSprop([own, plain], lr=0.0), 1.0)  # both have a gradient of their kind
+            before = [shards.shard(x).clone() for x in (own, plain)]
+            p.grad = other
+            with pytest.raises(RuntimeError, match=r"give it a gradient of its own kind, such as backward\(\) makes"):
+                optimizer.step()
+            assert [torch.equal(shards.shard(x), y) for x, y in zip((own, plain), before, strict=True)] == [True] * 2
 
 
 def test_a_plain_parameter_takes_no_distributed_state(mesh):
