@@ -15,9 +15,9 @@ Every section is a file of at most 40 lines that runs as it stands on a CPU, unl
 the optimizer itself, or wraps it, or rewrites its groups; what it drops on the way it drops without a word. So look:
 `print(optimizer.explain())` after the trainer has built it shows the rule and the numbers that are in force.
 
-`make integrations` installs the trainers into `.venv-integrations` and trains with each. There the float64 reference
-judges every single step that they take, under the numbers that were meant to arrive: learning rate of the schedule,
-weight decay of each group, and all the rest. Gradient clipping is read off the gradients' norm.
+`make integrations` installs the trainers into `.venv-integrations`, runs each example, and trains once more while the
+float64 reference judges every single step under the numbers that were meant to arrive: the schedule's learning rate,
+each group's weight decay, and all the rest. Gradient clipping is read off the gradients' norm.
 
 """
 
@@ -162,6 +162,8 @@ TRAINERS = (
         "gives `fused=True, foreach=False` and `param_names` in each group; keys state by name, flat",
         "override `OptimizersContainer._resolve_optimizer_factory` to return RMSprop for its name",
         (
+            "DCP makes the state that it loads into by a step of its own, but not where parameters have gradients; "
+            "there nothing is loaded, without a word. `zero_grad()` first",
             "`fused=True` insists on a native kernel: on a GPU that is the Triton kernel. "
             '`implementation="foreach"` takes torch\'s operators',
         ),

@@ -10,7 +10,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from rmsprop import RMSprop, recipes
 
 
-def train(steps: int = 10_000, learning_rate=7e-4) -> A2C:
+def train(steps: int = 5_000, learning_rate=7e-4) -> A2C:
     torch.set_num_threads(1)  # a policy this small is slower on more
     agent = A2C(
         "MlpPolicy",

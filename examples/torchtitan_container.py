@@ -29,12 +29,12 @@ class OptimizersContainer:
 
 
 if __name__ == "__main__":
-    model = torch.nn.Sequential(torch.nn.Sequential(torch.nn.Linear(8, 8)), torch.nn.Linear(8, 1))
-    parts = [torch.nn.ModuleDict({"embed": model[0]}), torch.nn.ModuleDict({"head": model[1]})]
+    parts = [torch.nn.ModuleDict({name: torch.nn.Linear(8, 8)}) for name in ("embed", "head")]
     ours, again = (OptimizersContainer(parts, lr=1e-3, alpha=0.95, momentum=0.9) for _ in range(2))
-    model(torch.ones(4, 8)).square().mean().backward()
+    parts[1]["head"](parts[0]["embed"](torch.ones(4, 8))).square().mean().backward()
     ours.step()
+    [part.zero_grad() for part in parts]  # DCP loads nothing into a new optimizer whose parameters have gradients
     with tempfile.TemporaryDirectory() as folder:
         save({"optimizer": ours}, checkpoint_id=folder, no_dist=True)
         load({"optimizer": again}, checkpoint_id=folder, no_dist=True)
-    print(again.pairs[1][1].explain(), again.state_dict()["state.head.weight.square_avg"], sep="\n")
+    print(again.pairs[1][1].explain(), again.state_dict()["state.head.bias.square_avg"], sep="\n")

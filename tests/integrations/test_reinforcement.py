@@ -86,10 +86,10 @@ def test_cleanrl_anneals_and_clips() -> None:
 
 @needs("gymnasium", "torchrl")
 def test_torchrl_steps_the_loss_module_by_the_recipe() -> None:
-    """DQN's loss module trains by the Nature paper's rule, centered with ε = 0.01 inside, and its loss falls."""
-    case = Case(Rule(eps_mode="inside", centered=True), Hyper(lr=1e-3, alpha=0.95, eps=0.01))
+    """DQN's loss module trains by the Nature paper's rule, centered with ε = 0.01 inside; its target does not."""
+    case = Case(Rule(eps_mode="inside", centered=True), Hyper(lr=5e-3, alpha=0.95, eps=0.01))
     with judging(lambda *_: case) as judge:
-        optimizer, losses = example("torchrl_dqn").train(rounds=60)
-    assert judge.steps == 60
-    assert losses[-1] < losses[0]
-    assert "recipe dqn-nature; lr=0.001 instead of 0.00025" in optimizer.explain()
+        optimizer, _ = example("torchrl_dqn").train(rounds=10)
+    assert judge.steps == 80
+    assert [p.numel() for p in optimizer.param_groups[0]["params"]] == [256, 64, 128, 2]
+    assert "recipe dqn-nature; lr=0.005 instead of 0.00025" in optimizer.explain()
