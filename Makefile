@@ -1,7 +1,7 @@
 # demo   train on real data and look at the result        test   pass the tests
 # check  format, lint, types                              bench  measure
 # docs   repeat the runs behind the docs' claims          sanitize  the kernel's tests under ASan and UBSan
-# fuzz   damage checkpoints in 100,000 ways, and read them
+# fuzz   damage checkpoints in 100,000 ways, and read them; treat 10,000 optimizers badly
 # kill-test  kill a training process 200 times, and resume it
 # wheel  build what would be published, and test it without a compiler           all of them set up $(VENV)
 # integrations  train by other people's trainers, in a venv of their own: $(TRAINERS)
@@ -52,6 +52,7 @@ sanitize: $(VENV)/ready
 
 fuzz: $(VENV)/ready
 	$(BIN)/python fuzz/convert.py --count 100000
+	$(BIN)/python -W ignore fuzz/optimizer.py --count 10000
 
 kill-test: $(VENV)/ready
 	$(BIN)/python tests/kill_and_resume.py --kills 200

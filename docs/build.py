@@ -2,8 +2,9 @@
 stale, run none.
 
 choosing.md is written by hand around blocks between `<!-- claim: NAME -->` and `<!-- end -->`, which are rewritten
-here with what claims.py measured. equation.md, dialects.md, a page for each dialect and cli.md are written here as a
-whole, from the code, and so is the table of dialects in the README.
+here with what claims.py measured; a block of training.md shows what bench/release.py recorded. equation.md,
+dialects.md, a page for each dialect and cli.md are written here as a whole, from the code, and so is the table of
+dialects in the README.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import training_page
 from claims import CLAIMS, Finding, measure
 from distributed_page import distributed_page
 from figures import FIGURES, MEASURED
@@ -71,9 +73,18 @@ def repeat_claims() -> None:
         print(f"{name}: true, {time.perf_counter() - begun:.1f} s", flush=True)
     for name, (draw, _) in FIGURES.items():
         draw_figure(name, draw(findings[name]))
+    draw_recorded()
     page = (DOCS / "choosing.md").read_text(encoding="utf-8")
     page = MARKER.sub(lambda found: block(found[1], findings[found[1]]), page)
     write_whole(DOCS / "choosing.md", partial(Path.write_text, data=page, encoding="utf-8"))
+
+
+def draw_recorded() -> None:
+    """Draw the figures of what a benchmark measured and recorded."""
+    for name, draw in RECORDED.items():
+        buffer = io.BytesIO()
+        draw().savefig(buffer, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+        write_whole(DOCS / "figures" / f"{name}.png", partial(Path.write_bytes, data=buffer.getvalue()))
 
 
 # --- the pages that are written as a whole -------------------------------------------------------
@@ -272,12 +283,21 @@ def option_row(parameter: inspect.Parameter, record: Any) -> list[str]:
     return [shown, default, record.help or ""]
 
 
+def training() -> str:
+    """training.md, with the block of its benchmark."""
+    return training_page.page((DOCS / "training.md").read_text(encoding="utf-8"))
+
+
+# Figures that are drawn from a record in bench/results.
+RECORDED = {"release": training_page.figure}
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "equation.md": equation_page,
     "dialects.md": dialects_page,
     **{f"dialects/{row.name}.md": partial(dialect_page, row) for row in DIALECTS.values()},
     "recipes.md": recipes_page,
     "trainers.md": trainers_page,
+    "training.md": training,
     "cli.md": cli_page,
     "distributed.md": distributed_page,
 }
@@ -337,7 +357,7 @@ def check() -> list[str]:
     found += [f"docs/choosing.md has no block for the claim {name!r}" for name in CLAIMS if name not in names]
     found += [f"docs/choosing.md quotes {name!r}, which docs/claims.py lacks" for name in names if name not in CLAIMS]
     found += [f"docs/choosing.md quotes {name!r} twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    for name in FIGURES:
+    for name in (*FIGURES, *RECORDED):
         if not (DOCS / "figures" / f"{name}.png").exists():
             found.append(f"docs/figures/{name}.png is missing")
     for name, (_, source) in MEASURED.items():

@@ -241,6 +241,20 @@ def run(first: int, count: int, jobs: int, say: Callable[[int], None]) -> list[s
     for name, kind, _ in found:
         fault = judge(FIXTURES / name, kind)
         failures += [f"--- undamaged {name}\n{fault}\n"] if fault is not None else []
+    return failures + in_children(lambda at, size, folder: attack(at, size, folder, found), first, count, jobs, say)
+
+
+def in_children(
+    attack: Callable[[int, int, Path], None], first: int, count: int, jobs: int, say: Callable[[int], None]
+) -> list[str]:
+    """Inputs first, ..., in batches that are forked from this process.
+
+    Args:
+        attack: judges (first, count) inputs with a folder of its own, where it writes the input's number to the file
+            "progress" before each, and appends what failed to "failures".
+    Returns: the failures, each as text; a child that died or hung is one, and the next goes on behind that input.
+    """
+    failures = []
     waiting = [(at, min(BATCH, first + count - at)) for at in range(first, first + count, BATCH)][::-1]
     running: dict[int, tuple[int, Path]] = {}  # process -> where its batch ends, its folder
     done = 0
@@ -252,7 +266,7 @@ def run(first: int, count: int, jobs: int, say: Callable[[int], None]) -> list[s
             if process == 0:
                 os.dup2(os.open(folder / "stderr", os.O_WRONLY | os.O_CREAT), 2)
                 try:
-                    attack(at, size, folder, found)
+                    attack(at, size, folder)
                     os._exit(0)
                 except BaseException:  # a fault of this driver
                     traceback.print_exc()

@@ -6,6 +6,7 @@ blamed on, what came before. Every element counts; NaN and inf must stand at the
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,8 +144,11 @@ def errors(
     before: tuple[np.ndarray, dict[str, object]],
     grad: np.ndarray,
     after: tuple[torch.Tensor, dict[str, torch.Tensor]],
-) -> dict[str, float]:
+    every: bool = False,
+) -> dict[str, Any]:
     """How far one step is from the reference, per slot, in units in the last place; at most 1 from NaN or inf.
+
+    The largest of all elements, or `every` finite one.
 
     A unit is the spacing of the kept dtype at the largest number that took part, and for the parameter also what
     the arithmetic's rounding makes of the move. Where centering cancels, v̂/(v̂ − m̂²) more.
@@ -194,7 +198,7 @@ def errors(
         assert np.array_equal(actual[infinite], expected[infinite]), f"{name}: inf elsewhere than in the reference"
         finite = np.isfinite(expected)
         off = np.abs(actual - expected)[finite] / units[name][finite]
-        found[name] = float(off.max()) if off.size else 0.0
+        found[name] = off if every else float(off.max()) if off.size else 0.0
     return found
 
 

@@ -37,17 +37,18 @@ TYPES = (
 
 # Largest error over every rule, size and 8 seeds, measured by ulp_table() in the comment, and some room above it.
 # The numbers of a step are rounded to the arithmetic's dtype, and the longest chain (l2, centered, Nesterov) has
-# twelve roundings; a result that is kept in half precision has its own one and no other to speak of.
+# eleven roundings in float32, where sums take a product rounded once; a result that is kept in half precision has its
+# own one and no other to speak of.
 BOUND: dict[tuple[torch.dtype, torch.dtype], float] = {
-    (F32, F32): 4.5,  # 4.12
-    (F32, F64): 4.5,  # 4.09
-    (F64, F32): 2.5,  # 2.0
+    (F32, F32): 3.5,  # 3.21
+    (F32, F64): 3.5,  # 3.29
+    (F64, F32): 3.5,  # 3.0
     (F64, F64): 3.5,  # 3.0
-    (BF16, F32): 4.5,  # 3.18, in the float32 state
-    (BF16, F64): 4.5,  # 3.36, in the float32 arithmetic
-    (BF16, BF16): 0.51,  # 0.50002
-    (F16, F32): 4.5,  # 2.86
-    (F16, F64): 4.5,  # 3.03
+    (BF16, F32): 4.5,  # 3.65, in the float32 state
+    (BF16, F64): 4.5,  # 3.94, in the float32 arithmetic
+    (BF16, BF16): 0.51,  # 0.50001
+    (F16, F32): 4.5,  # 2.82
+    (F16, F64): 4.5,  # 3.04
     (F16, F16): 0.51,  # 0.50016
 }
 

@@ -7,7 +7,7 @@ python=${1:-python}
 here=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-cp -r "$here/src" "$here/tests" "$work/"
+cp -r "$here/src" "$here/tests" "$here/fuzz" "$work/"
 rm -f "$work/tests/conftest.py"
 # function versions are resolved before the sanitizer is ready, so: one target, the widest of this machine
 "${CXX:-g++}" -std=c++17 -O2 -g -march=native -DRMSPROP_ONE_TARGET -fno-math-errno -fno-trapping-math \
@@ -16,6 +16,7 @@ rm -f "$work/tests/conftest.py"
 preload="$("${CXX:-g++}" -print-file-name=libasan.so) $("${CXX:-g++}" -print-file-name=libubsan.so)"
 cd "$work/tests"
 # leaks: Python keeps what it likes; the kernel allocates nothing
-exec env PYTHONPATH="$work/src" LD_PRELOAD="$preload" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 \
-    UBSAN_OPTIONS=print_stacktrace=1 "$python" -m pytest -q -p no:cacheprovider --capture=sys \
+export PYTHONPATH="$work/src" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
+[ $# -gt 0 ] || env LD_PRELOAD="$preload" "$python" -W ignore "$work/fuzz/optimizer.py" --count 300 --jobs 1
+exec env LD_PRELOAD="$preload" "$python" -m pytest -q -p no:cacheprovider --capture=sys \
     test_cpu_kernel.py test_cpu_plan.py "$@"

@@ -1,10 +1,12 @@
 """Other builds of the same source: one instruction set each gives the same bits, and mistakes are caught."""
 
+import ctypes
 import platform
 import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from cpu_parity import BOUND, F32, F64, SIZES, TYPES, copied, rules, stepped, tensors, worst
@@ -48,7 +50,8 @@ def results(types: tuple, seed: int) -> list[Bucket]:
     return found
 
 
-# Bits agree because nothing is contracted into a fused multiply-add, which the baseline does not have.
+# Bits agree because nothing is contracted into a fused multiply-add but what the source says, and that is emulated
+# where there is none: in the baseline.
 TARGETS = {"baseline": "x86-64", "avx2": "haswell", "avx512": "skylake-avx512"}
 
 
@@ -74,6 +77,50 @@ def test_instruction_sets_give_the_same_bits(target: str, tmp_path: Path, monkey
         for a, b in zip(chosen, mine, strict=True):
             for x, y in zip((x for v in a.lists() for x in v), (y for v in b.lists() for y in v), strict=True):
                 assert torch.equal(x, y)
+
+
+FUSED = """
+#include "types.h"
+extern "C" void many(const float* x, long long count, float* out) {
+  for (long long i = 0; i < count; ++i) out[i] = fused(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
+}
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not runs("avx2"), reason="needs a processor that has both")
+def test_an_emulated_multiply_add_is_rounded_once(tmp_path: Path) -> None:
+    """Ties that a far smaller addend breaks, subnormal results, overflow, NaN: bit by bit what the processor has."""
+    (tmp_path / "fused.cpp").write_text(FUSED)
+    generator = np.random.default_rng(0)
+    drawn = generator.normal(size=(200_000, 3)) * 10.0 ** generator.integers(-25, 13, (200_000, 3))
+    near = np.float32(1) + generator.integers(-4096, 4096, (200_000, 3)) * np.float32(2.0**-23)
+    near[:, 2] *= 2.0 ** generator.integers(-80, 3, 200_000)  # products just beside a tie, and what tips them
+    near[:, 2] *= generator.choice([-1, 1], 200_000)
+    tie = [[1 + 2.0**-12, 1 + 2.0**-12, sign * 2.0**-k] for sign in (1, -1) for k in range(20, 140)]
+    odd = [0.0, -0.0, 1.0, -1.0, 3e38, -3e38, 1e-45, -1e-38, np.inf, -np.inf, np.nan]
+    special = np.array(np.meshgrid(odd, odd, odd)).reshape(3, -1).T
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(np.concatenate([drawn, near, tie, special]), np.float32)
+    found = []
+    for target in ("x86-64", "haswell"):
+        out = tmp_path / f"{target}.so"
+        words = [str(COMPILER), "-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-DRMSPROP_ONE_TARGET"]
+        words += ["-fPIC", "-shared", f"-march={target}", f"-I{SOURCES}", "-o", str(out), str(tmp_path / "fused.cpp")]
+        subprocess.run(words, check=True)
+        result = np.empty(len(numbers), np.float32)
+        ctypes.CDLL(str(out)).many(
+            numbers.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_int64(len(numbers)),
+            result.ctypes.data_as(ctypes.c_void_p),
+        )
+        found.append(result)
+    emulated, native_ = found
+    assert np.array_equal(np.isnan(emulated), np.isnan(native_))
+    assert np.array_equal(np.nan_to_num(emulated).view(np.uint32), np.nan_to_num(native_).view(np.uint32))
+    # what is tested matters: rounding twice would show
+    a, b, c = numbers[: -len(special)].astype(np.float64).T
+    with np.errstate(over="ignore"):
+        assert ((a * b + c).astype(np.float32) != native_[: -len(special)]).any()
 
 
 MISTAKES = {"eps": 1, "lr": 2, "beta": 3, "gradient": 4}

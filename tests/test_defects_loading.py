@@ -29,7 +29,7 @@ def named(order="ab"):
     return [(name, nn.Parameter(torch.ones(2))) for name in order]
 
 
-def test_d8_state_keeps_its_dtype():
+def test_d08_state_keeps_its_dtype():
     """float32 averages loaded into a bfloat16 model: torch rounds them to 8 bits, here they stay."""
     averages = torch.full((3,), 1 / 3)
     saved = stepped(torch.optim.RMSprop, [nn.Parameter(torch.ones(3))]).state_dict()
@@ -43,7 +43,7 @@ def test_d8_state_keeps_its_dtype():
     assert torch.equal(ours.state[half[0]]["square_avg"], averages)
 
 
-def test_d9_state_goes_to_the_parameter_of_its_name():
+def test_d09_state_goes_to_the_parameter_of_its_name():
     """The same parameters in another order: torch swaps their states and then their names; here both are right."""
     saved = stepped(torch.optim.RMSprop, named("ab")).state_dict()
     for key, value in ((0, 1.0), (1, 100.0)):

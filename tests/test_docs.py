@@ -69,11 +69,13 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_writing_the_pages_makes_them_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--pages writes what is generated from the code, the README's table too, and runs no claim."""
-    (tmp_path / "choosing.md").write_bytes((DOCS / "choosing.md").read_bytes())
+    for page in ("choosing.md", "training.md"):
+        (tmp_path / page).write_bytes((DOCS / page).read_bytes())
     (tmp_path / "README.md").write_text("Before\n<!-- dialects -->\n<!-- end -->\nAfter\n", encoding="utf-8")
     monkeypatch.setattr(build, "DOCS", tmp_path)
     monkeypatch.setattr(build, "README", tmp_path / "README.md")
     monkeypatch.setattr(build, "FIGURES", {})
+    monkeypatch.setattr(build, "RECORDED", {})
     monkeypatch.setattr(sys, "argv", ["build.py", "--pages"])
     build.main()
     assert build.check() == []
@@ -102,7 +104,7 @@ def test_every_block_is_filled() -> None:
 def test_figures_are_small() -> None:
     """A reader on a slow line loads every figure: each stays under 100 KB, and none is left over."""
     found = {path.stem: path.stat().st_size for path in (DOCS / "figures").glob("*.png")}
-    assert set(found) == {*build.FIGURES, *build.MEASURED}
+    assert set(found) == {*build.FIGURES, *build.MEASURED, *build.RECORDED}
     assert max(found.values()) < 100_000
 
 

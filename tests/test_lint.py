@@ -412,3 +412,11 @@ def test_empty_lazy_and_meta_parameters_are_left_out():
 def test_a_finding_is_a_plain_record():
     """It can be compared, and turned into a dict."""
     assert Finding("a", "note", 0, "s", "c") == Finding("a", "note", 0, "s", "c")
+
+
+@pytest.mark.parametrize("k", range(-8, 1))
+def test_a_suggested_number_is_not_rounded_to_nothing(k):
+    """lr 10ᵏ with momentum 0.9: 10ᵏ⁻¹ is suggested, although 1/(1 − 0.9) is a little more than 10 in binary."""
+    found = RMSprop([weight(4, 4, value=10.0 ** (k - 2))], lr=10.0**k, momentum=0.9).lint()
+    (momentum,) = (finding for finding in found if finding.name == "momentum")
+    assert f"lr={10.0 ** (k - 1):g} steps as far as without momentum" in momentum.change

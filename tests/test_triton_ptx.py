@@ -152,15 +152,20 @@ def test_what_is_off_costs_nothing() -> None:
 
 @pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0]}-{t[1]}".replace("torch.", ""))
 def test_rounding_is_ieee(types: tuple) -> None:
-    """Root and division round to nearest, subnormals are kept, and no product is fused into a sum."""
-    for name in ("plain", "full"):
+    """Root and division round to nearest, subnormals are kept, products are fused into sums where the source says.
+
+    That is, for each element, and so for each division, in l2's [1], [2] and [9]; and in [3], [5] and [8] twice.
+    """
+    for name, fused in (("plain", 3), ("full", 6)):
         found = operations(compiled(types, RULES[name], 90, scaled=name == "full").asm["ptx"])
         number = "f64" if types[0] == F64 else "f32"
         assert found[f"sqrt.rn.{number}"] > 0
         assert found[f"div.rn.{number}"] > 0
         # [4] on the device is libdevice's exponential and logarithm in float64, which are made of these
         libdevice = {"fma.rn.f64", "abs.ftz.f32", "rcp.approx.ftz.f64"} if name == "full" else set()
+        assert found["fma.rn.f32"] == (0 if types[0] == F64 else fused * found["div.rn.f32"])
         inexact = {x for x in found if "approx" in x or "ftz" in x or "div.full" in x or x.startswith("fma")}
+        inexact -= {"fma.rn.f32"}
         assert inexact <= libdevice
 
 
@@ -183,7 +188,7 @@ def test_registers_suffice(rule: str, tmp_path: Path) -> None:
             words = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
             assert int(words["LOCAL"]) == 0
             assert int(words["STACK"]) <= (16 if any(how) else 0), (types, how, words)
-            assert int(words["REG"]) <= (160 if rule == "full" and not any(how) else 128), (types, how, words)
+            assert int(words["REG"]) <= (168 if rule == "full" and not any(how) else 128), (types, how, words)
 
 
 class _Driver:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rmsprop.dialects import DIALECTS as DIALECTS
     from rmsprop.optimizer import RMSprop as RMSprop
     from rmsprop.recipe import recipes as recipes
+    from rmsprop.release import step_in_backward as step_in_backward
     from rmsprop.spec import Hyper as Hyper
     from rmsprop.spec import Rule as Rule
     from rmsprop.translation import Translation as Translation
@@ -33,11 +34,13 @@ __all__ = [
     "convert",
     "functional",
     "recipes",
+    "step_in_backward",
     "translate",
 ]
 
 _HOMES = {
     "RMSprop": "rmsprop.optimizer",
+    "step_in_backward": "rmsprop.release",
     "DIALECTS": "rmsprop.dialects",
     "Rule": "rmsprop.spec",
     "Hyper": "rmsprop.spec",

@@ -1,5 +1,6 @@
 """Tensors that step together: one device, one dtype, one kind; and the dtype that they are computed in."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,9 @@ _WIDER = {
     torch.bfloat16: torch.float32,
     torch.complex32: torch.complex64,
 }
+
+# What a step computes in: the dtypes of parameters that may have a gradient.
+STEPPED = frozenset({torch.float32, torch.float64, torch.complex64, torch.complex128, *_WIDER})
 
 
 @dataclass
@@ -139,5 +143,6 @@ def fresh_slot(param: Tensor, value: float) -> Tensor:
     """A fresh state tensor: the parameter's shape, layout and device, in the arithmetic's dtype."""
     slot = torch.zeros_like(param, dtype=arithmetic_dtype(param.dtype), memory_format=torch.preserve_format)
     if value != 0:
-        (torch.view_as_real(slot) if slot.is_complex() else slot).fill_(value)
+        real = torch.view_as_real(slot) if slot.is_complex() else slot
+        real.fill_(value if value <= torch.finfo(real.dtype).max else math.inf)
     return slot

@@ -340,5 +340,6 @@ def _round(number: float) -> str:
     """A number to suggest: one digit, rounded down."""
     if not 0 < number < math.inf:
         return "0"
+    number *= 1 + 1e-9  # 0.001 that was rounded down on its way is 0.001, and not 0
     power = math.floor(math.log10(number))
     return f"{math.floor(number / 10.0**power) * 10.0**power:.1g}"

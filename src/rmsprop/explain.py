@@ -106,6 +106,7 @@ def _first(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
         (False, False): "1/√(1−alpha)",
         (False, True): "1/√(alpha·(1−alpha)), centered",
         (True, False): "corrected",
+        (True, True): "its variance is 0, and max_update bounds it",
     }
     shown = why[rule.bias_correction, rule.centered]
     ahead = ", times 1 + momentum" if rule.momentum and rule.nesterov else ""

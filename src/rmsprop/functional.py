@@ -1,5 +1,8 @@
 """RMSprop as a function of explicit state: the name and order of torch.optim.functional.rmsprop (torch 2.15)."""
 
+from itertools import chain
+
+import torch
 from torch import Tensor
 
 from rmsprop import kernels, settings, shards
@@ -41,14 +44,21 @@ def rmsprop(
               momentum_buffer_list[i] (momentum > 0) share one shape; state_steps[i] has no dimensions.
     Mutates:  params, square_avgs, grad_avgs, momentum_buffer_list, state_steps. Never grads.
     Raises:   ValueError or TypeError, before anything is changed: a setting out of range, lists of unequal
-              length, a state_steps entry that is no tensor.
+              length, a state_steps entry that is no tensor; RuntimeError inside torch.func.grad, vmap and their
+              like without differentiable=True, which takes each of them.
 
     `has_complex` is torch's; complex tensors are recognised without it.
     """
+    tensors = (params, grads, square_avgs, grad_avgs, momentum_buffer_list, state_steps)
+    if not differentiable and any(map(_in_transform, (lr, *chain.from_iterable(tensors)))):
+        raise RuntimeError(
+            "a tensor is inside a transform of torch.func (grad, vmap, jvp ...), which sees only a step that is "
+            "recorded: give differentiable=True"
+        )
     group = settings.check(
         {
             **settings.TORCH_GROUP,
-            "lr": lr,
+            "lr": 0.0 if _in_transform(lr) else lr,  # a batch of them has no value to look at
             "alpha": alpha,
             "eps": eps,
             "weight_decay": weight_decay,
@@ -67,8 +77,8 @@ def rmsprop(
             "capturable": capturable,
         }
     )
-    rule, hyper = settings.read(group)
-    lists = {
+    rule, hyper = settings.read({**group, "lr": lr})
+    lists: dict[str, list[Tensor]] = {
         "grads": grads,
         "square_avgs": square_avgs,
         "state_steps": state_steps,
@@ -99,3 +109,8 @@ def rmsprop(
     for chosen, part in work:
         chosen.step(rule, hyper, part)
         shards.written(part)
+
+
+def _in_transform(value: object) -> bool:
+    """Whether it is a tensor that a transform of torch.func stands behind."""
+    return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)

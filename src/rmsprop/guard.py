@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rmsprop import shards
+from rmsprop.bucket import STEPPED
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -228,11 +229,19 @@ def parameter(groups: Groups, place: int) -> str:
     return "a parameter"
 
 
+def _holds(grad: Tensor | None) -> bool:
+    """Whether there is a gradient that a step may take, and it holds numbers."""
+    if grad is None or grad.is_meta or grad.dtype not in STEPPED:
+        return False
+    return grad.layout == torch.strided or grad.is_sparse
+
+
 def gradients(groups: Groups) -> tuple[list[Tensor], list[int]]:
     """Today's gradients as dense tensors (of sparse ones their values), and the places of their parameters."""
     found = [(i, p.grad) for i, p in enumerate(p for group in groups for p in group["params"]) if p.grad is not None]
-    held = [shards.shard(g) for _, g in found]
-    return [g._values() if g.is_sparse else g for g in held], [i for i, _ in found]
+    held = [(i, shards.shard(g)) for i, g in found]
+    held = [(i, g) for i, g in held if _holds(g)]
+    return [g._values() if g.is_sparse else g for _, g in held], [i for i, _ in held]
 
 
 class _Counts:

@@ -43,11 +43,13 @@ def steady_step(rule: Rule, hyper: Hyper) -> float:
     return min(1 / (1 - float(hyper.momentum)) if rule.momentum else 1.0, hyper.cap)
 
 
+_FORESEEN = 100_000  # steps: alpha and momentum of 0.9999999 would take hours
+
+
 @lru_cache(maxsize=256)
-def _longest(alpha: float, momentum: float, nesterov: bool, corrected: bool, cap: float) -> tuple[float, int]:
-    buffer, best, t = 0.0, 0.0, 0
-    while True:
-        t += 1
+def _longest(alpha: float, momentum: float, nesterov: bool, corrected: bool, cap: float) -> tuple[float, int] | None:
+    buffer, best = 0.0, 0.0
+    for t in range(1, _FORESEEN):
         u = 1.0 if corrected else 1 / math.sqrt(-math.expm1(t * math.log(alpha)) if alpha else 1.0)
         u = min(u, cap)
         buffer = momentum * buffer + u
@@ -55,13 +57,14 @@ def _longest(alpha: float, momentum: float, nesterov: bool, corrected: bool, cap
         if step <= best * (1 + 1e-9):
             return best, t - 1
         best = step
+    return None
 
 
 def longest_step(rule: Rule, hyper: Hyper) -> tuple[float, int] | None:
     """The longest step of a run whose gradient never changes, in units of lr, and when it comes, from v₀ = 0.
 
     The long first steps add up in the momentum buffer before they fade. None for a centered rule, whose variance
-    vanishes in such a run.
+    vanishes in such a run, and where it comes later than one would count.
     """
     if rule.centered:
         return None

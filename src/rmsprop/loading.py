@@ -350,11 +350,13 @@ def only_makes_state(groups: list[Group]) -> bool:
     """
     for group in groups:
         lr = group["lr"]
-        if isinstance(lr, Tensor) and group["capturable"] and not lr.is_cpu:
-            return False  # nothing may be read back
+        if isinstance(lr, Tensor) and (lr.numel() != 1 or lr.is_meta or (group["capturable"] and not lr.is_cpu)):
+            return False  # nothing may be read back, or is there
         if lr != 0:
             return False
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return False
     grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    return bool(grads) and all(g.layout == torch.strided and not shards.shard(g).any() for g in grads)
+    return bool(grads) and all(
+        g.layout == torch.strided and not g.is_meta and not shards.shard(g).any() for g in grads
+    )

@@ -109,6 +109,8 @@ def _renamed(names: list[list[str]], rename: Mapping[str, str]) -> list[list[str
 
     Raises: ValueError for a rename that meets no name.
     """
+    if not all(isinstance(name, str) for pair in rename.items() for name in pair):
+        raise TypeError(f"rename={dict(rename)!r:.80} takes a saved name and a name here for each, both strings")
     unused = set(rename)
 
     def _new(name: str) -> str:

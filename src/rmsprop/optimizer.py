@@ -14,13 +14,25 @@ from torch.optim.optimizer import (
     _use_grad_for_differentiable,
 )
 
-from rmsprop import clipping, dialects, explain, guard, hooks, kernels, lint, loading, settings, shards, slots
+from rmsprop import (
+    dialects,
+    explain,
+    guard,
+    hooks,
+    kernels,
+    lint,
+    loading,
+    settings,
+    shards,
+    sharing,
+    slots,
+    stepping,
+)
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
 from rmsprop.recipe import recipes, warn
 from rmsprop.settings import is_unset, unset
-from rmsprop.sparse import parts
 from rmsprop.spec import Hyper, Rule, check_flag
 
 # torch 2.13 renamed it; the old name still works there, with a warning.
@@ -98,6 +110,7 @@ class RMSprop(Optimizer):
     """
 
     backend: str
+    _due: list[Tensor] | None = None  # the parameters that step, of those that have a gradient; None: all
     _step_supports_amp_scaling = False  # torch.amp.GradScaler's name of amp_in_step
 
     def __init__(
@@ -159,9 +172,12 @@ class RMSprop(Optimizer):
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._guard = guard.make(nonfinite, nonfinite_limit)
         self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
+        self._checked: dict[int, tuple[Any, ...]] = {}
+        self._made: slots.Made = []
         self._plan: Plan | None = None
+        self._shared = False
         defaults, self._asked = settings.settle(dialect, given | words)
-        super().__init__(params, defaults)
+        super().__init__(settings.iterable(params), defaults)
         settings.check_half(self.param_groups)
         warn(defaults, self.param_groups)
 
@@ -231,7 +247,7 @@ class RMSprop(Optimizer):
             return False
         if self._guard is not None and not self._guard.alone(self.param_groups):
             return False  # processes decide together, the long way: a plan may hold here and not there
-        return self._plan.again(self.backend, self.param_groups, self.state, scaling(self), self._guard)
+        return self._plan.again(self.backend, self.param_groups, self.state, scaling(self), self._guard, self._due)
 
     @_use_grad_for_differentiable
     def _step(self, closure: Callable[[], float] | None) -> float | None:
@@ -243,46 +259,8 @@ class RMSprop(Optimizer):
                 loss = closure()
             if self._again():
                 return loss
-        if not self.state and not torch.compiler.is_compiling() and loading.only_makes_state(self.param_groups):
-            [self._fill(group) for group in self.param_groups]
-            return loss
-        scaled = scaling(self)
-        bad = self._guard.look(self.param_groups) if self._guard is not None and scaled is None else False
-        if bad is True or self._goes_on_together(bad):
-            return loss
-        scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
-        works: list[clipping.Work] = []
-        returns: list[Callable[[], None] | None] = []
-        first = 0
-        for group in self.param_groups:
-            rule, hyper = self._read(group)
-            filled, first = self._fill(group, first), first + len(group["params"])
-            for bucket in filled:
-                bucket.grad_scale, bucket.found_inf = scale, found_inf
-                for part, write_back in parts(group, bucket):
-                    works.append((group, rule, hyper, part))
-                    returns.append(write_back)
-        clipped = any(clipping.asked(group) for group in self.param_groups)
-        works = clipping.clip(works) if clipped else works
-        backends = [kernels.pick(self.backend, rule, bucket) for _, rule, _, bucket in works]
-        for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
-            backend.step(rule, hyper, bucket)
-            clipping.clip_weights(settled, bucket)
-            shards.written(bucket)
-            if write_back is not None:
-                write_back()
-        if not torch.compiler.is_compiling():
-            whole = not clipped and not any(returns)
-            self._plan = self._make_plan(backends) if whole else None
+        stepping.take(self)
         return loss
-
-    def _goes_on_together(self, bad: Tensor | bool) -> bool:
-        """Whether processes have agreed on a step, and this one's plan took it."""
-        if bad is not False or self._plan is None or self._guard is None or scaling(self) is not None:
-            return False
-        if torch.compiler.is_compiling() or self._guard.alone(self.param_groups):
-            return False
-        return self._plan.again(self.backend, self.param_groups, self.state)
 
     def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
         """What the next step may rely on, if one native kernel took this one whole."""
@@ -293,34 +271,7 @@ class RMSprop(Optimizer):
 
     def _read(self, group: dict[str, Any]) -> tuple[Rule, Hyper]:
         """The group's rule and numbers; the rule must be the one that the run began with."""
-        rule, hyper = settings.read(group)
-        if torch.compiler.is_compiling():
-            return rule, hyper
-        known = self._rules.get(id(group))
-        if known is None or known[0] is not group:
-            self._rules[id(group)] = (group, rule)
-        elif known[1] != rule:
-            sentence = settings.changed(known[1], rule)
-            if sentence is not None:
-                raise RuntimeError(sentence)
-            self._rules[id(group)] = (group, rule)
-        return rule, hyper
-
-    def _fill(self, group: dict[str, Any], first: int = 0) -> list[Bucket]:
-        """The group's parameters that have a gradient, with their state, as buckets. `first`: see slots.fill."""
-        bucket = wanted(group, [])
-        half = group["compensation"] or group["rounding"] != "nearest"
-        self._init_group(
-            group,
-            bucket.param,
-            bucket.grad,
-            bucket.square_avg,
-            bucket.momentum_buffer,
-            bucket.grad_avg,
-            bucket.step,
-            *((bucket.compensation, bucket.streams, first) if half else ()),
-        )
-        return list(shards.localized(bucket).split())
+        return stepping.read(self._rules, self._checked, group)
 
     def _init_group(
         self,
@@ -339,7 +290,7 @@ class RMSprop(Optimizer):
         lists = Bucket(params_with_grad, grads, square_avgs, grad_avgs, momentum_buffer_list, state_steps)
         lists.compensation = [] if compensations is None else compensations
         lists.streams = [] if streams is None else streams
-        return slots.fill(group, self.state, lists, first)
+        return slots.fill(group, self.state, lists, first, self._made)
 
     def state_dict(self) -> dict[str, Any]:
         """The state under torch's keys, and the groups as plain numbers, strings and tensors.
@@ -374,16 +325,33 @@ class RMSprop(Optimizer):
         return loading.load(self, state_dict, strict, rename, hparams)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling", "_asked")}
+        own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling", "_asked", "_shared")}
         return {**super().__getstate__(), **own, "_guard": guard.renewed(self._guard)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        before = self.state if self.__dict__.get("_shared") else {}
         super().__setstate__(state)
+        if before:
+            sharing.keep(self, before)
         self.__dict__.setdefault("backend", "auto")
         self.__dict__.setdefault("_guard", None)
         self.__dict__.setdefault("_asked", frozenset(settings.TORCH_GROUP))
-        self._rules, self._plan = {}, None
+        self._rules, self._checked, self._made, self._plan = {}, {}, [], None
         loading.complete(self.param_groups, self.state)
+        self._shared = self.__dict__.get("_shared", False) and sharing.shared(self)  # a copy of shared memory is not
+
+    def share_memory(self) -> "RMSprop":
+        """Make all state now, and move it into shared memory: processes then step the same averages, without locks.
+
+        To be called after `model.share_memory()`, and before processes start, by fork or by spawn, that get the model
+        and the optimizer. Settings are each process's own, but an lr that is a tensor is shared too.
+
+        Returns: the optimizer.
+        Raises: ValueError, before anything is changed, for parameters that are not in shared memory.
+        """
+        sharing.share(self)
+        self._shared, self._plan = True, None
+        return self
 
     def explain(self) -> str:
         """In words, for each group: the rule, what its numbers mean, and who steps its parameters or why not."""

@@ -1,7 +1,8 @@
 """Parameter-group settings: read from the caller's words, checked, and turned into a Rule and a Hyper."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from numbers import Real
 from typing import Any
 
 import torch
@@ -88,6 +89,8 @@ def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[
     Raises:
         ValueError, TypeError: a name or value that does not work, with what would.
     """
+    if "params" not in given:
+        raise ValueError(f"a parameter group has no params; it holds {', '.join(map(str, given)) or 'nothing'}")
     dialect = given.get("dialect", defaults["dialect"])
     row = dialects.find(dialect)
     known = {*row.words, *row.refused, *row.limits, *TORCH_GROUP, *dialects.FOREIGN} - {"dialect", "name"}
@@ -119,10 +122,56 @@ def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[
     group = {**rest, **check_new(settings)}
     if followed is not None:
         group["recipe"] = recipe.note(followed, group)
-    if not isinstance(group["params"], (Tensor, set)):  # the base class has its own word for these two
-        group["params"] = list(group["params"])
+    group["params"] = _listed(iterable(group["params"]))
     _check_complex(row, group["params"])
     return group
+
+
+def iterable(params: Any) -> Any:
+    """What was given as params, if it can be gone through. Raises: TypeError."""
+    if isinstance(params, Iterable) and not isinstance(params, str | bytes):
+        return params
+    raise TypeError(
+        f"params is {params!r:.60}, a {type(params).__name__}; it takes an iterable of tensors, of pairs of name and "
+        "tensor, or of dicts that define groups"
+    )
+
+
+def _listed(params: Any) -> Any:
+    """A group's parameters as a list.
+
+    Raises: TypeError for a tuple that is no pair of name and tensor; ValueError for a tensor whose elements share
+        memory, which no step can write.
+    """
+    if isinstance(params, (Tensor, set)):  # the base class has its own word for these two
+        return params
+    found = list(params)
+    for i, given in enumerate(found):
+        if isinstance(given, tuple) and len(given) != 2:
+            raise TypeError(f"params holds the tuple {given!r:.60}; a named parameter is a pair of name and tensor")
+        p = given[1] if isinstance(given, tuple) else given
+        if not isinstance(p, Tensor) or is_lazy(p) or p.layout != torch.strided:
+            continue
+        if _shares(p):
+            raise ValueError(
+                f"parameter {i} has elements that share memory (shape {tuple(p.shape)}, strides {p.stride()}), and "
+                "a step cannot write each of them; give its clone()"
+            )
+    return found
+
+
+def _shares(p: Tensor) -> bool:
+    """Whether two elements of a tensor are one place in memory."""
+    reach = 0
+    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
+        if size > 1 and stride <= reach and p.numel():
+            at = [torch.arange(n) * step for n, step in zip(p.shape, p.stride(), strict=True)]
+            places = torch.zeros((), dtype=torch.int64)
+            for x in at:
+                places = places.unsqueeze(-1) + x
+            return len(set(places.flatten().tolist())) < p.numel()
+        reach += stride * max(size - 1, 0)
+    return False
 
 
 def _check_complex(row: Dialect, params: Any) -> None:
@@ -196,6 +245,29 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def check_edited(group: Mapping[str, Any], checked: dict[int, tuple[Any, ...]]) -> None:
+    """As `check`, for a group that may have been edited since `checked` says so, by its id.
+
+    A schedule may take lr below 0, where a run cannot begin; a tensor's number stays on its device.
+
+    Mutates: checked.
+    Raises: ValueError, TypeError: a value that does not work, or two that do not go together.
+    """
+    today = tuple([id(x) if isinstance(x, Tensor) else x for x in map(group.get, TORCH_GROUP)])
+    if checked.get(id(group)) == today:
+        return
+    lost = [name for name in TORCH_GROUP if name not in group]
+    if lost:
+        raise ValueError(f"a parameter group has lost its {', '.join(lost)}; a group keeps all of its settings")
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point() and not lr.is_meta:
+        lr = 0.0
+    elif isinstance(lr, Real) and not isinstance(lr, bool) and lr < 0:
+        lr = -lr
+    check({**group, "lr": lr})
+    checked[id(group)] = today
+
+
 def check_half(groups: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to round as asked where no parameter is of half precision: it would be accepted and ignored.
 
@@ -249,7 +321,10 @@ def read(group: Mapping[str, Any]) -> tuple[Rule, Hyper]:
 
 
 # Checking a rule's nine fields takes 5 µs, as long as the rest of a small network's loop.
-_rule = lru_cache(maxsize=256)(Rule)
+@lru_cache(maxsize=256)
+def _rule(*switches: Any) -> Rule:
+    """The rule, with switches of NumPy as Python's."""
+    return Rule(*(check_switch(name, value) for name, value in zip(Rule.__dataclass_fields__, switches, strict=True)))
 
 
 def changed(before: Rule, now: Rule) -> str | None:

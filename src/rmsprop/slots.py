@@ -4,47 +4,63 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from rmsprop.bucket import Bucket, fresh_slot, is_half
+from rmsprop.bucket import STEPPED, Bucket, fresh_slot, is_half
 from rmsprop.loading import step_tensor
-from rmsprop.sparse import refused
+from rmsprop.settings import read
+from rmsprop.sparse import called, refused
 from rmsprop.spec import stream
 
 
-def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int = 0) -> bool:
+def _unfit(group: Mapping[str, Any], i: int, p: Tensor) -> str:
+    """The sentence for a parameter that has a gradient and cannot step."""
+    kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in STEPPED))
+    return (
+        f"RMSprop steps dense parameters of {kinds}: parameter {called(group, i)} is {p.dtype} of layout {p.layout} "
+        "and has a gradient; freeze it, or keep it in another dtype and layout"
+    )
+
+
+Made = list[tuple[Tensor, str]]  # slots by parameter and name
+
+
+def unmake(state: Any, made: Made) -> None:
+    """Take back the slots that were made for a step that was refused. Mutates: state."""
+    for p, name in made:
+        state[p].pop(name, None)
+        if not state[p]:
+            del state[p]
+
+
+def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: Made) -> bool:
     """Fill the bucket's lists with the parameters that have a gradient, their gradients and their slots.
 
     A slot is made when it is missing, one by one: trainers put some there, and momentum may begin in mid-run.
 
     Args:
         first: the place of the group's first parameter among all of the optimizer.
-    Mutates: the bucket's lists; state, where a slot is missing.
+    Mutates: the bucket's lists; state, where a slot is missing, and `made`, which says where.
     Returns: whether a parameter is complex.
-    Raises: RuntimeError for a sparse gradient that the group does not take.
+    Raises: RuntimeError for a parameter that cannot step, or a sparse gradient that the group does not take.
     """
     has_complex = False
+    names = read(group)[0].slots()
+    with_rest = (*names, "compensation") if group["compensation"] else names
     for i, p in enumerate(group["params"]):
         if p.grad is None:
             continue
         if p.grad.layout != torch.strided and (group["sparse"] is None or not p.grad.is_sparse):
             raise RuntimeError(refused(group, i, p.grad.layout))
+        if p.dtype not in STEPPED or p.layout != torch.strided:
+            raise RuntimeError(_unfit(group, i, p))
         has_complex |= p.is_complex()
-        own = state[p]
-        if "step" not in own:
-            own["step"] = step_tensor(0.0, p, group)
-        if "square_avg" not in own:
-            own["square_avg"] = fresh_slot(p, group["v_init"])
-        if group["momentum"] != 0 and "momentum_buffer" not in own:
-            own["momentum_buffer"] = fresh_slot(p, 0.0)
-        if group["centered"] and "grad_avg" not in own:
-            own["grad_avg"] = fresh_slot(p, 0.0)
+        own = make(group, state[p], p, with_rest if is_half(p.dtype) else names, made)
         if "compensation" in own and not group["compensation"]:
             raise RuntimeError(
                 f"compensation is False in the group of parameter {i}, whose state holds what rounding left over, "
                 "a part of its value; set it back to True, or delete `compensation` from its state to go on without"
             )
-        if group["compensation"] and is_half(p.dtype) and "compensation" not in own:
-            own["compensation"] = torch.zeros_like(p, memory_format=torch.preserve_format)
         into.param.append(p)
         into.grad.append(p.grad)
         into.square_avg.append(own["square_avg"])
@@ -58,3 +74,29 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int = 0) -> 
         if group["rounding"] == "stochastic":
             into.streams.append(stream(group["seed"], first + i))
     return has_complex
+
+
+def make(
+    group: Mapping[str, Any], own: dict[str, Any], p: Tensor, names: tuple[str, ...], made: Made
+) -> dict[str, Any]:
+    """Make those slots of a parameter that are missing. Mutates: `own`, its state, and `made`. Returns: `own`."""
+    for name in names:
+        if name not in own:
+            own[name] = _fresh(name, group, p)
+            made.append((p, name))
+    return own
+
+
+def _fresh(name: str, group: Mapping[str, Any], p: Tensor) -> Tensor:
+    """A slot as it begins."""
+    if name == "step":
+        return step_tensor(0.0, p, group)
+    if name == "compensation":
+        return torch.zeros_like(p, memory_format=torch.preserve_format).detach()
+    return fresh_slot(p, group["v_init"] if name == "square_avg" else 0.0)
+
+
+def kept(group: Mapping[str, Any], p: torch.Tensor) -> tuple[str, ...]:
+    """The state keys that the group keeps for a parameter."""
+    half = ("compensation",) if group["compensation"] and is_half(p.dtype) else ()
+    return (*read(group)[0].slots(), *half)

@@ -16,10 +16,15 @@ from rmsprop.bucket import Bucket
 WRITTEN = ("param", "square_avg", "grad_avg", "momentum_buffer", "compensation")
 
 
+def called(group: Mapping[str, Any], i: int) -> str:
+    """The name of the group's parameter i, or its place."""
+    names = group.get("param_names")
+    return repr(names[i]) if names else f"{i} of its group"
+
+
 def refused(group: Mapping[str, Any], i: int, layout: torch.layout) -> str:
     """The sentence for a sparse gradient of the group's parameter i where it takes none."""
-    names = group.get("param_names")
-    name = repr(names[i]) if names else f"{i} of its group"
+    name = called(group, i)
     if layout != torch.sparse_coo:
         return (
             f"RMSprop does not support gradients of layout {layout}: parameter {name} has one; turn it into a "
@@ -46,9 +51,9 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
         bucket.grad = [g.to_dense() if g.is_sparse else g for g in bucket.grad]
         return [(bucket, None)]
     dense = [i for i, g in enumerate(bucket.grad) if not g.is_sparse]
-    whole, rest = _chosen(bucket, sparse), _chosen(bucket, dense)
+    whole, rest = chosen(bucket, sparse), chosen(bucket, dense)
     places = []
-    rows = _chosen(bucket, [])
+    rows = chosen(bucket, [])
     for i, sparse_grad in enumerate(whole.grad):
         grad = sparse_grad if sparse_grad.is_coalesced() else sparse_grad.coalesce()  # duplicates are summed
         where = tuple(grad.indices())
@@ -83,7 +88,7 @@ def _write(whole: Tensor, where: tuple[Tensor, ...], rows: Tensor) -> None:
         whole.index_put_(where, rows)
 
 
-def _chosen(bucket: Bucket, indices: list[int]) -> Bucket:
+def chosen(bucket: Bucket, indices: list[int]) -> Bucket:
     """The tensors at those places, as a bucket of their own."""
     chosen = bucket.part(0, 0)
     for into, values in zip(chosen.lists(), bucket.lists(), strict=True):

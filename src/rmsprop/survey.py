@@ -235,12 +235,17 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def _held(number: float) -> float:
+    """The number, or the largest that float32 holds: torch refuses to compare tensors with a larger one."""
+    return min(number, torch.finfo(torch.float32).max)
+
+
 def _sums(rule: Rule, hyper: Hyper, part: Mapping[str, Tensor], dtype: torch.dtype, t: int) -> Iterator[Tensor]:
     """The sums of _COUNTS over one part, in that order."""
     p, g = part["p"], part.get("g")
     none = torch.zeros((), device=p.device)
     no, yes = torch.zeros_like(p, dtype=torch.bool), torch.ones_like(p, dtype=torch.bool)
-    lr, alpha, eps = lengths.number(hyper.lr), float(hyper.alpha), float(hyper.eps)
+    lr, alpha, eps = _held(lengths.number(hyper.lr)), float(hyper.alpha), _held(float(hyper.eps))
     h = g
     if g is not None and rule.weight_decay_mode == "l2" and hyper.weight_decay:
         h = g + float(hyper.weight_decay) * p  # [1]
@@ -254,7 +259,7 @@ def _sums(rule: Rule, hyper: Hyper, part: Mapping[str, Tensor], dtype: torch.dty
     touched, eps_rules, cancelled, root, u = no, no, no, p.new_zeros(()), None
     if v is not None and not (rule.centered and m is None):
         c = 1 - alpha**t if rule.bias_correction else 1.0  # [4]
-        left = alpha**t * rule.v_init
+        left = _held(alpha**t * rule.v_init)
         touched = v > (1.01 * left + (1e-37 if rule.v_init else 0.0))  # below, float32 rounds coarsely
         w = v / c
         if rule.centered and m is not None:

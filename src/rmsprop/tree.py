@@ -122,7 +122,7 @@ class Packed:
         )
         if value.numel() and same in self._known:
             return self._known[same]
-        held = _carried(value.resolve_conj().resolve_neg().cpu().contiguous())
+        held = _carried(_plain(value.resolve_conj().resolve_neg().cpu().contiguous()))
         if held.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
             held = held.clone()  # others may write to it before the file is written
         name = where
@@ -133,6 +133,11 @@ class Packed:
         node = {"!tensor": [name, dtype, list(value.shape), checksum(held)]}
         self._held.append(value)
         return self._known.setdefault(same, node) if value.numel() else node
+
+
+def _plain(value: Tensor) -> Tensor:
+    """The same memory with the strides of a fresh tensor: one of one element counts as contiguous with any."""
+    return value.as_strided((value.numel(),), (1,)).view(value.shape)
 
 
 def _carried(value: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 // called through ctypes, and run on torch's own threads through a function pointer.
 //
 // Compile with -ffp-contract=off: then every instruction set, every split over threads and every tail of a loop rounds
-// alike, and the same inputs give the same bits. It costs 2 % of a step over 64 M floats on one thread, elsewhere nothing.
+// alike, and the same inputs give the same bits. Where a sum takes a product rounded once, `fused` says so.
 // Never compile with -ffast-math: it is wrong for NaN, and switches the whole process to flush-to-zero.
 #include "rmsprop.h"
 #include "types.h"
@@ -17,15 +17,6 @@
 
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
-#endif
-
-// One binary for AVX-512, AVX2 and plain x86-64: the loader picks (glibc's ifunc). Elsewhere the loops as they are.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(RMSPROP_ONE_TARGET)
-#define RMSPROP_CLONES __attribute__((target_clones("arch=x86-64-v4", "avx2", "default")))
-#define RMSPROP_TWO_CLONES __attribute__((target_clones("avx2", "default")))  // what is asked for seldom
-#else
-#define RMSPROP_CLONES
-#define RMSPROP_TWO_CLONES
 #endif
 
 #if defined(__GNUC__)
@@ -48,7 +39,8 @@ namespace {
 template <class A>
 struct Numbers {
   A scale, l2, shrink, alpha, beta, unbias, eps_inside, eps_outside, floor, mu, into_buffer, lr;
-  A nesterov;  // 1 or 0: a bool would leave the loop with masks of two widths, which GCC does not vectorise
+  A weight;            // [3] of the distance between g and m, and from which of them
+  A from_g, nesterov;  // 1 or 0: a bool would leave the loop with masks of two widths, which GCC does not vectorise
   A cap, growth, carried, move;  // max_update
   uint32_t first, second;        // keys of the random words
 
@@ -63,6 +55,8 @@ struct Numbers {
     shrink = A(decoupled ? 1 - work.lr * work.weight_decay : 1);
     alpha = A(work.alpha);
     beta = A(1 - work.alpha);
+    from_g = A(work.alpha < 0.5);
+    weight = A(work.alpha < 0.5 ? -work.alpha : 1 - work.alpha);
     unbias = A(1 / correction);
     eps_inside = A(work.eps_mode == kInside || work.eps_mode == kBoth ? eps : 0);
     eps_outside = A(work.eps_mode == kOutside || work.eps_mode == kBoth ? eps : 0);
@@ -107,7 +101,8 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
                           char* b_, char* c_) {
   const A scale = n.scale, l2 = n.l2, shrink = n.shrink, alpha = n.alpha, beta = n.beta, unbias = n.unbias,
           eps_inside = n.eps_inside, eps_outside = n.eps_outside, floor = n.floor, mu = n.mu, k = n.into_buffer,
-          lr = n.lr, nesterov = n.nesterov, cap = n.cap, growth = n.growth, carried = n.carried, most = n.move;
+          lr = n.lr, nesterov = n.nesterov, weight = n.weight, from_g = n.from_g, cap = n.cap, growth = n.growth,
+          carried = n.carried, most = n.move;
   const uint32_t first = n.first, second = n.second;
   uint32_t word = uint32_t(begin) * 0x9e3779b1u;
   RMSPROP_INDEPENDENT
@@ -119,11 +114,11 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     store<P>(const_cast<char*>(g_), i, g + g);
 #endif
     // [1] decay
-    g = l2 != 0 ? g + l2 * p : g;
+    g = l2 != 0 ? fused(l2, p, g) : g;
     p = p * shrink;
     // [2] second moment
     const A before = A(load<S>(v_, i));
-    A v = alpha * before + beta * g * g;
+    A v = fused(beta * g, g, alpha * before);
     A entering = g;
     if constexpr (capped) {
       // a spike at most doubles it; 0 has no double, and an infinite gradient is none
@@ -139,12 +134,15 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     A w = v * unbias;
     if constexpr (centered) {
       // [3] first moment
-      A m = alpha * A(load<S>(m_, i)) + beta * entering;
+      // from the nearer of the two: α and β are rounded, and a mean that stands still is to stand still
+      const A old = A(load<S>(m_, i)), apart = entering - old;
+      A m = fused(weight, apart, from_g != 0 ? entering : old);
+      m = apart - apart == 0 ? m : alpha * old + beta * entering;  // inf and NaN as the equation has them
       store<S>(m_, i, m);
       // [4] bias
       m = m * unbias;
       // [5] variance: rounded below zero it is zero; NaN stays
-      w = w - m * m;
+      w = fused(-m, m, w);
       w = w < 0 ? A(0) : w;
     }
     // [6] denominator
@@ -157,13 +155,13 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     if constexpr (momentum) {
       // [8] momentum
       u = k * u;
-      const A b = mu * A(load<S>(b_, i)) + u;
+      const A b = fused(mu, A(load<S>(b_, i)), u);
       store<S>(b_, i, b);
-      u = nesterov != 0 ? u + mu * b : b;
+      u = nesterov != 0 ? fused(mu, b, u) : b;
       if constexpr (capped) u = within(u, most);
     }
     // [9] parameter
-    p = p - lr * u;
+    p = fused(-lr, u, p);
     if constexpr (write == kNearest) {
       store<P>(p_, i, p);
     } else {

@@ -1,7 +1,23 @@
 // Element types: how a number lies in memory, how it is read, and how it is rounded back.
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <cstring>
+
+// One binary for AVX-512, AVX2 and plain x86-64: the loader picks (glibc's ifunc). Elsewhere the loops as they are.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(RMSPROP_ONE_TARGET)
+#define RMSPROP_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#define RMSPROP_TWO_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))  // what is asked for seldom
+#define RMSPROP_FUSED 1  // the last of them, for processors from before 2013, calls the C library's
+#else
+#define RMSPROP_CLONES
+#define RMSPROP_TWO_CLONES
+#if defined(__FMA__) || defined(__aarch64__) || defined(_M_ARM64)
+#define RMSPROP_FUSED 1
+#else
+#define RMSPROP_FUSED 0
+#endif
+#endif
 
 #if defined(__clang__)
 #define RMSPROP_INLINE inline __attribute__((always_inline))
@@ -26,6 +42,25 @@ RMSPROP_INLINE To bits(From from) {
   std::memcpy(&to, &from, sizeof(to));
   return to;
 }
+
+// a·b + c rounded once, on every processor: where one has no such instruction, by way of double, in which the product is
+// exact, and the sum's last bit is made odd if it is not (S. Boldo, G. Melquiond, Emulation of FMA and correctly rounded
+// sums, 2008): then rounding to float once more is right. In double it is rounded twice.
+RMSPROP_INLINE float fused(float a, float b, float c) {
+#if RMSPROP_FUSED
+  return std::fma(a, b, c);
+#else
+  const double product = double(a) * double(b), sum = product + double(c);
+  const double part = sum - product;
+  const double lost = (product - (sum - part)) + (double(c) - part);
+  const uint64_t u = bits<uint64_t>(sum);
+  const uint64_t away = uint64_t(0) - uint64_t((lost > 0) != (sum > 0));  // 0: the exact sum is larger in size; else -1
+  const uint64_t even = uint64_t((lost < 0) | (lost > 0)) & ~u & 1u;
+  return float(bits<double>(u + ((even ^ away) - away)));
+#endif
+}
+
+RMSPROP_INLINE double fused(double a, double b, double c) { return a * b + c; }
 
 // Bits of a where the condition holds, else of b: no branch, which would keep a loop from being vectorised.
 RMSPROP_INLINE uint32_t pick(bool condition, uint32_t a, uint32_t b) { return b ^ ((a ^ b) & (0u - uint32_t(condition))); }

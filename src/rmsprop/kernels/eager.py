@@ -19,6 +19,8 @@ Lists = list[Tensor]
 # stay within a megabyte.
 _CPU_CHUNK = 1 << 18
 
+_LARGEST = torch.finfo(torch.float32).max
+
 # Devices on which torch itself prefers foreach over a loop.
 _FOREACH_DEVICES = ("cuda", "xpu")
 
@@ -29,6 +31,13 @@ def refuse(_rule: Rule, bucket: Bucket) -> str | None:
         return "fused=True asks for a native kernel, and this is plain torch; leave fused as None"
     if bucket.foreach and bucket.differentiable:
         return "foreach=True keeps no autograd graph; with differentiable=True leave foreach as None or False"
+    if bucket.differentiable and bucket.grad and not torch.compiler.is_compiling():
+        leaf = next((i for i, p in enumerate(bucket.param) if p.is_leaf and p.requires_grad), None)
+        if leaf is not None:
+            return (
+                f"differentiable=True records what is written to parameter {leaf} of the bucket, a leaf that "
+                "requires grad, which autograd lets nobody write in place; put its clone() in its place"
+            )
     return None
 
 
@@ -141,9 +150,9 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     one = len(part.param) == 1
     do = _ONE if one else _LISTS
     p, g, v, m, b = ((values[0] if one and values else values) for values in widened)
-    alpha, eps, mu = hyper.alpha, hyper.eps, hyper.momentum
-    lr = _learning_rate(hyper.lr, part.capturable or torch.compiler.is_compiling())
-    wd = replace(hyper, lr=lr).shrinkage(rule)
+    alpha, eps, mu = hyper.alpha, _held(hyper.eps, dtype), hyper.momentum
+    lr = _held(_learning_rate(hyper.lr, part.capturable or torch.compiler.is_compiling()), dtype)
+    wd = _held(replace(hyper, lr=lr).shrinkage(rule), dtype)
     # [1] decay: out of place, since the gradients are the user's
     if rule.maximize:
         g = do.neg(g)
@@ -153,7 +162,7 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         elif rule.weight_decay_mode == "l1":
             g = do.add(g, do.sign(p), alpha=wd)
         else:
-            do.mul_(p, 1 - lr * wd)
+            do.mul_(p, _held(1 - lr * wd, dtype))
     # [2] second moment
     spikes = None if hyper.max_update is None else _Spikes(v, one)
     do.mul_(v, alpha)
@@ -352,6 +361,13 @@ def _corrections(part: Bucket, alpha: float, dtype: torch.dtype) -> Sequence[flo
         return [1.0] * len(part.step)
     log = math.log(alpha)
     return [-torch.expm1(t.to(part.param[0].device, dtype) * log) for t in part.step]
+
+
+def _held(number: Any, dtype: torch.dtype) -> Any:
+    """The number as the arithmetic's dtype holds it: infinite where it is too large, which torch refuses to round."""
+    if dtype != torch.float32 or isinstance(number, Tensor) or -_LARGEST <= number <= _LARGEST:
+        return number
+    return math.copysign(math.inf, number) if number == number else number
 
 
 def _vanishes(eps: float, dtype: torch.dtype) -> bool:

@@ -28,6 +28,7 @@ GRADIENTS = attrgetter("grad")
 _MOVED, _SAME, _STEPPED = 0, 1, 2  # Again, in csrc/plan.h
 
 Scaling = tuple[Tensor | None, Tensor | None]  # the loss scale, and found_inf
+Due = list[Tensor] | None
 Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 
 
@@ -40,6 +41,17 @@ class _Known:
     momentum: bool
     rule: Rule
     works: list[native.Work]
+
+
+def usual(lr: Any, alpha: float, eps: float, momentum: float, decay: float) -> bool:
+    """Whether a step may run with these; a schedule may take lr below 0, and a tensor is not read."""
+    return (
+        0 <= alpha < 1
+        and 0 <= eps < math.inf
+        and 0 <= momentum < 1
+        and 0 <= decay < math.inf
+        and (isinstance(lr, Tensor) or lr - lr == 0)
+    )
 
 
 class Plan:
@@ -60,6 +72,7 @@ class Plan:
         self._loaded, self._backend, self._state, self._settings = loaded, backend, state, settings
         self._host, self._grain = self._look()
         self._params = [p for group, _ in groups for p in group["params"]]
+        self._place = {id(p): i for i, p in enumerate(self._params)}
         self._items = list(state.items())
         self._busy = False
         self._guard: Guard | None = None  # what the plan's `guarded` says
@@ -100,12 +113,14 @@ class Plan:
         state: Any,
         scaling: Scaling | None = None,
         guard: Guard | None = None,
+        due: Due = None,
     ) -> bool:
         """Step once more if everything is where it was.
 
         Args:
             scaling: what a gradient scaler brings; the CPU's plan leaves that to the long way.
             guard: what stops a step whose gradients are not finite.
+            due: the parameters that step, of those that have a gradient; None: all.
         Returns: False, with nothing written, if anything moved: then the plan is to be dropped.
         Mutates: parameters and state. Never gradients.
         """
@@ -122,25 +137,39 @@ class Plan:
             if known.rule.weight_decay_mode == "corrected":
                 today = Hyper(*(*numbers, group["max_lr"]))
                 numbers = (*numbers[:4], today.shrinkage(known.rule))
-            if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
-                return False
             try:
+                if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
+                    return False
+                if not usual(*numbers):
+                    return False
                 for work in known.works:
                     _PACK(work, 0, *numbers)
-            except struct.error:  # not a number: the long way says which
-                return False
+            except (struct.error, ArithmeticError, TypeError, ValueError, RuntimeError):
+                return False  # what is no number or no switch: the long way says which
         if self._negated():
             return False
         self._busy = True
         try:
-            gradients = self._shards.gradients(list(map(GRADIENTS, self._params)))
-            return gradients is not None and self._run(gradients, groups, guard)
+            gradients = self._gradients(due)
+            return gradients is not None and self._run(gradients, groups, guard, due)
         finally:
             self._busy = False
 
     def _negated(self) -> bool:
         """Whether a gradient is a lazily negated view."""
         return any(p.grad is not None and shards.shard(p.grad).is_neg() for p in self._singles)
+
+    def _gradients(self, due: Due) -> list[Tensor | None] | None:
+        """The gradient of every parameter that steps, in the order of the groups, and None for the others.
+
+        Returns: None where a shard moved.
+        """
+        if due is None:
+            return self._shards.gradients(list(map(GRADIENTS, self._params)))
+        gradients: list[Tensor | None] = [None] * len(self._params)
+        for p in due:
+            gradients[self._place[id(p)]] = p.grad
+        return self._shards.gradients(gradients)
 
     def _look(self) -> tuple[native.Host | None, int]:
         """What rmsprop_again asks of torch, and above how many elements it leaves the step to its caller."""
@@ -153,14 +182,16 @@ class Plan:
         """The bucket's addresses and sizes, where rmsprop_again is to note them, with their `work` and `size`."""
         return cpu.Lists(rule, bucket)
 
-    def _run(self, gradients: list[Tensor | None], groups: list[dict[str, Any]], guard: Guard | None) -> bool:
+    def _run(
+        self, gradients: list[Tensor | None], groups: list[dict[str, Any]], guard: Guard | None, due: Due
+    ) -> bool:
         if guard is not self._guard:
             self._guard, self._plan.guarded = guard, guard is not None
         code = self._loaded.again(self._address, id(gradients), self._active)
         if code == _MOVED:
             return False
         if code == _STEPPED and guard is None:
-            self._count_writes()
+            self._count_writes(due)
             return True
         works, parallel_for = (self._works_address, len(self._works)), self._loaded.parallel_for
         if guard is not None:
@@ -178,12 +209,14 @@ class Plan:
             failed = self._loaded.step(*works, 0.0, parallel_for, native.GRAIN)
             if failed:
                 raise RuntimeError(f"torch_parallel_for failed with code {failed}: the step is incomplete")
-        self._count_writes()
+        self._count_writes(due)
         return True
 
-    def _count_writes(self) -> None:
+    def _count_writes(self, due: Due) -> None:
         """Tell autograd which parameters were written: all of them, as a rule."""
-        if self._active.value == len(self._stepped):
+        if due is not None:
+            cpu.count_writes([p for p in due if p.grad is not None])
+        elif self._active.value == len(self._stepped):
             torch.autograd.graph.increment_version(self._versioned)
         else:
             cpu.count_writes([x for p, written in self._written if p.grad is not None for x in written])

@@ -148,6 +148,17 @@ def _divide(x, y):
 
 
 @triton.jit
+def _fused(x, y, z):
+    """x·y + z, rounded once in float32 as the CPU kernel does; the interpreter knows no such thing but float64."""
+    if x.dtype == tl.float64:
+        return x * y + z
+    elif INTERPRETED:
+        return (x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)).to(tl.float32)
+    else:
+        return tl.fma(x, y, z)
+
+
+@triton.jit
 def _correction(row, count, log_alpha, clock: tl.constexpr):
     """[4] 1 − αᵗ in float64: as the host worked it out, or from a step counter on the device."""
     if clock is None:
@@ -215,10 +226,10 @@ def _lines(
     if decoupled:
         p = p * tl.cast(1 - lr * wd, arithmetic)
     else:
-        g = tl.where(wd != 0, g + tl.cast(wd, arithmetic) * p, g)
+        g = tl.where(wd != 0, _fused(tl.cast(wd, arithmetic), p, g), g)
     # [2] second moment
     before, entering = v, g
-    v = tl.cast(alpha, arithmetic) * v + tl.cast(beta, arithmetic) * g * g
+    v = _fused(tl.cast(beta, arithmetic) * g, g, tl.cast(alpha, arithmetic) * v)
     if capped:
         # a spike at most doubles it; 0 has no double, and an infinite gradient is none
         spike = (v > 2 * before) & (before > 0) & (tl.abs(g) < float("inf"))
@@ -232,12 +243,18 @@ def _lines(
     w = v * unbias if bias_correction else v
     if centered:
         # [3] first moment
-        m = tl.cast(alpha, arithmetic) * m + tl.cast(beta, arithmetic) * entering
+        # from the nearer of the two: alpha and beta are rounded, and a mean that stands still is to stand still
+        apart = entering - m
+        near = tl.where(alpha < 0.5, entering, m)
+        near = _fused(tl.cast(tl.where(alpha < 0.5, -alpha, beta), arithmetic), apart, near)
+        # inf and NaN as the equation has them
+        plain = tl.cast(alpha, arithmetic) * m + tl.cast(beta, arithmetic) * entering
+        m = tl.where(apart - apart == 0, near, plain)
         _store(m_at, offset, at, mask, vector, state, m)
         # [4] bias
         m = m * unbias if bias_correction else m
         # [5] variance: rounded below zero it is zero; NaN stays
-        w = w - m * m
+        w = _fused(-m, m, w)
         w = tl.where(w < 0, 0.0, w)
     # [6] denominator
     e = tl.cast(eps, arithmetic)
@@ -258,13 +275,13 @@ def _lines(
         # [8] momentum
         if lr_in_buffer:
             u = tl.cast(lr, arithmetic) * u
-        b = tl.cast(mu, arithmetic) * b + u
+        b = _fused(tl.cast(mu, arithmetic), b, u)
         _store(b_at, offset, at, mask, vector, state, b)
-        u = u + tl.cast(mu, arithmetic) * b if nesterov else b
+        u = _fused(tl.cast(mu, arithmetic), b, u) if nesterov else b
         if capped:
             u = _within(u, tl.cast(cap * lr if lr_in_buffer else cap, arithmetic))
     # [9] parameter
-    p = p - u if momentum and lr_in_buffer else p - tl.cast(lr, arithmetic) * u
+    p = p - u if momentum and lr_in_buffer else _fused(-tl.cast(lr, arithmetic), u, p)
     if stochastic:
         random = _mix((offset.to(tl.uint32) + at.to(tl.uint32)) * 0x9E3779B1 ^ first, second)
     if compensated:

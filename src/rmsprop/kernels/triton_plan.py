@@ -13,7 +13,7 @@ import torch
 from rmsprop.bucket import Bucket
 from rmsprop.guard import Guard
 from rmsprop.kernels import cpu, native, triton
-from rmsprop.kernels.plan import GRADIENTS, NUMBERS, Plan, Scaling, Settings
+from rmsprop.kernels.plan import NUMBERS, Due, Plan, Scaling, Settings, usual
 from rmsprop.spec import Hyper, Rule
 
 _NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation", "size")
@@ -62,15 +62,18 @@ class DevicePlan(Plan):
         state: Any,
         scaling: Scaling | None = None,
         guard: Guard | None = None,
+        due: Due = None,
     ) -> bool:
         """Step once more if everything is where it was, without waiting for a device.
 
+        Args:
+            due: as in Plan; the long way has a table for each set of tensors that step together.
         Returns: False, with nothing written, if anything moved that a table does not follow.
         Mutates: parameters and state. Never gradients.
         """
         if self._busy or backend != self._backend or state is not self._state or len(groups) != len(self._known):
             return False
-        if cpu.in_mode():
+        if cpu.in_mode() or due is not None:
             return False
         if any(lists.launched.clock is None for lists in self._held[0]) and (
             scaling is not None
@@ -83,8 +86,12 @@ class DevicePlan(Plan):
             if group["params"] is not known.params:
                 return False
             hyper = Hyper(*(*NUMBERS(group), group["max_lr"], group["max_update"]))
-            if (hyper.momentum != 0) is not known.momentum or self._settings(group) != known.settings:
-                return False
+            try:
+                same = (hyper.momentum != 0) is known.momentum and self._settings(group) == known.settings
+                if not same or not usual(*NUMBERS(group)):
+                    return False
+            except (ArithmeticError, TypeError, ValueError, RuntimeError):
+                return False  # what is no number or no switch: the long way says which
             hypers += [hyper] * len(known.works)
         if self._negated():
             return False
@@ -92,7 +99,7 @@ class DevicePlan(Plan):
             return False  # the look in C tells a GPU from a CPU, but not from another GPU
         self._busy = True
         try:
-            gradients = self._shards.gradients(list(map(GRADIENTS, self._params)))
+            gradients = self._gradients(None)
             if gradients is None or self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
                 return False
             grad_scale, found_inf = scaling or (None, None)
@@ -105,7 +112,7 @@ class DevicePlan(Plan):
                 if lists.launched.clock is None:
                     lists.count(self._loaded, hyper.alpha)
                 lists.launched.launch(hyper, lists.table, grad_scale, found_inf)
-            self._count_writes()
+            self._count_writes(None)
         finally:
             self._busy = False
         return True

@@ -1,0 +1,80 @@
+"""The generated block and the figure of training.md: what bench/release.py measured."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+RECORD = Path(__file__).parents[1] / "bench" / "results" / "release.json"
+BLOCK = re.compile(r"<!-- bench: release -->\n.*?<!-- end -->", re.DOTALL)
+LOOKS: dict[str, dict[str, Any]] = {
+    "step()": {"color": "#0072B2", "hatch": ""},
+    "in backward": {"color": "#D55E00", "hatch": "//"},
+    "step(), 2 passes": {"color": "#56B4E9", "hatch": ""},
+    "in backward, 2 passes": {"color": "#E69F00", "hatch": "//"},
+}
+ALT = (
+    "Most memory of an iteration beyond parameters and state, by model and way of stepping: in backward the stack of "
+    "linear layers needs a fraction of its gradients' size, and the transformer with a batch of 4 as much as before."
+)
+
+
+def record() -> list[dict[str, Any]]:
+    """What bench/release.py measured, a row for each model and way of stepping."""
+    found: list[dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["results"]
+    return found
+
+
+def block() -> str:
+    """The table and the figure, as they stand in the page."""
+    rows = {(row["case"], row["name"]): row for row in record()}
+    cases = list(dict.fromkeys(case for case, _ in rows))
+    lines = ["| model | gradients | stepped | most beyond parameters and state | the process |", "| --- " * 5 + "|"]
+    for case in cases:
+        for i, name in enumerate(LOOKS):
+            row = rows[case, name]
+            first = [case, _mb(row["gradients"])] if i == 0 else ["", ""]
+            lines.append(f"| {' | '.join([*first, name, _mb(row['transient']), _mb(row['resident'])])} |")
+    return "\n".join(
+        ["<!-- bench: release -->", "", *lines, "", f"![{ALT}](figures/release.png)", "", "<!-- end -->"]
+    )
+
+
+def page(text: str) -> str:
+    """The page with its block as the record is today. Raises: ValueError if it has no place for it."""
+    if len(BLOCK.findall(text)) != 1:
+        raise ValueError("docs/training.md needs one <!-- bench: release --> with its <!-- end -->")
+    return BLOCK.sub(lambda _: block(), text)
+
+
+def figure() -> Figure:
+    """The most memory beyond parameters and state, with the gradients' size as a line."""
+    rows = record()
+    cases = list(dict.fromkeys(row["case"] for row in rows))
+    with rc_context({"font.size": 11, "legend.fontsize": 10}):
+        drawn = Figure(figsize=(8, 3.4), layout="constrained")
+        axes = drawn.subplots()
+    width = 0.8 / len(LOOKS)
+    for i, (name, look) in enumerate(LOOKS.items()):
+        heights = [row["transient"] / 1e6 for row in rows if row["name"] == name]
+        places = [j - 0.4 + (i + 0.5) * width for j in range(len(cases))]
+        axes.bar(places, heights, width, label=name, edgecolor="white", **look)
+    for j, case in enumerate(cases):
+        size = next(row["gradients"] for row in rows if row["case"] == case) / 1e6
+        axes.plot(
+            [j - 0.45, j + 0.45], [size, size], color="black", linewidth=1.5, label="gradients" if j == 0 else None
+        )
+    axes.set_xticks(range(len(cases)), cases)
+    axes.set_ylabel("MB beyond parameters and state")
+    axes.grid(True, axis="y", color="#dddddd", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    drawn.legend(loc="outside lower center", ncols=5, frameon=False)
+    return drawn
+
+
+def _mb(size: float) -> str:
+    return f"{size / 1e6:,.0f} MB"

@@ -1,0 +1,656 @@
+"""Treat RMSprop badly at random: it answers with a correct step, or with one sentence and nothing changed.
+
+    python fuzz/optimizer.py --count 10000
+
+Each input builds an optimizer from random parameters and settings, good and bad, and then steps it with random
+gradients, edits its groups, loads state dicts (its own, torch's, damaged ones) and damaged checkpoint files. What is
+refused must be refused by a `raise` of this package or of torch's Optimizer, with a sentence, and leave parameters,
+gradients, state and groups bit by bit as they were. What is computed is judged by the float64 reference where numbers
+are ordinary, else by the eager backend. Every input follows from its number, so a failure is repeated by
+`--first N --count 1`; it runs in a child process, for at most 20 seconds.
+"""
+
+import argparse
+import copy
+import math
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from convert import BATCH, LONGEST, fence, hurt, in_children
+from torch import Tensor, nn
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from cases import BUDGET, Case, as64, errors, state64
+
+import rmsprop
+from rmsprop import RMSprop, checkpoint, reference, settings
+from rmsprop.dialects import DIALECTS
+
+SECONDS = 20
+NAN, INF = math.nan, math.inf
+HALF = (torch.float16, torch.bfloat16)
+REAL = (torch.float32, torch.float64, *HALF)
+OWNERS = (str(Path(rmsprop.__file__).parent), str(Path(torch.optim.__file__).parent / "optimizer.py"))
+ODD: tuple[Any, ...] = (None, True, "0.1", "", b"x", [], {}, (0.1,), 1j, NAN, INF, -INF, -1, -0.5, 10**400, object)
+ODD_TENSORS: tuple[Callable[[], Tensor], ...] = (
+    lambda: torch.ones(2),
+    lambda: torch.tensor(-1.0),
+    lambda: torch.tensor(NAN),
+    lambda: torch.tensor(1),
+    lambda: torch.tensor(0.1, device="meta"),
+    lambda: torch.tensor(0.1j),
+    lambda: torch.ones(0),
+    lambda: torch.eye(2).to_sparse(),
+)
+# Settings with values that work; the first is torch's.
+GOOD: dict[str, tuple[Any, ...]] = {
+    "lr": (0.01, 0, 1e-3, 1e-30, 5.0, 1e300, np.float32(0.1), torch.tensor(0.01), torch.tensor([0.02])),
+    "alpha": (0.99, 0.9, 0, 0.3, 0.9999999, np.float64(0.5)),
+    "eps": (1e-8, 0, 1e-3, 1, 1e-45, 1e-60, 1e30, 1e300),
+    "weight_decay": (0, 0.01, 1.0, 1e10, 1e300),
+    "momentum": (0, 0.9, 0.5, 0.999999),
+    "centered": (False, True, 1, np.True_),
+    "capturable": (False, True),
+    "foreach": (None, None, None, True, False),
+    "maximize": (False, True),
+    "differentiable": (False, False, False, True),
+    "eps_mode": ("outside", "inside", "both", "floor"),
+    "v_init": (0, 1, 1e-3, 1e30, 1e300),
+    "lr_in_buffer": (False, True),
+    "nesterov": (False, True),
+    "bias_correction": (False, True),
+    "weight_decay_mode": ("l2", "l1", "decoupled", "corrected"),
+    "sparse": (None, "lazy", "dense"),
+    "fused": (None, None, True, False),
+    "clip_value": (None, 0.5, 0),
+    "clip_norm": (None, 1.0),
+    "clip_global_norm": (None, 1.0, 1e-30),
+    "clip_weights": (None, 0.1),
+    "clip_after_decay": (False, True),
+    "max_lr": (None, 1.0),
+    "max_update": (None, 10.0, 1e-3),
+    "rounding": ("nearest", "stochastic"),
+    "compensation": (False, True),
+    "seed": (0, 7),
+}
+WHOLE = {  # of the whole optimizer
+    "backend": ("auto", "auto", "auto", "eager", "cpu", "triton"),
+    "amp_in_step": (False, False, True),
+    "nonfinite": ("propagate", "skip", "raise"),
+    "nonfinite_limit": (100, 1, None),
+}
+
+
+class FaultError(Exception):
+    """What went wrong, in words."""
+
+
+# --- what an optimizer is given --------------------------------------------------------------------
+
+
+def numbers(draw: random.Random, shape: tuple[int, ...], wild: bool) -> Tensor:
+    """Ordinary numbers with exact zeros among them; wild: also NaN, infinite, huge and tiny ones."""
+    generator = torch.Generator().manual_seed(draw.randrange(2**31))
+    x = torch.randn(shape, generator=generator, dtype=torch.float64)
+    x = x * 10.0 ** torch.randint(-2, 2, shape, generator=generator)
+    x[torch.rand(shape, generator=generator) < 0.1] = 0.0
+    if wild and x.numel():
+        for _ in range(draw.randint(1, 3)):
+            value = draw.choice((NAN, INF, -INF, 1e30, -1e300, 1e-30, 1e-310, 6e4, 1e-7, 0.0))
+            x.view(-1)[draw.randrange(x.numel())] = value
+    return x
+
+
+def dense(draw: random.Random, dtype: torch.dtype) -> Tensor:
+    """A tensor in some layout: contiguous, transposed, channels last, with holes, a view into another."""
+    shape = draw.choice(((), (1,), (0,), (3,), (17,), (2, 3), (5, 4), (2, 3, 2, 2), (1, 3, 1), (0, 2), (300,)))
+    x = numbers(draw, shape, wild=False).to(dtype)
+    how = draw.randrange(8)
+    if how == 0 and x.dim() == 2:
+        return x.t()
+    if how == 1 and x.dim() == 4:
+        return x.to(memory_format=torch.channels_last)
+    if how == 2 and x.dim() > 0:
+        return torch.cat([x, x], dim=-1)[..., ::2]
+    if how == 3 and x.dim() > 0:
+        return torch.cat([x, x])[x.shape[0] :]
+    return x
+
+
+def odd_parameter(draw: random.Random) -> Any:
+    """What may stand in a list of parameters and is no plain one."""
+    makers: tuple[Callable[[], Any], ...] = (
+        lambda: nn.Parameter(dense(draw, draw.choice((torch.complex64, torch.complex128)))),
+        lambda: nn.Parameter(torch.zeros(2, 3, device="meta")),
+        lambda: nn.Parameter(torch.eye(3).to_sparse()),
+        lambda: nn.Parameter(torch.eye(3).to_sparse_csr()),
+        lambda: torch.ones(1).expand(3).requires_grad_(),
+        lambda: torch.ones(5).as_strided((3, 2), (1, 1)).requires_grad_(),
+        lambda: torch.arange(3),
+        lambda: torch.zeros(3, dtype=torch.bool),
+        lambda: torch.zeros(3).to(torch.float8_e4m3fn),
+        lambda: torch.zeros(3, dtype=torch.complex32),
+        lambda: nn.Parameter(torch.ones(2)) * 2,
+        lambda: nn.UninitializedParameter(),
+        lambda: nn.Parameter(torch.ones(3), requires_grad=False),
+        lambda: draw.choice((None, 1, "weight", [], {}, (), ("a",), ("a", 1), object())),
+    )
+    return draw.choice(makers)()
+
+
+def parameters(draw: random.Random, odd: float) -> Any:
+    """A list of parameters, named or not, with odd ones at that rate."""
+    dtype = draw.choice(REAL)
+    found: list[Any] = []
+    for _ in range(draw.choice((1, 1, 2, 3, 6))):
+        dtype = draw.choice(REAL) if draw.random() < 0.3 else dtype
+        found.append(odd_parameter(draw) if draw.random() < odd else nn.Parameter(dense(draw, dtype)))
+    if draw.random() < 0.1:  # two views of one memory
+        base = torch.ones(8)
+        found += [nn.Parameter(base[:4]), nn.Parameter(base[4 - draw.choice((0, 1)) : 8])]
+    if draw.random() < odd:
+        found.append(draw.choice(found))
+    if draw.random() < 0.3:
+        names = [f"p{i}" if draw.random() < 0.97 else "p0" for i in range(len(found))]
+        found = list(zip(names, found, strict=True))
+        if draw.random() < odd:
+            found[-1] = found[-1][1]
+    if draw.random() < odd / 3:
+        return draw.choice(([], None, torch.ones(2), {"a": 1}, 3, set(), nn.Parameter(torch.ones(1))))
+    return found if draw.random() < 0.8 else iter(found)
+
+
+def words(draw: random.Random, bad: float, few: int = 4) -> dict[str, Any]:
+    """Some settings, bad ones at that rate."""
+    given: dict[str, Any] = {}
+    for name in draw.sample(sorted(GOOD), draw.randint(0, few)):
+        given[name] = draw.choice(GOOD[name])
+        if draw.random() < bad:
+            given[name] = draw.choice(ODD) if draw.random() < 0.8 else draw.choice(ODD_TENSORS)()
+    if draw.random() < 0.25:
+        row = DIALECTS[draw.choice(sorted(DIALECTS))]
+        given["dialect"] = row.name
+        for word in draw.sample(sorted(row.words), draw.randint(0, min(2, len(row.words)))):
+            given[word] = draw.choice((*GOOD.get(row.words[word], (0.1,)), *(ODD if draw.random() < bad else ())))
+        if row.defaults()["lr"] is None and "lr" not in row.words.values():
+            given["lr"] = 0.01
+    if draw.random() < bad / 3:
+        given[draw.choice(("rho", "lrr", "betas", "dialect", "seeds", "", "recipe"))] = draw.choice((0.9, *ODD))
+    return given
+
+
+def built(draw: random.Random) -> RMSprop:
+    """A constructor call. Raises: what the constructor raises."""
+    odd, bad = draw.choice(((0.0, 0.0), (0.0, 0.0), (0.3, 0.0), (0.0, 0.3), (0.2, 0.2)))
+    given = words(draw, bad)
+    for name in draw.sample(sorted(WHOLE), draw.choice((0, 0, 1, 2))):
+        given[name] = draw.choice(ODD) if draw.random() < bad else draw.choice(WHOLE[name])
+    if draw.random() < 0.7:
+        return RMSprop(parameters(draw, odd), **given)
+    groups: list[Any] = []
+    for _ in range(draw.randint(1, 3)):
+        own = {k: v for k, v in words(draw, bad, 2).items() if k != "params"}
+        groups.append({"params": parameters(draw, odd), **own, **({"note": [1]} if draw.random() < 0.2 else {})})
+    if draw.random() < odd / 2:
+        groups.append(draw.choice(({}, {"params": None}, {"params": []}, None, 3)))
+    return RMSprop(groups, **given)
+
+
+def gradient(draw: random.Random, p: Tensor, wild: bool) -> Tensor | None:
+    """A gradient that torch lets stand beside the parameter."""
+    if draw.random() < 0.12:
+        return None
+    if p.is_meta or p.dtype not in REAL or p.layout != torch.strided:
+        return torch.ones_like(p) if p.layout == torch.strided and not p.is_complex() else p.detach().clone()
+    g = numbers(draw, tuple(p.shape), wild).to(p.dtype)
+    how = draw.randrange(14)
+    if how == 0 and p.dim() > 0:
+        return g.to_sparse(draw.randint(1, p.dim()))
+    if how == 1 and p.dim() > 0 and p.numel():
+        at = torch.tensor([[0, 0, p.shape[0] - 1]])
+        return torch.sparse_coo_tensor(at, g[at[0]], p.shape, check_invariants=True)
+    if how == 2 and p.dim() == 2:
+        return g.to_sparse_csr()
+    if how == 3 and p.dim() == 2:
+        return g.t().contiguous().t()
+    if how == 4:
+        return torch.full((), draw.uniform(-1, 1), dtype=p.dtype).expand(p.shape)
+    if how == 5:
+        return p.detach()  # the same memory
+    if how == 6 and p.dim() > 0:
+        return torch.cat([g, g], dim=-1)[..., ::2]
+    if how == 7 and p.dtype in (torch.float32, torch.float64):
+        return torch.complex(torch.zeros_like(g), -g).conj().imag  # negated lazily
+    if how == 8:
+        return torch.empty_like(p).copy_(g).requires_grad_()
+    return torch.empty_like(p).copy_(g) if 0 not in p.stride() else g
+
+
+# --- what must not change --------------------------------------------------------------------------
+
+
+def bits(x: Any) -> Any:
+    """A value as something that compares equal where nothing changed, NaN included."""
+    if isinstance(x, Tensor):
+        kind = (
+            type(x).__name__,
+            str(x.dtype),
+            tuple(x.shape) if not isinstance(x, nn.UninitializedParameter) else (),
+        )
+        if isinstance(x, nn.UninitializedParameter) or x.is_meta:
+            return kind
+        x = x.detach()
+        if x.layout == torch.sparse_coo:
+            return (*kind, bits(x._indices()), bits(x._values()))
+        if x.layout != torch.strided:
+            return (*kind, bits(x.crow_indices()), bits(x.col_indices()), bits(x.values()))
+        whole = x.resolve_neg().resolve_conj().clone(memory_format=torch.contiguous_format).reshape(-1)
+        return (*kind, x.stride(), bytes(whole.view(torch.uint8).numpy()) if x.numel() else b"")
+    if isinstance(x, dict):
+        return {str(key): bits(value) for key, value in x.items()}
+    if isinstance(x, list | tuple):
+        return [bits(value) for value in x]
+    return (type(x).__name__, repr(x))
+
+
+def everything(optimizer: RMSprop) -> Any:
+    """All that a refusal must leave as it is."""
+    groups = [
+        {name: [id(p) for p in value] if name == "params" else bits(value) for name, value in group.items()}
+        for group in optimizer.param_groups
+    ]
+    params = [(bits(p), bits(p.grad), id(p.grad)) for group in optimizer.param_groups for p in group["params"]]
+    state = {
+        id(p) if isinstance(p, Tensor) else repr(p): bits(entry)
+        for p, entry in optimizer.state.items()
+        if entry != {}
+    }
+    return {"groups": groups, "params": params, "state": state}
+
+
+def refused(what: str, error: BaseException) -> None:
+    """Raise a FaultError if this is no documented refusal."""
+    frames = traceback.extract_tb(error.__traceback__)
+    said = str(error)
+    shown = "".join(traceback.format_exception(error))
+    if not isinstance(error, ValueError | TypeError | RuntimeError):
+        raise FaultError(f"{what}: a {type(error).__name__}\n{shown}")
+    last = frames[-1]
+    if not last.filename.startswith(OWNERS) or not (last.line or "").startswith("raise"):
+        raise FaultError(f"{what}: not raised on purpose\n{shown}")
+    if " " not in said or len(said) > 10 * LONGEST:
+        raise FaultError(f"{what}: no sentence\n{shown}")
+
+
+def tried(what: str, optimizer: RMSprop, do: Callable[[], Any]) -> Any:
+    """Do it, and see that a refusal is one in words that changed nothing. Returns: what it returns, or None."""
+    before = everything(optimizer)
+    try:
+        return do()
+    except Exception as error:
+        refused(what, error)
+        after = everything(optimizer)
+        if after != before:
+            names = ", ".join(name for name in before if before[name] != after[name])
+            raise FaultError(f"{what}: {names} changed\n{''.join(traceback.format_exception(error))}") from None
+        return None
+
+
+# --- steps and their judges ------------------------------------------------------------------------
+
+
+def tame(group: dict[str, Any], p: Tensor) -> bool:
+    """Whether the reference can judge this parameter's step to the last places."""
+    if (
+        p.grad is None
+        or p.grad.layout != torch.strided
+        or p.layout != torch.strided
+        or p.dtype not in REAL
+        or p.is_meta
+    ):
+        return False
+    if any(group[name] is not None for name in ("clip_value", "clip_norm", "clip_global_norm", "clip_weights")):
+        return False
+    if (
+        group.get("max_update") is not None
+        or group.get("rounding", "nearest") != "nearest"
+        or group.get("compensation")
+    ):
+        return False
+    ordinary = 1e-6 <= group["eps"] <= 10 and group["alpha"] <= 0.999 and group["weight_decay"] <= 1
+    sizes = p.grad.detach().abs()[p.grad.detach() != 0].double()
+    fits = sizes.numel() == 0 or bool((sizes >= 1e-3).all() and (sizes <= 1e3).all())
+    finite = bool(torch.isfinite(p).all()) and bool((p.detach().abs() < 1e3).all())
+    return ordinary and fits and finite and float(group["lr"]) <= 1 and group["v_init"] <= 10 and not _aliased(p)
+
+
+def _aliased(p: Tensor) -> bool:
+    return any(stride == 0 and size > 1 for size, stride in zip(p.shape, p.stride(), strict=True))
+
+
+def judged_step(optimizer: RMSprop) -> None:
+    """One step; where it was taken, the reference or the eager backend says the same."""
+    lazy = nn.UninitializedParameter
+    pairs = [(group, p) for group in optimizer.param_groups for p in group["params"] if not isinstance(p, lazy)]
+    held = [p for _, p in pairs if not p.is_meta and p.layout == torch.strided and p.numel()]
+    apart = len({p.untyped_storage().data_ptr() for p in held}) == len(held)
+    judged = []
+    for group, p in pairs:
+        known = optimizer.state.get(p)
+        kept = p.is_meta or all(torch.isfinite(x).all() for x in (known or {}).values() if isinstance(x, Tensor))
+        try:
+            usual = apart and kept and tame(group, p)
+            rule, hyper = settings.read(group)
+            before = (as64(p), state64(known) if known else reference.start(rule, as64(p))) if usual else None
+        except Exception:  # settings that the step is to refuse
+            continue
+        if usual:
+            lacks = {"grad_avg": np.zeros(tuple(p.shape)), "momentum_buffer": np.zeros(tuple(p.shape))}
+            judged.append((Case(rule, replace(hyper, lr=float(hyper.lr))), (before[0], {**lacks, **before[1]}), p))
+    grads = [None if p.grad is None else bits(p.grad) for _, p in pairs]
+    twin = _twin(optimizer) if apart else None
+    whole = tried("step", optimizer, lambda: (optimizer.step(), True)[1])
+    if not whole:
+        return
+    skipped = getattr(getattr(optimizer, "skipped", None), "in_a_row", 0) > 0
+    for (_, p), grad in zip(pairs, grads, strict=True):
+        own_memory = p.grad is None or p.is_meta or p.grad.is_sparse or p.grad.layout != torch.strided
+        if (own_memory or p.grad.data_ptr() != p.data_ptr()) and grad != (None if p.grad is None else bits(p.grad)):
+            raise FaultError("a step edited a gradient")
+    if skipped or not _counted(optimizer, pairs):
+        return  # a first step with lr 0 and zero gradients makes state and nothing else
+    for case, before, p in judged:
+        grad = as64(p.grad.resolve_neg()) if p.grad.data_ptr() != p.data_ptr() else before[0]
+        state = {**{k: torch.from_numpy(v) for k, v in before[1].items() if k != "step"}, **optimizer.state[p]}
+        try:
+            found = errors(case, before, grad, (p, state))
+        except AssertionError as error:
+            raise FaultError(f"step of {p.dtype} {tuple(p.shape)}: {error}\n{optimizer!r}") from error
+        beyond = {name: off for name, off in found.items() if not off <= 8 * BUDGET[name]}
+        if beyond:
+            raise FaultError(f"step of {p.dtype} {tuple(p.shape)}: {beyond} units from the reference\n{optimizer!r}")
+    if twin is not None and not judged:
+        _compare(optimizer, twin)
+
+
+def _counted(optimizer: RMSprop, pairs: list[Any]) -> bool:
+    return all(float(optimizer.state[p]["step"]) > 0 for _, p in pairs if p.grad is not None and not p.is_meta)
+
+
+def _twin(optimizer: RMSprop) -> RMSprop | None:
+    """A copy that steps with torch's operators."""
+    try:
+        twin = copy.deepcopy(optimizer)
+    except Exception:  # what torch cannot copy
+        return None
+    twin.backend = "eager"
+    for group, own in zip(optimizer.param_groups, twin.param_groups, strict=True):
+        own["fused"] = None
+        for name in ("sparse", "clip_after_decay", "clip_value_last"):  # not read where they say nothing
+            if own[name] not in [x for x in (None, True, "lazy", "dense") if type(own[name]) is type(x)]:
+                own[name] = settings.TORCH_GROUP[name]
+        for p, q in zip(group["params"], own["params"], strict=True):
+            if p.grad is not None and p.grad.layout == torch.strided and not p.is_meta:
+                q.grad = q.detach() if p.grad.data_ptr() == p.data_ptr() else p.grad
+            else:
+                q.grad = p.grad
+    return twin
+
+
+def _compare(optimizer: RMSprop, twin: RMSprop) -> None:
+    """See that the copy ends at the same numbers, as far as wild ones allow: finite where finite."""
+    try:
+        twin.step()
+    except Exception as error:
+        raise FaultError(
+            f"the eager backend refuses what was stepped\n{''.join(traceback.format_exception(error))}"
+        ) from None
+    for group, other in zip(optimizer.param_groups, twin.param_groups, strict=True):
+        if group["centered"] or group.get("rounding", "nearest") != "nearest":
+            continue  # v − m² of wild numbers is all rounding
+        for p, q in zip(group["params"], other["params"], strict=True):
+            if p.is_meta or p.grad is None or p.layout != torch.strided or not p.is_floating_point():
+                continue
+            a, b = p.detach().double(), q.detach().double()
+            slack = 0.05 if p.dtype in HALF else 1e-3
+            if not torch.allclose(a, b, rtol=slack, atol=slack * (1e-6 + abs(float(group["lr"]))), equal_nan=True):
+                raise FaultError(
+                    f"step of {p.dtype} {tuple(p.shape)}: {a.tolist()} and by eager {b.tolist()}\n{optimizer!r}"
+                )
+
+
+def stepped(draw: random.Random, optimizer: RMSprop) -> None:
+    """New gradients, and a step."""
+    wild = draw.random() < 0.3
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            if isinstance(p, nn.UninitializedParameter):
+                continue
+            try:
+                p.grad = gradient(draw, p, wild)
+            except (RuntimeError, TypeError):  # torch lets no such gradient stand there
+                p.grad = None
+    judged_step(optimizer)
+
+
+def mutated(draw: random.Random, optimizer: RMSprop) -> None:
+    """Edit a group as schedules and people do, step, and put it back if that was refused."""
+    group = draw.choice(optimizer.param_groups)
+    name = draw.choice(sorted(GOOD.keys() & group.keys()))
+    kept = group[name]
+    wrong = draw.random() < 0.3
+    group[name] = draw.choice(ODD) if wrong else draw.choice(GOOD[name])
+    if wrong and draw.random() < 0.3:
+        group[name] = draw.choice(ODD_TENSORS)()
+    stepped(draw, optimizer)
+    group[name] = kept
+
+
+def grown(draw: random.Random, optimizer: RMSprop) -> None:
+    """Add a group, good or bad."""
+    bad = draw.choice((0.0, 0.3))
+    group = {"params": parameters(draw, bad), **words(draw, bad, 3)}
+    if draw.random() < bad:
+        group["params"] = [*optimizer.param_groups[0]["params"][:1]]
+    tried("add_param_group", optimizer, lambda: optimizer.add_param_group(group))
+
+
+# --- state dicts and checkpoints -------------------------------------------------------------------
+
+
+def torchs(draw: random.Random, optimizer: RMSprop) -> dict[str, Any] | None:
+    """The state dict of another optimizer over parameters of the same shapes."""
+    cls = draw.choice(
+        (torch.optim.RMSprop, torch.optim.RMSprop, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad)
+    )
+    try:
+        groups = [
+            {"params": [nn.Parameter(torch.ones_like(p).detach()) for p in group["params"]]}
+            for group in optimizer.param_groups
+        ]
+        other = cls(groups, lr=0.01, **({"momentum": 0.9} if cls in (torch.optim.SGD, torch.optim.RMSprop) else {}))
+        for group in groups:
+            for p in group["params"]:
+                p.grad = torch.ones_like(p)
+        other.step()
+        return other.state_dict()
+    except Exception:  # parameters that torch's own cannot step
+        return None
+
+
+def damaged(draw: random.Random, saved: dict[str, Any]) -> Any:
+    """A state dict with one to three things wrong, or right in another way."""
+    saved = copy.deepcopy(saved)
+    for _ in range(draw.randint(1, 3)):
+        saved = _damage(draw, saved)
+        if not isinstance(saved, dict) or not isinstance(saved.get("param_groups"), list):
+            break
+    return saved
+
+
+def _damage(draw: random.Random, saved: Any) -> Any:
+    groups, state = saved["param_groups"], saved.get("state")
+    value = draw.choice((*ODD, -1, 3, "p0", torch.ones(3), torch.tensor(NAN), torch.tensor(2**40), [0], {"step": 1}))
+    value = draw.choice(ODD_TENSORS)() if draw.random() < 0.2 else value
+    how = draw.randrange(10)
+    if how == 0:
+        return draw.choice(
+            (None, 3, [], {}, {"model": saved}, {**saved, "state": value}, {**saved, "param_groups": value})
+        )
+    if how == 1:
+        del saved[draw.choice(sorted(saved, key=str))]
+    elif how == 2 and groups:
+        groups.append(draw.choice((groups[0], {}, value)))
+    elif how == 3 and groups:
+        del groups[draw.randrange(len(groups))]
+    elif groups and isinstance(groups[0], dict) and how in (4, 5):
+        group = draw.choice([g for g in groups if isinstance(g, dict)])
+        name = draw.choice((*sorted(group, key=str), "param_names", "betas", "note"))
+        group[name] = value
+        if how == 5 and draw.random() < 0.5:
+            del group[name]
+    elif isinstance(state, dict) and state:
+        key = draw.choice(list(state))
+        entry = state[key]
+        if how == 6 or not isinstance(entry, dict) or not entry:
+            state[draw.choice((key, "p0", 99, None, -1))] = value
+        elif how == 7:
+            del entry[draw.choice(list(entry))]
+        else:
+            name = draw.choice((*entry, "grad_avg", "momentum_buffer", "exp_avg", 3))
+            entry[name] = value
+            if how == 9 and isinstance(entry.get("square_avg"), Tensor):
+                square = entry["square_avg"]
+                entry["square_avg"] = draw.choice(
+                    (square.double(), square.bfloat16(), square.clone(), square[None], -square)
+                )
+    return saved
+
+
+def loaded(draw: random.Random, optimizer: RMSprop) -> None:
+    """Load a state dict, whole or damaged, and step on."""
+    try:
+        saved: Any = (torchs(draw, optimizer) if draw.random() < 0.4 else None) or optimizer.state_dict()
+        saved = damaged(draw, saved) if draw.random() < 0.8 else copy.deepcopy(saved)
+    except NotImplementedError:  # what torch cannot copy
+        return
+    options: dict[str, Any] = {"strict": draw.random() < 0.6, "hparams": draw.choice((None, "load", "keep", "ask"))}
+    if draw.random() < 0.1:
+        options["rename"] = draw.choice(({"p0": "p1"}, {"p": "q"}, {"p.": ""}, {}, {1: 2}, None))
+    given = bits(saved)
+    report = tried("load_state_dict", optimizer, lambda: optimizer.load_state_dict(saved, **options))
+    if bits(saved) != given:
+        raise FaultError("load_state_dict edited what it was given")
+    if report is not None:
+        str(report)
+        stepped(draw, optimizer)
+
+
+def reopened(draw: random.Random, optimizer: RMSprop, folder: Path) -> None:
+    """Save a checkpoint, damage the file, load it: the same state, or one sentence and nothing changed."""
+    path = folder / "run.safetensors"
+    try:
+        checkpoint.save(path, optimizer=optimizer, step=3)
+    except Exception as error:
+        refused("checkpoint.save", error)
+        return
+    whole = path.read_bytes()
+    if draw.random() < 0.9:
+        path.write_bytes(hurt(draw, whole, whole[::-1]))
+    before = everything(optimizer)
+    if not all(isinstance(p, Tensor) for p in optimizer.state):
+        return  # what a state dict held of no parameter may have a parameter's number now, as in torch
+
+    def load() -> bool:
+        with nullcontext() if "LD_PRELOAD" in os.environ else fence(100 * len(whole)):  # a sanitizer maps terabytes
+            checkpoint.load(path, optimizer=optimizer)
+        return True
+
+    if tried("checkpoint.load", optimizer, load):
+        after = everything(optimizer)
+        if after["params"] != before["params"] or after["state"] != before["state"]:
+            raise FaultError("checkpoint.load of a damaged file made another state")
+
+
+ACTS = (stepped, stepped, stepped, mutated, loaded, grown, reopened)
+
+
+def judge(number: int, folder: Path) -> str | None:
+    """What went wrong with that input, or None."""
+    draw = random.Random(number)
+    torch.manual_seed(number)
+    done: list[str] = []
+    try:
+        try:
+            optimizer = built(draw)
+        except Exception as error:
+            refused("RMSprop()", error)
+            return None
+        for show in (optimizer.explain, optimizer.lint, optimizer.__repr__):
+            tried(show.__name__, optimizer, show)
+        for _ in range(draw.randint(1, 6)):
+            act = draw.choice(ACTS)
+            done.append(act.__name__)
+            if act is reopened:
+                reopened(draw, optimizer, folder)
+            else:
+                act(draw, optimizer)
+    except FaultError as fault:
+        return f"after {', '.join(done)}: {fault}"
+    except BaseException:
+        return f"the driver failed after {', '.join(done)}\n{traceback.format_exc()}"
+    return None
+
+
+def attack(first: int, count: int, folder: Path) -> None:
+    """Judge inputs first, ..., in a child; its progress and its findings lie in the folder."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    warnings.simplefilter("ignore")
+    own = folder / "case"
+    own.mkdir(exist_ok=True)
+    for number in range(first, first + count):
+        (folder / "progress").write_text(f"{number} optimizer")
+        signal.alarm(SECONDS)
+        fault = judge(number, own)
+        signal.alarm(0)
+        if fault is not None:
+            with (folder / "failures").open("a") as file:
+                file.write(f"--- input {number}: {fault}\n")
+
+
+def main() -> None:
+    """Attack, print failures, exit 1 if there were any."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    asked = parser.parse_args()
+    torch.set_num_threads(1)  # no thread may be there when this process forks
+    RMSprop([nn.Parameter(torch.ones(1))])  # torch imports its compiler for that: seconds
+    begun = time.perf_counter()
+
+    def say(done: int) -> None:
+        if done % (4 * BATCH) == 0:
+            print(f"{min(done, asked.count)} inputs, {time.perf_counter() - begun:.0f} s", flush=True)
+
+    failures = in_children(attack, asked.first, asked.count, asked.jobs, say)
+    print("".join(failures)[:40000])
+    total = sum(text.count("--- input") for text in failures)
+    print(f"{asked.count} optimizers treated badly: {total} failures")
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""State in shared memory: several processes step the same parameters and averages, without locks.
+
+Source: Mnih et al., arXiv:1602.01783, "shared RMSProp"; Recht et al., Hogwild, NIPS 2011.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+from torch.optim import Optimizer
+
+from rmsprop.bucket import fresh_slot
+from rmsprop.slots import kept, make
+
+_TOO_LATE = (
+    "this process alone would have it: share_memory() makes the state that the settings ask for at the time; call it "
+    "again after such a change, and before the other processes start"
+)
+
+
+def share(optimizer: Optimizer) -> None:
+    """Make all state of the optimizer now, and move it into shared memory. See RMSprop.share_memory.
+
+    Mutates: the state, and an lr that is a tensor. Tensors stay the same objects.
+    Raises: ValueError, before anything is changed, for parameters that are not shared themselves.
+    """
+    for group in optimizer.param_groups:
+        for i, p in enumerate(group["params"]):
+            if p.requires_grad:
+                _refuse(p, repr(group["param_names"][i]) if group.get("param_names") else f"{i} of its group")
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            _move(group["lr"])
+        for p in group["params"]:
+            if p.requires_grad:
+                make(group, optimizer.state[p], p, kept(group, p), [])
+    for tensor in _tensors(optimizer.state):
+        _move(tensor)
+
+
+def shared(optimizer: Optimizer) -> bool:
+    """Whether all of its state is in shared memory."""
+    return all(tensor.is_shared() for tensor in _tensors(optimizer.state))
+
+
+def refuse_new(group: Mapping[str, Any], state: Any) -> None:
+    """Raise where a step would make state that no other process sees.
+
+    Raises: RuntimeError, before anything is changed.
+    """
+    for i, p in enumerate(group["params"]):
+        lacking = [] if p.grad is None else [slot for slot in kept(group, p) if slot not in state.get(p, {})]
+        if lacking:
+            name = repr(group["param_names"][i]) if group.get("param_names") else f"{i} of its group"
+            raise RuntimeError(f"parameter {name} has no {lacking[0]} in shared memory, and {_TOO_LATE}")
+
+
+def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:
+    """After a load: let the tensors that other processes see hold what was loaded, and be the state.
+
+    What the loaded state lacks begins afresh, in place.
+    """
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            for name, tensor in before.get(p, {}).items():
+                own = optimizer.state[p]
+                if own.get(name) is not tensor and isinstance(tensor, Tensor):
+                    start = fresh_slot(p, group["v_init"]) if name == "square_avg" else torch.zeros_like(tensor)
+                    tensor.copy_(own.get(name, start))
+                    own[name] = tensor
+    for tensor in _tensors(optimizer.state):
+        _move(tensor)
+
+
+def _move(tensor: Any) -> None:
+    """Into shared memory, in place; what is there, or on a device, stays."""
+    tensor.share_memory_()
+
+
+def _tensors(state: Mapping[Any, Mapping[str, Any]]) -> list[Any]:
+    return [value for entry in state.values() for value in entry.values() if isinstance(value, Tensor)]
+
+
+def _refuse(p: Any, name: str) -> None:
+    """Raise for a parameter whose memory other processes do not see, or whose gradient they do."""
+    if is_lazy(p):
+        raise ValueError(f"parameter {name} has no shape yet: run the model once before share_memory()")
+    if not p.is_shared():
+        raise ValueError(
+            f"parameter {name} is not in shared memory, so a process would step its own copy of it: call "
+            "model.share_memory() first, then optimizer.share_memory()"
+        )
+    if p.is_cpu and p.grad is not None and p.grad.is_shared():
+        raise ValueError(
+            f"the gradient of parameter {name} is in shared memory, where model.share_memory() puts it, and "
+            "processes would write each other's: call optimizer.zero_grad() first"
+        )

@@ -1,0 +1,114 @@
+"""One step, the long way: where there is no plan, or it does not hold any more."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmsprop import clipping, kernels, loading, settings, shards, sharing, slots
+from rmsprop.bucket import Bucket, wanted
+from rmsprop.kernels.plan import scaling
+from rmsprop.sparse import chosen, parts
+from rmsprop.spec import Hyper, Rule
+
+Rules = dict[int, tuple[dict[str, Any], Rule]]
+
+
+def take(optimizer: Any) -> None:
+    """Advance every parameter of an RMSprop that has a gradient by one step, in place, and make a plan for the next.
+
+    Mutates: parameters, state and the plan. Never gradients.
+    Raises: RuntimeError, before any parameter moves.
+    """
+    groups = optimizer.param_groups
+    compiling = torch.compiler.is_compiling()
+    if not optimizer.state and optimizer._due is None and not compiling and loading.only_makes_state(groups):
+        [_fill(optimizer, group, 0) for group in groups]
+        return
+    scaled, guard = scaling(optimizer), optimizer._guard
+    bad = guard.look(groups) if guard is not None and scaled is None else False
+    if bad is True:
+        return
+    if bad is False and guard is not None and scaled is None and _goes_on_together(optimizer):
+        return
+    scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
+    works: list[clipping.Work] = []
+    returns: list[Callable[[], None] | None] = []
+    optimizer._made.clear()
+    first = 0
+    try:
+        for group in groups:
+            rule, hyper = optimizer._read(group)
+            filled, first = _fill(optimizer, group, first), first + len(group["params"])
+            for bucket in filled:
+                bucket.grad_scale, bucket.found_inf = scale, found_inf
+                for part, write_back in parts(group, bucket):
+                    works.append((group, rule, hyper, part))
+                    returns.append(write_back)
+        clipped = any(clipping.asked(group) for group in groups)
+        works = clipping.clip(works) if clipped else works
+        backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
+    except BaseException:
+        slots.unmake(optimizer.state, optimizer._made)
+        raise
+    for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
+        with torch.set_grad_enabled(bucket.differentiable):  # the group's wish, not the constructor's
+            backend.step(rule, hyper, bucket)
+            clipping.clip_weights(settled, bucket)
+            shards.written(bucket)
+            if write_back is not None:
+                write_back()
+    if not compiling:
+        whole = not clipped and not any(returns)
+        optimizer._plan = optimizer._make_plan(backends) if whole else None
+
+
+def _goes_on_together(optimizer: Any) -> bool:
+    """Where processes have agreed on this step: whether this one's plan took it."""
+    if optimizer._plan is None or torch.compiler.is_compiling() or optimizer._guard.alone(optimizer.param_groups):
+        return False
+    return bool(optimizer._plan.again(optimizer.backend, optimizer.param_groups, optimizer.state))
+
+
+def read(rules: Rules, checked: dict[int, Any], group: dict[str, Any]) -> tuple[Rule, Hyper]:
+    """The group's rule and numbers; the rule must be the one that the run began with.
+
+    Mutates: rules and checked, by the id of the group.
+    Raises: RuntimeError where it is not; ValueError, TypeError for settings that were edited and do not work.
+    """
+    if torch.compiler.is_compiling():
+        return settings.read(group)
+    settings.check_edited(group, checked)
+    rule, hyper = settings.read(group)
+    known = rules.get(id(group))
+    if known is None or known[0] is not group:
+        rules[id(group)] = (group, rule)
+    elif known[1] != rule:
+        sentence = settings.changed(known[1], rule)
+        if sentence is not None:
+            raise RuntimeError(sentence)
+        rules[id(group)] = (group, rule)
+    return rule, hyper
+
+
+def _fill(optimizer: Any, group: dict[str, Any], first: int) -> list[Bucket]:
+    """The group's parameters that have a gradient, with their state, as buckets. `first`: see slots.fill."""
+    bucket = wanted(group, [])
+    if optimizer._shared:
+        sharing.refuse_new(group, optimizer.state)
+    half = group["compensation"] or group["rounding"] != "nearest"
+    optimizer._init_group(
+        group,
+        bucket.param,
+        bucket.grad,
+        bucket.square_avg,
+        bucket.momentum_buffer,
+        bucket.grad_avg,
+        bucket.step,
+        *((bucket.compensation, bucket.streams, first) if half else ()),
+    )
+    if optimizer._due is not None:
+        due = set(map(id, optimizer._due))
+        bucket = chosen(bucket, [i for i, p in enumerate(bucket.param) if id(p) in due])
+    return list(shards.localized(bucket).split())

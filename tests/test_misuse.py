@@ -1,0 +1,241 @@
+"""What `fuzz/optimizer.py` found: odd parameters, settings edited in mid-run, refusals that had changed something."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rmsprop import RMSprop, checkpoint, lengths, settings
+
+
+def ones(*shape, dtype=torch.float32):
+    """A parameter with a gradient of ones."""
+    p = nn.Parameter(torch.ones(shape, dtype=dtype))
+    p.grad = torch.ones_like(p)
+    return p
+
+
+@pytest.mark.parametrize(
+    ("params", "error", "says"),
+    [
+        (None, TypeError, "params is None, a NoneType; it takes an iterable of tensors, of pairs of name and tensor"),
+        (3, TypeError, "params is 3, a int; it takes an iterable"),
+        ("weight", TypeError, "params is 'weight', a str; it takes"),
+        ([("a",)], TypeError, r"params holds the tuple \('a',\); a named parameter is a pair of name and tensor"),
+        ([{"params": 3}], TypeError, "params is 3, a int; it takes an iterable"),
+        ([{"lr": 0.1}], ValueError, "a parameter group has no params; it holds lr"),
+        (
+            [torch.ones(1).expand(3)],
+            ValueError,
+            r"parameter 0 has elements that share memory \(shape \(3,\), strides",
+        ),
+        ([torch.ones(4).as_strided((3, 2), (1, 1))], ValueError, r"strides \(1, 1\)\), .* give its clone\(\)"),
+    ],
+    ids=str,
+)
+def test_what_is_no_list_of_parameters_is_refused(params, error, says):
+    """Also tensors whose elements share memory: a step would write some of them twice."""
+    with pytest.raises(error, match=says):
+        RMSprop(params)
+
+
+def test_strides_that_only_look_as_if_they_overlapped_are_taken():
+    """Offsets 0, 2, 4 and 3, 5, 7: no two elements are one place."""
+    p = torch.ones(8).as_strided((3, 2), (2, 3)).requires_grad_()
+    p.grad = torch.ones(3, 2)
+    RMSprop([p]).step()
+    assert p.detach().numpy() == pytest.approx(np.full((3, 2), 0.9), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            lambda: torch.arange(3),
+            "parameter 1 of its group is torch.int64 of layout torch.strided and has a gradient",
+        ),
+        (lambda: torch.ones(3).to(torch.float8_e4m3fn), "is torch.float8_e4m3fn"),
+        (lambda: torch.eye(3).to_sparse(), "is torch.float32 of layout torch.sparse_coo"),
+    ],
+    ids=["int64", "float8", "sparse"],
+)
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip"])
+def test_a_parameter_that_cannot_step_is_named_before_any_has(make, says, nonfinite):
+    """It may be there while it has no gradient; with one the step is refused, and no state is left behind."""
+    fine, odd = ones(2), make()
+    optimizer = RMSprop([fine, odd], nonfinite=nonfinite, sparse="lazy")
+    optimizer.step()
+    before = fine.detach().clone(), optimizer.state[fine]["step"].clone()
+    odd.grad = odd.detach().clone()
+    with pytest.raises(RuntimeError, match=says):
+        optimizer.step()
+    assert torch.equal(fine.detach(), before[0])
+    assert optimizer.state[fine]["step"] == before[1]
+    assert odd not in optimizer.state
+
+
+def test_a_refused_step_leaves_no_state():
+    """Slots that were made for it are taken back, those that were there before stay."""
+    first, second = ones(2), nn.Parameter(torch.ones(3, 2))
+    second.grad = torch.eye(3, 2).to_sparse()
+    optimizer = RMSprop([first, second])
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    assert not optimizer.state
+    second.grad = None
+    optimizer.step()
+    second.grad = torch.eye(3, 2).to_sparse()
+    optimizer.param_groups[0]["momentum"] = 0.9
+    with pytest.raises(RuntimeError, match="does not support sparse gradients"):
+        optimizer.step()
+    assert set(optimizer.state[first]) == {"step", "square_avg"}
+    assert second not in optimizer.state
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+@pytest.mark.parametrize(
+    ("name", "value", "error", "says"),
+    [
+        ("alpha", 1.5, ValueError, "Invalid alpha value: 1.5; alpha takes"),
+        ("alpha", float("nan"), ValueError, "Invalid alpha value: nan"),
+        ("momentum", 1.0, ValueError, "Invalid momentum value: 1.0"),
+        ("eps", -1e-8, ValueError, "Invalid epsilon value: -1e-08"),
+        ("weight_decay", float("inf"), ValueError, "Invalid weight_decay value: inf"),
+        ("lr", "0.1", TypeError, r"'0\.1' is a str; lr takes"),
+        ("lr", None, TypeError, "None is a NoneType; lr takes"),
+        ("lr", float("nan"), ValueError, "Invalid learning rate: nan"),
+        ("lr", torch.ones(2), ValueError, "Tensor lr must be 1-element"),
+        ("lr", 10**400, ValueError, "Invalid learning rate"),
+        ("maximize", "yes", TypeError, "'yes' is a str; maximize is a switch"),
+        ("foreach", [], TypeError, r"Invalid foreach: \[\]"),
+        ("clip_value", "1", TypeError, "clip_value takes"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("steps", [0, 3])
+def test_an_edited_setting_that_does_not_work_is_refused(steps, name, value, error, says, backend):
+    """With and without a plan, in the constructor's sentence; nothing moves, and set back the run goes on."""
+    p = ones(3)
+    optimizer = RMSprop([p], backend=backend)
+    for _ in range(steps):
+        optimizer.step()
+    group = optimizer.param_groups[0]
+    kept, group[name] = group[name], value
+    before = p.detach().clone()
+    for _ in range(2):
+        with pytest.raises(error, match=says):
+            optimizer.step()
+    assert torch.equal(p.detach(), before)
+    group[name] = kept
+    optimizer.step()
+    assert optimizer.state[p]["step"] == steps + 1
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_a_schedule_may_take_lr_below_0(backend):
+    """By rounding, or on purpose: torch steps then too."""
+    p, q = ones(3), ones(3)
+    ours, theirs = RMSprop([p], backend=backend), torch.optim.RMSprop([q])
+    for lr in (0.01, -1e-3, -1e-18):
+        for optimizer in (ours, theirs):
+            optimizer.param_groups[0]["lr"] = lr
+            optimizer.step()
+    torch.testing.assert_close(p, q)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "eager"])
+def test_numpys_switches_are_switches_in_mid_run_too(backend):
+    """np.True_ in a group, as from a table of settings."""
+    p, q = ones(3), ones(3)
+    for x, flag in ((p, np.True_), (q, True)):
+        optimizer = RMSprop([x], backend=backend)
+        optimizer.step()
+        optimizer.param_groups[0]["maximize"] = flag
+        optimizer.step()
+    assert torch.equal(p, q)
+
+
+@pytest.mark.parametrize("setting", ["lr", "eps", "weight_decay", "v_init"])
+@pytest.mark.parametrize("eps_mode", ["outside", "inside", "floor"])
+def test_numbers_beyond_float32_are_infinite_there_on_every_backend(setting, eps_mode):
+    """1e300 beside float32 parameters is what float32 makes of it; torch refuses the number in mid-step."""
+    found = []
+    for backend in ("cpu", "eager"):
+        p = ones(3)
+        optimizer = RMSprop([p], backend=backend, eps_mode=eps_mode, **{setting: 1e300})
+        optimizer.step()
+        found.append(p.detach())
+        assert optimizer.explain()
+        optimizer.lint()
+    assert torch.equal(*(x.nan_to_num(nan=7.0) for x in found))
+
+
+def test_each_group_has_its_own_differentiable():
+    """The constructor's is a default: a group without records nothing and may hold leaves, one with it records."""
+    plain, start = ones(2), torch.ones(2, requires_grad=True)
+    moved = start * 1
+    moved.grad = torch.ones(2)
+    for default in (False, True):
+        groups = [{"params": [plain], "differentiable": False}, {"params": [start], "differentiable": True}]
+        optimizer = RMSprop(groups, differentiable=default)
+        optimizer.param_groups[1]["params"][0] = moved
+        optimizer.step()
+        assert plain.is_leaf
+        assert moved.requires_grad
+        assert not plain.grad.requires_grad
+        moved.sum().backward(retain_graph=True)
+        assert start.grad is not None
+        start.grad = None
+
+
+def test_a_leaf_is_refused_under_differentiable_before_its_state_moves():
+    """autograd lets nobody write to it in place; torch has moved the averages when it notices."""
+    p = ones(2)
+    optimizer = RMSprop([p], differentiable=True)
+    with pytest.raises(RuntimeError, match=r"parameter 0 of the bucket, a leaf that requires grad, .* put its clone"):
+        optimizer.step()
+    assert not optimizer.state
+
+
+def test_guard_and_first_step_leave_meta_tensors_alone():
+    """They hold no numbers to look at; state is made, and a step counted."""
+    p = nn.Parameter(torch.ones(2, device="meta"))
+    p.grad = torch.ones(2, device="meta")
+    for words in (dict(nonfinite="skip"), dict(lr=0.0), dict(nonfinite="raise", lr=0.0)):
+        optimizer = RMSprop([p], **words)
+        optimizer.step()
+        assert optimizer.state[p]["square_avg"].is_meta
+
+
+def test_the_longest_step_is_not_searched_for_for_hours():
+    """alpha and momentum of 0.9999999: explain and lint answer at once, without that line."""
+    optimizer = RMSprop([ones(4, 4)], alpha=0.9999999, momentum=0.9999999)
+    assert "add up" not in optimizer.explain()
+    optimizer.lint()
+    assert lengths.longest_step(*settings.read(optimizer.param_groups[0])) is None
+
+
+def test_a_variance_of_0_that_max_update_bounds_is_explained():
+    """centered with bias_correction: the first step is max_update long."""
+    optimizer = RMSprop([ones(2)], centered=True, bias_correction=True, max_update=10.0)
+    assert "the first step is 10·lr = 0.1 long (its variance is 0, and max_update bounds it)" in optimizer.explain()
+
+
+@pytest.mark.parametrize("rename", [{1: "a"}, {"a": 2}, {"a": None}])
+def test_a_rename_is_of_names(rename):
+    """Numbers are no names: a sentence, and nothing changed."""
+    saved = RMSprop([("a", ones(2))]).state_dict()
+    with pytest.raises(TypeError, match="a saved name and a name here for each, both strings"):
+        RMSprop([("a", ones(2))]).load_state_dict(saved, rename=rename)
+
+
+def test_a_tensor_of_one_element_is_saved_whatever_its_stride(tmp_path):
+    """A column of a matrix of one row has stride 2, and counts as contiguous."""
+    odd = torch.arange(6.0)[1::2][1:2]
+    assert odd.stride() == (2,)
+    checkpoint.save(
+        tmp_path / "run.safetensors", odd=odd, half=odd.bfloat16(), grid=torch.ones(4)[::2][:1].reshape(1, 1)
+    )
+    found = checkpoint.load(tmp_path / "run.safetensors")
+    assert found["odd"].tolist() == [3.0]
+    assert found["grid"].tolist() == [[1.0]]
