@@ -1,7 +1,8 @@
 """Parity and the table of issue 4 on a GPU, in under five minutes: python bench/gpu.py (on a machine with one GPU).
 
-Prints whether the GPU tests pass, then each case's figures beside torch's optimizers and the device's copy rate, and
-writes them to bench/results/gpu.json. `rmsprop bench --device cuda` measures the same without the tests.
+Prints whether the GPU tests pass (parity of rules, dtypes, random bits, remainders and bounds; graphs, streams, the
+guard; no waiting), then each case's figures beside torch's optimizers and the device's copy rate, and writes them to
+bench/results/gpu.json. `rmsprop bench --device cuda` measures the same without the tests.
 """
 
 import argparse

@@ -171,6 +171,27 @@ def test_a_device_that_counts_draws_the_same_bits(dtype: torch.dtype, how: str, 
     assert len(module.count_steps.grids) == (3 if HOWS[how][0] else 0)
 
 
+@NEEDS_NATIVE
+@pytest.mark.parametrize("compensated", [False, True], ids=["", "compensated"])
+@pytest.mark.parametrize("layout", ["transposed", "channels_last", "contiguous"])
+def test_bits_belong_to_places_in_memory(layout: str, compensated: bool) -> None:
+    """Whatever the order of the dimensions, all backends draw an element's bits alike, first steps and later ones."""
+
+    def run(backend: str) -> list[Tensor]:
+        x = torch.randn(4, 3, 5, 2, generator=torch.Generator().manual_seed(0)).clamp(-1, 1).to(BF16)
+        x = {"transposed": x.mT, "channels_last": x.to(memory_format=torch.channels_last)}.get(layout, x)
+        p = nn.Parameter(x)
+        words = dict(lr=2.0**-13, alpha=0.0, eps=0.0, compensation=compensated)  # u is ±1: nothing else is rounded
+        optimizer = RMSprop([p], rounding="stochastic", backend=backend, **words)
+        for t in range(3):
+            p.grad = torch.full_like(p, 0.5 - t % 2)
+            optimizer.step()
+        return [p.detach(), *([optimizer.state[p]["compensation"]] if compensated else [])]
+
+    for other in ("eager", "triton"):
+        assert all(torch.equal(a, b) for a, b in zip(run("cpu"), run(other), strict=True)), other
+
+
 def trained(backend: str, **settings: object) -> tuple[list[Tensor], RMSprop]:
     """A run in which lr moves, gradients move in memory and one is missing; parameters and state at its end."""
     start = torch.Generator().manual_seed(0)

@@ -126,6 +126,16 @@ def kind(param: Tensor) -> tuple[torch.device, torch.dtype, type]:
     return (param.device, param.dtype, family)
 
 
+def dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether every element has its own place, without gaps, in some order of the dimensions."""
+    expected = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size != 1):
+        if stride != expected:
+            return 0 in shape
+        expected *= size
+    return True
+
+
 def is_half(dtype: torch.dtype) -> bool:
     """Whether a parameter of that dtype is computed in a wider one, and may be rounded as the group asks."""
     return dtype in _WIDER

@@ -309,6 +309,7 @@ class _Past:
     """The event behind a copy that was waited for."""
 
     def query(self) -> bool:
+        """Whether the device has come so far."""
         return True
 
 

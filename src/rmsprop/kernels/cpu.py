@@ -7,7 +7,7 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import Bucket, kind
+from rmsprop.bucket import Bucket, dense, kind
 from rmsprop.kernels import native
 from rmsprop.kernels.base import Backend
 from rmsprop.spec import EPS_MODES, Hyper, Rule
@@ -201,7 +201,7 @@ def refuse_memory(bucket: Bucket) -> str | None:
     written = []
     for i, p in enumerate(bucket.param):
         shape, strides = p.shape, p.stride()
-        if not p.is_contiguous() and not _dense(shape, strides):
+        if not p.is_contiguous() and not dense(shape, strides):
             return f"parameter {i} of the bucket has gaps or shares elements (strides {strides})"
         for values in bucket.tensors()[1:]:
             if not values:
@@ -225,16 +225,6 @@ def refuse_memory(bucket: Bucket) -> str | None:
     if _overlap(written + read):
         return "tensors overlap in memory, and a fused step would read what it has written"
     return None
-
-
-def _dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether every element has its own place, without gaps, in some order of the dimensions."""
-    expected = 1
-    for stride, size in sorted((stride, size) for stride, size in zip(strides, shape, strict=True) if size != 1):
-        if stride != expected:
-            return 0 in shape
-        expected *= size
-    return True
 
 
 def _same_layout(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:

@@ -272,7 +272,7 @@ def _write(part: Bucket, worked: Lists) -> None:
         _narrow(part.param, worked)
         return
     for i, (p, x) in enumerate(zip(part.param, worked, strict=True)):
-        random = rounding.word(part.streams[i], part.step[i], p.shape, p.device) if part.streams else None
+        random = rounding.word(part.streams[i], part.step[i], p.shape, p.device, p.stride()) if part.streams else None
         rounding.write(p, x, part.compensation[i] if part.compensation else None, random)
 
 

@@ -9,19 +9,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmsprop.bucket import dense
+
 _WORD = 0xFFFFFFFF
 
 # float16 ends at 2⁻²⁴, above the remainders of small parameters: it keeps them times this, which is exact.
 SCALE = {torch.float16: 2048.0, torch.bfloat16: 1.0}
 
 
-def word(stream: int, step: Tensor, shape: torch.Size, device: torch.device) -> Tensor:
-    """The random word, 0 to 2³² − 1, of each element. Shapes: `step` has one element; the result `shape`, int64."""
+def word(
+    stream: int, step: Tensor, shape: torch.Size, device: torch.device, strides: tuple[int, ...] | None = None
+) -> Tensor:
+    """The random word, 0 to 2³² − 1, of each element. Shapes: `step` has one element; the result `shape`, int64.
+
+    Elements count in the order of memory, as for the compiled kernels; where memory has gaps, in that of the shape.
+    """
     first, second = keys(stream, step.detach().to(device, torch.int64).reshape(()))
     count = 1
     for size in shape:
         count *= size
-    index = torch.arange(count, dtype=torch.int64, device=device).reshape(shape)
+    index = torch.arange(count, dtype=torch.int64, device=device)
+    index = index.as_strided(shape, strides) if strides and dense(shape, strides) else index.reshape(shape)
     words: Tensor = _mix((index * 0x9E3779B1 & _WORD) ^ first, second)
     return words
 
