@@ -33,7 +33,7 @@ MISTAKES = [
     ("gradient edited", "g = do.add(g, p, alpha=wd)", "do.add_(g, p, alpha=wd)"),
     ("gradient negated in place", "g = do.neg(g)", "do.mul_(g, -1)"),
     ("not centered", "w = do.addcmul(vh, mh, mh, value=-1)", "w = do.addcmul(vh, mh, mh, value=0)"),
-    ("mean of the wrong weight", "do.lerp_(m, g, 1 - alpha)", "do.lerp_(m, g, alpha)"),
+    ("mean of the wrong weight", "do.lerp_(m, entering, 1 - alpha)", "do.lerp_(m, entering, alpha)"),
     ("bias of the mean forgotten", "mh = do.div(m, c[0] if one else c) if rule.centered else m", "mh = m"),
     ("bias counted from the old step", "alpha ** t.item()", "alpha ** (t.item() - 1)"),
     ("corrected average kept", "vh = do.div(v, c[0] if one else c)", "do.mul_(v, 1.0000001); vh = v"),

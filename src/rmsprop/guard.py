@@ -95,7 +95,9 @@ class Guard:
         together = shards.groups(p for group in groups for p in group["params"])
         if not todays and not together:
             return False
-        home = next((g.device for g in todays if not g.is_cpu), todays[0].device if todays else torch.device("cpu"))
+        # a process without gradients decides where the others do
+        alone = torch.device(together[0][1]) if together else torch.device("cpu")
+        home = next((g.device for g in todays if not g.is_cpu), todays[0].device if todays else alone)
         bad = unfinite(todays, home)
         if together:
             bad, places = _agreed(bad, places, sum(len(group["params"]) for group in groups), together)

@@ -196,6 +196,7 @@ class Watch:
 
     def __init__(self, params: Sequence[Tensor], state: Mapping[Any, Mapping[str, Any]]) -> None:
         self._places = [i for i, p in enumerate(params) if is_spread(p)]
+        self.any = bool(self._places)
         self._params: list[Any] = [params[i] for i in self._places]
         self._shards = [p._local_tensor for p in self._params]
         self._specs = [p._spec for p in self._params]

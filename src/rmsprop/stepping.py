@@ -35,7 +35,8 @@ def take(optimizer: Any) -> None:
     scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
     works: list[clipping.Work] = []
     returns: list[Callable[[], None] | None] = []
-    optimizer._made.clear()
+    if not compiling:  # a compiler would watch the list
+        optimizer._made.clear()
     first = 0
     try:
         for group in groups:

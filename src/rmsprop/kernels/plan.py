@@ -41,6 +41,16 @@ class _Known:
     momentum: bool
     rule: Rule
     works: list[native.Work]
+    numbers: tuple[Any, ...] = ()  # that the works hold
+
+    def write(self, numbers: tuple[Any, ...], max_lr: float | None) -> None:
+        """Write today's numbers into the works; a tensor lr is read here. Raises: struct.error, TypeError."""
+        self.numbers, written = (), numbers
+        if self.rule.weight_decay_mode == "corrected":
+            written = (*numbers[:4], Hyper(*(*numbers, max_lr)).shrinkage(self.rule))
+        for work in self.works:
+            _PACK(work, 0, *written)
+        self.numbers = numbers
 
 
 def usual(lr: Any, alpha: float, eps: float, momentum: float, decay: float) -> bool:
@@ -134,24 +144,23 @@ class Plan:
             if group["params"] is not known.params:
                 return False
             numbers = NUMBERS(group)
-            if known.rule.weight_decay_mode == "corrected":
-                today = Hyper(*(*numbers, group["max_lr"]))
-                numbers = (*numbers[:4], today.shrinkage(known.rule))
             try:
-                if (numbers[3] != 0) is not known.momentum or self._settings(group) != known.settings:
+                if self._settings(group) != known.settings:
                     return False
-                if not usual(*numbers):
-                    return False
-                for work in known.works:
-                    _PACK(work, 0, *numbers)
+                if type(numbers[0]) is not float or numbers != known.numbers:  # a tensor may hold another today
+                    if (numbers[3] != 0) is not known.momentum or not usual(*numbers):
+                        return False
+                    known.write(numbers, group["max_lr"])
             except (struct.error, ArithmeticError, TypeError, ValueError, RuntimeError):
                 return False  # what is no number or no switch: the long way says which
-        if self._negated():
+        if self._singles and self._negated():
             return False
         self._busy = True
         try:
-            gradients = self._gradients(due)
-            return gradients is not None and self._run(gradients, groups, guard, due)
+            gradients = list(map(GRADIENTS, self._params)) if due is None else self._due(due)
+            if self._shards.any and self._shards.gradients(gradients) is None:
+                return False
+            return self._run(gradients, groups, guard, due)
         finally:
             self._busy = False
 
@@ -159,17 +168,12 @@ class Plan:
         """Whether a gradient is a lazily negated view."""
         return any(p.grad is not None and shards.shard(p.grad).is_neg() for p in self._singles)
 
-    def _gradients(self, due: Due) -> list[Tensor | None] | None:
-        """The gradient of every parameter that steps, in the order of the groups, and None for the others.
-
-        Returns: None where a shard moved.
-        """
-        if due is None:
-            return self._shards.gradients(list(map(GRADIENTS, self._params)))
+    def _due(self, due: list[Tensor]) -> list[Tensor | None]:
+        """The gradient of every parameter that is due, in the order of the groups, and None for the others."""
         gradients: list[Tensor | None] = [None] * len(self._params)
         for p in due:
             gradients[self._place[id(p)]] = p.grad
-        return self._shards.gradients(gradients)
+        return gradients
 
     def _look(self) -> tuple[native.Host | None, int]:
         """What rmsprop_again asks of torch, and above how many elements it leaves the step to its caller."""

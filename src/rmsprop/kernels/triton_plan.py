@@ -13,7 +13,7 @@ import torch
 from rmsprop.bucket import Bucket
 from rmsprop.guard import Guard
 from rmsprop.kernels import cpu, native, triton
-from rmsprop.kernels.plan import NUMBERS, Due, Plan, Scaling, Settings, usual
+from rmsprop.kernels.plan import GRADIENTS, NUMBERS, Due, Plan, Scaling, Settings, usual
 from rmsprop.spec import Hyper, Rule
 
 _NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation", "size")
@@ -99,8 +99,10 @@ class DevicePlan(Plan):
             return False  # the look in C tells a GPU from a CPU, but not from another GPU
         self._busy = True
         try:
-            gradients = self._gradients(None)
-            if gradients is None or self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
+            gradients = list(map(GRADIENTS, self._params))
+            if self._shards.gradients(gradients) is None:
+                return False
+            if self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
                 return False
             grad_scale, found_inf = scaling or (None, None)
             if guard is not None and scaling is None:
