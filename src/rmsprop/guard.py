@@ -109,10 +109,6 @@ class Guard:
         self.stop(groups, places[int(bad.to(torch.int8).argmax())])
         return True
 
-    def alone(self, groups: Groups) -> bool:
-        """Whether this process decides for itself, and the plan may look in passing."""
-        return not any(shards.is_spread(p) for group in groups for p in group["params"])
-
     def passed(self) -> None:
         """Note a step that is taken."""
         self._row = 0

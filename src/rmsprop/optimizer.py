@@ -245,7 +245,7 @@ class RMSprop(Optimizer):
         """Whether the plan still holds, and has stepped."""
         if torch.compiler.is_compiling() or self._plan is None:
             return False
-        if self._guard is not None and not self._guard.alone(self.param_groups):
+        if self._guard is not None and self._plan.spread:
             return False  # processes decide together, the long way: a plan may hold here and not there
         return self._plan.again(self.backend, self.param_groups, self.state, scaling(self), self._guard, self._due)
 

@@ -67,7 +67,7 @@ def take(optimizer: Any) -> None:
 
 def _goes_on_together(optimizer: Any) -> bool:
     """Where processes have agreed on this step: whether this one's plan took it."""
-    if optimizer._plan is None or torch.compiler.is_compiling() or optimizer._guard.alone(optimizer.param_groups):
+    if torch.compiler.is_compiling() or optimizer._plan is None or not optimizer._plan.spread:
         return False
     return bool(optimizer._plan.again(optimizer.backend, optimizer.param_groups, optimizer.state))
 

@@ -164,6 +164,11 @@ class Plan:
         finally:
             self._busy = False
 
+    @property
+    def spread(self) -> bool:
+        """Whether some of the parameters are spread over processes."""
+        return self._shards.any
+
     def _negated(self) -> bool:
         """Whether a gradient is a lazily negated view."""
         return any(p.grad is not None and shards.shard(p.grad).is_neg() for p in self._singles)
