@@ -561,6 +561,7 @@ def test_one_optimizer_stepped_from_two_threads_does_not_crash() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")  # of JAX, if it was imported
 @pytest.mark.parametrize("size", [50, 200_000])
 def test_an_optimizer_built_before_fork_steps_in_the_child(size: int) -> None:
     """Also where the parent has used its threads, which do not exist in the child."""
