@@ -374,3 +374,13 @@ def test_nothing_is_imported_before_there_is_a_distributed_tensor():
         "assert 'torch.distributed.tensor' not in sys.modules, 'imported'\n"
     )
     subprocess.run([sys.executable, "-c", source], check=True)
+
+
+def test_lazy_parameters_are_explained():
+    """A parameter without a shape yet is no shard: explain() and the first step go as without torch.distributed."""
+    model = nn.Sequential(nn.LazyLinear(3), nn.Linear(3, 2))
+    optimizer = RMSprop(model.parameters(), lr=0.01)
+    assert "Parameter group 0" in optimizer.explain()
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    assert float(optimizer.state[model[0].weight]["step"]) == 1

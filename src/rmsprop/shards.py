@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from rmsprop.bucket import Bucket
 
@@ -66,6 +67,8 @@ def localized(bucket: Bucket) -> Bucket:
         return bucket
     whole: dict[int, Tensor] = {}
     for i, p in enumerate(bucket.param):
+        if is_lazy(p):  # it has no shape yet, and so no gradient and no state
+            continue
         _check(bucket, i, p)
         if not is_spread(p):
             continue
