@@ -403,3 +403,27 @@ def test_keras_before_tensorflow_2_is_read_in_order(tmp_path):
     assert (held.source, held.step, held.hyper) == ("keras1", 9, {"learning_rate": 0.25, "rho": 0.9, "epsilon": 1e-7})
     for name, slots in held.slots.items():
         np.testing.assert_array_equal(slots["a"], held.params[name] ** 2)
+
+
+def test_what_this_package_alone_keeps_is_named_as_dropped(tmp_path):
+    """A remainder and a bound of steps are no dialect's: the report says that they are left out, and of what size."""
+    import torch
+
+    from rmsprop import RMSprop, settings
+    from rmsprop.convert.file import prepare
+    from rmsprop.convert.formats import torch_file
+
+    assert torch_file._OWN_CARE == settings.CARE
+    weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
+    optimizer = RMSprop([weight], rounding="stochastic", compensation=True, max_update=3.0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "run.pt")
+    for target in ("torch", "rmsprop"):
+        said = str(prepare(tmp_path / "run.pt", target).report)
+        assert "compensation, what the rounding of half-precision parameters left over, is dropped" in said
+        assert "rounding='stochastic', compensation=True, max_update=3.0 is dropped" in said
+    plain = RMSprop([weight])
+    plain.step()
+    torch.save({"optimizer": plain.state_dict()}, tmp_path / "plain.pt")
+    assert "dropped" not in str(prepare(tmp_path / "plain.pt", "torch").report)

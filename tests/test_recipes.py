@@ -510,3 +510,20 @@ def test_the_page_is_fresh_and_runs():
         section = page.split(f"\n## {row.name}\n")[1].split("\n## ")[0]
         assert call(row) in section
         assert row.source in section
+
+
+def test_a_recipe_takes_how_half_precision_is_kept_and_what_guards_it():
+    """rounding, compensation, seed and nonfinite are no change of a recipe; max_update is one, and is noted."""
+    weight = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
+    words = dict(rounding="stochastic", compensation=True, seed=3, nonfinite="skip", nonfinite_limit=5)
+    optimizer = RMSprop.recipe("dpo", [weight], lr=1e-6, max_update=3.0, **words)
+    group = optimizer.param_groups[0]
+    assert (group["rounding"], group["compensation"], group["seed"], group["max_update"]) == (
+        "stochastic",
+        True,
+        3,
+        3.0,
+    )
+    assert "max_update=3.0" in group["recipe"]
+    assert "rounding" not in group["recipe"]
+    assert "nonfinite: skip" in repr(optimizer)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._compile import _disable_dynamo
 
 from rmsprop import shards
 from rmsprop.bucket import STEPPED
@@ -86,6 +87,7 @@ class Guard:
             self._note(groups, self._counts.read())
         return Skipped(self._total, self._row, self._parameter)
 
+    @_disable_dynamo  # what it decides depends on numbers, and it counts
     def look(self, groups: Groups) -> Tensor | bool:
         """Whether a gradient is not finite, and the step is not to be taken; as a tensor that is not 0 on a device.
 

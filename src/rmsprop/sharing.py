@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from rmsprop.bucket import fresh_slot
 from rmsprop.slots import kept, make
+from rmsprop.sparse import called
 
 _TOO_LATE = (
     "this process alone would have it: share_memory() makes the state that the settings ask for at the time; call it "
@@ -29,7 +30,7 @@ def share(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for i, p in enumerate(group["params"]):
             if p.requires_grad:
-                _refuse(p, repr(group["param_names"][i]) if group.get("param_names") else f"{i} of its group")
+                _refuse(p, called(group, i))
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             _move(group["lr"])
@@ -53,8 +54,7 @@ def refuse_new(group: Mapping[str, Any], state: Any) -> None:
     for i, p in enumerate(group["params"]):
         lacking = [] if p.grad is None else [slot for slot in kept(group, p) if slot not in state.get(p, {})]
         if lacking:
-            name = repr(group["param_names"][i]) if group.get("param_names") else f"{i} of its group"
-            raise RuntimeError(f"parameter {name} has no {lacking[0]} in shared memory, and {_TOO_LATE}")
+            raise RuntimeError(f"parameter {called(group, i)} has no {lacking[0]} in shared memory, and {_TOO_LATE}")
 
 
 def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:

@@ -45,7 +45,10 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 }
 
 # How a step runs, and not what it computes: no recipe says anything about these.
-_RUNNING = ("capturable", "foreach", "fused", "differentiable", "backend", "amp_in_step", "maximize")
+_RUNNING = (
+    *("capturable", "foreach", "fused", "differentiable", "backend", "amp_in_step", "maximize"),
+    *("rounding", "compensation", "seed", "max_update", "nonfinite", "nonfinite_limit"),
+)
 
 # What may be changed. The learning rate follows the batch size, and clipping is left to the user in the first place:
 # these are noted without a warning.
@@ -137,7 +140,9 @@ def note(name: Any, settings: Mapping[str, Any]) -> str:
             raise ValueError(_broken(row, fixed, settings[fixed], meant[fixed]))
     if bool(settings["momentum"]) != bool(meant["momentum"]):
         raise ValueError(_broken(row, "momentum", settings["momentum"], meant["momentum"]))
-    return "; ".join([row.name, *_changed(settings, meant, _CHANGEABLE)])
+    bound = settings.get("max_update")
+    bounds = [] if bound is None else [f"max_update={bound!r}"]
+    return "; ".join([row.name, *_changed(settings, meant, _CHANGEABLE), *bounds])
 
 
 def warn(settings: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:

@@ -23,6 +23,8 @@ _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _QUANTIZED = "__bnb_optimizer_quant_state__"
 # Settings of a group that say how a step runs, or belong to a scheduler.
 _ASIDE = ("params", "param_names", "capturable", "foreach", "fused", "differentiable", "initial_lr", "dialect")
+# Settings of this package beside every dialect's, with the values that say nothing: settings.CARE, without torch.
+_OWN_CARE = {"rounding": "nearest", "compensation": False, "seed": 0, "max_update": None}
 
 
 def sniff(path: Path) -> bool:
@@ -204,6 +206,11 @@ def _slots(source: str, entry: Mapping[Any, Any], name: str, arrays: Arrays, pat
         return {**found, "state1": dequantize(entry, name, arrays, path)}
     if "max_exp_avg_sq" in entry:
         arrays._note("max_exp_avg_sq, AMSGrad's maximum, is dropped: RMSprop divides by the average itself")
+    if "compensation" in entry:
+        arrays._note(
+            "compensation, what the rounding of half-precision parameters left over, is dropped: less than a unit in "
+            "the last place of each"
+        )
     for slot in ("square_avg", "momentum_buffer", "grad_avg", "exp_avg", "exp_avg_sq"):
         if entry.get(slot) is not None:
             found[slot] = arrays.array(entry[slot], f"{slot} of {name}")
@@ -237,6 +244,9 @@ def _hyper(source: str, group: Mapping[str, Any], made: Checkpoint, path: Path) 
             made.notes.append(f"momentum={betas[1]:g} is dropped: bitsandbytes takes it and never reads it")
         wanted = {"lr", "alpha", "eps", "weight_decay", "maximize"}
         return {name: value for name, value in kept.items() if name in wanted}
+    lost = [f"{name}={kept[name]!r}" for name, plain in _OWN_CARE.items() if kept.get(name, plain) != plain]
+    if lost:
+        made.notes.append(f"{', '.join(lost)} is dropped: give it to the optimizer that goes on")
     return kept
 
 
