@@ -340,3 +340,22 @@ def test_a_step_without_gradients_passes():
     tensors[1].grad = torch.zeros(0)
     optimizer.step()
     assert isinstance(optimizer._guard, Guard)
+
+
+def test_a_compiled_step_is_guarded():
+    """Inside torch.compile the look is left to Python: skips write nothing and are counted; the first compiles once."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    tensors = params((5,))
+    optimizer = RMSprop(tensors, nonfinite="skip")
+    step = torch.compile(optimizer.step, backend="eager")
+    graphs = []
+    for t in range(8):
+        give(tensors, bad=0 if t in (3, 4, 6) else None)
+        before = tensors[0].detach().clone()
+        step()
+        assert torch.equal(before, tensors[0]) == (t in (3, 4, 6))
+        graphs.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert (optimizer.skipped.total, optimizer.skipped.in_a_row) == (3, 0)
+    assert graphs[2] <= graphs[-1] <= graphs[2] + 1
+    assert len(set(graphs[5:])) == 1
