@@ -343,7 +343,7 @@ def test_a_step_without_gradients_passes():
 
 
 def test_a_compiled_step_is_guarded():
-    """Inside torch.compile the look is left to Python: skips write nothing and are counted; the first compiles once."""
+    """Inside torch.compile the look is left to Python: skips write nothing, count, and compile one graph at most."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     tensors = params((5,))
