@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmsprop.spec import Rule
+
 _WIDER = {
     torch.float16: torch.float32,
     torch.bfloat16: torch.float32,
@@ -90,7 +92,7 @@ class Bucket:
         first = kind(self.param[0]) if self.param else None
         if all(kind(p) == first for p in self.param):
             if self.param:
-                yield self._of_its_width()
+                yield self.of_its_width()
             return
         parts: dict[tuple[torch.device, torch.dtype, type], Bucket] = {}
         for i, p in enumerate(self.param):
@@ -99,9 +101,9 @@ class Bucket:
                 into.extend(values[i : i + 1])
             own.streams.extend(self.streams[i : i + 1])
         for own in parts.values():
-            yield own._of_its_width()
+            yield own.of_its_width()
 
-    def _of_its_width(self) -> "Bucket":
+    def of_its_width(self) -> "Bucket":
         """This bucket of one kind; only half precision is rounded otherwise than to nearest."""
         if not is_half(self.param[0].dtype):
             self.rounding, self.streams, self.compensation = "nearest", [], []
@@ -139,6 +141,12 @@ def dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 def is_half(dtype: torch.dtype) -> bool:
     """Whether a parameter of that dtype is computed in a wider one, and may be rounded as the group asks."""
     return dtype in _WIDER
+
+
+def kept(rule: Rule, group: Mapping[str, Any], param: Tensor) -> tuple[str, ...]:
+    """The state keys that a group keeps for a parameter: the rule's, and of half precision the remainder."""
+    rest = ("compensation",) if group["compensation"] and is_half(param.dtype) else ()
+    return (*rule.slots(), *rest)
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -96,7 +96,7 @@ class RMSprop(Optimizer):
     Equation: spec.py, lines [1]-[9].
     State:    per parameter `step` (a count) and `square_avg`, with momentum `momentum_buffer`, if centered
               `grad_avg`, each of the parameter's shape. float32 for half-precision parameters, else the
-              parameter's dtype.
+              parameter's dtype. With compensation, `compensation` in the dtype of half-precision parameters.
     Raises:   ValueError or TypeError, before anything is changed, with what was given and what would work.
     Source:   torch/optim/rmsprop.py; Tieleman and Hinton, lecture 6e, 2012; Graves, arXiv:1308.0850 (centered).
 

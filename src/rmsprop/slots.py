@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import STEPPED, Bucket, fresh_slot, is_half
+from rmsprop.bucket import STEPPED, Bucket, fresh_slot, kept
 from rmsprop.loading import step_tensor
 from rmsprop.settings import read
 from rmsprop.sparse import called, refused
@@ -45,8 +45,7 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
     Raises: RuntimeError for a parameter that cannot step, or a sparse gradient that the group does not take.
     """
     has_complex = False
-    names = read(group)[0].slots()
-    with_rest = (*names, "compensation") if group["compensation"] else names
+    rule, _ = read(group)
     for i, p in enumerate(group["params"]):
         if p.grad is None:
             continue
@@ -55,7 +54,7 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
         if p.dtype not in STEPPED or p.layout != torch.strided:
             raise RuntimeError(_unfit(group, i, p))
         has_complex |= p.is_complex()
-        own = make(group, state[p], p, with_rest if is_half(p.dtype) else names, made)
+        own = make(group, state[p], p, kept(rule, group, p), made)
         if "compensation" in own and not group["compensation"]:
             raise RuntimeError(
                 f"compensation is False in the group of parameter {i}, whose state holds what rounding left over, "
@@ -94,9 +93,3 @@ def _fresh(name: str, group: Mapping[str, Any], p: Tensor) -> Tensor:
     if name == "compensation":
         return torch.zeros_like(p, memory_format=torch.preserve_format).detach()
     return fresh_slot(p, group["v_init"] if name == "square_avg" else 0.0)
-
-
-def kept(group: Mapping[str, Any], p: torch.Tensor) -> tuple[str, ...]:
-    """The state keys that the group keeps for a parameter."""
-    half = ("compensation",) if group["compensation"] and is_half(p.dtype) else ()
-    return (*read(group)[0].slots(), *half)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rmsprop import shards
-from rmsprop.bucket import Bucket, is_half
+from rmsprop.bucket import Bucket, kept, wanted
 from rmsprop.guard import Guard, first_unfinite
 from rmsprop.kernels import cpu, native
 from rmsprop.spec import Hyper, Rule, stream
@@ -103,7 +103,6 @@ class Plan:
         self._singles = [p for p, x in zip(owners, self._stepped, strict=True) if x.numel() == 1]
         lists = [self._lists(rule, bucket) for _, rule, bucket, _ in parts]
         self._held.append(lists)
-        self._sizes = [held.size for held in lists]
         works = (native.Work * len(lists))(*(held.work for held in lists))
         for work, (i, *_) in zip(works, parts, strict=True):
             work.scale, work.cap = 1.0, math.inf if (cap := groups[i][0]["max_update"]) is None else cap
@@ -306,25 +305,22 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
         found: dict[Any, tuple[Bucket, list[int]]] = {}
         for p in group["params"]:
             entry = state.get(p)
-            half = is_half(p.dtype)
-            slots = (*rule.slots(), "compensation") if half and group["compensation"] else rule.slots()
+            slots = kept(rule, group, p)
             if entry and all(isinstance(entry.get(slot), Tensor) for slot in slots):
                 key = (p.device, p.dtype, entry["square_avg"].dtype, entry["step"].dtype)
-                asked = ("foreach", "capturable", "differentiable", "fused")
-                fresh = Bucket(
-                    **{name: group[name] for name in asked}, rounding=group["rounding"] if half else "nearest"
-                )
-                bucket, places = found.setdefault(key, (fresh, []))
+                if key not in found:
+                    found[key] = wanted(group, []), []
+                bucket, places = found[key]
                 bucket.param.append(p)
                 bucket.grad.append(p if p.grad is None else p.grad)  # a parameter may stand for its own gradient
                 for slot in slots:
                     getattr(bucket, slot).append(entry[slot])
-                if bucket.rounding == "stochastic":
+                if group["rounding"] == "stochastic":
                     bucket.streams.append(stream(group["seed"], place))
                 places.append(place)
             place += 1
         for bucket, places in found.values():
-            yield i, rule, bucket, places
+            yield i, rule, bucket.of_its_width(), places
 
 
 def scaling(optimizer: Any) -> Scaling | None:
