@@ -53,6 +53,14 @@ def test_public_names_are_there_and_a_wrong_one_says_so():
         _ = rmsprop.Adam
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "src" / "rmsprop" / "csrc").glob("*")), ids=lambda path: path.name)
+def test_a_source_file_of_the_kernel_is_short_too(path):
+    """Under 400 lines, and its first line says what it is."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) < 400
+    assert lines[0].startswith("// ")
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.name)
 def test_a_source_file_is_short_documented_and_reads_no_environment(path):
     """Under 400 lines, a docstring for the module and every public function and class, no os.environ."""
@@ -87,7 +95,7 @@ def test_production_does_not_import_the_judge_and_imports_point_one_way():
 
 def test_every_body_carries_the_numbers_of_the_equation():
     """[1]..[9] can be found in the spec, the reference, the eager body and the two kernels."""
-    for name in ("spec.py", "reference.py", "kernels/eager.py", "kernels/triton_kernel.py", "csrc/rmsprop.cpp"):
+    for name in ("spec.py", "reference.py", "kernels/eager.py", "kernels/triton_kernel.py", "csrc/lines.h"):
         text = (ROOT / "src" / "rmsprop" / name).read_text(encoding="utf-8")
         assert all(f"[{i}]" in text for i in range(1, 10)), name
 

@@ -1,4 +1,4 @@
-"""The nine lines as one compiled function over all tensors of a bucket: csrc/rmsprop.cpp."""
+"""The nine lines as one compiled function over all tensors of a bucket: csrc/rmsprop.cpp, csrc/lines.h."""
 
 import ctypes
 from ctypes import c_double, c_int64, c_uint32, c_uint64, c_void_p
