@@ -41,16 +41,8 @@ class _Known:
     momentum: bool
     rule: Rule
     works: list[native.Work]
-    numbers: tuple[Any, ...] = ()  # that the works hold
-
-    def write(self, numbers: tuple[Any, ...], max_lr: float | None) -> None:
-        """Write today's numbers into the works; a tensor lr is read here. Raises: struct.error, TypeError."""
-        self.numbers, written = (), numbers
-        if self.rule.weight_decay_mode == "corrected":
-            written = (*numbers[:4], Hyper(*(*numbers, max_lr)).shrinkage(self.rule))
-        for work in self.works:
-            _PACK(work, 0, *written)
-        self.numbers = numbers
+    numbers: tuple[Any, ...] = ()  # those of the last step
+    hyper: Any = None  # the same as a Hyper, with those that are settings here
 
 
 def usual(lr: Any, alpha: float, eps: float, momentum: float, decay: float) -> bool:
@@ -127,7 +119,7 @@ class Plan:
         """Step once more if everything is where it was.
 
         Args:
-            scaling: what a gradient scaler brings; the CPU's plan leaves that to the long way.
+            scaling: what a gradient scaler brings.
             guard: what stops a step whose gradients are not finite.
             due: the parameters that step, of those that have a gradient; None: all.
         Returns: False, with nothing written, if anything moved: then the plan is to be dropped.
@@ -135,9 +127,7 @@ class Plan:
         """
         if self._busy or backend != self._backend or state is not self._state or len(groups) != len(self._known):
             return False
-        if cpu.in_mode():
-            return False
-        if scaling is not None:
+        if cpu.in_mode() or not self._can(scaling, guard, due):
             return False
         for group, known in zip(groups, self._known, strict=True):
             if group["params"] is not known.params:
@@ -149,7 +139,9 @@ class Plan:
                 if type(numbers[0]) is not float or numbers != known.numbers:  # a tensor may hold another today
                     if (numbers[3] != 0) is not known.momentum or not usual(*numbers):
                         return False
-                    known.write(numbers, group["max_lr"])
+                    known.hyper = Hyper(*(*numbers, group["max_lr"], group["max_update"]))
+                    self._write(known, known.hyper)
+                    known.numbers = numbers
             except (struct.error, ArithmeticError, TypeError, ValueError, RuntimeError):
                 return False  # what is no number or no switch: the long way says which
         if self._singles and self._negated():
@@ -159,9 +151,20 @@ class Plan:
             gradients = list(map(GRADIENTS, self._params)) if due is None else self._due(due)
             if self._shards.any and self._shards.gradients(gradients) is None:
                 return False
-            return self._run(gradients, groups, guard, due)
+            return self._run(gradients, groups, scaling, guard, due)
         finally:
             self._busy = False
+
+    def _can(self, scaling: Scaling | None, _guard: Guard | None, _due: Due) -> bool:
+        """Whether such a step is one for a plan: a gradient scaler's goes the long way."""
+        return scaling is None
+
+    def _write(self, known: _Known, hyper: Hyper) -> None:
+        """Write today's numbers into the works; a tensor lr is read here. Raises: struct.error, TypeError."""
+        known.numbers = ()
+        numbers = (hyper.lr, hyper.alpha, hyper.eps, hyper.momentum, hyper.shrinkage(known.rule))
+        for work in known.works:
+            _PACK(work, 0, *numbers)
 
     @property
     def spread(self) -> bool:
@@ -191,8 +194,14 @@ class Plan:
         return cpu.Lists(rule, bucket)
 
     def _run(
-        self, gradients: list[Tensor | None], groups: list[dict[str, Any]], guard: Guard | None, due: Due
+        self,
+        gradients: list[Tensor | None],
+        groups: list[dict[str, Any]],
+        _scaling: Scaling | None,
+        guard: Guard | None,
+        due: Due,
     ) -> bool:
+        """`again`, of these gradients, once all that Python knows is as it was."""
         if guard is not self._guard:
             self._guard, self._plan.guarded = guard, guard is not None
         code = self._loaded.again(self._address, id(gradients), self._active)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from rmsprop.bucket import Bucket
 from rmsprop.guard import Guard
 from rmsprop.kernels import cpu, native, triton
-from rmsprop.kernels.plan import GRADIENTS, NUMBERS, Due, Plan, Scaling, Settings, usual
+from rmsprop.kernels.plan import Due, Plan, Scaling, Settings
 from rmsprop.spec import Hyper, Rule
 
 _NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation", "size")
@@ -55,68 +56,45 @@ class _Lists:
 class DevicePlan(Plan):
     """Where all tensors of an optimizer are on its GPUs, and how they are stepped."""
 
-    def again(
-        self,
-        backend: str,
-        groups: list[dict[str, Any]],
-        state: Any,
-        scaling: Scaling | None = None,
-        guard: Guard | None = None,
-        due: Due = None,
-    ) -> bool:
-        """Step once more if everything is where it was, without waiting for a device.
+    def _can(self, scaling: Scaling | None, guard: Guard | None, due: Due) -> bool:
+        """Whether such a step is one for a plan: the long way has a table for each set of tensors that are due.
 
-        Args:
-            due: as in Plan; the long way has a table for each set of tensors that step together.
-        Returns: False, with nothing written, if anything moved that a table does not follow.
-        Mutates: parameters and state. Never gradients.
+        Where steps are counted on the host, it also says what that does not go with. The look in C tells a GPU from a
+        CPU, but not from another GPU.
         """
-        if self._busy or backend != self._backend or state is not self._state or len(groups) != len(self._known):
+        lists = self._held[0]
+        if due is not None or any(own.first.device != own.table.device for own in lists):
             return False
-        if cpu.in_mode() or due is not None:
+        on_host = any(own.launched.clock is None for own in lists)
+        decided_there = scaling is not None or (guard is not None and guard.mode == "skip")
+        return not (on_host and (decided_there or _capturing()))
+
+    def _write(self, known: Any, hyper: Hyper) -> None:
+        """Nothing: the numbers go with the launch."""
+
+    def _run(
+        self,
+        gradients: list[Tensor | None],
+        groups: list[dict[str, Any]],
+        scaling: Scaling | None,
+        guard: Guard | None,
+        _due: Due,
+    ) -> bool:
+        """`again`, of these gradients, once all that Python knows is as it was; without waiting for a device."""
+        if self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
             return False
-        if any(lists.launched.clock is None for lists in self._held[0]) and (
-            scaling is not None
-            or (guard is not None and guard.mode == "skip")
-            or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
-        ):
-            return False  # steps counted on the host: the long way says what that does not go with
-        hypers = []
-        for group, known in zip(groups, self._known, strict=True):
-            if group["params"] is not known.params:
-                return False
-            hyper = Hyper(*(*NUMBERS(group), group["max_lr"], group["max_update"]))
-            try:
-                same = (hyper.momentum != 0) is known.momentum and self._settings(group) == known.settings
-                if not same or not usual(*NUMBERS(group)):
-                    return False
-            except (ArithmeticError, TypeError, ValueError, RuntimeError):
-                return False  # what is no number or no switch: the long way says which
-            hypers += [hyper] * len(known.works)
-        if self._negated():
-            return False
-        if any(lists.first.device != lists.table.device for lists in self._held[0]):
-            return False  # the look in C tells a GPU from a CPU, but not from another GPU
-        self._busy = True
-        try:
-            gradients = list(map(GRADIENTS, self._params))
-            if self._shards.gradients(gradients) is None:
-                return False
-            if self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
-                return False
-            grad_scale, found_inf = scaling or (None, None)
-            if guard is not None and scaling is None:
-                bad = guard.look(groups)
-                if bad is True:
-                    return True
-                found_inf = bad if isinstance(bad, torch.Tensor) else None
-            for lists, hyper in zip(self._held[0], hypers, strict=True):
-                if lists.launched.clock is None:
-                    lists.count(self._loaded, hyper.alpha)
-                lists.launched.launch(hyper, lists.table, grad_scale, found_inf)
-            self._count_writes(None)
-        finally:
-            self._busy = False
+        grad_scale, found_inf = scaling or (None, None)
+        if guard is not None and scaling is None:
+            bad = guard.look(groups)
+            if bad is True:
+                return True
+            found_inf = bad if isinstance(bad, Tensor) else None
+        hypers = [known.hyper for known in self._known for _ in known.works]
+        for lists, hyper in zip(self._held[0], hypers, strict=True):
+            if lists.launched.clock is None:
+                lists.count(self._loaded, hyper.alpha)
+            lists.launched.launch(hyper, lists.table, grad_scale, found_inf)
+        self._count_writes(None)
         return True
 
     def _look(self) -> tuple[native.Host | None, int]:
@@ -131,6 +109,10 @@ class DevicePlan(Plan):
 
     def _lists(self, rule: Rule, bucket: Bucket) -> _Lists:
         return _Lists(rule, bucket)
+
+
+def _capturing() -> bool:
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def build(
