@@ -73,18 +73,9 @@ def repeat_claims() -> None:
         print(f"{name}: true, {time.perf_counter() - begun:.1f} s", flush=True)
     for name, (draw, _) in FIGURES.items():
         draw_figure(name, draw(findings[name]))
-    draw_recorded()
     page = (DOCS / "choosing.md").read_text(encoding="utf-8")
     page = MARKER.sub(lambda found: block(found[1], findings[found[1]]), page)
     write_whole(DOCS / "choosing.md", partial(Path.write_text, data=page, encoding="utf-8"))
-
-
-def draw_recorded() -> None:
-    """Draw the figures of what a benchmark measured and recorded."""
-    for name, draw in RECORDED.items():
-        buffer = io.BytesIO()
-        draw().savefig(buffer, format="png", dpi=120, facecolor="white", metadata={"Software": None})
-        write_whole(DOCS / "figures" / f"{name}.png", partial(Path.write_bytes, data=buffer.getvalue()))
 
 
 # --- the pages that are written as a whole -------------------------------------------------------
@@ -288,9 +279,6 @@ def training() -> str:
     return training_page.page((DOCS / "training.md").read_text(encoding="utf-8"))
 
 
-# Figures that are drawn from a record in bench/results.
-RECORDED = {"release": training_page.figure}
-
 PAGES: Mapping[str, Callable[[], str]] = {
     "equation.md": equation_page,
     "dialects.md": dialects_page,
@@ -357,7 +345,7 @@ def check() -> list[str]:
     found += [f"docs/choosing.md has no block for the claim {name!r}" for name in CLAIMS if name not in names]
     found += [f"docs/choosing.md quotes {name!r}, which docs/claims.py lacks" for name in names if name not in CLAIMS]
     found += [f"docs/choosing.md quotes {name!r} twice" for name in sorted({n for n in names if names.count(n) > 1})]
-    for name in (*FIGURES, *RECORDED):
+    for name in FIGURES:
         if not (DOCS / "figures" / f"{name}.png").exists():
             found.append(f"docs/figures/{name}.png is missing")
     for name, (_, source) in MEASURED.items():

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import distributed_page
+import training_page
 from claims import CONDITIONS, NEAR, Finding
 from matplotlib import rc_context
 from matplotlib.axes import Axes
@@ -163,7 +164,10 @@ def distributed() -> Figure:
 
 
 # Figures of what bench/ measured, each with the record that it is drawn from.
-MEASURED: Mapping[str, tuple[Callable[[], Figure], Path]] = {"distributed": (distributed, distributed_page.RECORD)}
+MEASURED: Mapping[str, tuple[Callable[[], Figure], Path]] = {
+    "distributed": (distributed, distributed_page.RECORD),
+    "release": (training_page.figure, training_page.RECORD),
+}
 
 
 def _canvas(columns: int) -> tuple[Figure, list[Axes]]:

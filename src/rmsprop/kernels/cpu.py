@@ -18,8 +18,8 @@ _SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
     """Dense, real, separate tensors on the CPU, each with its gradient and slots in one layout."""
     asked = refuse_call(bucket) or refuse_rule(rule) or native.missing()
-    kept = _refuse_kind(bucket) or refuse_slots(rule, bucket) if asked is None else None
-    return asked or kept or _refuse_rounding(bucket) or refuse_memory(bucket)
+    asked = asked or _refuse_kind(bucket) or refuse_slots(rule, bucket)
+    return asked or _refuse_rounding(bucket) or refuse_memory(bucket)
 
 
 def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
