@@ -165,11 +165,14 @@ def _shares(p: Tensor) -> bool:
     reach = 0
     for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
         if size > 1 and stride <= reach and p.numel():
-            at = [torch.arange(n) * step for n, step in zip(p.shape, p.stride(), strict=True)]
+            extent = 1 + sum(step * (n - 1) for step, n in zip(p.stride(), p.shape, strict=True))
+            if stride == 0 or extent < p.numel():
+                return True
             places = torch.zeros((), dtype=torch.int64)
-            for x in at:
-                places = places.unsqueeze(-1) + x
-            return len(set(places.flatten().tolist())) < p.numel()
+            for n, step in zip(p.shape, p.stride(), strict=True):
+                places = places.unsqueeze(-1) + torch.arange(n) * step
+            distinct: Tensor = torch.unique(places)
+            return distinct.numel() < p.numel()
         reach += stride * max(size - 1, 0)
     return False
 
