@@ -81,7 +81,8 @@ def load(
     reshaped = _misfits(matched, settled, state)
     if strict and (matched.missing or matched.unexpected or reshaped):
         raise ValueError(_does_not_fit(matched, [x for found in reshaped.values() for x in found]))
-    for sentence in (*settled.notes, *_surprise(optimizer, settled, hparams)):
+    said = (*settled.notes, *_lost_remainders(matched, settled, state), *_surprise(optimizer, settled, hparams))
+    for sentence in said:
         warnings.warn(sentence, stacklevel=_to_caller())
     writes = _Writes()
     if hparams != "keep":
@@ -271,6 +272,20 @@ def _place_state(
         }
     held.update({key: entry for key, entry in state.items() if key not in known})  # no parameter's: kept, as in torch
     return held
+
+
+def _lost_remainders(matched: Match, settled: Settled, state: Mapping[Any, Any]) -> list[str]:
+    """The sentence for remainders that are left out, if there are any."""
+    held = [(pair, state.get(pair.key) or {}) for pair in matched.pairs]
+    rests = [(pair, entry["compensation"]) for pair, entry in held if isinstance(entry.get("compensation"), Tensor)]
+    lost = [pair for pair, rest in rests if not _goes_on(rest, pair.param, settled.groups[pair.group])]
+    if not lost:
+        return []
+    return [
+        f"the loaded state dict holds what the rounding of {len(lost)} parameters left over (compensation), which is "
+        "left out here: it goes on where compensation=True and parameters are of the same dtype, and is less than "
+        "a unit in the last place of each"
+    ]
 
 
 def _goes_on(rest: Tensor, param: Tensor, group: Group) -> bool:
