@@ -1,12 +1,15 @@
 """The Triton kernel as it is compiled for GPUs, on a machine without one: what its PTX and machine code do."""
 
+import gc
 import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -191,8 +194,31 @@ def test_registers_suffice(rule: str, tmp_path: Path) -> None:
             assert int(words["REG"]) <= (168 if rule == "full" and not any(how) else 128), (types, how, words)
 
 
+FUNCTION, LR = 4, 8  # their places in what a launch hands over
+
+
+class _Launcher:
+    """Notes what a launch hands to the driver, but hooks: grid, stream, function, its metadata, arguments."""
+
+    handed: ClassVar[list[tuple[Any, ...]]] = []
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __call__(self, *args: Any) -> None:
+        self.handed.append((*args[:6], *args[9:]))
+
+
 class _Driver:
     """As much of a driver as Triton needs to compile a launch, but not to run it."""
+
+    launcher_cls = _Launcher
+
+    def __init__(self) -> None:
+        self.utils = SimpleNamespace(
+            get_device_properties=lambda _: {"max_shared_mem": 1 << 20},
+            load_binary=lambda *_: (object(), object(), 32, 0, 1024),
+            unload_module=lambda _: None,
+        )
 
     def get_current_device(self) -> int:
         return 0
@@ -204,6 +230,22 @@ class _Driver:
         from triton.backends.compiler import GPUTarget
 
         return GPUTarget("cuda", 90, 32)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The driver above, for which nothing is compiled yet; it outlives what is."""
+
+    def forget() -> None:
+        for kernel in (KERNELS.advance, KERNELS.count_steps):
+            kernel.device_caches.clear()
+
+    forget()
+    with monkeypatch.context() as active:
+        active.setattr(triton.runtime.driver, "_active", _Driver())
+        yield
+        forget()
+        gc.collect()
 
 
 class _Compiled:
@@ -226,6 +268,7 @@ class _Compiled:
         (True, F16, (True, True)),
     ],
 )
+@pytest.mark.usefixtures("driver")
 def test_a_launch_compiles_to_the_same(
     scaled: bool, dtype: torch.dtype, how: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,8 +276,6 @@ def test_a_launch_compiles_to_the_same(
     real = KERNELS
     fake = SimpleNamespace(advance=_Compiled(real.advance), count_steps=_Compiled(real.count_steps))
     monkeypatch.setattr(backend, "load", lambda: fake)
-    monkeypatch.setattr(triton.runtime.driver, "_active", _Driver())
-    real.advance.device_caches.clear()
     one = torch.ones(5, dtype=dtype)
     bucket = Bucket([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=scaled)
     bucket.streams, bucket.compensation = [(1 << 64) - 1] * how[0], [one] * how[1]
@@ -245,12 +286,50 @@ def test_a_launch_compiles_to_the_same(
     lr = torch.tensor(0.1) if scaled else 0.1
     hyper = Hyper(lr, 0.9, 1e-8, 0.9, 0.0, max_update=3.0 if any(how) else None)
     backend.Work(rule, bucket).launch(hyper, table, scale, scale)
-    real.advance.device_caches.clear()
     (launched,) = fake.advance.built
     assert len(fake.count_steps.built) == scaled
     expected = compiled((dtype, dtype), rule, 90, scaled, any(how), how)
     assert operations(launched.asm["ptx"]) == operations(expected.asm["ptx"])
     assert launched.metadata.num_warps == expected.metadata.num_warps == backend.WARPS * (2 if any(how) else 1)
+
+
+@pytest.mark.parametrize("rule", ["plain", "full"])
+@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.usefixtures("driver")
+def test_later_launches_skip_tritons_search(rule: str, capturable: bool) -> None:
+    """They hand the driver what Triton's own way does, with today's numbers; other dtypes get a kernel of theirs."""
+    one = torch.ones(5)
+    bucket = Bucket([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=capturable)
+    table = backend.Table((5,), torch.device("cpu"))
+    table.look(bucket)
+    work = backend.Work(RULES[rule], bucket)
+
+    def launched(hyper: Hyper, *scaling: torch.Tensor) -> list[tuple[Any, ...]]:
+        work.launch(hyper, table, *scaling)
+        handed = list(_Launcher.handed)
+        _Launcher.handed.clear()
+        assert len(handed) == (2 if work.counted_before else 1)
+        return handed
+
+    plain = Hyper(0.1, 0.9, 1e-8, 0.9 if work.rule.momentum else 0.0)
+    scaling = (torch.tensor(2.0), torch.tensor(0.0))
+    calls = [
+        (plain,),
+        (replace(plain, lr=torch.tensor(0.1)), *scaling),
+        (replace(plain, lr=torch.tensor(0.1, dtype=F64)), *scaling),
+        (replace(plain, max_update=2.0),),
+    ]
+    found = [launched(*call) for call in calls]
+    functions = [handed[-1][FUNCTION] for handed in found]
+    assert len(set(map(id, functions))) == len(calls)
+    with pytest.MonkeyPatch.context() as never:
+        for kernel in (KERNELS.advance, KERNELS.count_steps):
+            never.setattr(kernel, "run", None)
+        assert [launched(*call) for call in calls] == found
+        moved = launched(replace(plain, lr=0.2))[-1]
+    first = found[0][-1]
+    assert (first[LR], moved[LR]) == (0.1, 0.2)
+    assert (moved[:LR], moved[LR + 1 :]) == (first[:LR], first[LR + 1 :])
 
 
 def test_every_rule_compiles() -> None:

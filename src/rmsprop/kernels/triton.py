@@ -198,6 +198,7 @@ class Work:
             "enable_fp_fusion": False,  # every rounding is the CPU kernel's
             "sanitize_overflow": False,  # random words wrap around, under TRITON_DEBUG too
         }
+        self._ready: dict[Any, tuple[Any, list[Any]]] = {}  # compiled kernels, and their constants in order
 
     def launch(
         self, hyper: Hyper, table: Table, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
@@ -207,20 +208,15 @@ class Work:
         if device.type == "cuda" and torch.cuda.current_device() != device.index:
             with torch.cuda.device(device):
                 return self.launch(hyper, table, grad_scale, found_inf)
-        kernels = load()
-        if isinstance(kernels, str):
-            raise RuntimeError(kernels)
         there = table.on_device(self.capturable)
         lr, lr_at = _learning_rate(hyper.lr, device)
         grad_scale, found_inf = (
             None if x is None else x.to(device, non_blocking=True) for x in (grad_scale, found_inf)
         )
         if self.counted_before:
-            grid = (-(-self.count // 256),)
-            # Triton 3.9 warns where fusion is left open, though nothing here could be fused
-            kernels.count_steps[grid](there, self.count, found_inf, self.fixed["clock"], 256, enable_fp_fusion=False)
+            self._start("count_steps", -(-self.count // 256), (there, self.count, found_inf), (found_inf,))
         alpha = hyper.alpha
-        kernels.advance[(table.blocks,)](
+        arguments = (
             there,
             self.count,
             lr,
@@ -235,10 +231,35 @@ class Work:
             found_inf,
             hyper.cap,
             hyper.carried(),
-            **self.fixed,
-            **self.bounded(hyper.max_update is not None),
         )
+        name = "advance" if hyper.max_update is None else "advance capped"
+        self._start(name, table.blocks, arguments, (lr_at, grad_scale, found_inf))
         return None
+
+    def _start(self, name: str, blocks: int, arguments: tuple[Any, ...], read: tuple[Tensor | None, ...]) -> None:
+        """Launch a kernel, as it was compiled for such tensors before: to find it takes Triton 20 us of the host.
+
+        Args:
+            name: the kernel's, with what its constants depend on.
+            read: those of the arguments that are a tensor or None, as it comes.
+        """
+        key = (name, *(None if x is None else x.dtype for x in read))
+        if key in self._ready:
+            kernel, constants = self._ready[key]
+            kernel[blocks, 1, 1](*arguments, *constants)
+            return
+        kernels = load()
+        if isinstance(kernels, str):
+            raise RuntimeError(kernels)
+        if name == "count_steps":
+            source = kernels.count_steps
+            # Triton 3.9 warns where fusion is left open, though nothing here could be fused
+            named = {"clock": self.fixed["clock"], "block": 256, "enable_fp_fusion": False}
+        else:
+            source, named = kernels.advance, {**self.fixed, **self.bounded(name == "advance capped")}
+        kernel = source[(blocks,)](*arguments, **named)
+        if isinstance(kernel, _compiled()):  # the interpreter has none
+            self._ready[key] = kernel, [named[word] for word in source.arg_names[len(arguments) :]]
 
     def bounded(self, capped: bool) -> dict[str, Any]:
         """What of a launch depends on whether max_update is given.
@@ -286,6 +307,15 @@ def load() -> Any:
             "brings it; on Windows `pip install triton-windows`)"
         )
     return triton_kernel
+
+
+@cache
+def _compiled() -> type:
+    """Triton's class of a kernel that can be launched as it is."""
+    import triton.compiler
+
+    kind: type = triton.compiler.CompiledKernel
+    return kind
 
 
 @cache

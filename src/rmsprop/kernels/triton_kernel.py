@@ -296,7 +296,8 @@ def _lines(
         _store(p_at, offset, at, mask, vector, param, p)
 
 
-@triton.jit(do_not_specialize=["count"])
+# Where a learning rate lies in a tensor of several is no reason for another kernel.
+@triton.jit(do_not_specialize=["count", "lr_at", "grad_scale", "found_inf"])
 def advance(
     table,  # int64, as described above
     count,  # tensors
@@ -388,7 +389,7 @@ def advance(
                 begin += piece
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "found_inf"])
 def count_steps(table, count, found_inf, clock: tl.constexpr, block: tl.constexpr):
     """Count the step of every tensor with a gradient, on the device, before many programs at once read it."""
     i = tl.program_id(0) * block + tl.arange(0, block)

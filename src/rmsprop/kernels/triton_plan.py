@@ -67,7 +67,7 @@ class DevicePlan(Plan):
             return False
         on_host = any(own.launched.clock is None for own in lists)
         decided_there = scaling is not None or (guard is not None and guard.mode == "skip")
-        return not (on_host and (decided_there or _capturing()))
+        return not (on_host and (decided_there or _capturing(lists)))
 
     def _write(self, known: Any, hyper: Hyper) -> None:
         """Nothing: the numbers go with the launch."""
@@ -111,8 +111,8 @@ class DevicePlan(Plan):
         return _Lists(rule, bucket)
 
 
-def _capturing() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+def _capturing(lists: list[_Lists]) -> bool:
+    return lists[0].first.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def build(
