@@ -41,7 +41,7 @@ def bench(
     """Time whole optimizer steps: ours, torch's RMSprop (for-loop and foreach), torch's fused SGD and Adam.
 
     On a CPU all take turns in one process. The table shows medians, torch's best RMSprop over ours, and memory
-    traffic.
+    traffic; --out keeps the 10th, 90th and 99th percentiles too.
 
     On an NVIDIA GPU ours is the Triton kernel, called and replayed in a graph; foreach captured in a graph and
     compiled, and bitsandbytes where installed, are there too. The table shows wall time with synchronisation, time on
@@ -77,6 +77,7 @@ def _on_cpu(cases: str, variants: str, threads: str, busy: bool, seconds: float,
     from rich.table import Table
 
     from rmsprop import bench as timing
+    from rmsprop.cli.table import show
 
     chosen = _chosen("--cases", cases, list(timing.CASES))
     kinds = _chosen("--variants", variants, list(timing.TRAFFIC))
@@ -90,15 +91,9 @@ def _on_cpu(cases: str, variants: str, threads: str, busy: bool, seconds: float,
         raise typer.BadParameter(f"--threads takes numbers from 1, or all, such as 1,all; got {threads!r}")
     console = Console()
     console.print(f"{about['cpu']}, {cores} cores · torch {about['torch']} · rmsprop {about['rmsprop']}")
-    table = Table(title="median step, µs (10th to 90th percentile)", caption="ratio: torch's best RMSprop over ours")
-    for name in (
-        "case",
-        "tensors",
-        "elements",
-        "threads",
-        "cores",
-        *(timing.OURS, *timing.TORCH, *timing.YARDSTICKS),
-    ):
+    table = Table(title="median step", caption="ratio: torch's best RMSprop over ours")
+    whose = (timing.OURS, *timing.TORCH, *timing.YARDSTICKS)
+    for name in ("case", "tensors", "elements", "threads", *whose):
         table.add_column(name, justify="left" if name == "case" else "right")
     for name in ("ratio", "GB/s"):
         table.add_column(name, justify="right", style="bold")
@@ -108,18 +103,16 @@ def _on_cpu(cases: str, variants: str, threads: str, busy: bool, seconds: float,
         for result in timing.run(chosen, kinds, counts, loads, seconds):
             results.append(result)
             status.update(f"measured {result.case}, {result.variant}, {result.threads} threads")
-            times = [result.times[name] for name in (timing.OURS, *timing.TORCH, *timing.YARDSTICKS)]
             table.add_row(
                 result.case if result.variant == "plain" else f"{result.case}, {result.variant}",
                 f"{result.tensors}",
-                f"{result.elements:,}",
-                f"{result.threads}",
-                "busy" if result.busy else "idle",
-                *(f"{t.median:,.1f} ({t.p10:,.1f}-{t.p90:,.1f})" for t in times),
+                _short(result.elements),
+                f"{result.threads}{', busy' if result.busy else ''}",
+                *(_time(result.times[name].median) for name in whose),
                 f"{result.ratio():.1f}",
                 f"{result.gigabytes():.1f}",
             )
-    console.print(table)
+    show(table, console)
     for what, reached, needed, met in timing.verdicts(results):
         console.print(f"{'met   ' if met else 'missed'} {what}: {reached:.2f}, bar {needed:.2f}", highlight=False)
     if out is not None:
@@ -133,6 +126,7 @@ def _on_cuda(cases: str | None, seconds: float, out: Path | None) -> None:
     from rich.table import Table
 
     from rmsprop import bench_cuda as timing
+    from rmsprop.cli.table import show
 
     chosen = list(timing.DEFAULT) if cases is None else _chosen("--cases", cases, list(timing.CASES))
     reason = timing.missing()
@@ -152,12 +146,24 @@ def _on_cuda(cases: str | None, seconds: float, out: Path | None) -> None:
         table.add_column(name, justify="left" if name in ("case", "who") else "right")
     for result in found.values():
         table.add_row(result.case, result.contestant, *timing.cells(result))
-    console.print(table)
+    show(table, console)
     for line in timing.remarks(found.values()):
         console.print(line, highlight=False, markup=False)
     if out is not None:
         timing.write(found.values(), about, out)
         console.print(f"wrote {out}", highlight=False)
+
+
+def _short(count: int) -> str:
+    """A count to three digits, in thousands or millions."""
+    return next((f"{count / size:.3g}{unit}" for size, unit in ((1e6, "M"), (1e3, "k")) if count >= size), f"{count}")
+
+
+def _time(microseconds: float) -> str:
+    """A time to three digits or whole milliseconds, in one word."""
+    if microseconds < 999.5:
+        return f"{microseconds:.3g}µs"
+    return f"{microseconds / 1e3:.3g}ms" if microseconds < 99_950 else f"{microseconds / 1e3:,.0f}ms"
 
 
 def _chosen(option: str, words: str, known: list[str]) -> list[str]:

@@ -159,6 +159,7 @@ def _print(runs: list[Run]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from rmsprop.cli.table import show
     from rmsprop.demo import HEADINGS, cells
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -167,10 +168,8 @@ def _print(runs: list[Run]) -> None:
     for run in runs:
         table.add_row(*cells(run))
     console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)  # a file has no width to wrap at
     console.print()
-    console.print(table)
+    show(table, console)
     console.print("\nOne run from one seed: small differences are no ranking.")
 
 

@@ -64,14 +64,15 @@ def inspect(
 
 
 def _print(found: Inspection) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from rmsprop.cli.table import show
     from rmsprop.inspection_page import HEADINGS, cells, sentences
 
     typer.echo("\n".join(sentences(found)))
     table = Table(*HEADINGS)
+    table.columns[0].overflow = "fold"  # a name is one long word
     for row in found.rows:
         table.add_row(*map(escape, cells(row)))
-    Console().print(table)
+    show(table)

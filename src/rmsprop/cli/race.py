@@ -131,8 +131,9 @@ def _draw(place: Landscape, runs: list[Trajectory], out: Path, formats: list[str
 
 def _print(place: Landscape, runs: list[Trajectory]) -> None:
     """Print the results of one race as a table."""
-    from rich.console import Console
     from rich.table import Table
+
+    from rmsprop.cli.table import show
 
     table = Table(title=place.description, title_justify="left", caption_justify="left")
     table.caption = f"target: a loss of {place.target:.3g}, a thousandth of the starting loss"
@@ -144,14 +145,14 @@ def _print(place: Landscape, runs: list[Trajectory]) -> None:
             table.add_row(run.label, f"{run.lr:.4g}", f"diverged at step {run.diverged_at}", "-", "-")
         else:
             table.add_row(run.label, f"{run.lr:.4g}", arrived, f"{run.losses[-1]:.3g}", f"{run.distance:.3g}")
-    Console().print(table)
+    show(table)
 
 
 def _list() -> None:
     """Print the landscapes and the optimizers."""
-    from rich.console import Console
     from rich.table import Table
 
+    from rmsprop.cli.table import show
     from rmsprop.landscapes import LANDSCAPES, OPTIMIZERS, RAVINES
 
     places = Table("landscape", "what it is", "steps", title="Landscapes", title_justify="left")
@@ -160,6 +161,5 @@ def _list() -> None:
     racers = Table("optimizer", "label", "settings besides lr", title="Optimizers", title_justify="left")
     for name, racer in OPTIMIZERS.items():
         racers.add_row(name, racer.label, racer.settings)
-    console = Console()
-    console.print(places)
-    console.print(racers)
+    show(places)
+    show(racers)

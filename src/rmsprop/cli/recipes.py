@@ -32,13 +32,14 @@ def recipes(name: Annotated[str | None, typer.Argument(help="One recipe, in full
 
 
 def _table() -> None:
-    from rich.console import Console
     from rich.table import Table
+
+    from rmsprop.cli.table import show
 
     table = Table("recipe", "whose", "dialect", "settings", title="RMSprop's recipes")
     for row in RECIPES.values():
         table.add_row(row.name, row.title, row.dialect, settings(row))
-    Console().print(table)
+    show(table)
 
 
 def settings(row: Recipe) -> str:
