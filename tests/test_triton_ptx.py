@@ -1,6 +1,5 @@
 """The Triton kernel as it is compiled for GPUs, on a machine without one: what its PTX and machine code do."""
 
-import gc
 import re
 import shutil
 import subprocess
@@ -8,23 +7,15 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
+from ptx_machine import Launcher, kept, machine, triton
 
 from rmsprop.bucket import Bucket
 from rmsprop.kernels import triton as backend
 from rmsprop.spec import Hyper, Rule
-
-triton = pytest.importorskip("triton", reason="triton is not installed")
-if triton.knobs.runtime.interpret:
-    pytest.skip("TRITON_INTERPRET is set, so nothing is compiled", allow_module_level=True)
-try:
-    triton.knobs.nvidia.ptxas  # noqa: B018 - raises where there is none
-except RuntimeError:
-    pytest.skip("this triton brings no ptxas", allow_module_level=True)
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 TYPES = ((F32, F32), (BF16, F32), (BF16, BF16), (F16, F32), (F32, F64), (F64, F64), (F64, F32))
@@ -194,69 +185,10 @@ def test_registers_suffice(rule: str, tmp_path: Path) -> None:
             assert int(words["REG"]) <= (168 if rule == "full" and not any(how) else 128), (types, how, words)
 
 
-FUNCTION, LR = 4, 8  # their places in what a launch hands over
-
-
-class _Launcher:
-    """Notes what a launch hands to the driver, but hooks: grid, stream, function, its metadata, arguments."""
-
-    handed: ClassVar[list[tuple[Any, ...]]] = []
-
-    def __init__(self, *_: Any) -> None: ...
-
-    def __call__(self, *args: Any) -> None:
-        self.handed.append((*args[:6], *args[9:]))
-
-
-class _Driver:
-    """As much of a driver as Triton needs to compile a launch, but not to run it."""
-
-    launcher_cls = _Launcher
-
-    def __init__(self) -> None:
-        self.utils = SimpleNamespace(
-            get_device_properties=lambda _: {"max_shared_mem": 1 << 20},
-            load_binary=lambda *_: (object(), object(), 32, 0, 1024),
-            unload_module=lambda _: None,
-        )
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return device
-
-    def get_current_target(self) -> Any:
-        from triton.backends.compiler import GPUTarget
-
-        return GPUTarget("cuda", 90, 32)
-
-
 @pytest.fixture
-def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The driver above, for which nothing is compiled yet; it outlives what is."""
-
-    def forget() -> None:
-        for kernel in (KERNELS.advance, KERNELS.count_steps):
-            kernel.device_caches.clear()
-
-    forget()
-    with monkeypatch.context() as active:
-        active.setattr(triton.runtime.driver, "_active", _Driver())
-        yield
-        forget()
-        gc.collect()
-
-
-class _Compiled:
-    """A kernel that is compiled, for the arguments it is launched with, and not run."""
-
-    def __init__(self, kernel: Any) -> None:
-        self.kernel = kernel
-        self.built: list[Any] = []
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Any:
-        return lambda *args, **named: self.built.append(self.kernel.warmup(*args, grid=grid, **named))
+def h100() -> Iterator[type[Launcher]]:
+    with machine(KERNELS.advance, KERNELS.count_steps) as launcher:
+        yield launcher
 
 
 @pytest.mark.parametrize(
@@ -268,14 +200,10 @@ class _Compiled:
         (True, F16, (True, True)),
     ],
 )
-@pytest.mark.usefixtures("driver")
 def test_a_launch_compiles_to_the_same(
-    scaled: bool, dtype: torch.dtype, how: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch
+    scaled: bool, dtype: torch.dtype, how: tuple[bool, bool], h100: type[Launcher]
 ) -> None:
     """What `launch` hands to Triton, from Python's numbers and tensors, is what these tests compile and look at."""
-    real = KERNELS
-    fake = SimpleNamespace(advance=_Compiled(real.advance), count_steps=_Compiled(real.count_steps))
-    monkeypatch.setattr(backend, "load", lambda: fake)
     one = torch.ones(5, dtype=dtype)
     bucket = Bucket([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=scaled)
     bucket.streams, bucket.compensation = [(1 << 64) - 1] * how[0], [one] * how[1]
@@ -285,18 +213,18 @@ def test_a_launch_compiles_to_the_same(
     scale = torch.tensor(1.0) if scaled else None
     lr = torch.tensor(0.1) if scaled else 0.1
     hyper = Hyper(lr, 0.9, 1e-8, 0.9, 0.0, max_update=3.0 if any(how) else None)
-    backend.Work(rule, bucket).launch(hyper, table, scale, scale)
-    (launched,) = fake.advance.built
-    assert len(fake.count_steps.built) == scaled
+    with kept(h100) as launches:
+        backend.Work(rule, bucket).launch(hyper, table, scale, scale)
+    assert [launch.kernel.name for launch in launches] == ["count_steps"] * scaled + ["advance"]
     expected = compiled((dtype, dtype), rule, 90, scaled, any(how), how)
-    assert operations(launched.asm["ptx"]) == operations(expected.asm["ptx"])
-    assert launched.metadata.num_warps == expected.metadata.num_warps == backend.WARPS * (2 if any(how) else 1)
+    assert operations(launches[-1].kernel.ptx) == operations(expected.asm["ptx"])
+    assert launches[-1].kernel.threads == 32 * backend.WARPS * (2 if any(how) else 1)
+    assert expected.metadata.num_warps * 32 == launches[-1].kernel.threads
 
 
 @pytest.mark.parametrize("rule", ["plain", "full"])
 @pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.usefixtures("driver")
-def test_later_launches_skip_tritons_search(rule: str, capturable: bool) -> None:
+def test_later_launches_skip_tritons_search(rule: str, capturable: bool, h100: type[Launcher]) -> None:
     """They hand the driver what Triton's own way does, with today's numbers; other dtypes get a kernel of theirs."""
     one = torch.ones(5)
     bucket = Bucket([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=capturable)
@@ -304,12 +232,11 @@ def test_later_launches_skip_tritons_search(rule: str, capturable: bool) -> None
     table.look(bucket)
     work = backend.Work(RULES[rule], bucket)
 
-    def launched(hyper: Hyper, *scaling: torch.Tensor) -> list[tuple[Any, ...]]:
-        work.launch(hyper, table, *scaling)
-        handed = list(_Launcher.handed)
-        _Launcher.handed.clear()
-        assert len(handed) == (2 if work.counted_before else 1)
-        return handed
+    def launched(hyper: Hyper, *scaling: torch.Tensor) -> list[Any]:
+        with kept(h100) as launches:
+            work.launch(hyper, table, *scaling)
+        assert len(launches) == (2 if work.counted_before else 1)
+        return launches
 
     plain = Hyper(0.1, 0.9, 1e-8, 0.9 if work.rule.momentum else 0.0)
     scaling = (torch.tensor(2.0), torch.tensor(0.0))
@@ -320,16 +247,16 @@ def test_later_launches_skip_tritons_search(rule: str, capturable: bool) -> None
         (replace(plain, max_update=2.0),),
     ]
     found = [launched(*call) for call in calls]
-    functions = [handed[-1][FUNCTION] for handed in found]
-    assert len(set(map(id, functions))) == len(calls)
+    assert len({id(launches[-1].kernel) for launches in found}) == len(calls)
     with pytest.MonkeyPatch.context() as never:
         for kernel in (KERNELS.advance, KERNELS.count_steps):
             never.setattr(kernel, "run", None)
         assert [launched(*call) for call in calls] == found
         moved = launched(replace(plain, lr=0.2))[-1]
-    first = found[0][-1]
-    assert (first[LR], moved[LR]) == (0.1, 0.2)
-    assert (moved[:LR], moved[LR + 1 :]) == (first[:LR], first[LR + 1 :])
+    first, lr = found[0][-1], KERNELS.advance.arg_names.index("lr")
+    assert (first.args[lr], moved.args[lr]) == (0.1, 0.2)
+    assert replace(moved, args=first.args) == first
+    assert (moved.args[:lr], moved.args[lr + 1 :]) == (first.args[:lr], first.args[lr + 1 :])
 
 
 def test_every_rule_compiles() -> None:
