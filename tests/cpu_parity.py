@@ -35,13 +35,14 @@ TYPES = (
     (F16, F16),
 )
 
-# Largest error over every rule, size and 8 seeds, measured by ulp_table() in the comment, and some room above it.
+# In the comments the largest error over every rule, size and 8 seeds, measured by ulp_table(); of float32 parameters,
+# where more elements find more, also of 115 million elements in tensors of 60,000. The bound has some room above it.
 # The numbers of a step are rounded to the arithmetic's dtype, and the longest chain (l2, centered, Nesterov) has
 # eleven roundings in float32, where sums take a product rounded once; a result that is kept in half precision has its
 # own one and no other to speak of.
 BOUND: dict[tuple[torch.dtype, torch.dtype], float] = {
-    (F32, F32): 3.5,  # 3.21
-    (F32, F64): 3.5,  # 3.29
+    (F32, F32): 4.0,  # 3.21; 3.38
+    (F32, F64): 4.5,  # 3.29; 3.86
     (F64, F32): 3.5,  # 3.0
     (F64, F64): 3.5,  # 3.0
     (BF16, F32): 4.5,  # 3.65, in the float32 state
