@@ -1,6 +1,7 @@
 """The Triton kernel on CPU tensors: its source under Triton's interpreter, beside the compiled one in one process."""
 
 import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,8 +42,14 @@ class _Launched:
 
         def launch(*args: object, **named: object) -> None:
             self.grids.append(grid)
-            with np.errstate(all="ignore"), _patched_once():
-                self.kernel[grid](*map(number, args), **named)
+            trace = sys.gettrace()
+            sys.settrace(None)  # the interpreter's own functions, by the million, are no lines of ours
+            try:
+                with np.errstate(all="ignore"), _patched_once():
+                    self.kernel[grid](*map(number, args), **named)
+            finally:
+                sys.settrace(trace)
+                (lambda: None)()  # a tracer written in C comes back at the next call, which is to be before a return
 
         return launch
 
