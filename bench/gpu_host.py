@@ -5,38 +5,26 @@ its own time. Prints the median of whole `step()` calls in us, by case and setti
 """
 
 import statistics
+import sys
 import time
-from types import SimpleNamespace
+from pathlib import Path
 from typing import Any
 
 import torch
 import triton
-from triton.backends.compiler import GPUTarget
 
 from rmsprop import RMSprop, bench, kernels
 from rmsprop.kernels import triton as backend
 from rmsprop.kernels.triton_plan import DevicePlan
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from ptx_machine import Driver
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "counted there": {"capturable": True},
     "counted there, bias": {"capturable": True, "bias_correction": True},
 }
-
-
-class Driver:
-    """As much of one as Triton asks for: it has a device and a stream, and runs nothing."""
-
-    def __init__(self) -> None:
-        self.utils = SimpleNamespace(
-            get_device_properties=lambda _: {"max_shared_mem": 1 << 20},
-            load_binary=lambda *_: (object(), object(), 32, 0, 1024),
-            unload_module=lambda _: None,
-        )
-        self.get_current_device = lambda: 0
-        self.get_current_stream = lambda _: 0
-        self.get_current_target = lambda: GPUTarget("cuda", 90, 32)
-        self.launcher_cls = lambda *_: lambda *_: None
 
 
 def median(case: str, settings: dict[str, Any], steps: int = 5000) -> float:
@@ -58,7 +46,7 @@ def median(case: str, settings: dict[str, Any], steps: int = 5000) -> float:
 
 def main() -> None:
     """Measure and print."""
-    triton.runtime.driver._active = Driver()
+    triton.runtime.driver._active = Driver(90, lambda *_: lambda *_: None)
     backend._refuse_device = lambda _: None  # the CPU stands for the GPU
     kernels.BACKENDS = (backend.TRITON,)
     for case in ("rl", "mobilenet"):

@@ -35,14 +35,15 @@ TYPES = (
     (F16, F16),
 )
 
-# In the comments the largest error over every rule, size and 8 seeds, measured by ulp_table(); of float32 parameters,
-# where more elements find more, also of 115 million elements in tensors of 60,000. The bound has some room above it.
+# Largest error over every rule, size and 8 seeds, measured by ulp_table() in the comment, and some room above it. It
+# holds for these sizes: more elements find rarer sums. 115 million of them, in tensors of 60,000, found 3.38 in
+# float32, and 3.86 with float64 state: ulp_table((60_000,), 4).
 # The numbers of a step are rounded to the arithmetic's dtype, and the longest chain (l2, centered, Nesterov) has
 # eleven roundings in float32, where sums take a product rounded once; a result that is kept in half precision has its
 # own one and no other to speak of.
 BOUND: dict[tuple[torch.dtype, torch.dtype], float] = {
-    (F32, F32): 4.0,  # 3.21; 3.38
-    (F32, F64): 4.5,  # 3.29; 3.86
+    (F32, F32): 3.5,  # 3.21
+    (F32, F64): 3.5,  # 3.29
     (F64, F32): 3.5,  # 3.0
     (F64, F64): 3.5,  # 3.0
     (BF16, F32): 4.5,  # 3.65, in the float32 state
@@ -182,14 +183,14 @@ def stepped(rule: Rule, hyper: Hyper, bucket: Bucket) -> float:
     return worst(rule, hyper, before, bucket)
 
 
-def ulp_table() -> dict[tuple[torch.dtype, torch.dtype], float]:
+def ulp_table(sizes: tuple[int, ...] = SIZES, seeds: int = 8) -> dict[tuple[torch.dtype, torch.dtype], float]:
     """The measurement behind BOUND: python -c 'import cpu_parity; print(cpu_parity.ulp_table())', in tests/."""
     table = {}
     for types in TYPES:
         found = 0.0
         for switches in ALL_SWITCHES:
             for rule, hyper in rules(*switches):
-                for seed in range(8):
-                    found = max(found, stepped(rule, hyper, tensors(rule, types, SIZES, seed)))
+                for seed in range(seeds):
+                    found = max(found, stepped(rule, hyper, tensors(rule, types, sizes, seed)))
         table[types] = found
     return table

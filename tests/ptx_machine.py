@@ -47,7 +47,7 @@ CTYPE = {
 INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "and": "&", "or": "|", "xor": "^"}
 COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 # Rounding to nearest, and what changes nothing here: the low half of a product of such a type is the product.
-UNSAID = {"rn", "lo", "uni", "global"}
+UNSAID = {"rn", "lo"}
 
 
 def translate(ptx: str) -> str:
@@ -248,9 +248,8 @@ def _word(kind: str, x: Any) -> int:
 class Driver:
     """A GPU's driver, as Triton asks for one, on this machine."""
 
-    launcher_cls = Launcher
-
-    def __init__(self, capability: int) -> None:
+    def __init__(self, capability: int, launcher: Any = Launcher) -> None:
+        self.launcher_cls = launcher
         self.utils = SimpleNamespace(
             get_device_properties=lambda _: {"max_shared_mem": 1 << 20},
             load_binary=lambda *_: (object(), object(), 32, 0, 1024),

@@ -136,8 +136,8 @@ def test_what_is_off_costs_nothing() -> None:
 
     off, bound = counted(False, (False, False)), counted(True, (False, False))
     words, both = counted(False, (True, False)), counted(False, (True, True))
-    assert off[0] <= 3  # products for the table's columns: two by Triton 3.8, three by 3.9
-    assert off[1] == 0
+    version = tuple(map(int, triton.__version__.split(".")[:2]))
+    assert off[:2] == (2 if version < (3, 9) else 3, 0)  # products, for the table's columns
     assert (bound[0], bound[2]) == (off[0], off[2])
     assert bound[1] > 0
     assert words[0] > off[0] + 2 * THREAD // 2  # two for each of half as many elements
