@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rmsprop.convert.record import Unreadable
+from rmsprop.printing import shown as shown
 
 # What a hostile file may make zipfile raise, besides its own BadZipFile.
 BROKEN = (
@@ -29,12 +30,6 @@ BROKEN = (
 )
 MOST_MEMBERS = 1_000_000
 SLACK = 1 << 20
-
-
-def shown(value: object, most: int = 60) -> str:
-    """A name from a file, fit for a sentence: quoted and cut."""
-    text = ascii(value)
-    return text if len(text) <= most else text[: most - 4] + "...'"
 
 
 def is_archive(path: Path) -> bool:
