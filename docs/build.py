@@ -111,10 +111,10 @@ def equation_page() -> str:
         "eps": ("of g outside the root, of g² inside it", "the floor under the denominator"),
         "momentum": ("none", "share of the last step that is repeated"),
         "weight_decay": ("of g per p (l2), of g (l1), none (decoupled, corrected)", "pull towards zero"),
-        "max_lr": ("the unit of the parameter", "the schedule's highest lr, in the mode corrected"),
+        "reference_lr": ("the unit of the parameter", "the schedule's highest lr, in the mode corrected"),
         "max_update": ("of lr", "the longest step, and with it v at most doubles: [robust.md](robust.md)"),
     }
-    defaults, apart = DIALECTS["torch"].hyper, {"max_lr": "lr", "max_update": "none"}
+    defaults, apart = DIALECTS["torch"].hyper, {"reference_lr": "lr", "max_update": "none"}
     page += table(
         ["number", "torch's default", "unit", "meaning"],
         [

@@ -79,7 +79,7 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "clip_global_norm": (None, 1.0, 1e-30),
     "clip_weights": (None, 0.1),
     "clip_after_decay": (False, True),
-    "max_lr": (None, 1.0),
+    "reference_lr": (None, 1.0),
     "max_update": (None, 10.0, 1e-3),
     "rounding": ("nearest", "stochastic"),
     "compensation": (False, True),

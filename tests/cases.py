@@ -59,7 +59,7 @@ class Case:
             "eps": hyper.eps,
             "momentum": hyper.momentum,
             "weight_decay": hyper.weight_decay,
-            **({"max_lr": hyper.max_lr} if hyper.max_lr is not None else {}),
+            **({"reference_lr": hyper.reference_lr} if hyper.reference_lr is not None else {}),
         }
 
 
@@ -81,9 +81,9 @@ def _cases() -> list[Case]:
 DECAYS = [
     Case(
         Rule("inside", 0.0, centered, momentum != 0, nesterov, lr_in_buffer, mode, False, maximize),
-        Hyper(lr=0.01, alpha=0.9, eps=1e-3, momentum=momentum, weight_decay=0.02, max_lr=max_lr),
+        Hyper(lr=0.01, alpha=0.9, eps=1e-3, momentum=momentum, weight_decay=0.02, reference_lr=reference_lr),
     )
-    for mode, max_lr in (("corrected", 0.04), ("l1", None))
+    for mode, reference_lr in (("corrected", 0.04), ("l1", None))
     for centered in (False, True)
     for momentum, nesterov, lr_in_buffer in ((0.0, False, False), (0.8, False, True), (0.8, True, False))
     for maximize in (False, True)

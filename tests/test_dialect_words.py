@@ -208,14 +208,16 @@ def test_dl4j_starts_at_eps():
     assert group("dl4j", epsilon=0.25, v_init=0.0)["v_init"] == 0.0
 
 
-def test_timms_max_lr_is_the_constructors_in_every_group():
+def test_timms_reference_lr_is_the_constructors_in_every_group():
     """Also for a group with a learning rate of its own."""
     words = dict(decoupled_decay=True, corrected_weight_decay=True, weight_decay=0.1)
     optimizer = make("timm", lr=0.5, **words)
     optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 0.25})
-    assert [g["max_lr"] for g in optimizer.param_groups] == [0.5, 0.5]
+    assert [g["reference_lr"] for g in optimizer.param_groups] == [0.5, 0.5]
     assert "p ← p − 0.5²/0.5·0.1·p" in optimizer.explain()
-    with pytest.raises(ValueError, match=r"divides by the learning rate at construction, which is 0; give max_lr"):
+    with pytest.raises(
+        ValueError, match=r"divides by the learning rate at construction, which is 0; give reference_lr"
+    ):
         make("timm", lr=0.0, **words)
     with pytest.raises(ValueError, match=r"without decoupled_decay=True"):
         make("timm", corrected_weight_decay=True)

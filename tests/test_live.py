@@ -104,7 +104,7 @@ def test_timms_state_dict_brings_its_switches():
     mine = RMSprop(params, dialect="timm", lr=1.0, momentum=0.9)
     mine.load_state_dict(other.state_dict(), hparams="load")
     group = mine.param_groups[0]
-    assert (group["lr_in_buffer"], group["weight_decay_mode"], group["max_lr"]) == (False, "corrected", 0.02)
+    assert (group["lr_in_buffer"], group["weight_decay_mode"], group["reference_lr"]) == (False, "corrected", 0.02)
     with pytest.raises(ValueError, match=r"of timm's RMSpropTF.*build it with dialect='timm', or .*rmsprop convert"):
         RMSprop(params, momentum=0.9).load_state_dict(other.state_dict())
 

@@ -34,7 +34,7 @@ STEPS = 30
 def body(full):
     """The rule and the numbers of complete settings."""
     rule = Rule(**{name: full[name] for name in SWITCHES}, momentum=full["momentum"] != 0, maximize=full["maximize"])
-    names = ("lr", "alpha", "eps", "momentum", "weight_decay", "max_lr")
+    names = ("lr", "alpha", "eps", "momentum", "weight_decay", "reference_lr")
     return rule, Hyper(**{name: full[name] for name in names})
 
 
@@ -284,7 +284,7 @@ INEXACT = [
         "timm",
         "timm",
         {"weight_decay": 0.1, "decoupled_decay": True, "corrected_weight_decay": True, "max_lr_snapshot": 1.0},
-        {"max_lr"},
+        {"reference_lr"},
     ),
 ]
 
@@ -519,7 +519,7 @@ def test_notes_say_what_nobody_typed():
         ("torch", "mlx", {"nesterov": True}, "give momentum > 0"),
         ("torch", "mlx", {"sparse": "none"}, "Invalid sparse"),
         ("torch", "mlx", {"clip_after_decay": 3}, "clip_after_decay is a switch"),
-        ("torch", "mlx", {"lr": 0, "weight_decay_mode": "corrected"}, "give max_lr="),
+        ("torch", "mlx", {"lr": 0, "weight_decay_mode": "corrected"}, "give reference_lr="),
     ],
     ids=str,
 )

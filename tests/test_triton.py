@@ -275,7 +275,7 @@ def test_a_run_is_the_cpu_kernels(capturable: bool, bias_correction: bool, plann
 @NEEDS_NATIVE
 @pytest.mark.parametrize("planned", [True, False])
 def test_a_run_with_corrected_decay_is_the_cpu_kernels(planned: bool, monkeypatch) -> None:
-    """[1] p − lr²/max_lr·wd·p, while lr moves; with capturable=True the kernel refuses, since lr is not read back."""
+    """[1] p − lr²/reference_lr·wd·p, while lr moves; with capturable=True the kernel refuses, lr not being read."""
     if not planned:
         monkeypatch.setattr(RMSprop, "_make_plan", lambda *_: None)
     settings = dict(weight_decay=0.3, weight_decay_mode="corrected", lr=0.05)

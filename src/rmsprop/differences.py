@@ -224,7 +224,7 @@ def _maximize(pair: _Pair) -> Finding:
 def _weight_decay(pair: _Pair) -> Finding:
     (a, b), meant, said = pair.names, pair.meant, pair.said
     if said["weight_decay"]:
-        return _corrected(pair) if said["weight_decay_mode"] != "corrected" else _plain(pair, "max_lr")
+        return _corrected(pair) if said["weight_decay_mode"] != "corrected" else _plain(pair, "reference_lr")
     lr, wd, mode = meant["lr"], meant["weight_decay"], meant["weight_decay_mode"]
     kinds = {"l2": "adds wd·p to the gradient", "l1": "adds wd·sign(p) to the gradient"}
     has = "weight_decay" in (*pair.there.own.takes, *pair.there.own.composed)
@@ -239,7 +239,7 @@ def _weight_decay(pair: _Pair) -> Finding:
         "l2": joins,
         "l1": joins,
         "decoupled": f"Multiply p by 1 − lr·{wd:g} before each step: that is exact.",
-        "corrected": f"Multiply p by 1 − lr²/{meant['max_lr'] or lr:g}·{wd:g} before each step: that is exact.",
+        "corrected": f"Multiply p by 1 − lr²/{meant['reference_lr'] or lr:g}·{wd:g} before each step: that is exact.",
     }
     rows = tuple(
         (r, lr * wd / denominator(meant["eps_mode"], meant["eps"], r), lr * wd) for r in (1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -261,10 +261,10 @@ def _corrected(pair: _Pair) -> Finding:
     a, b = pair.names
     return pair.finding(
         "weight_decay_mode",
-        f"p shrinks by lr²/max_lr·wd in {a} and by lr·wd in {b}: the same while lr is at its highest.",
+        f"p shrinks by lr²/reference_lr·wd in {a} and by lr·wd in {b}: the same while lr is at its highest.",
         f"When lr has fallen to a tenth, {b} decays 10 times as strongly as {a}.",
-        f"Multiply the weight decay of {b} by lr/max_lr at every change of lr: that is exact.",
-        ("lr/max_lr", f"decay of {b}/{a}"),
+        f"Multiply the weight decay of {b} by lr/reference_lr at every change of lr: that is exact.",
+        ("lr/reference_lr", f"decay of {b}/{a}"),
         tuple((share, 1 / share) for share in (1.0, 0.5, 0.1, 0.01)),
     )
 
@@ -347,7 +347,7 @@ _MEASURES: tuple[tuple[tuple[str, ...], Callable[[_Pair], Finding]], ...] = (
     (("momentum",), _momentum),
     (("nesterov",), _nesterov),
     (("lr_in_buffer",), _lr_in_buffer),
-    (("weight_decay", "weight_decay_mode", "max_lr"), _weight_decay),
+    (("weight_decay", "weight_decay_mode", "reference_lr"), _weight_decay),
     *(((name,), _clip(name)) for name in _CLIPPED),
     (("clip_weights",), _clip_weights),
     (("clip_after_decay",), _clip_order),

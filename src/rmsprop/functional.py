@@ -33,7 +33,7 @@ def rmsprop(
     nesterov: bool = False,
     bias_correction: bool = False,
     weight_decay_mode: str = "l2",
-    max_lr: float | None = None,
+    reference_lr: float | None = None,
     max_update: float | None = None,
     backend: str = "auto",
 ) -> None:
@@ -70,7 +70,7 @@ def rmsprop(
             "nesterov": nesterov,
             "bias_correction": bias_correction,
             "weight_decay_mode": weight_decay_mode,
-            "max_lr": max_lr,
+            "reference_lr": reference_lr,
             "max_update": max_update,
             "foreach": foreach,
             "differentiable": differentiable,

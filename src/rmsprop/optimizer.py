@@ -73,7 +73,7 @@ class RMSprop(Optimizer):
         nesterov: look one momentum step ahead; needs momentum > 0.
         bias_correction: divide the averages by 1 − alphaᵗ, as Adam does.
         weight_decay_mode: "l2" adds weight_decay·p to the gradient, "l1" weight_decay·sign(p); "decoupled" shrinks p
-            by lr·weight_decay, "corrected" by lr²/max_lr·weight_decay, where max_lr is lr at construction.
+            by lr·weight_decay, "corrected" by lr²/reference_lr·weight_decay; reference_lr is lr at construction.
         sparse: what sparse gradients mean: "lazy", only rows that have one step (TensorFlow 1); "dense", averages
             decay everywhere (Keras). None: as in the dialect; torch's refuses them.
         backend: who computes the step: "auto" or a name that `rmsprop.kernels.BACKENDS` lists.

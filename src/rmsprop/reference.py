@@ -64,7 +64,7 @@ def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Ar
             elif rule.weight_decay_mode == "decoupled":
                 p = p - lr * wd * p
             else:
-                p = p - (lr * lr / hyper.max_lr if hyper.max_lr else lr) * wd * p
+                p = p - (lr * lr / hyper.reference_lr if hyper.reference_lr else lr) * wd * p
         # [2] second moment: under max_update it at most doubles
         most = 2 * v
         v = alpha * v + (1 - alpha) * g * g

@@ -112,8 +112,10 @@ def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[
         read = recipe.follow(followed, row.name, read)
     followed = followed or defaults.get("recipe")
     settings = {**base, **row.complete({**base, **read}, kept | read.keys()), **execution}
-    if settings["max_lr"] is not None and "max_lr" not in read and base["lr"] is not None:
-        settings["max_lr"] = base["max_lr"] or float(base["lr"])  # timm's is the constructor's, in every group
+    if settings["reference_lr"] is not None and "reference_lr" not in read and base["lr"] is not None:
+        settings["reference_lr"] = base["reference_lr"] or float(
+            base["lr"]
+        )  # timm's: the constructor's, in every group
     if settings["lr"] is None and "lr" not in read:
         raise TypeError(
             f"dialect={row.name!r} has no default learning rate, as {row.call or row.title} has none; "
@@ -214,7 +216,7 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(group["rounding"], str) or group["rounding"] not in ROUNDINGS:
         raise ValueError(f"Invalid rounding: {group['rounding']!r}; choose one of {', '.join(map(repr, ROUNDINGS))}")
     checked["rounding"] = group["rounding"]
-    for name in (*dialects.CLIPS, "max_lr", "max_update"):
+    for name in (*dialects.CLIPS, "reference_lr", "max_update"):
         checked[name] = None if group[name] is None else check_number(name, group[name])
     if group["sparse"] not in SPARSE:
         raise ValueError(
@@ -223,10 +225,10 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
             "averages), 'dense' (averages decay everywhere) or None (sparse gradients are refused)"
         )
     checked["sparse"] = group["sparse"]
-    if checked["weight_decay_mode"] == "corrected" and not checked["max_lr"]:
+    if checked["weight_decay_mode"] == "corrected" and not checked["reference_lr"]:
         raise ValueError(
             'weight_decay_mode="corrected" divides by the learning rate at construction, which is 0; give '
-            "max_lr=..., the highest of the schedule"
+            "reference_lr=..., the highest of the schedule"
         )
     for name in ("foreach", "fused"):
         checked[name] = None if group[name] is None else check_flag(name, group[name])
@@ -320,7 +322,7 @@ def read(group: Mapping[str, Any]) -> tuple[Rule, Hyper]:
         group["maximize"],
     )
     numbers = group["lr"], group["alpha"], group["eps"], group["momentum"], group["weight_decay"]
-    return rule, Hyper(*numbers, group["max_lr"], group["max_update"])
+    return rule, Hyper(*numbers, group["reference_lr"], group["max_update"])
 
 
 # Checking a rule's nine fields takes 5 µs, as long as the rest of a small network's loop.

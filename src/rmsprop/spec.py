@@ -1,7 +1,7 @@
 """The numbered equation of RMSprop, and the switches and numbers that complete it.
 
     [1] decay         g ← g + wd·p (l2)   |   p ← p − lr·wd·p (decoupled)      g ← −g first, if maximize
-                        | g ← g + wd·sign(p) (l1)   |   p ← p − lr²/max_lr·wd·p (corrected)
+                        | g ← g + wd·sign(p) (l1)   |   p ← p − lr²/reference_lr·wd·p (corrected)
     [2] second moment v ← α·v + (1−α)·g²       max_update: at most 2·v, where v > 0
     [3] first moment  m ← α·m + (1−α)·g                                        centered only
     [4] bias          v̂, m̂ ← v/(1−αᵗ), m/(1−αᵗ)                                bias_correction only
@@ -39,7 +39,7 @@ class Rule:
         nesterov: whether [8] looks one momentum step ahead.
         lr_in_buffer: whether the learning rate enters in [8] (TensorFlow) rather than in [9] (torch).
         weight_decay_mode: "l2" adds wd·p to the gradient, "l1" wd·sign(p); "decoupled" shrinks p by lr·wd,
-            "corrected" by lr²/max_lr·wd.
+            "corrected" by lr²/reference_lr·wd.
         bias_correction: whether [4] runs.
         maximize: whether the gradient is negated in [1].
 
@@ -75,7 +75,7 @@ class Rule:
             mu, wd = f"{hyper.momentum:g}", f"{hyper.weight_decay:g}"
         lines = ["[1] g ← −g"] if self.maximize else []
         if wd != "0":
-            most = "max_lr" if hyper is None or hyper.max_lr is None else f"{hyper.max_lr:g}"
+            most = "reference_lr" if hyper is None or hyper.reference_lr is None else f"{hyper.reference_lr:g}"
             decay = {
                 "l2": f"g ← g + {wd}·p",
                 "l1": f"g ← g + {wd}·sign(p)",
@@ -121,7 +121,7 @@ class Hyper:
     Units: lr in units of the parameter; alpha and momentum none; weight_decay in g per p (l2) or none
     (decoupled, corrected); eps in units of g ("outside", "floor") or g² ("inside").
 
-    `lr` is a float or, in the torch backends, a tensor with one element. `max_lr` is read in the mode "corrected".
+    `lr` is a float or, in the torch backends, a tensor with one element; `reference_lr` is for "corrected".
     `max_update`, in units of lr, bounds every element's step, and what a gradient does to v: [2], [7], [9].
     """
 
@@ -130,7 +130,7 @@ class Hyper:
     eps: float
     momentum: float = 0.0
     weight_decay: float = 0.0
-    max_lr: float | None = None
+    reference_lr: float | None = None
     max_update: float | None = None
 
     @property
@@ -143,10 +143,10 @@ class Hyper:
         return math.sqrt((2 - self.alpha) / (1 - self.alpha))
 
     def shrinkage(self, rule: Rule) -> Any:
-        """[1] What lr is multiplied by where p shrinks: wd, or lr/max_lr·wd in the mode "corrected"."""
+        """[1] What lr is multiplied by where p shrinks: wd, or lr/reference_lr·wd in the mode "corrected"."""
         if rule.weight_decay_mode != "corrected":
             return self.weight_decay
-        return self.lr / self.max_lr * self.weight_decay if self.max_lr else self.weight_decay
+        return self.lr / self.reference_lr * self.weight_decay if self.reference_lr else self.weight_decay
 
 
 # What each name must hold: in words for the message, and as a test of the float.
@@ -157,7 +157,7 @@ _RANGES = {
     "momentum": ("momentum value", "0 <= momentum < 1, such as 0.9"),
     "weight_decay": ("weight_decay value", "a finite number >= 0, such as 1e-4"),
     "v_init": ("v_init value", "a finite number >= 0: 0 as in torch, 1 as in TensorFlow 1"),
-    "max_lr": ("max_lr value", "a finite number >= 0, the highest learning rate of the schedule"),
+    "reference_lr": ("reference_lr value", "a finite number >= 0, the highest learning rate of the schedule"),
     "max_update": ("max_update", "a finite number > 0, the longest step in units of lr, such as 3, or None"),
     "clip_value": ("clip_value", "a finite number >= 0, the largest size of a gradient's element"),
     "clip_norm": ("clip_norm", "a finite number >= 0, the largest norm of one tensor's gradient"),

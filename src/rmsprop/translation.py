@@ -19,7 +19,7 @@ from rmsprop.sizes import cap
 from rmsprop.spec import check_flag, check_number, check_switch
 
 _ALWAYS = ("lr", "alpha", "eps", "centered", "momentum", "maximize", "weight_decay")
-_DEPENDENT = ("eps_mode", "nesterov", "lr_in_buffer", "max_lr", "clip_after_decay", "clip_value_last")
+_DEPENDENT = ("eps_mode", "nesterov", "lr_in_buffer", "reference_lr", "clip_after_decay", "clip_value_last")
 SMALLEST = 1.1754943508222875e-38
 """The smallest normal number of float32."""
 
@@ -38,7 +38,7 @@ _ORDER = (  # in which settings are tried: what others follow from comes before 
     "clip_value_last",
     "weight_decay_mode",
     "weight_decay",
-    "max_lr",
+    "reference_lr",
 )
 
 
@@ -121,7 +121,7 @@ def meaning(settings: Mapping[str, Any]) -> dict[str, Any]:
         "v_init": settings["alpha"] != 0,
         "bias_correction": settings["alpha"] != 0,
         "weight_decay_mode": settings["weight_decay"] != 0,
-        "max_lr": settings["weight_decay"] != 0 and mode == "corrected",
+        "reference_lr": settings["weight_decay"] != 0 and mode == "corrected",
         "clip_after_decay": settings["weight_decay"] != 0 and mode in ("l2", "l1") and clips,
         "clip_value_last": "clip_value" in kept and ("clip_norm" in kept or "clip_global_norm" in kept),
     }
@@ -156,8 +156,10 @@ def _understand(row: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(f"Invalid epsilon value: {full['eps']:g}; translation takes 0, or 1e-120 to 1e120")
     if full["nesterov"] and not full["momentum"]:
         raise ValueError("nesterov=True looks ahead along the momentum, which is 0; give momentum > 0, such as 0.9")
-    if full["weight_decay_mode"] == "corrected" and not full["max_lr"]:
-        raise ValueError('weight_decay_mode="corrected" divides by the learning rate, which is 0; give max_lr=...')
+    if full["weight_decay_mode"] == "corrected" and not full["reference_lr"]:
+        raise ValueError(
+            'weight_decay_mode="corrected" divides by the learning rate, which is 0; give reference_lr=...'
+        )
     return full
 
 
@@ -165,7 +167,7 @@ def _checked(name: str, value: Any) -> Any:
     """A setting of ours in its plain type, or the sentence that says what it takes."""
     if name in HYPERS:
         return check_number(name, value)
-    if name in (*CLIPS, "max_lr"):
+    if name in (*CLIPS, "reference_lr"):
         return None if value is None else check_number(name, value)
     if name in (*SWITCHES, "maximize"):
         return check_switch(name, value)

@@ -86,7 +86,7 @@ def translate(settings: Settings, target: str, report: Report) -> Settings:
         elif settings[name] is not None:
             report.dropped.append(f"{name}={settings[name]:g}: the target's optimizer has no such argument")
     if target == "timm":
-        given |= {name: settings[name] for name in ("lr_in_buffer", "weight_decay_mode", "max_lr")}
+        given |= {name: settings[name] for name in ("lr_in_buffer", "weight_decay_mode", "reference_lr")}
         if given["weight_decay_mode"] not in ("l2", "decoupled", "corrected"):
             del given["weight_decay_mode"]
     new = row.complete(given, given)
@@ -137,6 +137,6 @@ def speak(settings: Settings, target: str) -> Settings:
     kept = {name: settings[name] for name in (*HYPERS, "centered") if row.word(name) not in row.limits}
     kept |= {name: settings[name] for name in SWITCHES if name in row.words.values() and name != "v_init"}
     kept |= {name: settings[name] for name in CLIPS if settings[name] is not None and name in row.words.values()}
-    if settings["max_lr"] is not None:
-        kept["max_lr"] = settings["max_lr"]
+    if settings["reference_lr"] is not None:
+        kept["reference_lr"] = settings["reference_lr"]
     return dialects.write_words(row, kept)

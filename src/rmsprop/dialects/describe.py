@@ -31,7 +31,7 @@ _MEANINGS = {
     "eps_mode": "where ε stands",
     "lr_in_buffer": "whether the learning rate is inside the momentum buffer",
     "weight_decay_mode": "what weight_decay does, line [1]",
-    "max_lr": "the highest learning rate of the schedule, which corrected decay divides by",
+    "reference_lr": "the highest learning rate of the schedule, which corrected decay divides by",
     "clip_value": "bound on each element of the gradient, in units of g",
     "clip_norm": "bound on the norm of each tensor's gradient, in units of g",
     "clip_global_norm": "bound on the norm of all gradients together, in units of g",
@@ -41,7 +41,7 @@ _DECAYS = {
     "l2": "adds weight_decay·p to the gradient: in units of g per p",
     "l1": "adds weight_decay·sign(p) to the gradient: in units of g",
     "decoupled": "shrinks p by lr·weight_decay, no unit",
-    "corrected": "shrinks p by lr²/max_lr·weight_decay, no unit",
+    "corrected": "shrinks p by lr²/reference_lr·weight_decay, no unit",
 }
 
 
@@ -266,7 +266,7 @@ def _equation(row: Dialect, given: Mapping[str, Any]) -> tuple[str, ...]:
     """The equation in force, with its numbers."""
     full = row.complete(given, given)
     rule = Rule(**{name: full[name] for name in SWITCHES}, momentum=full["momentum"] != 0)
-    return rule.equation(Hyper(**{name: full[name] for name in HYPERS}, max_lr=full["max_lr"]))
+    return rule.equation(Hyper(**{name: full[name] for name in HYPERS}, reference_lr=full["reference_lr"]))
 
 
 def _words(row: Dialect) -> Part:
@@ -295,7 +295,7 @@ def _written(row: Dialect, word: str, value: Any) -> Any:
 def _default(ours: str, value: Any) -> str:
     """A default as the table shows it."""
     if value is None:
-        return {"lr": "required", "max_lr": "lr at the start"}.get(ours, "off")
+        return {"lr": "required", "reference_lr": "lr at the start"}.get(ours, "off")
     return shown(value)
 
 

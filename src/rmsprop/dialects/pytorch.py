@@ -60,7 +60,7 @@ ROWS = (
             "lr_in_momentum": "lr_in_buffer",
             "decoupled_decay": "weight_decay_mode",
             "corrected_weight_decay": "weight_decay_mode",
-            "max_lr_snapshot": "max_lr",
+            "max_lr_snapshot": "reference_lr",
         },
         values={
             "decoupled_decay": Value(when_true("decoupled", "l2").read, _decoupled),
@@ -85,8 +85,9 @@ ROWS = (
         traps=(
             "v starts at 1, which works like a warm-up of about 1/(1−alpha) steps for gradients below 1.",
             "timm's create_optimizer and train script pass momentum=0.9 of their own accord; its class does not.",
-            "corrected_weight_decay shrinks by lr²/max_lr·weight_decay; max_lr is the learning rate at construction, "
-            "in every group. It needs decoupled_decay=True: without it timm ignores it, and here it is refused.",
+            "corrected_weight_decay shrinks by lr²/reference_lr·weight_decay; reference_lr is the learning rate at "
+            "construction, in every group. It needs decoupled_decay=True: without it timm ignores it, and here it is "
+            "refused.",
             "Its registry: rmsproptf; rmsproptfw has decoupled_decay, rmsproptfc corrected_weight_decay too.",
         ),
     ),

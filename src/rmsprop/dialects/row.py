@@ -6,7 +6,7 @@ from typing import Any
 
 from rmsprop.spec import Hyper, Rule
 
-HYPERS = tuple(f.name for f in fields(Hyper) if f.name not in ("max_lr", "max_update"))
+HYPERS = tuple(f.name for f in fields(Hyper) if f.name not in ("reference_lr", "max_update"))
 SWITCHES = tuple(f.name for f in fields(Rule) if f.name not in ("momentum", "maximize"))
 
 # What some frameworks do to gradients before the nine lines, and to parameters after: rmsprop/clipping.py.
@@ -153,9 +153,9 @@ class Dialect:
                 full |= {name: value for name, value in condition.then.items() if name in implied}
         if self.v_init_is_eps and "v_init" not in explicit:
             full["v_init"] = full["eps"]
-        if "max_lr" not in explicit:
+        if "reference_lr" not in explicit:
             corrected = full["weight_decay_mode"] == "corrected" and full["lr"] is not None
-            full["max_lr"] = float(full["lr"]) if corrected else None
+            full["reference_lr"] = float(full["lr"]) if corrected else None
         return full
 
     def word(self, ours: str) -> str:
@@ -169,7 +169,7 @@ UNCLIPPED: Mapping[str, Any] = {
     "clip_after_decay": False,
     "clip_value_last": False,
     "sparse": None,
-    "max_lr": None,
+    "reference_lr": None,
 }
 
 

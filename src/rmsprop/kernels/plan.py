@@ -139,7 +139,7 @@ class Plan:
                 if type(numbers[0]) is not float or numbers != known.numbers:  # a tensor may hold another today
                     if (numbers[3] != 0) is not known.momentum or not usual(*numbers):
                         return False
-                    known.hyper = Hyper(*(*numbers, group["max_lr"], group["max_update"]))
+                    known.hyper = Hyper(*(*numbers, group["reference_lr"], group["max_update"]))
                     self._write(known, known.hyper)
                     known.numbers = numbers
             except (struct.error, ArithmeticError, TypeError, ValueError, RuntimeError):

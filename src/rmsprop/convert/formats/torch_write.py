@@ -69,7 +69,7 @@ def _settings(source: str, hyper: dict[str, Any]) -> dict[str, Any]:
             **kept,
             "decoupled_decay": mode in ("decoupled", "corrected"),
             "corrected_weight_decay": mode == "corrected",
-            "max_lr_snapshot": hyper["lr"] if hyper.get("max_lr") is None else hyper["max_lr"],
+            "max_lr_snapshot": hyper["lr"] if hyper.get("reference_lr") is None else hyper["reference_lr"],
             "lr_in_momentum": hyper["lr_in_buffer"],
             "caution": False,
             "foreach": None,
