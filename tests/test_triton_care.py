@@ -171,6 +171,19 @@ def test_a_device_that_counts_draws_the_same_bits(dtype: torch.dtype, how: str, 
     assert len(module.count_steps.grids) == (3 if HOWS[how][0] else 0)
 
 
+@pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
+@pytest.mark.parametrize("count", [2**24, 2**32 + 8, 2**40 + 1])
+def test_random_bits_follow_the_whole_count(count: int, on_device: bool) -> None:
+    """The words of step t are the reference's where t is no float32 and no 32-bit number, wherever it is counted."""
+    bucket = careful(Rule(), (BF16, F32), "stochastic", (4 * BLOCK + 3, 7))
+    bucket.step = [torch.tensor(float(count), dtype=torch.float64) for _ in bucket.step]
+    bucket.capturable = on_device
+    before, wide = copied(bucket), twin(bucket)
+    triton.step(Rule(), FULL_HYPER, wide)
+    triton.step(Rule(), FULL_HYPER, bucket)
+    check_written(bucket, wide, before)
+
+
 @NEEDS_NATIVE
 @pytest.mark.parametrize("compensated", [False, True], ids=["", "compensated"])
 @pytest.mark.parametrize("layout", ["transposed", "channels_last", "contiguous"])

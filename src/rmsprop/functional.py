@@ -44,7 +44,8 @@ def rmsprop(
               momentum_buffer_list[i] (momentum > 0) share one shape; state_steps[i] has no dimensions.
     Mutates:  params, square_avgs, grad_avgs, momentum_buffer_list, state_steps. Never grads.
     Raises:   ValueError or TypeError, before anything is changed: a setting out of range, lists of unequal
-              length, a state_steps entry that is no tensor; RuntimeError inside torch.func.grad, vmap and their
+              length, a state_steps entry that is no tensor, or with bias_correction one of float32 that has come to
+              2²⁴, where it stops; RuntimeError inside torch.func.grad, vmap and their
               like without differentiable=True, which takes each of them.
 
     `has_complex` is torch's; complex tensors are recognised without it.
@@ -92,6 +93,8 @@ def rmsprop(
         raise TypeError(
             "state_steps must hold one tensor with one element for each parameter, such as torch.tensor(0.)"
         )
+    if rule.bias_correction and not differentiable and not torch.compiler.is_compiling():
+        _refuse_stopped(state_steps)
     whole = Bucket(
         list(params),
         list(grads),
@@ -109,6 +112,16 @@ def rmsprop(
     for chosen, part in work:
         chosen.step(rule, hyper, part)
         shards.written(part)
+
+
+def _refuse_stopped(steps: list[Tensor]) -> None:
+    """Raise for a counter on the CPU that has stopped: it is the caller's, and a step would not replace it."""
+    for i, t in enumerate(steps):
+        if t.dtype == torch.float32 and t.is_cpu and t.numel() == 1 and t.item() >= 2**24:
+            raise ValueError(
+                f"state_steps[{i}] is float32 and stands at {t.item():.0f}, where adding 1 changes nothing and "
+                "bias_correction would follow a count that stopped; give it as torch.float64"
+            )
 
 
 def _in_transform(value: object) -> bool:

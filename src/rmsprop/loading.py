@@ -297,7 +297,7 @@ def _place(name: str, value: Any, present: Any, param: Tensor, group: Group, wri
     """One saved value where this optimizer keeps it: the present tensor if it fits, else a new one."""
     if name == "step":
         count = step_tensor(float(value), param, group)
-        fits = isinstance(present, Tensor) and present.is_floating_point() and _takes(present, count, present.dtype)
+        fits = isinstance(present, Tensor) and _takes(present, count, count.dtype)
         return writes.into(present, count) if fits else count
     if not isinstance(value, Tensor):
         return deepcopy(value)
@@ -347,14 +347,28 @@ def complete(groups: list[Group], state: Any) -> None:
             group.setdefault(name, value)
         for p in group["params"]:
             own = state.get(p)
-            if own and not isinstance(own.get("step"), Tensor):
+            if own and (not isinstance(own.get("step"), Tensor) or stops(own["step"])):
                 own["step"] = step_tensor(float(own.get("step", 0)), p, group)
 
 
 def step_tensor(count: float, param: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """A step counter as torch keeps it: no dimensions, on the CPU, or with capturable on the parameter's device."""
-    dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
-    return torch.tensor(count, dtype=dtype, device=param.device if group["capturable"] else "cpu")
+    """A step counter: no dimensions, on the CPU, or with capturable on the parameter's device.
+
+    float64, where torch's default is float32: that stops at 2²⁴, where adding 1 changes nothing, and with it stop
+    random bits and bias correction. Only MPS has no float64.
+    """
+    device = param.device if group["capturable"] else torch.device("cpu")
+    return torch.tensor(count, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+
+def stops(step: Tensor) -> bool:
+    """Whether a counter is to be replaced by one of float64, which does not stop.
+
+    One in shared memory stays, since other processes count in it, and one on MPS, which has no float64.
+    """
+    if step.dtype not in (torch.float32, torch.bfloat16, torch.float16) or step.device.type == "mps":
+        return False
+    return not (step.is_cpu and step.is_shared())  # type: ignore[no-untyped-call]
 
 
 def only_makes_state(groups: list[Group]) -> bool:

@@ -94,9 +94,9 @@ class RMSprop(Optimizer):
             `clip_after_decay`: rmsprop/clipping.py. `recipe`: see `RMSprop.recipe`.
 
     Equation: spec.py, lines [1]-[9].
-    State:    per parameter `step` (a count) and `square_avg`, with momentum `momentum_buffer`, if centered
-              `grad_avg`, each of the parameter's shape. float32 for half-precision parameters, else the
-              parameter's dtype. With compensation, `compensation` in the dtype of half-precision parameters.
+    State:    per parameter `step` (a count, in float64) and `square_avg`, with momentum `momentum_buffer`, if
+              centered `grad_avg`, each of the parameter's shape. float32 for half-precision parameters, else
+              the parameter's dtype. With compensation, `compensation` in the dtype of half-precision parameters.
     Raises:   ValueError or TypeError, before anything is changed, with what was given and what would work.
     Source:   torch/optim/rmsprop.py; Tieleman and Hinton, lecture 6e, 2012; Graves, arXiv:1308.0850 (centered).
 

@@ -117,7 +117,7 @@ def bits(seed: int, place: int, t: int, count: int) -> Words:
     Source: the finalizer `lowbias32` of C. Wellons, with a second key added between its two multiplications.
     """
     own = stream(seed, place)
-    first = _mix(np.uint32((own + t * 0x9E3779B9) & 0xFFFFFFFF), np.uint32(0))
+    first = _mix(np.uint32((own + t * 0x9E3779B9) & 0xFFFFFFFF), np.uint32(t >> 32))
     second = _mix(np.uint32((own >> 32) ^ int(first)), np.uint32(0))
     index = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B1)
     words: Words = _mix(index.astype(np.uint32) ^ first, second)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rmsprop.bucket import STEPPED, Bucket, fresh_slot, kept
-from rmsprop.loading import step_tensor
+from rmsprop.loading import step_tensor, stops
 from rmsprop.settings import read
 from rmsprop.sparse import called, refused
 from rmsprop.spec import stream
@@ -22,12 +22,15 @@ def _unfit(group: Mapping[str, Any], i: int, p: Tensor) -> str:
     )
 
 
-Made = list[tuple[Tensor, str]]  # slots by parameter and name
+Made = list[tuple[Tensor, str, Tensor | None]]  # slots by parameter and name, and what they replaced
 
 
 def unmake(state: Any, made: Made) -> None:
     """Take back the slots that were made for a step that was refused. Mutates: state."""
-    for p, name in made:
+    for p, name, before in made:
+        if before is not None:
+            state[p][name] = before
+            continue
         state[p].pop(name, None)
         if not state[p]:
             del state[p]
@@ -78,11 +81,18 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
 def make(
     group: Mapping[str, Any], own: dict[str, Any], p: Tensor, names: tuple[str, ...], made: Made
 ) -> dict[str, Any]:
-    """Make those slots of a parameter that are missing. Mutates: `own`, its state, and `made`. Returns: `own`."""
+    """Make those slots of a parameter that are missing, and a counter that goes on of one that would stop.
+
+    Mutates: `own`, its state, and `made`. Returns: `own`.
+    """
     for name in names:
         if name not in own:
             own[name] = _fresh(name, group, p)
-            made.append((p, name))
+            made.append((p, name, None))
+    step = own["step"]
+    if isinstance(step, Tensor) and stops(step):
+        own["step"] = step.to(torch.float64)
+        made.append((p, "step", step))
     return own
 
 

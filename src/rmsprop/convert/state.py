@@ -281,7 +281,9 @@ def _like_count(held: Slots, count: int | None) -> Any:
         return np.asarray(count or 0, dtype=np.int64)
     import torch
 
-    return torch.tensor(float(count or 0))
+    # beyond 2²⁴ float32, as torch has it, holds every other count only
+    dtype = torch.float64 if (count or 0) > 2**24 else torch.float32
+    return torch.tensor(float(count or 0), dtype=dtype, device="cpu")
 
 
 def _any(value: Any) -> bool:

@@ -131,8 +131,8 @@ void count_steps(const Work& work) {
     }
     work.correction[i] = correction;
     if (work.stochastic) {
-      const uint64_t own = work.stream[i];
-      work.key[2 * i] = mix(uint32_t(own) + uint32_t(uint64_t(t)) * 0x9e3779b9u, 0);
+      const uint64_t own = work.stream[i], count = uint64_t(t);
+      work.key[2 * i] = mix(uint32_t(own) + uint32_t(count) * 0x9e3779b9u, uint32_t(count >> 32));
       work.key[2 * i + 1] = mix(uint32_t(own >> 32) ^ work.key[2 * i], 0);
     }
   }

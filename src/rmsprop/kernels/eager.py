@@ -348,7 +348,7 @@ def _count(steps: Lists) -> None:
     """step ← step + 1."""
     if steps[0].is_cpu and not torch.compiler.is_compiling():
         # one shared tensor: foreach would wrap the number 1 anew for each of them
-        torch._foreach_add_(steps, torch.tensor(1.0), alpha=1.0)
+        torch._foreach_add_(steps, torch.tensor(1.0, dtype=steps[0].dtype, device="cpu"), alpha=1.0)
     else:
         torch._foreach_add_(steps, 1)
 

@@ -36,7 +36,7 @@ def word(
 
 def keys(stream: int, t: Any) -> tuple[Any, Any]:
     """What the words of step t follow from: two numbers, or two tensors where t is one."""
-    first = _mix(((stream & _WORD) + t * 0x9E3779B9) & _WORD, 0)
+    first = _mix(((stream & _WORD) + t * 0x9E3779B9) & _WORD, t >> 32)
     return first, _mix((stream >> 32) ^ first, 0)
 
 

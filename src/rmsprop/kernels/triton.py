@@ -279,7 +279,7 @@ def counter(bucket: Bucket) -> torch.dtype | None:
 
 def _count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
     """step ← step + 1 on the host, and from it [4] 1 − αᵗ and the keys of random bits."""
-    torch._foreach_add_(bucket.step, torch.tensor(1.0), alpha=1.0)
+    torch._foreach_add_(bucket.step, torch.tensor(1.0, dtype=bucket.step[0].dtype, device="cpu"), alpha=1.0)
     if rule.bias_correction:
         table.columns[CORRECTION] = np.array([1 - hyper.alpha ** t.item() for t in bucket.step]).view(np.int64)
     if bucket.streams:

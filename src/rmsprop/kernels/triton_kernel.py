@@ -94,8 +94,8 @@ def _keys(row, count, clock: tl.constexpr):
     if clock is None:
         return low, high
     else:
-        t = tl.load(tl.load(row + STEP * count).to(tl.pointer_type(clock))).to(tl.int64).to(tl.uint32)
-        first = _mix(low + t * 0x9E3779B9, 0)
+        t = tl.load(tl.load(row + STEP * count).to(tl.pointer_type(clock))).to(tl.int64)
+        first = _mix(low + t.to(tl.uint32) * 0x9E3779B9, (t >> 32).to(tl.uint32))
         return first, _mix(high ^ first, 0)
 
 

@@ -49,7 +49,9 @@ def _state(source: str, slots: dict[str, Any], step: int | None) -> dict[str, An
     rest = {name: _tensor(value) for name, value in slots.items() if name != "step"}
     if source == "bitsandbytes":
         return {"step": int(count), _QUANTIZED: {"state1": rest["state1"].float()}}
-    return {"step": int(count) if source == "sb3" else torch.tensor(count), **rest}
+    # beyond 2²⁴ float32, as torch has it, holds every other count only
+    dtype = torch.float64 if count > 2**24 else torch.float32
+    return {"step": int(count) if source == "sb3" else torch.tensor(count, dtype=dtype, device="cpu"), **rest}
 
 
 def _settings(source: str, hyper: dict[str, Any]) -> dict[str, Any]:
