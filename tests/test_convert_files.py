@@ -456,7 +456,7 @@ def test_settings_that_the_file_does_not_hold_are_asked_for_by_name(tmp_path):
 
 
 def test_the_commands_of_the_docs_work(tmp_path, monkeypatch):
-    """Every `$ rmsprop convert` of docs/convert.md ends with 0, on checkpoints of the kinds that it names."""
+    """Every command of docs/convert.md ends with 0, on checkpoints of the kinds that it names."""
     page = (HERE.parents[1] / "docs" / "convert.md").read_text(encoding="utf-8")
     files = {"model.keras": "keras3-momentum.keras", "timm.pth": "timm_rmsproptf.pt", "adam.pt": "torch_adam.pt"}
     files["state.npz"] = "optax_rmsprop.state.npz"
@@ -465,10 +465,13 @@ def test_the_commands_of_the_docs_work(tmp_path, monkeypatch):
     for name, recorded in files.items():
         (tmp_path / name).write_bytes((HERE / recorded).read_bytes())
     shapes_file(tmp_path).rename(tmp_path / "net.pt")
+    one, two = (torch.load(HERE / f"torch_{name}.pt", weights_only=True) for name in ("rmsprop", "adam"))
+    gan = {"generator": one["model"], "discriminator": two["model"]}
+    torch.save({**gan, "optimizer_g": one["optimizer"], "optimizer_d": two["optimizer"]}, tmp_path / "gan.pt")
     (tmp_path / "map.toml").write_text(re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^\$ rmsprop (convert .*)$", page, re.MULTILINE)
-    assert len(commands) >= 6
+    commands = re.findall(r"^\$ rmsprop ((?:convert|inspect) .*)$", page, re.MULTILINE)
+    assert len(commands) >= 8
     for command in commands:
         code, text = invoke(*shlex.split(command))
         assert code == 0, f"{command}\n{text}"

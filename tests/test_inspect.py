@@ -66,7 +66,7 @@ def test_an_average_that_is_kept_corrected_is_not_corrected_again(monkeypatch):
     rates = {}
     for source in ("heavyball", "adam"):
         held = Checkpoint(source=source, slots=slots, step=1, hyper={"lr": 1.0, "betas": (0.9, 0.75), "eps": 0.0})
-        monkeypatch.setattr(inspection, "read_checkpoint", lambda *_, held=held: held)
+        monkeypatch.setattr(inspection, "read_checkpoint", lambda *_, held=held, **__: held)
         rates[source] = inspect(Path("state")).rows[0].lr_median
     assert rates == {"heavyball": 2.0, "adam": 1.0}
 

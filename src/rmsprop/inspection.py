@@ -107,16 +107,24 @@ class Inspection:
         return float(sum(weight * value for weight, value in weights) / touched) if touched else 0.0
 
 
-def inspect(path: Path, source: str | None = None, given: Mapping[str, Any] | None = None) -> Inspection:
+def inspect(
+    path: Path,
+    source: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    *,
+    optimizer: str | None = None,
+    parameters: str | None = None,
+) -> Inspection:
     """Read a checkpoint of any format and say what its state means.
 
     Args:
         source: whose it is, where the file cannot say: a dialect, adam or adamw.
         given: settings in the source's words that stand over the file's. What neither holds is the dialect's default.
+        optimizer, parameters: which optimizer and which model of a file that holds several, by their places.
     Raises: Unreadable, ValueError or TypeError, in one sentence.
     """
     given = dict(given or {})
-    held = read_checkpoint(path, source, given)
+    held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
     if not held.slots:
         raise Unreadable(f"{path.name} holds parameters and no optimizer state; there is nothing to inspect")
     row = find(held.source)

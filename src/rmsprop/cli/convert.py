@@ -37,6 +37,12 @@ def convert(
         list[str] | None,
         typer.Option("--set", help="A setting in the source's words, such as learning_rate=.01. May be repeated."),
     ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Which optimizer, if IN holds several: its place, such as optimizers[0].")
+    ] = None,
+    parameters: Annotated[
+        str | None, typer.Option(help="Which model goes with it, if IN holds several: its place, such as policy_net.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="A .json file for the report and the mapping.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole mapping, and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
@@ -54,6 +60,8 @@ def convert(
     rmsprop convert timm.pth plain.pt --to torch --report report.json
 
     rmsprop convert adam.pt start.pt --dry-run
+
+    rmsprop convert gan.pt generator.pt --optimizer optimizer_g --parameters generator
     """
     from rmsprop.convert.file import prepare, write, writer
     from rmsprop.convert.layout import read_map
@@ -75,6 +83,8 @@ def convert(
             chart=None if map_file is None else read_map(map_file),
             layout=layout,
             out=None if out is None else writer(out),
+            optimizer=optimizer,
+            parameters=parameters,
         )
         if dry_run:
             typer.echo("\n".join(map(str, plan.moves)))

@@ -22,6 +22,13 @@ def inspect(
         list[str] | None,
         typer.Option("--set", help="A setting in the source's words, such as learning_rate=.01. May be repeated."),
     ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="Which optimizer, if the file holds several: its place, such as optimizers[0].")
+    ] = None,
+    parameters: Annotated[
+        str | None,
+        typer.Option(help="Which model goes with it, if the file holds several: its place, such as policy_net."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout in place of the table.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a page there, which needs no network.")] = None,
 ) -> None:
@@ -43,7 +50,7 @@ def inspect(
     from rmsprop.inspection import inspect as read
 
     try:
-        found = read(checkpoint, source, read_settings(settings or []))
+        found = read(checkpoint, source, read_settings(settings or []), optimizer=optimizer, parameters=parameters)
         if html is not None:
             from rmsprop.inspection_page import page
 

@@ -47,15 +47,30 @@ def recognise(path: Path) -> Format:
     raise Unreadable(f"{path.name} is of no format that is read here, or its beginning is damaged; there are {known}")
 
 
-def read_checkpoint(path: Path, source: str | None = None, given: Mapping[str, Any] | None = None) -> Checkpoint:
+def read_checkpoint(
+    path: Path,
+    source: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    *,
+    optimizer: str | None = None,
+    parameters: str | None = None,
+) -> Checkpoint:
     """A checkpoint of any format, with `source` in place of what the file says of its framework.
 
     Args:
         given: settings in the source's words, which tell some formats what their states are.
+        optimizer: the place of the optimizer wanted in a file that holds several, such as "optimizers[0]".
+        parameters: the place of the model that goes with it.
     Raises: Unreadable in one sentence; ValueError for a source that does not fit the state.
     """
     row = recognise(path)
-    held = row.read(path, given) if row.asks else row.read(path)
+    chosen = {"optimizer": optimizer, "parameters": parameters}
+    if not row.chooses and any(place is not None for place in chosen.values()):
+        said = " ".join(f"--{word} {shown(place)}" for word, place in chosen.items() if place is not None)
+        raise ValueError(
+            f"{said} chooses among what a file of torch.save holds; {path.name} is {row.name}, and has one"
+        )
+    held = row.read(path, given) if row.asks else row.read(path, **chosen) if row.chooses else row.read(path)
     if source is not None and source != held.source:
         kept = find(source).states
         odd = [slot for slots in held.slots.values() for slot in slots if slot not in kept]
@@ -100,6 +115,8 @@ def prepare(
     chart: Map | None = None,
     layout: str = "torch",
     out: Format | None = None,
+    optimizer: str | None = None,
+    parameters: str | None = None,
 ) -> Plan:
     """Read a checkpoint and convert it, without writing anything.
 
@@ -109,9 +126,10 @@ def prepare(
         model: a file with the target's names and shapes.
         chart: renames and transposes by hand.
         out: the format to write; None stands for `.pt`.
+        optimizer, parameters: which optimizer and which model of a file that holds several, by their places.
     Raises: Unreadable, ValueError or TypeError, in one sentence.
     """
-    held = read_checkpoint(path, source, given)
+    held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
     if not held.slots:
         raise Unreadable(f"{path.name} holds parameters and no optimizer state; there is nothing to convert")
     report = Report(assumed=list(held.notes))

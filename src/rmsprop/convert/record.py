@@ -71,7 +71,9 @@ class Format:
     with one clear sentence, checks every size and shape before it allocates, and never runs code from a file.
     `write` is None for what cannot be written; it is given a path that nobody else reads yet. Where `asks`, `read` is
     given the user's settings as well, for what the file does not tell. Where `template`, `write` takes `template=`, a
-    file of the model to be written for. `parts` are the endings of the files that a write makes, if it makes several.
+    file of the model to be written for. Where `chooses`, `read` takes the places of the `optimizer` and of the
+    `parameters` wanted, for files that hold several. `parts` are the endings of
+    the files that a write makes, if it makes several.
     """
 
     name: str
@@ -81,4 +83,5 @@ class Format:
     write: Callable[..., None] | None = None
     asks: bool = False
     template: bool = False
+    chooses: bool = False
     parts: tuple[str, ...] = ()

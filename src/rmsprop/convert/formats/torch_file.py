@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from rmsprop import dialects
-from rmsprop.convert.formats import archive
+from rmsprop.convert.formats import archive, states
 from rmsprop.convert.formats.bnb import dequantize
 from rmsprop.convert.formats.torch_load import Arrays, load
 from rmsprop.convert.record import OWN, Checkpoint, Unreadable
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".tar")
-_OPTIMIZERS = ("optimizer", "optimizer_state_dict", "optimizer_states", "policy.optimizer", "optim", "opt")
-_MODELS = ("model", "state_dict", "model_state_dict", "policy", "net", "network", "module")
+_SHAPED = ("square_avg", "exp_avg_sq", "momentum_buffer", "grad_avg")
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _QUANTIZED = "__bnb_optimizer_quant_state__"
 # Settings of a group that say how a step runs, or belong to a scheduler.
@@ -42,44 +41,56 @@ def sniff(path: Path) -> bool:
         return False
 
 
-def read(path: Path) -> Checkpoint:
-    """A checkpoint of torch.save, or of Stable-Baselines3's `model.save`. Raises: Unreadable with one sentence."""
+def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
+    """A checkpoint of torch.save, or of Stable-Baselines3's `model.save`.
+
+    Args:
+        optimizer, parameters: the places of the optimizer and of the model wanted, where the file holds several.
+    Raises: Unreadable with one sentence; ValueError for a place that is not in the file.
+    """
     try:
         with zipfile.ZipFile(path) as held:
             names = held.namelist()
     except archive.BROKEN:
         names = []
-    if "policy.optimizer.pth" in names:
-        return _read_sb3(path)
-    return _checkpoint(load(path), path)
+    whole = _read_sb3(path) if "policy.pth" in names else load(path)
+    return understand(whole, path, optimizer, parameters)
 
 
-def _read_sb3(path: Path) -> Checkpoint:
-    """Stable-Baselines3's zip: two files of torch.save inside it."""
+def _read_sb3(path: Path) -> dict[str, Any]:
+    """Stable-Baselines3's zip: files of torch.save inside it, of the policy, its optimizers and other variables."""
     with archive.opened(path) as held, tempfile.TemporaryDirectory() as folder:
         archive.intact(held, path)
         found = {}
-        for key in ("policy", "policy.optimizer"):
-            if f"{key}.pth" not in held.namelist():
-                raise Unreadable(f"{path.name} lacks {key}.pth, which Stable-Baselines3's model.save writes")
-            part = Path(folder) / f"{path.name}.{key}.pth"
-            part.write_bytes(held.read(f"{key}.pth"))
-            found[key] = load(part)
-        return _checkpoint(found, path)
+        for name in held.namelist():
+            if name.endswith(".pth") and "/" not in name:
+                part = Path(folder) / f"{path.name}.{name}"
+                part.write_bytes(held.read(name))
+                found[name.removesuffix(".pth")] = load(part)
+        return found
 
 
-def _checkpoint(whole: Any, path: Path) -> Checkpoint:
-    if not isinstance(whole, Mapping):
-        raise Unreadable(f"{path.name} holds a {type(whole).__name__}; save a dict of state dicts")
+def understand(whole: Any, path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
+    """Return what nested mappings and lists of state dicts hold."""
+    found = states.survey(whole)
     arrays = Arrays(path)
-    optimizer = _find_optimizer(whole, path)
-    model = _find_model(whole)
-    params = {_text(name, path): arrays.array(value, str(name)) for name, value in model.items()}
-    if optimizer is None:
-        return Checkpoint(params=params, notes=arrays.notes)
-    groups, state = _parts(optimizer, path)
+    one = states.optimizer(found, path, optimizer)
+    if one is None:
+        model, _ = states.model(found, path, parameters, None, (), ())
+        if not model:
+            named = isinstance(whole, Mapping)
+            kind = archive.shown(list(whole)[:8], 160) if named else f"a {type(whole).__name__}"
+            raise Unreadable(
+                f"{path.name} holds neither a model's nor an optimizer's state dict, but {kind}; save "
+                "{'model': model.state_dict(), 'optimizer': optimizer.state_dict()}"
+            )
+        return Checkpoint(params=_arrays(model, arrays), notes=arrays.notes)
+    place, state_dict = one
+    groups, state = _parts(state_dict, path)
     order = [key for group in groups for key in group["params"]]
-    names = _names(groups, order, state, params, path)
+    model, trained = states.model(found, path, parameters, place, _given_names(groups, order), _sizes(order, state))
+    params = _arrays(model, arrays)
+    names = _names(groups, order, state, {name: params[name] for name in trained}, path)
     source = _source(groups, state, path)
     made = Checkpoint(source=source, params=params, notes=arrays.notes)
     for key in order:
@@ -91,38 +102,29 @@ def _checkpoint(whole: Any, path: Path) -> Checkpoint:
     made.step = max(steps, default=None)
     if any("initial_lr" in group for group in groups):
         made.notes.append("initial_lr, a scheduler's note in the groups, is dropped: build the scheduler anew")
-    if len(groups) == 1:
+    if len(groups) == 1 and len(made.slots) == len(order):
         made.groups = []
         made.slots = {name: made.slots[name] for name in names.values() if name in made.slots}
     return made
 
 
-def _find_optimizer(whole: Mapping[Any, Any], path: Path) -> Mapping[Any, Any] | None:
-    if "param_groups" in whole and "state" in whole:
-        return whole
-    for key in _OPTIMIZERS:
-        value = whole.get(key)
-        if isinstance(value, (list, tuple)):
-            if len(value) != 1:
-                raise Unreadable(
-                    f"{path.name} holds {len(value)} optimizers in {key!r}; save a file with the one wanted"
-                )
-            value = value[0]
-        if isinstance(value, Mapping) and "param_groups" in value:
-            return value
-    return None
+def _arrays(model: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
+    """A model's tensors, without what a module keeps beside them."""
+    kept = {name: value for name, value in model.items() if hasattr(value, "untyped_storage")}
+    return {name: arrays.array(value, name) for name, value in kept.items()}
 
 
-def _find_model(whole: Mapping[Any, Any]) -> Mapping[Any, Any]:
-    import torch
+def _given_names(groups: list[dict[str, Any]], order: list[Any]) -> list[Any]:
+    """What the groups call their parameters: names, or keys."""
+    named = [group.get("param_names") for group in groups]
+    flat = [name for names in named if isinstance(names, list) for name in names]
+    return flat if len(flat) == len(order) else order
 
-    candidates = [whole.get(key) for key in _MODELS]
-    if "param_groups" not in whole:
-        candidates.append(whole)
-    for value in candidates:
-        if isinstance(value, Mapping) and value and all(isinstance(v, torch.Tensor) for v in value.values()):
-            return value
-    return {}
+
+def _sizes(order: list[Any], state: Mapping[Any, Any]) -> list[tuple[int, ...] | None]:
+    """The shape of each parameter that has state."""
+    kept = ([getattr(state.get(key, {}).get(slot), "shape", None) for slot in _SHAPED] for key in order)
+    return [next((tuple(shape) for shape in shapes if shape is not None), None) for shapes in kept]
 
 
 def _text(name: Any, path: Path) -> str:
@@ -143,7 +145,9 @@ def _parts(optimizer: Mapping[Any, Any], path: Path) -> tuple[list[dict[str, Any
         raise Unreadable(
             f"{path.name} holds no sound optimizer state dict: it wants a list param_groups and a dict state"
         )
-    return [dict(group) for group in groups], state
+    order = [key for group in groups for key in group["params"]]
+    texts = {str(key): key for key in order if isinstance(key, int)}  # torch's dcp_to_torch_save makes texts of keys
+    return [dict(group) for group in groups], {texts.get(key, key): entry for key, entry in state.items()}
 
 
 def _names(
@@ -167,7 +171,7 @@ def _names(
         getattr(value, "ndim", 0) == 0 or value.shape == params[name].shape
         for name, key in zip(learned, ordered, strict=True)
         for slot, value in state.get(key, {}).items()
-        if slot in ("square_avg", "exp_avg_sq", "momentum_buffer", "grad_avg")
+        if slot in _SHAPED
     ):
         return dict(zip(ordered, learned, strict=True))
     return {key: str(key) for key in order}

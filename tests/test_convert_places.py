@@ -1,0 +1,222 @@
+"""Optimizers and models are found by their structure, wherever a trainer put them in its file."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from test_cli import invoke
+
+from rmsprop.convert import Unreadable
+from rmsprop.convert.file import prepare, read_checkpoint, write
+from rmsprop.inspection import inspect
+
+SIZES = {"a": (3, 4, 2), "b": (4, 6, 3), "c": (5, 2)}
+
+
+def net(which="a"):
+    """A small network whose shapes are its own."""
+    sizes = SIZES[which]
+    torch.manual_seed(ord(which))
+    layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
+    return torch.nn.Sequential(*layers)
+
+
+def trained(module, make=torch.optim.RMSprop, params=None, **settings):
+    """An optimizer after two steps."""
+    optimizer = make(module.parameters() if params is None else params, lr=0.1, **settings)
+    for at in range(2):
+        torch.manual_seed(at)
+        for param in module.parameters():
+            param.grad = torch.randn_like(param) if param.requires_grad else None
+        optimizer.step()
+    return optimizer
+
+
+def saved(which="a", **settings):
+    """The model's and the optimizer's state dicts."""
+    module = net(which)
+    return module.state_dict(), trained(module, **settings).state_dict()
+
+
+def other(which="c"):
+    """Of a second network, trained by Adam."""
+    return saved(which, make=torch.optim.Adam)
+
+
+MODEL, STATE = saved()
+MODEL2, STATE2 = other()
+COPY = {name: value * 0.5 for name, value in MODEL.items()}
+FLAT = {f"state.{name}.{slot}": value for at, name in enumerate(MODEL) for slot, value in STATE["state"][at].items()}
+FLAT |= {
+    f"param_groups.{name}.{word}": value
+    for name in MODEL
+    for word, value in STATE["param_groups"][0].items()
+    if word != "params"
+}
+NAMED = {
+    "state": {name: STATE["state"][at] for at, name in enumerate(MODEL)},
+    "param_groups": [{**STATE["param_groups"][0], "params": list(MODEL)}],
+}
+TEXTS = {"state": {str(at): entry for at, entry in STATE["state"].items()}, "param_groups": STATE["param_groups"]}
+
+# What a trainer saves -> with one optimizer and a model that is its.
+LAYOUTS = {
+    "optimizer_state": {"model_state": MODEL, "optimizer_state": STATE, "epoch": 3},
+    "optim_dict": {"model_dict": MODEL, "optim_dict": STATE},
+    "optimizer_dict": {"state_dict": MODEL, "optimizer_dict": STATE},
+    "q_optimizer": {"q_network": MODEL, "q_optimizer": STATE, "step": 7},
+    "DQN tutorial": {"policy_net": MODEL, "target_net": COPY, "optimizer": STATE},
+    "keys of one's own": {"weights": MODEL, "solver": STATE},
+    "imagenet example": {
+        "epoch": 1,
+        "arch": "resnet18",
+        "state_dict": MODEL,
+        "best_acc1": torch.tensor(71.5),
+        "optimizer": STATE,
+    },
+    "timm": {"state_dict": MODEL, "state_dict_ema": COPY, "optimizer": STATE, "version": 2},
+    "timm with an EMA first": {"model_ema": COPY, "model": MODEL, "optimizer": STATE},
+    "Lightning": {
+        "epoch": 1,
+        "pytorch-lightning_version": "2.5.0",
+        "state_dict": MODEL,
+        "optimizer_states": [STATE],
+        "lr_schedulers": [{"last_epoch": 1, "_last_lr": [0.1]}],
+        "callbacks": {"EMA": {"shadow": COPY}},
+        "loops": {"fit_loop": {"state_dict": {}}},
+    },
+    "Ignite": {"trainer": {"epoch_length": 4}, "model": MODEL, "optimizer": STATE},
+    "detectron2": {"model": MODEL, "optimizer": STATE, "scheduler": {"last_epoch": 2}, "iteration": 9},
+    "MMEngine": {"meta": {"epoch": 1}, "state_dict": MODEL, "optimizer": STATE, "ema_state_dict": COPY},
+    "fairseq": {"model": MODEL, "last_optimizer_state": STATE, "optimizer_history": [{"num_updates": 2}]},
+    "Catalyst": {"model_state_dict": MODEL, "criterion_state_dict": {}, "optimizer_state_dict": STATE},
+    "Accelerate and HF: the optimizer alone": STATE,
+    "apex's FP16_Optimizer": {
+        "model": MODEL,
+        "optimizer": {"loss_scaler": {"cur_scale": 2.0}, "optimizer_state_dict": STATE, "overflow": False},
+    },
+    "nested four deep": {"trainer": {"workers": [{"learner": {"net": MODEL, "opt": STATE}}]}},
+    "a tuple of state dicts": (MODEL, STATE),
+    "a list": [MODEL, STATE],
+    "named by get_optimizer_state_dict": {"model": MODEL, "optim": NAMED},
+    "flattened by get_optimizer_state_dict": {"model": MODEL, "optim": FLAT},
+    "keys that became texts": {"model": MODEL, "optim": TEXTS},
+    "RNG states and statistics beside": {
+        "model": MODEL,
+        "optimizer": STATE,
+        "rng_state": {"torch": torch.get_rng_state()},
+        "obs_rms": {"mean": torch.zeros(3), "var": torch.ones(3), "count": torch.tensor(1.0)},
+    },
+    "a model with its epoch": {**MODEL, "epoch": 3, "optimizer": STATE},
+    "two networks that one optimizer trains": {
+        "trunk": {name: value for name, value in MODEL.items() if name[0] == "0"},
+        "head": {name: value for name, value in MODEL.items() if name[0] == "1"},
+        "optimizer": STATE,
+    },
+    "a copy of the model in a list": {"policy_history": [COPY], "policy": MODEL, "optimizer": STATE},
+}
+
+
+def expected(slot="square_avg"):
+    """The state in the model's order."""
+    return [entry[slot].numpy() for entry in STATE["state"].values()]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_state_and_model_are_found_under_any_key(layout, tmp_path):
+    """Each parameter has its own state and its own values, and what convert writes goes on."""
+    path, out = tmp_path / "in.pt", tmp_path / "out.pt"
+    torch.save(LAYOUTS[layout], path)
+    held = read_checkpoint(path)
+    for (name, slots), value in zip(held.slots.items(), expected(), strict=True):
+        np.testing.assert_array_equal(slots["square_avg"], value, err_msg=name)
+    if "alone" not in layout:
+        for name, value in zip(held.slots, MODEL.values(), strict=True):
+            np.testing.assert_array_equal(held.params[name], value.numpy(), err_msg=name)
+    write(prepare(path), out)
+    whole = torch.load(out, weights_only=True)
+    for at, value in enumerate(expected()):
+        np.testing.assert_array_equal(whole["optimizer"]["state"][at]["square_avg"].numpy(), value)
+    assert [row.name for row in inspect(path).rows] == list(held.slots)
+
+
+SEVERAL = {
+    "GAN": ({"netG": MODEL, "netD": MODEL2, "optimizerG": STATE, "optimizerD": STATE2}, "optimizerG"),
+    "GAN of equal shapes": (
+        {"generator": MODEL, "discriminator": COPY, "optimizer_g": STATE, "optimizer_d": STATE2},
+        "optimizer_g",
+    ),
+    "Lightning, two": ({"state_dict": MODEL, "optimizer_states": [STATE2, STATE]}, "optimizer_states[1]"),
+    "MMEngine, several": ({"state_dict": MODEL, "optimizer": {"a": STATE2, "b": STATE}}, "optimizer.b"),
+    "SAC": (
+        {
+            "actor": MODEL,
+            "critic1": MODEL2,
+            "critic2": MODEL2,
+            "actor_optim": STATE,
+            "critic1_optim": STATE2,
+            "critic2_optim": STATE2,
+        },
+        "actor_optim",
+    ),
+    "shards": ({"model": MODEL, "optimizer_state_dict": [STATE, STATE2]}, "optimizer_state_dict[0]"),
+}
+
+
+@pytest.mark.parametrize("layout", SEVERAL)
+def test_several_optimizers_are_listed_and_one_is_chosen(layout, tmp_path):
+    """Without a choice each is named with what it is; with one, its state and its model are read."""
+    content, place = SEVERAL[layout]
+    path, out = tmp_path / "in.pt", tmp_path / "out.pt"
+    torch.save(content, path)
+    code, text = invoke("convert", str(path), str(out))
+    said = " ".join(text.replace("│", " ").split())
+    assert code == 2
+    assert f"'{place}' (RMSprop, 4 parameters)" in said
+    assert "(Adam, 2 parameters)" in said
+    assert "--optimizer" in said
+    for command in (("convert", str(path), str(out)), ("inspect", str(path))):
+        code, text = invoke(*command, "--optimizer", place)
+        assert code == 0, text
+    held = read_checkpoint(path, optimizer=place)
+    for (name, slots), value, own in zip(held.slots.items(), expected(), MODEL.values(), strict=True):
+        np.testing.assert_array_equal(slots["square_avg"], value, err_msg=name)
+        np.testing.assert_array_equal(held.params[name], own.numpy(), err_msg=name)
+
+
+def test_several_models_that_fit_alike_are_listed_and_one_is_chosen(tmp_path):
+    """Nothing tells left from right, so neither is taken without being asked for."""
+    path = tmp_path / "in.pt"
+    torch.save({"left": COPY, "right": MODEL, "optimizer": STATE}, path)
+    with pytest.raises(
+        Unreadable, match=r"2 models: 'left' \(4 tensors\), 'right' \(4 tensors\).*--parameters 'left'"
+    ):
+        prepare(path)
+    held = read_checkpoint(path, parameters="right")
+    np.testing.assert_array_equal(held.params["0.weight"], MODEL["0.weight"].numpy())
+    code, text = invoke("inspect", str(path), "--parameters", "right")
+    assert code == 0, text
+
+
+def test_a_choice_that_is_not_in_the_file_is_refused_with_what_is(tmp_path):
+    """One sentence each for --optimizer, --parameters, and a file of another kind."""
+    path = tmp_path / "in.pt"
+    torch.save({"model": MODEL, "optimizer": STATE}, path)
+    with pytest.raises(ValueError, match=r"--optimizer 'x' is not in in\.pt; its optimizers are 'optimizer'"):
+        prepare(path, optimizer="x")
+    with pytest.raises(ValueError, match=r"--parameters 'x' is not in in\.pt; its models are 'model'"):
+        prepare(path, parameters="x")
+    made = tmp_path / "out.safetensors"
+    assert invoke("convert", str(path), str(made))[0] == 0
+    with pytest.raises(ValueError, match=r"--optimizer 'x' chooses among what a file of torch\.save holds"):
+        prepare(made, optimizer="x")
+
+
+def test_nested_data_is_searched_once(tmp_path):
+    """Lists that hold one list twice, forty deep, have 2 to the 40 paths, and take no time."""
+    path, knot = tmp_path / "in.pt", []
+    for _ in range(40):
+        knot = [knot, knot]
+    torch.save({"model": MODEL, "optimizer": STATE, "knot": knot, "cut": [[] for _ in range(20_000)]}, path)
+    assert len(read_checkpoint(path).slots) == 4
