@@ -121,13 +121,13 @@ def _eps_underflows(f: Facts) -> Found:
         wide, eps = arithmetic_dtype(dtype), float(f.hyper.eps)
         real = wide.to_real() if wide.is_complex else wide
         own = dtype.to_real() if dtype.is_complex else dtype
-        if eps and not torch.tensor(eps, dtype=real).item():
+        if eps and not torch.tensor(eps, dtype=real, device="cpu").item():
             yield (
                 "warning",
                 f"eps={eps:g} is 0 in {str(real).removeprefix('torch.')}, in which steps are computed",
                 f"Take eps={10 * torch.finfo(real).tiny:.0e} or larger",
             )
-        elif eps and not torch.tensor(eps, dtype=own).item():
+        elif eps and not torch.tensor(eps, dtype=own, device="cpu").item():
             yield (
                 "note",
                 f"eps={eps:g} is 0 in {str(own).removeprefix('torch.')}; it counts here, where steps are computed in "

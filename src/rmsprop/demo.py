@@ -127,26 +127,27 @@ def make_network(dataset: Dataset, seed: int) -> nn.Sequential:
     The caller's random numbers are left as they were.
     """
     shape, classes = dataset.x_train.shape[1:], len(dataset.class_names)
+    kind: Any = {"dtype": torch.float32, "device": "cpu"}  # as the data, whatever the process's defaults
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[tuple[str, nn.Module]]
         if dataset.is_image:
             layers = [
-                ("conv1", nn.Conv2d(shape[0], 16, 3, padding=1)),
+                ("conv1", nn.Conv2d(shape[0], 16, 3, padding=1, **kind)),
                 ("silu1", nn.SiLU()),
-                ("conv2", nn.Conv2d(16, 32, 3, padding=1)),
+                ("conv2", nn.Conv2d(16, 32, 3, padding=1, **kind)),
                 ("silu2", nn.SiLU()),
                 ("pool", nn.AdaptiveMaxPool2d(4)),  # any picture size becomes 4x4
                 ("flat", nn.Flatten()),
-                ("out", nn.Linear(32 * 4 * 4, classes)),
+                ("out", nn.Linear(32 * 4 * 4, classes, **kind)),
             ]
         else:
             layers = [
-                ("hidden1", nn.Linear(shape[0], 64)),
+                ("hidden1", nn.Linear(shape[0], 64, **kind)),
                 ("silu1", nn.SiLU()),
-                ("hidden2", nn.Linear(64, 32)),
+                ("hidden2", nn.Linear(64, 32, **kind)),
                 ("silu2", nn.SiLU()),
-                ("out", nn.Linear(32, classes)),
+                ("out", nn.Linear(32, classes, **kind)),
             ]
         return nn.Sequential(OrderedDict(layers))
 
@@ -245,7 +246,7 @@ def _batches(rows: int, settings: Settings) -> Iterator[Tensor]:
     """
     order = torch.Generator().manual_seed(settings.seed)
     for _ in range(settings.epochs):
-        yield from torch.randperm(rows, generator=order).tensor_split(math.ceil(rows / BATCH))
+        yield from torch.randperm(rows, generator=order, device="cpu").tensor_split(math.ceil(rows / BATCH))
 
 
 @torch.no_grad()

@@ -302,7 +302,7 @@ def _on_host(device: torch.device) -> bool:
 
 def _buffer(device: torch.device) -> Tensor:
     """The host's side of a copy of the counts, for which nobody waits."""
-    return torch.empty(3, dtype=torch.int64, pin_memory=device.type == "cuda")
+    return torch.empty(3, dtype=torch.int64, device="cpu", pin_memory=device.type == "cuda")
 
 
 class _Past:

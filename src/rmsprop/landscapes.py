@@ -357,7 +357,7 @@ def race(
 def _run(landscape: Landscape, name: str, lr: float, steps: int, seed: int) -> Trajectory:
     """Step one optimizer until the budget is spent or the run diverges."""
     racer = OPTIMIZERS[name]
-    param = torch.nn.Parameter(torch.tensor(landscape.start, dtype=torch.float64))
+    param = torch.nn.Parameter(torch.tensor(landscape.start, dtype=torch.float64, device="cpu"))
     optimizer = racer.make([param], lr)
     noise = torch.Generator().manual_seed(seed)
     left, right, low, high = landscape.window
@@ -369,7 +369,7 @@ def _run(landscape: Landscape, name: str, lr: float, steps: int, seed: int) -> T
         loss = landscape.f(param[0], param[1])
         if landscape.noise:
             # A random tilt of the surface: its gradient is the noise, so the noise too goes through autograd.
-            tilt = torch.randn(2, generator=noise, dtype=torch.float64)
+            tilt = torch.randn(2, generator=noise, dtype=torch.float64, device="cpu")
             loss = loss + landscape.noise * (tilt * param).sum()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

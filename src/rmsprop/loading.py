@@ -67,6 +67,9 @@ def load(
     Mutates: the optimizer, only after everything was checked. Tensors of its state that fit stay the same tensors.
     Raises: ValueError, TypeError: it is no RMSprop's, does not fit, or holds a setting that does not work.
     """
+    if torch.is_inference_mode_enabled():  # state made here is to be written after it
+        with torch.inference_mode(False), torch.no_grad():
+            return load(optimizer, state_dict, strict, rename, hparams)
     if hparams is not None and hparams not in HPARAMS:
         raise ValueError(f"Invalid hparams: {hparams!r}; it takes 'load' (the saved numbers), 'keep' (these) or None")
     state_dict = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict

@@ -170,9 +170,9 @@ def _shares(p: Tensor) -> bool:
             extent = 1 + sum(step * (n - 1) for step, n in zip(p.stride(), p.shape, strict=True))
             if stride == 0 or extent < p.numel():
                 return True
-            places = torch.zeros((), dtype=torch.int64)
+            places = torch.zeros((), dtype=torch.int64, device="cpu")
             for n, step in zip(p.shape, p.stride(), strict=True):
-                places = places.unsqueeze(-1) + torch.arange(n) * step
+                places = places.unsqueeze(-1) + torch.arange(n, device="cpu") * step
             distinct: Tensor = torch.unique(places)
             return distinct.numel() < p.numel()
         reach += stride * max(size - 1, 0)

@@ -83,8 +83,13 @@ def make(
 ) -> dict[str, Any]:
     """Make those slots of a parameter that are missing, and a counter that goes on of one that would stop.
 
+    Slots made in inference mode are usual tensors, which can be written after it.
+
     Mutates: `own`, its state, and `made`. Returns: `own`.
     """
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            return make(group, own, p, names, made)
     for name in names:
         if name not in own:
             own[name] = _fresh(name, group, p)

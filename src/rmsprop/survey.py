@@ -243,7 +243,7 @@ def _held(number: float) -> float:
 def _sums(rule: Rule, hyper: Hyper, part: Mapping[str, Tensor], dtype: torch.dtype, t: int) -> Iterator[Tensor]:
     """The sums of _COUNTS over one part, in that order."""
     p, g = part["p"], part.get("g")
-    none = torch.zeros((), device=p.device)
+    none = torch.zeros((), dtype=p.dtype, device=p.device)
     no, yes = torch.zeros_like(p, dtype=torch.bool), torch.ones_like(p, dtype=torch.bool)
     lr, alpha, eps = _held(lengths.number(hyper.lr)), float(hyper.alpha), _held(float(hyper.eps))
     h = g

@@ -203,7 +203,7 @@ def _host(library: ctypes.CDLL) -> Host | None:
         for name in ("PyList_Size", "PyList_GetItem", "PyDict_Next", "PyDict_GetItemWithError")
     ]
     header = object.__basicsize__
-    probe = torch.zeros(1)
+    probe = torch.zeros(1, device="cpu")
     if None in answers or None in python or probe._cdata != c_void_p.from_address(id(probe) + header).value:
         return None
     return Host(

@@ -142,7 +142,7 @@ class Table:
 
     def _pinned(self) -> Tensor:
         """A buffer for the host's side of a copy; torch gives one anew only after the copies from it."""
-        return torch.empty(len(self.host), dtype=torch.int64, pin_memory=True)
+        return torch.empty(len(self.host), dtype=torch.int64, device="cpu", pin_memory=True)
 
     def _spare(self) -> Tensor:
         if not self._spares:
