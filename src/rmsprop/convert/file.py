@@ -146,7 +146,9 @@ def prepare(
     groups = words.settle(held, given or {}, report)
     if target == "rmsprop" and out is not None and out.name not in _KEEPS_OURS:
         target = groups[0][1]["dialect"]
-    moves = layouts.plan(held, _layout(layout, held.source, target, out), chart, shapes)
+    way = _layout(layout, held, target, out)
+    moves = layouts.plan(held, way, chart, shapes, other.kinds if model is not None else None)
+    report.assumed += layouts.doubts(held, moves, way)
     made = _convert(held, groups, moves, target, out, given or {}, report)
     if model is not None and not held.params:
         made.params = dict(other.params)
@@ -154,12 +156,12 @@ def prepare(
     return Plan(held.source, target, moves, made, report, template)
 
 
-def _layout(asked: str, source: str, target: str, out: Format | None) -> str:
+def _layout(asked: str, held: Checkpoint, target: str, out: Format | None) -> str:
     """Which way kernels turn: to torch's layout, to TensorFlow's, or neither."""
     turned = out is not None and out.name not in _KEEPS_OURS and target in layouts.AS_TENSORFLOW
     if asked == "keep" or not turned:
         return asked
-    return "keep" if source in layouts.AS_TENSORFLOW else "tensorflow"
+    return "keep" if held.source in layouts.AS_TENSORFLOW and not held.turned else "tensorflow"
 
 
 def _convert(
@@ -200,6 +202,8 @@ def _convert(
     made.slots = {name: made.slots[name] for name in order}
     made.params = {m.target: m.turned(held.params[m.source]) for m in moves if m.source in held.params}
     made.kinds = {m.target: m.kind for m in moves if m.back}
+    made.kinds |= {m.target: held.kinds[m.source] for m in moves if m.kind == "keep" and m.source in held.kinds}
+    made.turned = layouts.record(held, moves)
     idle = [name for name in made.params if name not in made.slots]
     if idle:
         report.assumed.append(

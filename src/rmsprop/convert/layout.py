@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rmsprop.convert.layers import by_name
 from rmsprop.convert.record import OWN, Array, Checkpoint, Unreadable
+from rmsprop.convert.turning import KINDS, Shape, fits, is_kind, split, turn, turn_back, turned_shape
 
 AS_TENSORFLOW = ("tensorflow1", "keras1", "keras2", "keras3", "sonnet2", "optax", "jax")
-KINDS = ("conv", "depthwise", "dense", "keep")
 # Frameworks that keep their kernels as torch does: a name proves nothing there.
 _NAMED_AS_TORCH = ("torch", "timm", "sb3", "bitsandbytes", "heavyball", "adam", "adamw")
 _AS_TORCH = (
@@ -90,53 +91,23 @@ def read_map(path: Path) -> Map:
             raise Unreadable(f'{path.name}: [rename] "{name}" takes a name in quotes, not {new!r}')
     for name, axes in made.transpose.items():
         listed = isinstance(axes, list) and sorted(map(str, axes)) == sorted(map(str, range(len(axes))))
-        if not listed and axes not in KINDS:
+        if not listed and not is_kind(axes):
             raise Unreadable(
-                f'{path.name}: [transpose] "{name}" takes a permutation such as [3, 2, 0, 1], or one of {KINDS}; '
-                f"not {axes!r}"
+                f'{path.name}: [transpose] "{name}" takes a permutation such as [3, 2, 0, 1], or one of {KINDS}, or '
+                f'"dense:64" for the rows of a flattened image of 64 channels; not {axes!r}'
             )
     return made
 
 
-def kind_of(checkpoint: Checkpoint, name: str, ndim: int) -> str:
+def kind_of(checkpoint: Checkpoint, name: str, shape: Shape) -> str:
     """How a parameter lies: what the reader said, else what its name says."""
+    if name in checkpoint.turned:
+        return "keep"
     if name in checkpoint.kinds:
         return checkpoint.kinds[name]
     if checkpoint.source in _AS_TORCH or checkpoint.source.startswith(OWN):
         return "keep"
-    leaf = re.sub(r":\d+$", "", name).replace(".", "/").rsplit("/", 1)[-1]
-    if leaf.startswith("depthwise") and ndim == 4:
-        return "depthwise"
-    if leaf in ("kernel", "weights", "pointwise_kernel", "recurrent_kernel") and ndim >= 2:
-        return "dense" if ndim == 2 else "conv"
-    return "keep"
-
-
-def turn(value: Array, kind: str, axes: Sequence[int] | None = None) -> Array:
-    """An array from the source's layout to torch's; `axes` stand over the kind."""
-    if axes is not None:
-        return np.ascontiguousarray(value.transpose(axes))
-    if kind == "dense" and value.ndim == 2:
-        return np.ascontiguousarray(value.T)
-    if kind == "conv" and value.ndim >= 3:
-        return np.ascontiguousarray(value.transpose(value.ndim - 1, value.ndim - 2, *range(value.ndim - 2)))
-    if kind == "depthwise" and value.ndim == 4:
-        height, width, channels, multiplier = value.shape
-        return np.ascontiguousarray(value.transpose(2, 3, 0, 1)).reshape(channels * multiplier, 1, height, width)
-    return value
-
-
-def turn_back(value: Array, kind: str, channels: int = 0) -> Array:
-    """The inverse of `turn`: from torch's layout to TensorFlow's. `channels`: a depthwise kernel's inputs."""
-    if kind == "dense" and value.ndim == 2:
-        return np.ascontiguousarray(value.T)
-    if kind == "conv" and value.ndim >= 3:
-        return np.ascontiguousarray(value.transpose(*range(2, value.ndim), 1, 0))
-    if kind == "depthwise" and value.ndim == 4:
-        filters, _, height, width = value.shape
-        channels = channels or filters
-        return np.ascontiguousarray(value.reshape(channels, filters // channels, height, width).transpose(2, 3, 0, 1))
-    return value
+    return by_name(name, shape)
 
 
 def torch_name(name: str) -> str:
@@ -150,6 +121,7 @@ def plan(
     layout: str = "torch",
     chart: Map | None = None,
     model: Mapping[str, tuple[int, ...]] | None = None,
+    kinds: Mapping[str, str] | None = None,
 ) -> list[Move]:
     """Where every parameter of a checkpoint goes, in the order of the model if there is one, else of the file.
 
@@ -157,6 +129,7 @@ def plan(
         layout: "torch" turns kernels and names to torch's, "keep" leaves both.
         chart: a map.toml, which stands over what names and kinds say.
         model: the target's names and shapes: matched by name, or if not all names match, by order.
+        kinds: how the model's arrays lie, for those that turn back to TensorFlow's layout.
     Raises: ValueError, in one sentence, for what does not fit.
     """
     chart = chart or Map()
@@ -177,6 +150,15 @@ def plan(
     moves = [_move(checkpoint, name, shape, layout, chart) for name, shape in shapes.items()]
     if model is not None:
         moves = _to_model(moves, model, chart)
+    if layout == "tensorflow":
+        moves = [
+            move
+            if move.source in chart.transpose
+            else _laid_back(checkpoint, move, (kinds or {}).get(move.target), (model or {}).get(move.target))
+            for move in moves
+        ]
+    if model is not None:
+        _check_shapes(moves, model)
     names = [move.target for move in moves]
     doubled = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
     if doubled:
@@ -189,6 +171,87 @@ def plan(
                 f"two parameters would both be named {min(doubled)!r}; name them apart in the map's [rename]"
             )
     return moves
+
+
+def record(held: Checkpoint, moves: list[Move]) -> dict[str, Any]:
+    """What each parameter of a converted checkpoint has been turned by, for the way back."""
+    if any(move.back for move in moves):
+        return {}
+    if held.source not in AS_TENSORFLOW and not held.turned:
+        return {}
+    found: dict[str, Any] = {}
+    for move in moves:
+        if move.source in held.turned and move.kind == "keep" and move.axes is None:
+            found[move.target] = held.turned[move.source]
+        elif move.axes is not None:
+            found[move.target] = list(move.axes)
+        else:
+            many = held.params[move.source].shape[-1:] if move.source in held.params else ()
+            found[move.target] = (
+                f"depthwise:{many[0]}" if move.kind == "depthwise" and many and many[0] else move.kind
+            )
+    return found
+
+
+def doubts(held: Checkpoint, moves: list[Move], layout: str) -> list[str]:
+    """Sentences on what was turned beyond the axes, and on what may lie otherwise and is not known to."""
+    if layout == "keep" or (layout == "torch" and (held.turned or held.source not in AS_TENSORFLOW)):
+        return []
+    flat = [m for m in moves if m.axes is None and split(m.kind)[0] == "dense" and split(m.kind)[1] > 1]
+    said = [
+        f"the rows of {_few([m.source for m in flat if split(m.kind)[1] == channels])} are of a flattened image "
+        f"of {channels} channels: (height, width, channel) there, (channel, height, width) in torch; they are turned"
+        for channels in dict.fromkeys(split(m.kind)[1] for m in flat)
+    ]
+    gates = [m.source for m in moves if m.axes is None and split(m.kind)[0] in ("gru", "gates")]
+    if gates:
+        said.append(f"the gates of {_few(gates)} are in the order z, r, h there, r, z, n in torch; they are turned")
+    if layout == "tensorflow":
+        guessed = [m.source for m in moves if m.why.endswith("by its name") and len(m.shape) > 1]
+        if guessed:
+            said.append(
+                f"the axes of {_few(guessed)} are turned as the name suggests, since neither the file nor a --model "
+                "says how they lie there; give [transpose] in a map.toml where that is wrong"
+            )
+        return said
+    left = [
+        m.source
+        for m in moves
+        if len(m.shape) > 1
+        and m.kind == "keep"
+        and m.axes is None
+        and m.why != "by map"
+        and "embedding" not in m.source.lower()
+    ]
+    if left:
+        said.append(
+            f"{_few(left)} lie as in the file, since how they turn is not known; where torch keeps them otherwise, "
+            "give [transpose] in a map.toml"
+        )
+    return said + _flattened(moves)
+
+
+def _flattened(moves: list[Move]) -> list[str]:
+    """A sentence for a dense kernel behind a convolution, where no graph says what lies between them."""
+    channels = 0
+    for move in moves:
+        base, number = split(move.kind)
+        if base in ("conv", "depthwise") and move.axes is None:
+            channels = move.shape[0]
+        elif base == "dense" and len(move.shape) == 2 and channels:
+            if number == 0 and channels > 1 and move.shape[1] != channels and move.shape[1] % channels == 0:
+                return [
+                    f"{move.source} has {move.shape[1]} rows, after a convolution of {channels} channels: if they "
+                    "are a flattened image, they are in the order (height, width, channel), where torch's Flatten "
+                    f'gives (channel, height, width); then give [transpose] "{move.source}" = "dense:{channels}" '
+                    "in a map.toml"
+                ]
+            return []
+    return []
+
+
+def _few(names: list[str]) -> str:
+    return f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
 
 
 def _named(move: Move, target: str, why: str) -> Move:
@@ -207,40 +270,46 @@ def _move(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], layout: str
     if isinstance(said, str):
         kind = said
     elif layout != "keep" and axes is None:
-        kind = (_kind_back if back else kind_of)(checkpoint, name, len(shape))
+        kind = "keep" if back else kind_of(checkpoint, name, shape)  # back: once the model is known
+    if not fits(turned_shape(shape, kind, None, True) if back else shape, kind):
+        raise ValueError(f"{name} of shape {shape} cannot turn as {kind!r} does; say how its axes turn in a map.toml")
     renamed = layout == "torch" and checkpoint.source not in _NAMED_AS_TORCH and not checkpoint.source.startswith(OWN)
     target = chart.rename.get(name) or (torch_name(name) if renamed else name)
     why = "by map" if name in chart.rename or name in chart.transpose else "by rule"
-    return Move(name, target, kind, axes, _turned_shape(shape, kind, axes, back), why, back)
+    return Move(name, target, kind, axes, turned_shape(shape, kind, axes, back), why, back)
 
 
-def _kind_back(checkpoint: Checkpoint, name: str, ndim: int) -> str:
-    """How a parameter of torch's lies in TensorFlow: what the reader said, else what its name says."""
-    if name in checkpoint.kinds:
-        return checkpoint.kinds[name]
+def _kind_back(name: str, ndim: int) -> str:
+    """How a parameter of torch's lies in TensorFlow, by its name alone."""
     leaf, lower = name.rsplit(".", 1)[-1], name.lower()
     if leaf not in ("weight", "W") or ndim < 2 or "emb" in lower or "table" in lower:
         return "keep"
     return "dense" if ndim == 2 else "depthwise" if "depthwise" in lower else "conv"
 
 
-def _turned_shape(
-    shape: tuple[int, ...], kind: str, axes: Sequence[int] | None, back: bool = False
-) -> tuple[int, ...]:
-    """The shape that `turn` or `turn_back` gives, without turning anything."""
-    if axes is not None:
-        return tuple(shape[axis] for axis in axes)
-    if back and kind == "conv" and len(shape) >= 3:
-        return (*shape[2:], shape[1], shape[0])
-    if back and kind == "depthwise" and len(shape) == 4:
-        return (shape[2], shape[3], shape[0], 1)
-    if kind == "dense" and len(shape) == 2:
-        return shape[::-1]
-    if kind == "conv" and len(shape) >= 3:
-        return (shape[-1], shape[-2], *shape[:-2])
-    if kind == "depthwise" and len(shape) == 4:
-        return (shape[2] * shape[3], 1, shape[0], shape[1])
-    return tuple(shape)
+def _laid_back(checkpoint: Checkpoint, move: Move, kind: str | None, shape: Shape | None) -> Move:
+    """A move to TensorFlow's layout: by what the file's record says, else by the model, else by the name.
+
+    Args:
+        kind, shape: what the model says of the target.
+    """
+    size = (checkpoint.params[move.source] if move.source in checkpoint.params else _array(checkpoint, move)).shape
+    was = checkpoint.turned.get(move.source, kind)
+    why = move.why if was is not None else f"{move.why}, its layout by its name"
+    axes = tuple(np.argsort(was).tolist()) if isinstance(was, list) else None
+    kind = "keep" if axes else was if isinstance(was, str) else _kind_back(move.source, len(size))
+    if axes is not None and len(axes) != len(size):
+        raise ValueError(f"the file says that {move.source} was turned by {len(axes)} axes; its shape is {size}")
+    if kind == "depthwise" and shape is not None and len(shape) == len(size):
+        kind = f"depthwise:{shape[-1]}" if shape[-1] else kind
+    made = turned_shape(size, kind, axes, True)
+    if not fits(made, kind) or (kind.startswith("depthwise") and np.prod(made) != np.prod(size)):
+        raise ValueError(f"{move.source} of shape {size} does not turn to {move.target} as {kind!r} does")
+    return replace(move, kind=kind, axes=axes, shape=made, why=why)
+
+
+def _array(checkpoint: Checkpoint, move: Move) -> Array:
+    return next((a for a in checkpoint.slots[move.source].values() if a.ndim), np.empty(()))
 
 
 def _to_model(moves: list[Move], model: Mapping[str, tuple[int, ...]], chart: Map) -> list[Move]:
@@ -265,11 +334,15 @@ def _to_model(moves: list[Move], model: Mapping[str, tuple[int, ...]], chart: Ma
             _named(m, name, "by map") if (m := fixed.get(name)) else _named(next(rest), name, "by order")
             for name in places
         ]
-    for move in found:
+    return found
+
+
+def _check_shapes(moves: list[Move], model: Mapping[str, Shape]) -> None:
+    """Raises: ValueError for a parameter whose shape is not the model's."""
+    for move in moves:
         if tuple(model[move.target]) != move.shape:
             raise ValueError(
                 f"{move.source} would become {move.target} with shape {move.shape}, and the model's has "
                 f"{tuple(model[move.target])}; say in a map.toml what it is ([rename]) or how its axes turn "
                 "([transpose])"
             )
-    return found

@@ -47,10 +47,10 @@ class Checkpoint:
     are arrays by the file's names, in the file's order; empty if the file holds none. `slots` goes from a parameter's
     name to the framework's own slot names (the keys of the dialect row's `states`) to arrays. `step` counts the
     optimizer steps taken, where the file says. `hyper` holds the settings that the file holds, in the framework's own
-    words. `kinds` hints at a layout: "conv" (HWIO), "depthwise" (HWIM), "dense" (in, out) or "keep". `notes` are
-    sentences for the report: what the reader dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with
-    a note. `groups` are the parameter groups, each the names of its parameters and its settings, where the file has
-    several; `hyper` is then the first's.
+    words. `kinds` says how an array lies, as turning.py has it. `turned` is of a file that was converted to torch's
+    layout: the kind, or the axes, that each array has been turned by. `notes` are sentences for the report: what the
+    reader dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with a note. `groups` are the parameter
+    groups, each the names of its parameters and its settings, where there are several; `hyper` is then the first's.
     """
 
     source: str = ""
@@ -59,6 +59,7 @@ class Checkpoint:
     step: int | None = None
     hyper: dict[str, Any] = dataclasses.field(default_factory=dict)
     kinds: dict[str, str] = dataclasses.field(default_factory=dict)
+    turned: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     groups: list[tuple[list[str], dict[str, Any]]] = dataclasses.field(default_factory=list)
 

@@ -8,6 +8,7 @@ of model.trainable_variables. Written by hdf5_write.py.
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from rmsprop.convert.formats import hdf5, zipped
 from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.reading import decimal, layout, strange
 from rmsprop.convert.formats.trainable import Item, Shape, Unordered, Variable, assign, variables
+from rmsprop.convert.layers import TABLES, Layer, Layers, hint, kind_name, known
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
 
 WEIGHTS = "model.weights.h5"
@@ -34,6 +36,7 @@ _PARTS = (
     ("query_dense", "key_dense", "value_dense", "output_dense"),
     ("forward_layer", "backward_layer"),
 )
+_WRAPPED = ("cell", "layer", "forward_layer", "backward_layer")
 _NOT_THE_MODEL = ("optimizer", "metrics", "seed_generator", "_dropout_layer", "_softmax", "quantizers")
 _BESIDE = (
     "save the whole model with model.save('model.h5'), which names every state after its variable, and convert that"
@@ -80,10 +83,8 @@ def tree(root: hdf5.Group, config: Any = None) -> tuple[list[Item], dict[str, tu
 
     Returns: them, and for each name the dataset, its path, and the layout hint.
     """
-    layers = _layers(config)
     found: dict[str, tuple[hdf5.Dataset, str, str]] = {}
-    items = _group(root, "", "", "", layers, found, True)
-    return items, found
+    return _Tree(_layers(config), Layers(config), found).group(root, "", "", "", Layer("", {}), True), found
 
 
 def optimizer(root: hdf5.Group) -> list[hdf5.Dataset]:
@@ -216,52 +217,80 @@ def _second(
     )
 
 
-def _group(
-    group: hdf5.Group,
-    path: str,
-    prefix: str,
-    base: str,
-    layers: Mapping[str, Mapping[str, Any]],
-    found: dict[str, tuple[hdf5.Dataset, str, str]],
-    trainable: bool,
-) -> list[Item]:
-    """A layer's own variables, then its parts'. Args: base: its class, or what its owner calls it."""
-    own = group.groups.get("vars", hdf5.Group(0))
-    name = str(own.attrs.get("name", "")) or path.rsplit("/", 1)[-1]
-    here = f"{prefix}/{name}" if prefix and name else prefix or name
-    here = "" if not path else here
-    config = layers.get(name, {})
-    trainable = trainable and config.get("trainable") is not False
-    items: list[Item] = []
-    stored = [own.datasets[str(i)] for i in range(len(own.datasets)) if str(i) in own.datasets]
-    for index, (leaf, moving) in enumerate(_leaves(base, [dataset.shape for dataset in stored], config)):
-        full = f"{here}/{leaf}" if here else leaf
-        while full in found:
-            full += "_"
-        dataset = stored[index]
-        found[full] = dataset, f"{path}/vars/{index}".lstrip("/"), _hint(base, leaf, dataset)
-        items.append(Variable(full, dataset.shape, trainable and not moving))
+@dataclasses.dataclass
+class _Tree:
+    """The groups of layers, walked.
 
-    def _part(child: str, group: hdf5.Group, base: str) -> list[Item]:
-        return _group(group, f"{path}/{child}".lstrip("/"), here, base, layers, found, trainable)
+    Attributes: configs: every object's settings by its name; found: what it fills.
+    """
 
-    parts: dict[str, list[tuple[Item, ...]]] = {}
-    for child, below in group.groups.items():
-        if child in _NOT_THE_MODEL or child == "vars":
-            continue
-        if child in _LISTS:
-            parts[child] = [tuple(_part(f"{child}/{one}", layer, _class(one))) for one, layer in below.groups.items()]
+    configs: Mapping[str, Mapping[str, Any]]
+    graph: Layers
+    found: dict[str, tuple[hdf5.Dataset, str, str]]
+
+    def group(
+        self, group: hdf5.Group, path: str, prefix: str, base: str, owner: Layer, trainable: bool
+    ) -> list[Item]:
+        """A layer's own variables, then its parts'.
+
+        Args:
+            base: its class, or what its owner calls it.
+            owner: the layer that it is a part of.
+        """
+        own = group.groups.get("vars", hdf5.Group(0))
+        name = str(own.attrs.get("name", "")) or path.rsplit("/", 1)[-1]
+        here = f"{prefix}/{name}" if prefix and name else prefix or name
+        here = "" if not path else here
+        config = self.configs.get(name, {})
+        trainable = trainable and config.get("trainable") is not False
+        layer = self._layer(name, base, owner)
+        rows = self.graph.rows(name) if name in self.graph.found else layer.rows
+        layer = dataclasses.replace(layer, rows=rows)
+        items: list[Item] = []
+        stored = [own.datasets[str(i)] for i in range(len(own.datasets)) if str(i) in own.datasets]
+        leaves = _leaves(base, [dataset.shape for dataset in stored], config, layer.kind)
+        for index, (leaf, moving) in enumerate(leaves):
+            full = f"{here}/{leaf}" if here else leaf
+            while full in self.found:
+                full += "_"
+            dataset = stored[index]
+            lies = hint(layer.kind, leaf, dataset.shape, layer.config, rows)
+            lies = lies or layout(f"{base}/{leaf}", np.empty((0,) * len(dataset.shape)))
+            self.found[full] = dataset, f"{path}/vars/{index}".lstrip("/"), lies
+            items.append(Variable(full, dataset.shape, trainable and not moving))
+
+        def _part(child: str, group: hdf5.Group, base: str) -> list[Item]:
+            return self.group(group, f"{path}/{child}".lstrip("/"), here, base, layer, trainable)
+
+        parts: dict[str, list[tuple[Item, ...]]] = {}
+        for child, below in group.groups.items():
+            if child in _NOT_THE_MODEL or child == "vars":
+                continue
+            if child in _LISTS:
+                parts[child] = [
+                    tuple(_part(f"{child}/{one}", layer, _class(one))) for one, layer in below.groups.items()
+                ]
+            else:
+                parts[child] = [tuple(_part(child, below, f"{base}/{child}" if child == "cell" else child))]
+        parts = {child: made for child, made in parts.items() if any(made)}
+        for known_parts in _PARTS:
+            if parts.keys() <= set(known_parts):
+                parts = {child: parts[child] for child in known_parts if child in parts}
+                break
         else:
-            parts[child] = [tuple(_part(child, below, f"{base}/{child}" if child == "cell" else child))]
-    parts = {child: made for child, made in parts.items() if any(made)}
-    for known in _PARTS:
-        if parts.keys() <= set(known):
-            parts = {child: parts[child] for child in known if child in parts}
-            break
-    else:
-        if len(parts) > 1:
-            return [*items, Unordered(tuple(map(tuple, parts.values())))]
-    return items + [item for made in parts.values() for layer in made for item in layer]
+            if len(parts) > 1:
+                return [*items, Unordered(tuple(map(tuple, parts.values())))]
+        return items + [item for made in parts.values() for layer in made for item in layer]
+
+    def _layer(self, name: str, base: str, owner: Layer) -> Layer:
+        """What is known of the layer: by the configuration, its class's group or its default name, else its owner."""
+        told = self.graph.found.get(name)
+        if told is not None and known(told.kind):
+            return told
+        for guess in (base.rsplit("/", 1)[-1], name):
+            if known(kind_name(guess)):
+                return Layer(kind_name(guess), told.config if told else {}, rows=owner.rows)
+        return owner if base.rsplit("/", 1)[-1] in _WRAPPED else Layer("", {})
 
 
 def _class(name: str) -> str:
@@ -270,7 +299,7 @@ def _class(name: str) -> str:
     return base if base and number.isdecimal() else name
 
 
-def _leaves(base: str, shapes: list[Shape], config: Mapping[str, Any]) -> list[tuple[str, bool]]:
+def _leaves(base: str, shapes: list[Shape], config: Mapping[str, Any], kind: str) -> list[tuple[str, bool]]:
     """What a layer calls its variables, and whether it moves them itself, not the optimizer."""
     flat = all(len(shape) == 1 for shape in shapes)
     if "batch_normalization" in base or (len(shapes) == 4 and flat and len(set(shapes)) == 1):
@@ -280,9 +309,9 @@ def _leaves(base: str, shapes: list[Shape], config: Mapping[str, Any]) -> list[t
     names: Sequence[str]
     if base.endswith("cell"):
         names = ("kernel", "recurrent_kernel", "bias")
-    elif base.startswith("separable_conv"):
+    elif kind.startswith("separableconv"):
         names = ("depthwise_kernel", "pointwise_kernel", "bias")
-    elif base == "embedding":
+    elif kind in TABLES:
         names = ("embeddings",)
     elif flat and len(shapes) == 2:
         names = ("gamma", "beta")
@@ -292,15 +321,6 @@ def _leaves(base: str, shapes: list[Shape], config: Mapping[str, Any]) -> list[t
         names = ()
     names = names if len(names) >= len(shapes) else [str(index) for index in range(len(shapes))]
     return [(leaf, False) for leaf in names[: len(shapes)]]
-
-
-def _hint(base: str, leaf: str, dataset: hdf5.Dataset) -> str:
-    if base.startswith("depthwise_conv") and leaf == "kernel":
-        return "depthwise"
-    if base in ("gru", "gru/cell") or base.endswith(("_dense", "einsum_dense")):
-        return "keep"  # torch's gates are in another order; attention's kernels have three axes
-    name = f"{base}/{leaf}" if "conv" in base else leaf
-    return layout(name, np.empty((0,) * len(dataset.shape)))
 
 
 def _layers(config: Any) -> dict[str, Mapping[str, Any]]:

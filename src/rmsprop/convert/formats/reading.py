@@ -11,12 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from rmsprop.convert.formats.archive import shown
+from rmsprop.convert.layers import by_name
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
 
-# In TensorFlow's, Keras' and flax' layouts. What no rule knows is left as it is, and --map can say otherwise.
-_KERNELS = ("kernel", "weights", "w", "recurrent_kernel", "pointwise_kernel", "pointwise_weights")
 _COUNTS = ("step", "iteration", "count", "t")
-_DEPTHWISE = ("depthwise_kernel", "depthwise_weights")
 
 
 @contextlib.contextmanager
@@ -65,14 +63,7 @@ def array(raw: bytes | memoryview, dtype: str, shape: Sequence[int], path: Path,
 
 def layout(name: str, value: Array) -> str:
     """The layout hint of a parameter that is known by its name and its rank alone, in TensorFlow's family."""
-    leaf = name.rsplit("/", 1)[-1].rsplit(".", 1)[-1].lower()
-    if leaf in _DEPTHWISE and value.ndim == 4:
-        return "depthwise"
-    if leaf not in _KERNELS or "embedding" in name.lower():
-        return "keep"
-    if value.ndim in (4, 5) or (value.ndim == 3 and "conv" in name.lower()):
-        return "conv"
-    return "dense" if value.ndim == 2 else "keep"
+    return by_name(name, value.shape)
 
 
 def decimal(value: float) -> float:

@@ -11,6 +11,7 @@ import numpy as np
 from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.torch_load import Arrays
 from rmsprop.convert.record import Checkpoint, Unreadable
+from rmsprop.convert.turning import recorded
 
 PREFIX, KEY = "optimizer.", "rmsprop"
 
@@ -71,6 +72,7 @@ def _describe(made: Checkpoint, about: str, path: Path) -> None:
         made.hyper = dict(said["hyper"])
         made.groups = [([str(name) for name in names], dict(hyper)) for names, hyper in said["groups"]]
         made.kinds = {str(name): str(kind) for name, kind in said["kinds"].items()}
+        made.turned = recorded(said.get("turned", {}))
         order = {name: i for i, name in enumerate(map(str, said["order"]))}
         unknown = {name for names, _ in made.groups for name in names} - set(order)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
@@ -95,6 +97,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         "hyper": checkpoint.hyper,
         "groups": checkpoint.groups,
         "kinds": checkpoint.kinds,
+        "turned": checkpoint.turned,
         "order": list(dict.fromkeys([*checkpoint.params, *checkpoint.slots])),
     }
     path.write_bytes(save(tensors, {KEY: json.dumps(about)}))

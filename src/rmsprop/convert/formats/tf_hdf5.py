@@ -18,6 +18,7 @@ from rmsprop.convert.formats.keras3 import sniff_weights, take_settings
 from rmsprop.convert.formats.named import LEGACY, NEWER, Owners
 from rmsprop.convert.formats.reading import decimal, layout, strange
 from rmsprop.convert.formats.trainable import Variable, assign
+from rmsprop.convert.layers import Layers
 from rmsprop.convert.record import Checkpoint, Unreadable
 
 STEPS = ("iter", "iteration", "iterations")
@@ -34,9 +35,10 @@ def read(path: Path) -> Checkpoint:
     with strange(path, "HDF5 file of Keras"), path.open("rb") as file:
         root = hdf5.read(path, file, path.stat().st_size)
         made = Checkpoint()
-        stored = weights(path, root)
+        owners: dict[str, str] = {}
+        stored = weights(path, root, owners)
         made.params = {name: dataset.read() for name, dataset in stored.items()}
-        made.kinds = {name: layout(name, value) for name, value in made.params.items()}
+        _lie(root, made, owners)
         _settings(path, root, made)
         states = optimizer(path, root)
         if not states:
@@ -55,8 +57,25 @@ def read(path: Path) -> Checkpoint:
         return made
 
 
-def weights(path: Path, root: Group) -> dict[str, Dataset]:
-    """The model's weights by name, without TensorFlow's ":0", in the model's order."""
+def _lie(root: Group, made: Checkpoint, owners: Mapping[str, str]) -> None:
+    """Say how each weight lies: by the model's configuration if there is one, else by its name."""
+    told = root.attrs.get("model_config")
+    graph = Layers(json.loads(told) if isinstance(told, str) else None)
+    for name, value in made.params.items():
+        made.kinds[name] = graph.hint(name, value.shape, owners[name]) or layout(name, value)
+    flipped = root.attrs.get("backend") == "theano"
+    if flipped or any(layer.config.get("dim_ordering") == "th" for layer in graph.found.values()):
+        made.notes.append(
+            "Kernels that Theano trained are flipped in height and width against torch's, which is not undone here."
+        )
+
+
+def weights(path: Path, root: Group, owners: dict[str, str] | None = None) -> dict[str, Dataset]:
+    """The model's weights by name, without TensorFlow's ":0", in the model's order.
+
+    Args:
+        owners: takes each weight's layer.
+    """
     group = root.groups.get("model_weights", root)
     if "layer_names" not in group.attrs and "layer_names0" not in group.attrs:
         raise Unreadable(f"{path.name} is HDF5, and none of Keras: it lists no layers")
@@ -71,7 +90,10 @@ def weights(path: Path, root: Group) -> dict[str, Dataset]:
                 raise Unreadable(f"{path.name} lists the weight {shown(name)} and does not hold it: it is damaged")
             full = name.removesuffix(":0")
             full = full if full.startswith(f"{layer}/") or "/" in full else f"{layer}/{full}"
-            found[full if full not in found else f"{layer}/{full}"] = dataset
+            full = full if full not in found else f"{layer}/{full}"
+            found[full] = dataset
+            if owners is not None:
+                owners[full] = layer
     return found
 
 

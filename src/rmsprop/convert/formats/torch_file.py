@@ -15,6 +15,7 @@ from rmsprop.convert.formats import archive, states
 from rmsprop.convert.formats.bnb import dequantize
 from rmsprop.convert.formats.torch_load import Arrays, load
 from rmsprop.convert.record import OWN, Checkpoint, Unreadable
+from rmsprop.convert.turning import recorded
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".tar")
 _SHAPED = ("square_avg", "exp_avg_sq", "momentum_buffer", "grad_avg")
@@ -92,7 +93,7 @@ def understand(whole: Any, path: Path, optimizer: str | None = None, parameters:
     params = _arrays(model, arrays)
     names = _names(groups, order, state, {name: params[name] for name in trained}, path)
     source = _source(groups, state, path)
-    made = Checkpoint(source=source, params=params, notes=arrays.notes)
+    made = Checkpoint(source=source, params=params, notes=arrays.notes, turned=recorded(whole.get("turned")))
     for key in order:
         if state.get(key):
             made.slots[names[key]] = _slots(source, state[key], names[key], arrays, path)

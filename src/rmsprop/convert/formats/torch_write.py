@@ -1,5 +1,7 @@
 """`.pt` as it is written here: {"model", "optimizer"} of plain tensors, numbers and text, for weights_only loading.
 
+"turned" stands beside, if the file was converted from another layout: the kind (turning.py) or the axes by name.
+
 The optimizer is a state dict of `rmsprop.RMSprop` (source "rmsprop"), `torch.optim.RMSprop`, timm's `RMSpropTF`,
 Stable-Baselines3's `RMSpropTFLike` or bitsandbytes' 32-bit `RMSprop`.
 """
@@ -38,7 +40,8 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
                 state[at] = _state(source, checkpoint.slots[name], checkpoint.step)
             at += 1
     model = {name: _tensor(value) for name, value in checkpoint.params.items()}
-    torch.save({"model": model, "optimizer": {"state": state, "param_groups": packed}}, path)
+    turned = {"turned": checkpoint.turned} if checkpoint.turned else {}
+    torch.save({"model": model, "optimizer": {"state": state, "param_groups": packed}, **turned}, path)
 
 
 def _state(source: str, slots: dict[str, Any], step: int | None) -> dict[str, Any]:
