@@ -9,6 +9,7 @@ have it under SequenceParallel), and norms. torch.distributed is imported only w
 """
 
 import sys
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter, is_
@@ -191,66 +192,65 @@ def part_for(param: Any, value: Any) -> Tensor:
 
 
 class Watch:
-    """The DTensors among a plan's tensors: whether they hold the same shards as when the plan was made.
+    """The DTensors among a plan's tensors: whether they are spread as they were when the plan was made.
 
-    It holds a reference to every object whose identity it relies on. No process waits for another: a gradient that is
-    not spread as its parameter is sends the step the long way.
+    It owns none of them: parameters are those of today's groups, and slots are referred to weakly. No process waits
+    for another: a gradient that is not spread as its parameter is sends the step the full way.
+
+    Attributes:
+        slots: the place and the name of every slot that is a DTensor.
     """
 
     def __init__(self, params: Sequence[Tensor], state: Mapping[Any, Mapping[str, Any]]) -> None:
         self._places = [i for i, p in enumerate(params) if is_spread(p)]
         self.any = bool(self._places)
-        self._params: list[Any] = [params[i] for i in self._places]
-        self._shards = [p._local_tensor for p in self._params]
-        self._specs = [p._spec for p in self._params]
+        own: list[Any] = [params[i] for i in self._places]
+        self._specs = [p._spec for p in own]
         self._known: list[Any] = self._specs  # of the gradients: most share the parameter's
-        kept = [(state[p], name) for p in self._params for name in state.get(p, ())]
-        self._entries: list[Any] = [entry for entry, _ in kept]
-        self._names = [name for _, name in kept]
-        self._slots = [entry[name] for entry, name in kept]
-        self._spread = [x for x in self._slots if is_spread(x)]
-        self._spread_shards = [x._local_tensor for x in self._spread]
-        # what stands in the place of the state's entries: the same slots as shards, by the same names
-        self._mirrors = {
-            own: {name: shard(x) for name, x in state.get(p, {}).items()}
-            for p, own in zip(self._params, self._shards, strict=True)
-        }
+        entries = [(i, state.get(p, {})) for i, p in zip(self._places, own, strict=True)]
+        kept = [(i, name, x) for i, entry in entries for name, x in entry.items() if is_spread(x)]
+        self.slots = [(i, name) for i, name, _ in kept]
+        self._refs = [weakref.ref(x) for *_, x in kept]
+        self._slot_specs = [x._spec for *_, x in kept]
 
     def stepped(self, bucket: Bucket) -> Bucket:
         """The bucket as it is stepped, with shards; as it is where something is not spread as its parameter is."""
+        if not self.any:
+            return bucket
         beside = [
             x for values in bucket.tensors()[1:] for p, x in zip(bucket.param, values, strict=False) if _differ(p, x)
         ]
         return bucket if beside else localized(bucket)
 
-    def entries(self, state: Mapping[Any, Any]) -> Mapping[Any, Any]:
-        """The state's entries, by the tensors that are stepped."""
-        return {**state, **self._mirrors} if self._places else state
-
-    def gradients(self, found: list[Any]) -> list[Any] | None:
-        """The gradients with the shard in the place of every DTensor; None where something moved.
+    def today(self, params: list[Any], grads: list[Any]) -> tuple[list[Any], list[Any], list[Any]] | None:
+        """The parameters with the shard in the place of every DTensor, the slots, and the shards of these.
 
         Args:
-            found: of every parameter of every group in order; of the parameter without one, None.
+            params: of every group in order.
+            grads: of each its gradient, or None. Mutates: shards come in the place of DTensors.
+        Returns: None where something moved.
         """
-        if not self._places:
-            return found
-        if not _same(map(_SHARD, self._params), self._shards) or not _same(map(_SPEC, self._params), self._specs):
+        own = list(map(params.__getitem__, self._places))
+        given = list(map(grads.__getitem__, self._places))
+        slots = [ref() for ref in self._refs]
+        try:
+            if not _same(map(_SPEC, own), self._specs) or not _same(map(_SPEC, slots), self._slot_specs):
+                return None
+            stepped = list(params)
+            for i, p in zip(self._places, own, strict=True):
+                stepped[i] = p._local_tensor
+            parts = list(map(_SHARD, slots))
+        except AttributeError:  # something else in the place of a DTensor
             return None
-        if not _same(map(_GET, self._entries, self._names), self._slots):
-            return None
-        if not _same(map(_SHARD, self._spread), self._spread_shards):
-            return None
-        given = list(map(found.__getitem__, self._places))
         specs = list(map(_kind, given))
         if not _same(specs, self._known):
-            for param, grad in zip(self._params, given, strict=True):
+            for param, grad in zip(own, given, strict=True):
                 if grad is not None and not (is_spread(grad) and spread_alike(grad, param)):
                     return None
             self._known = specs
         for i, grad in zip(self._places, given, strict=True):
-            found[i] = None if grad is None else grad._local_tensor
-        return found
+            grads[i] = None if grad is None else grad._local_tensor
+        return stepped, slots, parts
 
 
 def _kind(grad: Any) -> Any:
@@ -260,7 +260,6 @@ def _kind(grad: Any) -> Any:
 
 _SHARD = attrgetter("_local_tensor")
 _SPEC = attrgetter("_spec")
-_GET: Any = dict.get
 
 
 def _same(found: Iterable[Any], known: Iterable[Any]) -> bool:

@@ -1,6 +1,6 @@
 """One step, the long way: where there is no plan, or it does not hold any more."""
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from rmsprop.kernels.plan import scaling
 from rmsprop.sparse import chosen, parts
 from rmsprop.spec import Hyper, Rule
 
-Rules = dict[int, tuple[dict[str, Any], Rule]]
+Rules = MutableMapping[Tensor, Rule]  # by a group's first parameter, which is referred to weakly
 
 
 def take(optimizer: Any) -> None:
@@ -75,21 +75,22 @@ def _goes_on_together(optimizer: Any) -> bool:
 def read(rules: Rules, checked: dict[int, Any], group: dict[str, Any]) -> tuple[Rule, Hyper]:
     """The group's rule and numbers; the rule must be the one that the run began with.
 
-    Mutates: rules and checked, by the id of the group.
+    Mutates: rules; checked, by the id of the group.
     Raises: RuntimeError where it is not; ValueError, TypeError for settings that were edited and do not work.
     """
     if torch.compiler.is_compiling():
         return settings.read(group)
     settings.check_edited(group, checked)
     rule, hyper = settings.read(group)
-    known = rules.get(id(group))
-    if known is None or known[0] is not group:
-        rules[id(group)] = (group, rule)
-    elif known[1] != rule:
-        sentence = settings.changed(known[1], rule)
-        if sentence is not None:
-            raise RuntimeError(sentence)
-        rules[id(group)] = (group, rule)
+    first = next(iter(group["params"]), None)
+    if first is None:
+        return rule, hyper
+    known = rules.get(first)
+    sentence = None if known is None or known == rule else settings.changed(known, rule)
+    if sentence is not None:
+        raise RuntimeError(sentence)
+    if known != rule:
+        rules[first] = rule
     return rule, hyper
 
 

@@ -1,110 +1,305 @@
-// Is the plan still true? One look per step, in a few nanoseconds per tensor: from Python each question costs fifty.
+// Validation of everything that a step reads and writes, in a few nanoseconds per tensor, against about 50 for each
+// lookup from Python.
 //
-// Nothing is remembered by address alone: the plan's owner holds a reference to every object whose address is compared
-// here, so an address cannot have been given to another. Gradients are not held, and are looked at in full.
+// Nothing is remembered by identity: each tensor is looked up where the full step would look it up, and validated in
+// full. So a plan holds no reference, and an address that was given to another object cannot be mistaken.
 #include "plan.h"
 
-#include <cstring>
+#include <algorithm>
 
 namespace {
 
-// torch's handle of a Python tensor: kernels/native.py has seen that it stands behind the object's header.
-void* handle(const Host& host, void* object) { return static_cast<char*>(object) + host.header; }
-
-// Whether a tensor is dense on the CPU with that dtype and shape; its first element's address. `before`: where it was
-// last time, for a tensor whose identity is known: memory that stayed did not change its device.
-bool found(const Host& host, void* tensor, int32_t dtype, int64_t dim, const int64_t* shape, int64_t size,
-           const void* before, void** data) {
-  int32_t code = -1;
-  int64_t d = -1;
-  int64_t *sizes = nullptr, *strides = nullptr;
-  if (before == nullptr || host.data(tensor, data) || *data != before) {
-    if (host.layout(tensor, &code) || code != host.strided) return false;
-    if (host.device_type(tensor, &code) || code != host.cpu) return false;
-    if (host.data(tensor, data)) return false;
-  }
-  if (host.dtype(tensor, &code) || code != dtype) return false;
-  if (host.dim(tensor, &d) || d != dim) return false;
-  if (host.sizes(tensor, &sizes) || host.strides(tensor, &strides)) return false;
-  for (int64_t i = 0; i < dim; ++i) {
-    if (sizes[i] != shape[i]) return false;
-    if (strides[i] != shape[dim + i] && sizes[i] != 1 && size != 0) return false;
-  }
-  return size == 0 || *data != nullptr;  // null: a tensor that is zero without memory
+template <class T>
+T at(const void* object, int64_t bytes) {
+  return *reinterpret_cast<const T*>(static_cast<const char*>(object) + bytes);
 }
 
-bool same_groups(const Plan& plan) {
-  const Host& host = *plan.host;
-  for (int64_t g = 0; g < plan.groups; ++g) {
-    const Group& group = plan.group[g];
-    if (host.list_size(group.params) != group.count) return false;
-    for (int64_t i = 0; i < group.count; ++i) {
-      if (host.list_item(group.params, i) != group.param[i]) return false;
+// torch's handle of a Python tensor: kernels/native.py has checked that it stands behind the object's header.
+void* handle(const Host& host, void* object) { return static_cast<char*>(object) + host.header; }
+
+// A tensor as it is today.
+struct View {
+  char* data;
+  int64_t dim;
+  const int64_t *sizes, *strides;
+  bool inference;
+};
+
+// Whether a Python object is a plain dense tensor on the device, of that dtype; index: of the device, or -1.
+bool plain(const Host& host, void* object, int32_t dtype, int32_t index, View& view) {
+  void* const type = at<void*>(object, host.type);
+  if (type != host.tensor && type != host.parameter) return false;
+  void* const tensor = handle(host, object);
+  const uint64_t keys = at<uint64_t>(at<void*>(tensor, 0), host.keys);
+  if (keys != host.plain && keys != host.inference) return false;
+  view.inference = keys == host.inference;
+  int32_t code = -1;
+  if (host.dtype(tensor, &code) || code != dtype) return false;
+  if (index >= 0 && (host.device_index(tensor, &code) || code != index)) return false;
+  return !host.dim(tensor, &view.dim) && !host.sizes(tensor, const_cast<int64_t**>(&view.sizes)) &&
+         !host.strides(tensor, const_cast<int64_t**>(&view.strides)) &&
+         !host.data(tensor, reinterpret_cast<void**>(&view.data));
+}
+
+int64_t elements(const View& view) {
+  int64_t count = 1;
+  for (int64_t i = 0; i < view.dim; ++i) count *= view.sizes[i];
+  return count;
+}
+
+// Whether every element has its own place, without gaps, in some order of the dimensions.
+bool dense(const View& view, int64_t count) {
+  if (count == 0) return true;
+  int64_t expected = 1, i = view.dim - 1;
+  for (; i >= 0; --i) {
+    if (view.sizes[i] == 1) continue;
+    if (view.strides[i] != expected) break;
+    expected *= view.sizes[i];
+  }
+  if (i < 0) return true;
+  for (expected = 1; expected < count;) {  // each pass takes the dimension whose stride is next
+    for (i = 0; i < view.dim && (view.sizes[i] == 1 || view.strides[i] != expected); ++i) {
     }
+    if (i == view.dim) return false;
+    expected *= view.sizes[i];
   }
   return true;
 }
 
-bool same_state(const Plan& plan) {
+bool same_layout(const View& a, const View& b, int64_t count) {
+  if (a.dim != b.dim) return false;
+  for (int64_t i = 0; i < a.dim; ++i) {
+    if (a.sizes[i] != b.sizes[i]) return false;
+    if (a.strides[i] != b.strides[i] && a.sizes[i] != 1 && count != 0) return false;
+  }
+  return true;
+}
+
+int64_t width(int32_t type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2; }
+
+// One parameter's tensors: where they are, null where there is none, and elements.
+struct Row {
+  char* data[kTensors];
+  int64_t size;
+  bool inference;
+};
+
+// Which of the three types of a work that tensor has: the parameter's, the state's, the step's.
+int type_of(int k) { return k == kStep ? 2 : k == kSquareAvg || k == kGradAvg || k == kMomentumBuffer ? 1 : 0; }
+
+// Whether the objects of one parameter may be stepped together. object: [kTensors], null where there is none.
+bool fits(const Host& host, void* const* object, const int32_t* kinds, Row& row) {
+  View param, view;
+  if (!plain(host, object[kParam], kinds[0], kinds[3], param)) return false;
+  row.size = elements(param);
+  row.inference = param.inference;
+  if (!dense(param, row.size)) return false;
+  for (int k = 0; k < kTensors; ++k) {
+    row.data[k] = nullptr;
+    if (object[k] == nullptr) continue;
+    if (k == kParam) {
+      view = param;
+    } else if (!plain(host, object[k], kinds[type_of(k)], kinds[3], view)) {
+      return false;
+    }
+    if (k == kStep ? elements(view) != 1 : !same_layout(param, view, row.size)) return false;
+    if (view.data == nullptr && (row.size != 0 || k == kStep)) return false;  // zero without memory
+    row.data[k] = view.data;
+  }
+  return true;
+}
+
+// Appends what a row writes. types: of parameters, state and steps.
+Span* note(char* const* data, int64_t size, const int32_t* types, Span* span) {
+  for (int k = 0; k < kTensors; ++k) {
+    const int64_t count = k == kStep ? 1 : size;
+    if (k == kGrad || data[k] == nullptr || count == 0) continue;
+    const uint64_t begin = reinterpret_cast<uint64_t>(data[k]);
+    *span++ = {begin, begin + uint64_t(count * width(types[type_of(k)]))};
+  }
+  return span;
+}
+
+// Sorts; whether no two overlap.
+bool apart(Span* first, Span* last) {
+  std::sort(first, last, [](const Span& a, const Span& b) { return a.begin < b.begin; });
+  for (Span* s = first; s != last && s + 1 != last; ++s) {
+    if (s[1].begin < s->end) return false;
+  }
+  return true;
+}
+
+// Whether [begin, begin + bytes) is apart from the sorted spans.
+bool clear(const Span* first, const Span* last, const void* data, int64_t bytes) {
+  const uint64_t begin = reinterpret_cast<uint64_t>(data), end = begin + uint64_t(bytes);
+  const Span* next = std::lower_bound(first, last, end, [](const Span& s, uint64_t e) { return s.begin < e; });
+  return next == first || next[-1].end <= begin;
+}
+
+// Finds the entry of each parameter in the state, which holds them in the order in which they were made.
+bool find_entries(const Plan& plan, void* keys, void* state) {
   const Host& host = *plan.host;
   int64_t position = 0;
   void *key = nullptr, *value = nullptr;
   for (int64_t i = 0; i < plan.items; ++i) {
-    if (!host.dict_next(plan.state, &position, &key, &value)) return false;
-    if (key != plan.keys[i] || value != plan.values[i]) return false;
+    if (!host.dict_next(state, &position, &key, &value)) return false;
+    const int64_t place = plan.item[i];
+    if (place < 0) continue;
+    if (key != host.list_item(keys, place) || at<void*>(value, host.type) != host.dict) return false;
+    if (host.dict_size(value) != plan.entry_size[i]) return false;
+    plan.entry[place] = value;
   }
   return true;
 }
 
-// Notes where one tensor's memory is today.
-void put(void* const* addresses, int64_t i, void* address) { const_cast<void**>(addresses)[i] = address; }
-
-}  // namespace
-
-RMSPROP_API int32_t rmsprop_again(Plan* plan, void* gradients, int64_t* active) {
-  const Host& host = *plan->host;
-  *active = 0;
-  if (!same_groups(*plan) || !same_state(*plan)) return kMoved;
-  for (int64_t i = 0; i < plan->idle; ++i) {
-    if (host.list_item(gradients, plan->idle_places[i]) != host.none) return kMoved;
+// What today's row of a work is: its objects. False: the state holds something else.
+bool gather(const Plan& plan, const Work& work, void* params, void* gradient, int64_t place, void** object) {
+  const Host& host = *plan.host;
+  const bool kept[kTensors] = {true, true, true, work.grad_avg != nullptr, work.momentum_buffer != nullptr, true,
+                               work.compensation != nullptr};
+  object[kParam] = host.list_item(params, place);
+  object[kGrad] = gradient;
+  for (int k = kSquareAvg; k < kTensors; ++k) {
+    object[k] = nullptr;
+    if (!kept[k]) continue;
+    object[k] = host.dict_item(plan.entry[place], plan.slot_names[k]);
+    if (object[k] == nullptr) return false;
+    const int64_t own = place * kTensors + k;
+    if (plan.spread_slot != nullptr && plan.spread_slot[own] != nullptr) {
+      if (object[k] != plan.spread_slot[own]) return false;
+      object[k] = plan.spread_shard[own];
+    }
   }
-  for (int64_t w = 0; w < plan->works; ++w) {
-    Work& work = plan->work[w];
-    const int32_t* dtypes = plan->dtypes + 3 * w;
-    void* const* to[kSlots] = {work.step, work.square_avg, work.grad_avg, work.momentum_buffer, work.compensation};
-    const int32_t kept[kSlots] = {dtypes[2], dtypes[1], dtypes[1], dtypes[1], dtypes[0]};
+  return true;
+}
+
+// Notes where one tensor's memory is today. Returns whether it was elsewhere.
+bool put(const void* const* addresses, int64_t i, void* address) {
+  if (addresses == nullptr || addresses[i] == address) return false;
+  const_cast<const void**>(addresses)[i] = address;
+  return true;
+}
+
+// Whether what is written today is apart, and apart from the gradients; `span` then holds it, sorted.
+bool all_apart(Plan& plan) {
+  Span* last = plan.span;
+  for (int64_t w = 0; w < plan.works; ++w) {
+    const Work& work = plan.work[w];
+    const int32_t types[3] = {work.param_type, work.state_type, work.step_type};
     for (int64_t i = 0; i < work.count; ++i) {
-      const Row& row = plan->rows[w][i];
-      void* data = nullptr;
-      void* gradient = host.list_item(gradients, plan->places[w][i]);
-      if (gradient == host.none) {
-        const_cast<int64_t*>(work.size)[i] = -1;
-        continue;
-      }
-      const_cast<int64_t*>(work.size)[i] = row.size;
-      ++*active;
-      if (!found(host, handle(host, row.param), dtypes[0], row.dim, row.shape, row.size, work.param[i], &data)) return kMoved;
-      put(work.param, i, data);
-      char* const begin = static_cast<char*>(data);
-      const int64_t bytes = row.size * (work.param_type == kFloat64 ? 8 : work.param_type == kFloat32 ? 4 : 2);
-      if (!found(host, handle(host, gradient), dtypes[0], row.dim, row.shape, row.size, nullptr, &data)) return kMoved;
-      put(const_cast<void* const*>(work.grad), i, data);
-      char* const other = static_cast<char*>(data);
-      if (other != begin && other < begin + bytes && begin < other + bytes) return kMoved;  // they overlap, shifted
-      for (int k = 0; k < kSlots; ++k) {
-        if (row.slot[k] == nullptr) continue;
-        if (host.dict_item(row.entry, plan->slot_names[k]) != row.slot[k]) return kMoved;
-        const bool step = k == 0;
-        if (!found(host, handle(host, row.slot[k]), kept[k], step ? 0 : row.dim, row.shape, step ? 1 : row.size,
-                   to[k][i], &data)) {
-          return kMoved;
-        }
-        put(to[k], i, data);
+      if (work.size[i] < 0) continue;
+      const auto address = [i](auto* of) { return of == nullptr ? nullptr : static_cast<char*>(of[i]); };
+      char* const data[kTensors] = {address(work.param),           nullptr,
+                                    address(work.square_avg),      address(work.grad_avg),
+                                    address(work.momentum_buffer), address(work.step),
+                                    address(work.compensation)};
+      last = note(data, work.size[i], types, last);
+    }
+  }
+  plan.spans = last - plan.span;
+  if (!apart(plan.span, last)) return false;
+  for (int64_t w = 0; w < plan.works; ++w) {
+    const Work& work = plan.work[w];
+    for (int64_t i = 0; i < work.count; ++i) {
+      if (work.size[i] < 0) {
+        put(work.grad, i, nullptr);  // whose address says nothing the next time
+      } else if (work.size[i] > 0 && work.grad[i] != work.param[i] &&
+                 !clear(plan.span, last, work.grad[i], work.size[i] * width(work.param_type))) {
+        return false;
       }
     }
   }
+  return true;
+}
+
+// Whether the works are what they were and where they were; notes today's sizes and addresses.
+bool same(Plan& plan, void* params, void* keys, void* gradients, void* state) {
+  const Host& host = *plan.host;
+  plan.active = plan.inferred = 0;
+  if (host.list_size(params) != plan.params || host.list_size(keys) != plan.params) return false;
+  if (host.list_size(gradients) != plan.params || !find_entries(plan, keys, state)) return false;
+  for (int64_t i = 0; i < plan.idle; ++i) {
+    if (host.list_item(gradients, plan.idle_place[i]) != host.none) return false;
+  }
+  bool moved = !plan.apart;
+  plan.apart = 0;  // until all that moved is found apart
+  for (int64_t w = 0; w < plan.works; ++w) {
+    Work& work = plan.work[w];
+    const int32_t* kinds = plan.kinds + 4 * w;
+    for (int64_t i = 0; i < work.count; ++i) {
+      int64_t& size = const_cast<int64_t*>(work.size)[i];
+      void* const gradient = host.list_item(gradients, plan.place[w][i]);
+      if (gradient == host.none) {
+        size = -1;
+        continue;
+      }
+      void* object[kTensors];
+      Row row;
+      if (!gather(plan, work, params, gradient, plan.place[w][i], object) || !fits(host, object, kinds, row)) return false;
+      moved |= size != row.size;
+      size = row.size;
+      ++plan.active;
+      plan.inferred += row.inference;
+      moved |= put(work.param, i, row.data[kParam]) | put(work.square_avg, i, row.data[kSquareAvg]) |
+               put(work.grad_avg, i, row.data[kGradAvg]) | put(work.momentum_buffer, i, row.data[kMomentumBuffer]) |
+               put(work.step, i, row.data[kStep]) | put(work.compensation, i, row.data[kCompensation]);
+      // a gradient where it was last time is apart from what was written then
+      if (put(work.grad, i, row.data[kGrad]) && !moved && row.size > 0 && row.data[kGrad] != row.data[kParam]) {
+        moved = !clear(plan.span, plan.span + plan.spans, row.data[kGrad], row.size * width(work.param_type));
+      }
+    }
+  }
+  if (moved && !all_apart(plan)) return false;
+  plan.apart = 1;
+  return true;
+}
+
+}  // namespace
+
+RMSPROP_API int32_t rmsprop_again(Plan* plan, void* params, void* keys, void* gradients, void* state) {
+  const Host& host = *plan->host;
+  if (!same(*plan, params, keys, gradients, state)) return kMoved;
   if (plan->elements > plan->grain) return kSame;
   plan->unfinite = plan->guarded ? rmsprop_unfinite(plan->work, plan->works, nullptr, 0) : -1;
   if (plan->unfinite >= 0) return kStopped;
-  return rmsprop_step(plan->work, plan->works, 0, nullptr, 0) == 0 ? kStepped : kMoved;
+  // Counted here and before: no signal can come between the write and what tells autograd of it.
+  for (int64_t w = 0; w < plan->works; ++w) {
+    for (int64_t i = 0; i < plan->work[w].count; ++i) {
+      if (plan->work[w].size[i] < 0) continue;
+      void* const param = handle(host, host.list_item(params, plan->place[w][i]));
+      if (at<uint64_t>(at<void*>(param, 0), host.keys) == host.plain) host.bump(static_cast<void* const*>(param));
+    }
+  }
+  rmsprop_step(plan->work, plan->works, 0, nullptr, 0);
+  return kStepped;
+}
+
+RMSPROP_API int32_t rmsprop_apart(Plan* plan) {
+  plan->apart = all_apart(*plan);
+  return int32_t(plan->apart);
+}
+
+RMSPROP_API int32_t rmsprop_plain(const Host* host, void* const* lists, int64_t count, const int32_t* kinds,
+                                  const int32_t* types, Span* span) {
+  for (int k = 0; k < kTensors; ++k) {
+    if (lists[k] != nullptr && host->list_size(lists[k]) != count) return 0;
+  }
+  const auto row = [&](int64_t i, Row& found) {
+    void* object[kTensors];
+    for (int k = 0; k < kTensors; ++k) object[k] = lists[k] == nullptr ? nullptr : host->list_item(lists[k], i);
+    return fits(*host, object, kinds, found);
+  };
+  Row found;
+  Span* last = span;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!row(i, found)) return 0;
+    last = note(found.data, found.size, types, last);
+  }
+  if (!apart(span, last)) return 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (!row(i, found)) return 0;
+    const bool other = found.size > 0 && found.data[kGrad] != found.data[kParam];
+    if (other && !clear(span, last, found.data[kGrad], found.size * width(types[0]))) return 0;
+  }
+  return 1;
 }

@@ -1,7 +1,7 @@
 """The nine lines as one compiled function over all tensors of a bucket: csrc/rmsprop.cpp, csrc/lines.h."""
 
 import ctypes
-from ctypes import c_double, c_int64, c_uint32, c_uint64, c_void_p
+from ctypes import c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from itertools import chain
 
 import torch
@@ -18,6 +18,8 @@ _SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
     """Dense, real, separate tensors on the CPU, each with its gradient and slots in one layout."""
     asked = refuse_call(bucket) or refuse_rule(rule) or native.missing()
+    if asked is None and plain(bucket) and bucket.param[0].is_cpu:
+        return _refuse_rounding(bucket)  # one look in C found no other reason, which would be put in words below
     asked = asked or _refuse_kind(bucket) or refuse_slots(rule, bucket)
     return asked or _refuse_rounding(bucket) or refuse_memory(bucket)
 
@@ -52,11 +54,11 @@ def advance(
         return
     work = Lists(rule, bucket)
     work.numbers(hyper, inv_scale * clip)
+    if found_inf == 0:
+        count_writes(bucket.param)  # before: a signal after the write would leave one that autograd does not know of
     code = loaded.step(ctypes.byref(work.work), 1, float(found_inf), loaded.parallel_for, native.GRAIN)
     if code != 0:
         raise RuntimeError(f"torch_parallel_for failed with code {code}: the step is incomplete")
-    if found_inf == 0:
-        count_writes(bucket.param)
 
 
 CPU = Backend("cpu", refuse, step)
@@ -136,6 +138,33 @@ def refuse_rule(rule: Rule) -> str | None:
     if rule.weight_decay_mode == "l1":
         return 'weight_decay_mode="l1" is for torch\'s own operators: the compiled kernels have no sign of p'
     return None
+
+
+def plain(bucket: Bucket) -> bool:
+    """Whether all of a bucket's tensors are plain, of dtypes that kernels take, each parameter's in one dense layout,
+    and apart in memory; False also where that cannot be seen from C.
+    """
+    loaded = native.load()
+    if isinstance(loaded, str) or not bucket.square_avg or not bucket.grad:
+        return False
+    host = native.host(bucket.param[0].device)
+    dtypes = [getattr(x[0], "dtype", None) for x in (bucket.param, bucket.square_avg, bucket.step)]
+    if host is None or any(dtype not in native.TYPES for dtype in dtypes):
+        return False
+    if dtypes[1] not in (torch.float32, torch.float64, dtypes[0]) or dtypes[2] not in (torch.float32, torch.float64):
+        return False
+    lists = (c_void_p * native.TENSORS)(*(id(values) if values else None for values in bucket.lists()))
+    found = (c_int32 * 4)(*kinds(loaded, bucket))
+    types = (c_int32 * 3)(*(native.TYPES[dtype] for dtype in dtypes))
+    spans = (c_int64 * (12 * len(bucket.param)))()
+    return bool(loaded.plain(ctypes.addressof(host), lists, len(bucket.param), found, types, spans))
+
+
+def kinds(loaded: native.Native, bucket: Bucket) -> list[int]:
+    """torch's codes of the dtypes of a bucket's parameters, state and steps, and the index of their device or -1."""
+    codes = [loaded.dtype_codes[values[0].dtype] for values in (bucket.param, bucket.square_avg, bucket.step)]
+    index = bucket.param[0].device.index
+    return [*codes, -1 if index is None else index]
 
 
 def in_mode() -> bool:

@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from ctypes import POINTER, Structure, c_double, c_int32, c_int64, c_void_p
+from ctypes import Structure, c_double, c_int32, c_int64, c_uint64, c_void_p
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -35,35 +35,19 @@ class Work(Structure):
 
 
 class Host(Structure):
-    """Functions of the interpreter and of torch, by address: `Host` in csrc/plan.h."""
+    """Functions of the interpreter and of torch, by address, and what a plain tensor is: `Host` in csrc/plan.h."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("list_size", "list_item", "dict_next", "dict_item")),
-        *((name, c_void_p) for name in ("layout", "device_type", "dtype", "dim", "sizes", "strides", "data")),
-        ("header", c_int64),
-        ("none", c_void_p),
-        ("strided", c_int32),
-        ("cpu", c_int32),
+        *((name, c_void_p) for name in ("list_size", "list_item", "dict_size", "dict_next", "dict_item")),
+        *((name, c_void_p) for name in ("device_index", "dtype", "dim", "sizes", "strides", "data", "bump")),
+        *((name, c_int64) for name in ("type", "header", "keys")),
+        *((name, c_void_p) for name in ("none", "dict", "tensor", "parameter")),
+        ("plain", c_uint64),
+        ("inference", c_uint64),
     )
 
 
-class Row(Structure):
-    """One parameter's objects and shape: `Row` in csrc/plan.h."""
-
-    _fields_ = (
-        ("param", c_void_p),
-        ("entry", c_void_p),
-        ("slot", c_void_p * 5),
-        ("dim", c_int64),
-        ("shape", c_void_p),
-        ("size", c_int64),
-    )
-
-
-class Group(Structure):
-    """The parameters of one group: `Group` in csrc/plan.h."""
-
-    _fields_ = (("params", c_void_p), ("count", c_int64), ("param", c_void_p))
+TENSORS = 7  # of a parameter, in the order of Bucket.lists(): `Kept` in csrc/plan.h
 
 
 class Plan(Structure):
@@ -71,24 +55,16 @@ class Plan(Structure):
 
     _fields_ = (
         ("host", c_void_p),
-        ("state", c_void_p),
+        ("params", c_int64),
         ("items", c_int64),
-        ("keys", c_void_p),
-        ("values", c_void_p),
-        ("groups", c_int64),
-        ("group", c_void_p),
-        ("slot_names", c_void_p * 5),
+        *((name, c_void_p) for name in ("item", "entry_size", "entry")),
+        ("slot_names", c_void_p * TENSORS),
         ("works", c_int64),
-        ("work", c_void_p),
-        ("rows", c_void_p),
-        ("dtypes", c_void_p),
-        ("places", c_void_p),
-        ("elements", c_int64),
-        ("grain", c_int64),
-        ("idle", c_int64),
-        ("idle_places", c_void_p),
-        ("guarded", c_int64),
-        ("unfinite", c_int64),
+        *((name, c_void_p) for name in ("work", "kinds", "place", "spread_slot", "spread_shard")),
+        *((name, c_int64) for name in ("elements", "grain", "idle")),
+        ("idle_place", c_void_p),
+        ("span", c_void_p),
+        *((name, c_int64) for name in ("spans", "apart", "guarded", "unfinite", "active", "inferred")),
     )
 
 
@@ -98,17 +74,22 @@ class Native:
 
     Attributes:
         step: rmsprop_step, called without the GIL.
-        again: rmsprop_again, called with it; None where this torch or Python cannot answer its questions.
+        again: rmsprop_again, called with it.
+        apart: rmsprop_apart, called with it.
+        plain: rmsprop_plain, called with it.
         unfinite: rmsprop_unfinite, called without the GIL.
         pieces: rmsprop_pieces, for tests.
         stream: rmsprop_stream, for the benchmark.
         parallel_for: the address of torch_parallel_for, or None: then one thread does all.
-        host: what `again` asks.
+        host: what both read of the interpreter and torch, for tensors on the CPU; None where this torch or Python
+            differs, and each step reads its tensors from Python: slower for many small ones, and the same otherwise.
         dtype_codes: torch's own numbers of the dtypes in TYPES.
     """
 
     step: Any
     again: Any
+    apart: Any
+    plain: Any
     unfinite: Any
     pieces: Any
     stream: Any
@@ -149,14 +130,18 @@ def load(library: Path | None = None) -> Native | str:
     pieces.argtypes, pieces.restype = (c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64), c_int64
     stream = released.rmsprop_stream
     stream.argtypes, stream.restype = (*(c_void_p,) * 3, c_int64, c_void_p, c_int64), c_int32
-    again = held.rmsprop_again
-    again.argtypes, again.restype = (c_void_p, c_void_p, POINTER(c_int64)), c_int32
+    again, apart, plain = held.rmsprop_again, held.rmsprop_apart, held.rmsprop_plain
+    again.argtypes, again.restype = (c_void_p,) * 5, c_int32
+    apart.argtypes, apart.restype = (c_void_p,), c_int32
+    plain.argtypes, plain.restype = (c_void_p, c_void_p, c_int64, *(c_void_p,) * 3), c_int32
     symbols = _torch_library()
     host = _host(symbols)
     codes = {} if host is None else {t: _code(symbols, "dtype_" + str(t).removeprefix("torch.")) for t in TYPES}
     return Native(
         step=step,
-        again=again if host is not None else None,
+        again=again,
+        apart=apart,
+        plain=plain,
         unfinite=unfinite,
         pieces=pieces,
         stream=stream,
@@ -184,31 +169,76 @@ def _code(library: ctypes.CDLL, name: str) -> int:
     return int(getattr(library, "aoti_torch_" + name)())
 
 
-def device_code(name: str) -> int:
-    """torch's own number of a kind of device, such as "cuda"."""
-    return _code(_torch_library(), "device_type_" + name)
-
-
 def _host(library: ctypes.CDLL) -> Host | None:
-    """What rmsprop_again asks Python and torch; None where one of the questions has no answer.
-
-    Then every step reads its tensors from Python: slower for many small ones, and the same otherwise.
-    """
+    """What the look in C reads of Python and torch; None where something is not where it is elsewhere."""
     if not _has_gil():
         return None  # lists and dicts may change under a look without it
-    asked = ("layout", "device_type", "dtype", "dim", "sizes", "strides", "data_ptr")
-    answers = [_address(library, "aoti_torch_get_" + name) for name in asked]
-    python = [
-        _address(ctypes.pythonapi, name)
-        for name in ("PyList_Size", "PyList_GetItem", "PyDict_Next", "PyDict_GetItemWithError")
-    ]
-    header = object.__basicsize__
+    read = ("device_index", "dtype", "dim", "sizes", "strides", "data_ptr")
+    torchs = [_address(library, "aoti_torch_get_" + name) for name in read]
+    names = ("PyList_Size", "PyList_GetItem", "PyDict_Size", "PyDict_Next", "PyDict_GetItemWithError")
+    python = [_address(ctypes.pythonapi, name) for name in names]
+    header, kind = object.__basicsize__, object.__basicsize__ - ctypes.sizeof(c_void_p)
     probe = torch.zeros(1, device="cpu")
-    if None in answers or None in python or probe._cdata != c_void_p.from_address(id(probe) + header).value:
+    if None in torchs or None in python or probe._cdata != c_void_p.from_address(id(probe) + header).value:
         return None
-    return Host(
-        *python, *answers, header, id(None), _code(library, "layout_strided"), _code(library, "device_type_cpu")
-    )
+    keys = _keys_offset()
+    if keys is None or c_void_p.from_address(id(probe) + kind).value != id(torch.Tensor):
+        return None
+    plain, inference = _key_sets(torch.device("cpu"))
+    objects = map(id, (None, dict, torch.Tensor, torch.nn.Parameter))
+    return Host(*python, *torchs, _bump(library, header), kind, header, keys, *objects, plain, inference)
+
+
+def _bump(library: ctypes.CDLL, header: int) -> int | None:
+    """The address of the function by which torch's own operators count a write, if it has its usual name and works."""
+    name = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
+    address = _address(library, name)
+    if address is None:
+        return None
+    probe = torch.zeros(1, device="cpu")
+    before = probe._version
+    ctypes.CFUNCTYPE(None, c_void_p)(address)(id(probe) + header)
+    return address if probe._version == before + 1 else None
+
+
+def _keys_offset() -> int | None:
+    """The bytes of a TensorImpl before its set of dispatch keys, found by tensors of six kinds."""
+    with torch.inference_mode():
+        inference = torch.ones(2, device="cpu")
+    x = torch.ones(2, device="cpu")
+    probes = [x, inference, torch._neg_view(x), x.to(torch.complex64).conj()]
+    probes += [torch.ones(2, device="meta"), torch._efficientzerotensor(2, device="cpu")]
+    found = [
+        offset
+        for offset in range(8, 192, 8)
+        if all(c_uint64.from_address(p._cdata + offset).value == _keys(p) for p in probes)
+    ]
+    return found[0] if len(found) == 1 else None
+
+
+def _keys(tensor: torch.Tensor) -> int:
+    return int(torch._C._dispatch_keys(tensor).raw_repr())
+
+
+@cache
+def _key_sets(device: torch.device) -> tuple[int, int]:
+    """The dispatch keys of a dense tensor on a device, made outside and inside torch.inference_mode."""
+    found = []
+    for inside in (False, True):
+        with torch.inference_mode(inside):
+            found.append(_keys(torch.empty(0, device=device)))
+    return found[0], found[1]
+
+
+@cache
+def host(device: torch.device) -> Host | None:
+    """What the look in C reads, for tensors on that device; None where it cannot look at them."""
+    loaded = load()
+    if isinstance(loaded, str) or loaded.host is None or device.type not in ("cpu", "cuda"):
+        return None
+    own = Host.from_buffer_copy(loaded.host)
+    own.plain, own.inference = _key_sets(device)
+    return own
 
 
 def _has_gil() -> bool:

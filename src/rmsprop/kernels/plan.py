@@ -6,9 +6,12 @@ For small networks Python is the whole cost of a step: this reduces it to one li
 import ctypes
 import math
 import struct
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from ctypes import c_int32, c_int64, c_void_p
 from dataclasses import dataclass
+from itertools import chain
+from numbers import Real
 from operator import attrgetter, itemgetter
 from typing import Any
 
@@ -21,11 +24,14 @@ from rmsprop.guard import Guard, first_unfinite
 from rmsprop.kernels import cpu, native
 from rmsprop.spec import Hyper, Rule, stream
 
-_SLOTS = ("step", "square_avg", "grad_avg", "momentum_buffer", "compensation")
+# Of a bucket's lists, in their order; a parameter and its gradient are in no state.
+_NAMES = ("", "", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
 NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
 _PACK = struct.Struct("=5d").pack_into
+_PARAMS = itemgetter("params")
 GRADIENTS = attrgetter("grad")
 _MOVED, _SAME, _STEPPED = 0, 1, 2  # Again, in csrc/plan.h
+_STATES = (defaultdict, dict)  # a subclass may hold something else than its items
 
 Scaling = tuple[Tensor | None, Tensor | None]  # the loss scale, and found_inf
 Due = list[Tensor] | None
@@ -34,33 +40,52 @@ Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
 
 @dataclass
 class _Known:
-    """A group as it was: its settings but the numbers, its rule, and its tensors' works."""
+    """A group as it was: the number of its parameters, its settings but the numbers, its rule and its works."""
 
-    params: list[Tensor]
+    count: int
     settings: tuple[Any, ...]
     momentum: bool
     rule: Rule
     works: list[native.Work]
-    numbers: tuple[Any, ...] = ()  # those of the last step
+    numbers: tuple[Any, ...] = ()  # those of the last step; none where lr is a tensor, which may hold another today
     hyper: Any = None  # the same as a Hyper, with those that are settings here
 
 
 def usual(lr: Any, alpha: float, eps: float, momentum: float, decay: float) -> bool:
     """Whether a step may run with these; a schedule may take lr below 0, and a tensor is not read."""
-    return (
-        0 <= alpha < 1
-        and 0 <= eps < math.inf
-        and 0 <= momentum < 1
-        and 0 <= decay < math.inf
-        and (isinstance(lr, Tensor) or lr - lr == 0)
-    )
+    if not all(type(x) is float or _is_number(x) for x in (alpha, eps, momentum, decay)):
+        return False
+    if isinstance(lr, Tensor):
+        lr_fits = lr.numel() == 1 and lr.is_floating_point() and not lr.is_meta
+    else:
+        lr_fits = (type(lr) is float or _is_number(lr)) and lr - lr == 0
+    return lr_fits and 0 <= alpha < 1 and 0 <= eps < math.inf and 0 <= momentum < 1 and 0 <= decay < math.inf
+
+
+def _is_number(x: Any) -> bool:
+    return isinstance(x, Real) and not isinstance(x, bool)
 
 
 class Plan:
     """Where all tensors of an optimizer are, and how they are stepped.
 
-    It holds a reference to every object whose identity it relies on, so none can be mistaken for another. It holds
-    no gradient: those are looked at in full at every step.
+    It owns none of them, and refers to none by identity: each step looks every object up where the full step does,
+    in the groups and in the state, and validates it in full (csrc/plan.cpp). So what the user drops is freed, and
+    whatever stands in its place is stepped only if the full step would have stepped it alike:
+
+    | the full step reads                                   | the plan                                             |
+    |-------------------------------------------------------|------------------------------------------------------|
+    | the backend, dispatch modes, a scaler, due parameters | compares them, or leaves the step to it              |
+    | every setting of every group, and that none is lost   | compares all with those it was made for              |
+    | types and ranges of lr, alpha, eps, momentum, decay   | `usual`, whenever one differs from the last step's   |
+    | the lists of parameters                               | exact lists, of as many parameters as there were     |
+    | state entries, their names, a missing or foreign slot | exact dicts, under the same keys, of as many names   |
+    | type, device, dtype, layout, lazy views, subclasses   | exact types and one set of dispatch keys             |
+    | shapes and strides, elements that share memory        | the same, and density                                |
+    | overlap of what is written and of gradients           | the same, over all groups, whenever an address moves |
+    | a gradient for the first time, or for none            | none for a parameter without state                   |
+    | what is spread over processes                         | the same specs; shards of today                      |
+    | NaN and infinity under nonfinite=                     | the same scan, in C                                  |
     """
 
     def __init__(
@@ -71,30 +96,24 @@ class Plan:
         state: Any,
         settings: Settings,
     ) -> None:
-        self._loaded, self._backend, self._state, self._settings = loaded, backend, state, settings
-        self._host, self._grain = self._look()
-        self._params = [p for group, _ in groups for p in group["params"]]
-        self._place = {id(p): i for i, p in enumerate(self._params)}
-        self._items = list(state.items())
+        self._loaded, self._backend, self._settings = loaded, backend, settings
         self._busy = False
         self._guard: Guard | None = None  # what the plan's `guarded` says
-        self._active = c_int64()
         self._held: list[Any] = []  # arrays that the structures below point into
-        self._shards = shards.Watch(self._params, state)
+        params = [p for group, _ in groups for p in group["params"]]
+        self._place = {id(p): i for i, p in enumerate(params)}  # a hint: what is found by it is compared
+        self._shards = shards.Watch(params, state)
         parts = [(i, rule, self._shards.stepped(bucket), places) for i, rule, bucket, places in _parts(groups, state)]
-        self.takes = bool(parts) and all(self._refuse(rule, bucket) is None for _, rule, bucket, _ in parts)
+        self.takes = (
+            bool(parts)
+            and type(state) in _STATES
+            and all(self._refuse(rule, bucket) is None for _, rule, bucket, _ in parts)
+        )
         if not self.takes:
             return
-        self._stepped = [p for _, _, bucket, _ in parts for p in bucket.param]
-        self._places = [place for *_, places in parts for place in places]
-        owners = [self._params[place] for place in self._places]
-        # of a DTensor both: autograd may have kept the parameter or its shard
-        self._written = [(p, (p,) if p is x else (p, x)) for p, x in zip(owners, self._stepped, strict=True)]
-        self._versioned = [x for _, written in self._written for x in written if not x.is_inference()]
-        # only a tensor of one element can be in the dense layout and still be a lazily negated view
-        self._singles = [p for p, x in zip(owners, self._stepped, strict=True) if x.numel() == 1]
+        self._host = native.host(parts[0][2].param[0].device)
         lists = [self._lists(rule, bucket) for _, rule, bucket, _ in parts]
-        self._held.append(lists)
+        self._lists_held = lists
         works = (native.Work * len(lists))(*(held.work for held in lists))
         for work, (i, *_) in zip(works, parts, strict=True):
             work.scale, work.cap = 1.0, math.inf if (cap := groups[i][0]["max_update"]) is None else cap
@@ -102,10 +121,11 @@ class Plan:
         self._known = []
         for i, (group, rule) in enumerate(groups):
             own = [work for work, (owner, *_) in zip(works, parts, strict=True) if owner == i]
-            self._known.append(_Known(group["params"], settings(group), rule.momentum, rule, own))
-        self._plan = self._fill(parts, groups)
+            self._known.append(_Known(len(group["params"]), settings(group), rule.momentum, rule, own))
+        self._plan = self._fill(parts, params, state)
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
+        self.takes = bool(loaded.apart(self._address))
 
     def again(
         self,
@@ -116,7 +136,7 @@ class Plan:
         guard: Guard | None = None,
         due: Due = None,
     ) -> bool:
-        """Step once more if everything is where it was.
+        """Step once more if everything is as it was.
 
         Args:
             scaling: what a gradient scaler brings.
@@ -125,33 +145,33 @@ class Plan:
         Returns: False, with nothing written, if anything moved: then the plan is to be dropped.
         Mutates: parameters and state. Never gradients.
         """
-        if self._busy or backend != self._backend or state is not self._state or len(groups) != len(self._known):
+        if self._busy or backend != self._backend or type(state) not in _STATES or len(groups) != len(self._known):
             return False
         if cpu.in_mode() or not self._can(scaling, guard, due):
             return False
         for group, known in zip(groups, self._known, strict=True):
-            if group["params"] is not known.params:
-                return False
-            numbers = NUMBERS(group)
             try:
+                params, numbers = group["params"], NUMBERS(group)
+                if type(params) is not list or len(params) != known.count:
+                    return False
                 if self._settings(group) != known.settings:
                     return False
-                if type(numbers[0]) is not float or numbers != known.numbers:  # a tensor may hold another today
-                    if (numbers[3] != 0) is not known.momentum or not usual(*numbers):
+                if type(numbers[0]) is not float or numbers != known.numbers:
+                    if not usual(*numbers) or (numbers[3] != 0) is not known.momentum:
                         return False
-                    known.hyper = Hyper(*(*numbers, group["reference_lr"], group["max_update"]))
-                    self._write(known, known.hyper)
-                    known.numbers = numbers
-            except (struct.error, ArithmeticError, TypeError, ValueError, RuntimeError):
-                return False  # what is no number or no switch: the long way says which
-        if self._singles and self._negated():
+                    known.numbers = ()
+                    self._write(known, Hyper(*(*numbers, group["reference_lr"], group["max_update"])))
+                    known.numbers = () if isinstance(numbers[0], Tensor) else numbers
+            except (struct.error, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError):
+                return False  # what is lost, no number or no switch: the full step says which
+        keys = groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(map(_PARAMS, groups)))
+        try:
+            gradients = list(map(GRADIENTS, keys)) if due is None else self._due(due, keys)
+        except AttributeError:  # something else than a tensor, or none of these groups
             return False
         self._busy = True
         try:
-            gradients = list(map(GRADIENTS, self._params)) if due is None else self._due(due)
-            if self._shards.any and self._shards.gradients(gradients) is None:
-                return False
-            return self._run(gradients, groups, scaling, guard, due)
+            return self._run(groups, state, keys, gradients, scaling, guard)
         finally:
             self._busy = False
 
@@ -161,7 +181,6 @@ class Plan:
 
     def _write(self, known: _Known, hyper: Hyper) -> None:
         """Write today's numbers into the works; a tensor lr is read here. Raises: struct.error, TypeError."""
-        known.numbers = ()
         numbers = (hyper.lr, hyper.alpha, hyper.eps, hyper.momentum, hyper.shrinkage(known.rule))
         for work in known.works:
             _PACK(work, 0, *numbers)
@@ -171,20 +190,19 @@ class Plan:
         """Whether some of the parameters are spread over processes."""
         return self._shards.any
 
-    def _negated(self) -> bool:
-        """Whether a gradient is a lazily negated view."""
-        return any(p.grad is not None and shards.shard(p.grad).is_neg() for p in self._singles)
-
-    def _due(self, due: list[Tensor]) -> list[Tensor | None]:
+    def _due(self, due: list[Tensor], params: list[Any]) -> list[Tensor | None]:
         """The gradient of every parameter that is due, in the order of the groups, and None for the others."""
-        gradients: list[Tensor | None] = [None] * len(self._params)
+        gradients: list[Tensor | None] = [None] * len(params)
         for p in due:
-            gradients[self._place[id(p)]] = p.grad
+            place = self._place.get(id(p), -1)
+            if place < 0 or params[place] is not p:
+                raise AttributeError
+            gradients[place] = p.grad
         return gradients
 
-    def _look(self) -> tuple[native.Host | None, int]:
-        """What rmsprop_again asks of torch, and above how many elements it leaves the step to its caller."""
-        return self._loaded.host, native.GRAIN
+    def _grain(self) -> int:
+        """Above how many elements rmsprop_again leaves the step to its caller."""
+        return -1 if self._shards.any or not self._host or not self._host.bump else native.GRAIN
 
     def _refuse(self, rule: Rule, bucket: Bucket) -> str | None:
         return cpu.refuse(rule, bucket)
@@ -193,22 +211,43 @@ class Plan:
         """The bucket's addresses and sizes, where rmsprop_again is to note them, with their `work` and `size`."""
         return cpu.Lists(rule, bucket)
 
+    def _look(
+        self, state: Any, keys: list[Any], gradients: list[Tensor | None]
+    ) -> tuple[int, list[Any], list[Tensor | None]]:
+        """Validate everything in C, and step there if it is little.
+
+        Returns: an Again, the tensors that step, and their gradients.
+        """
+        params, held = keys, None
+        if self._shards.any:
+            found = self._shards.today(keys, gradients)
+            if found is None:
+                return _MOVED, params, gradients
+            params, *held = found
+            ids = tuple([*map(id, values)] for values in held)
+            if ids != self._spread_ids:
+                self._spread_ids = ids
+                for (place, name), slot, part in zip(self._shards.slots, *ids, strict=True):
+                    at = place * native.TENSORS + _NAMES.index(name)
+                    self._spread[0][at], self._spread[1][at] = slot, part
+        return self._loaded.again(self._address, id(params), id(keys), id(gradients), id(state)), params, gradients
+
     def _run(
         self,
-        gradients: list[Tensor | None],
         groups: list[dict[str, Any]],
+        state: Any,
+        keys: list[Any],
+        gradients: list[Tensor | None],
         _scaling: Scaling | None,
         guard: Guard | None,
-        due: Due,
     ) -> bool:
         """`again`, of these gradients, once all that Python knows is as it was."""
         if guard is not self._guard:
             self._guard, self._plan.guarded = guard, guard is not None
-        code = self._loaded.again(self._address, id(gradients), self._active)
+        code, params, gradients = self._look(state, keys, gradients)
         if code == _MOVED:
             return False
         if code == _STEPPED and guard is None:
-            self._count_writes(due)
             return True
         works, parallel_for = (self._works_address, len(self._works)), self._loaded.parallel_for
         if guard is not None:
@@ -223,80 +262,67 @@ class Plan:
                 return True
             guard.passed()
         if code == _SAME:
+            self._count_writes(keys, params, gradients)
             failed = self._loaded.step(*works, 0.0, parallel_for, native.GRAIN)
             if failed:
                 raise RuntimeError(f"torch_parallel_for failed with code {failed}: the step is incomplete")
-        self._count_writes(due)
         return True
 
-    def _count_writes(self, due: Due) -> None:
-        """Tell autograd which parameters were written: all of them, as a rule."""
-        if due is not None:
-            ids = {id(p) for p in due if p.grad is not None}
-            cpu.count_writes([x for p, written in self._written if id(p) in ids for x in written])
-        elif self._active.value == len(self._stepped):
-            torch.autograd.graph.increment_version(self._versioned)
-        else:
-            cpu.count_writes([x for p, written in self._written if p.grad is not None for x in written])
+    def _count_writes(self, keys: list[Any], params: list[Any], gradients: list[Tensor | None]) -> None:
+        """Tell autograd which parameters are about to be written: all of them, as a rule.
 
-    def _fill(self, parts: list["_Part"], groups: list[tuple[dict[str, Any], Rule]]) -> native.Plan:
+        It is told before: a signal after the write would leave one that it does not know of.
+        """
+        if self._plan.active == len(keys) and not self._plan.inferred and not self._shards.any:
+            torch.autograd.graph.increment_version(keys)
+            return
+        written = [x for x, g in zip(params, gradients, strict=True) if g is not None]
+        if self._shards.any:  # autograd may have kept the parameter or its shard
+            triples = zip(keys, params, gradients, strict=True)
+            written += [key for key, x, g in triples if g is not None and key is not x]
+        cpu.count_writes(written)
+
+    def _fill(self, parts: list["_Part"], params: list[Tensor], state: Any) -> native.Plan:
         """The plan as csrc/plan.h has it."""
-        state = dict(self._items)
-        rows = [self._rows(bucket, self._shards.entries(state)) for _, _, bucket, _ in parts]
-        dtypes = [
-            self._loaded.dtype_codes[values[0].dtype]
-            for _, _, bucket, _ in parts
-            for values in (bucket.param, bucket.square_avg, bucket.step)
-        ]
-        placed = {place for *_, places in parts for place in places}
-        idle = [i for i in range(len(self._params)) if i not in placed]
-        kept = [
-            native.Group(id(group["params"]), len(group["params"]), self._array(c_void_p, map(id, group["params"])))
-            for group, _ in groups
-        ]
-        return native.Plan(
+        kinds = [kind for _, _, bucket, _ in parts for kind in cpu.kinds(self._loaded, bucket)]
+        self._places = [place for *_, places in parts for place in places]
+        placed = set(self._places)
+        idle = [i for i in range(len(params)) if i not in placed]
+        items = [self._place.get(id(key), -1) for key in state]
+        while items and items[-1] not in placed:
+            items.pop()
+        items = [place if place in placed else -1 for place in items]
+        sizes = [len(entry) if place >= 0 else 0 for place, entry in zip(items, state.values(), strict=False)]
+        spans = (c_int64 * (12 * len(self._places)))()
+        self._held.append(spans)
+        names = [c_void_p(id(name)).value if name else None for name in _NAMES]
+        plan = native.Plan(
             host=ctypes.addressof(self._host) if self._host else None,
-            state=id(self._state),
-            items=len(self._items),
-            keys=self._array(c_void_p, (id(key) for key, _ in self._items)),
-            values=self._array(c_void_p, (id(value) for _, value in self._items)),
-            groups=len(kept),
-            group=self._array(native.Group, kept),
-            slot_names=(c_void_p * len(_SLOTS))(*map(id, _SLOTS)),
+            params=len(params),
+            items=len(items),
+            item=self._array(c_int64, items),
+            entry_size=self._array(c_int64, sizes),
+            entry=self._array(c_void_p, [None] * len(params)),
+            slot_names=(c_void_p * native.TENSORS)(*names),
             works=len(self._works),
             work=ctypes.addressof(self._works),
-            rows=self._array(c_void_p, rows),
-            dtypes=self._array(c_int32, dtypes),
-            places=self._array(c_void_p, [self._array(c_int64, places) for *_, places in parts]),
-            elements=sum(p.numel() for p in self._stepped),
-            grain=self._grain,
+            kinds=self._array(c_int32, kinds),
+            place=self._array(c_void_p, [self._array(c_int64, places) for *_, places in parts]),
+            elements=sum(p.numel() for _, _, bucket, _ in parts for p in bucket.param),
+            grain=self._grain(),
             idle=len(idle),
-            idle_places=self._array(c_int64, idle),
+            idle_place=self._array(c_int64, idle),
+            span=ctypes.addressof(spans),
         )
+        if self._shards.any:
+            self._spread = [(c_void_p * (native.TENSORS * len(params)))() for _ in range(2)]
+            self._spread_ids: tuple[list[int], ...] = ()
+            plan.spread_slot, plan.spread_shard = map(ctypes.addressof, self._spread)
+        return plan
 
-    def _rows(self, bucket: Bucket, state: Mapping[Any, Any]) -> int:
-        """The address of the bucket's rows."""
-        rows = []
-        for i, p in enumerate(bucket.param):
-            kept = (bucket.step, bucket.square_avg, bucket.grad_avg, bucket.momentum_buffer, bucket.compensation)
-            slots = [values[i] if values else None for values in kept]
-            self._held.append(slots)
-            rows.append(
-                native.Row(
-                    param=id(p),
-                    entry=id(state[p]),
-                    slot=(c_void_p * len(_SLOTS))(*(None if x is None else id(x) for x in slots)),
-                    dim=p.dim(),
-                    shape=self._array(c_int64, (*p.shape, *p.stride())),
-                    size=p.numel(),
-                )
-            )
-        return self._array(native.Row, rows)
-
-    def _array(self, kind: Any, values: Any) -> int:
+    def _array(self, kind: Any, values: list[Any]) -> int:
         """The address of a C array, kept as long as the plan."""
-        items = list(values)
-        array = (kind * len(items))(*items)
+        array = (kind * len(values))(*values)
         self._held.append(array)
         return ctypes.addressof(array)
 
@@ -315,7 +341,7 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
         for p in group["params"]:
             entry = state.get(p)
             slots = kept(rule, group, p)
-            if entry and all(isinstance(entry.get(slot), Tensor) for slot in slots):
+            if type(entry) is dict and all(isinstance(entry.get(slot), Tensor) for slot in slots):
                 key = (p.device, p.dtype, entry["square_avg"].dtype, entry["step"].dtype)
                 if key not in found:
                     found[key] = wanted(group, []), []

@@ -26,7 +26,6 @@ class _Lists:
 
     def __init__(self, rule: Rule, bucket: Bucket) -> None:
         self.table = triton.table_of(bucket)  # that of the step before is on the device already
-        self.first = bucket.param[0]
         self.launched = triton.Work(rule, bucket)
         if bucket.capturable and self.table.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             self.table.prepare()
@@ -59,29 +58,31 @@ class DevicePlan(Plan):
     def _can(self, scaling: Scaling | None, guard: Guard | None, due: Due) -> bool:
         """Whether such a step is one for a plan: the long way has a table for each set of tensors that are due.
 
-        Where steps are counted on the host, it also says what that does not go with. The look in C tells a GPU from a
-        CPU, but not from another GPU.
+        Where steps are counted on the host, it also says what that does not go with.
         """
-        lists = self._held[0]
-        if due is not None or any(own.first.device != own.table.device for own in lists):
+        lists = self._lists_held
+        if due is not None or len({own.table.device for own in lists}) > 1:
             return False
         on_host = any(own.launched.clock is None for own in lists)
         decided_there = scaling is not None or (guard is not None and guard.mode == "skip")
         return not (on_host and (decided_there or _capturing(lists)))
 
     def _write(self, known: Any, hyper: Hyper) -> None:
-        """Nothing: the numbers go with the launch."""
+        """Keep the numbers: they go with the launch."""
+        known.hyper = hyper
 
     def _run(
         self,
-        gradients: list[Tensor | None],
         groups: list[dict[str, Any]],
+        state: Any,
+        keys: list[Any],
+        gradients: list[Tensor | None],
         scaling: Scaling | None,
         guard: Guard | None,
-        _due: Due,
     ) -> bool:
         """`again`, of these gradients, once all that Python knows is as it was; without waiting for a device."""
-        if self._loaded.again(self._address, id(gradients), self._active) == _MOVED:
+        code, params, gradients = self._look(state, keys, gradients)
+        if code == _MOVED:
             return False
         grad_scale, found_inf = scaling or (None, None)
         if guard is not None and scaling is None:
@@ -90,19 +91,18 @@ class DevicePlan(Plan):
                 return True
             found_inf = bad if isinstance(bad, Tensor) else None
         hypers = [known.hyper for known in self._known for _ in known.works]
-        for lists, hyper in zip(self._held[0], hypers, strict=True):
+        for known in self._known:
+            if not known.numbers:  # its lr is a tensor, which is the user's
+                known.hyper = None
+        self._count_writes(keys, params, gradients)
+        for lists, hyper in zip(self._lists_held, hypers, strict=True):
             if lists.launched.clock is None:
                 lists.count(self._loaded, hyper.alpha)
             lists.launched.launch(hyper, lists.table, grad_scale, found_inf)
-        self._count_writes(None)
         return True
 
-    def _look(self) -> tuple[native.Host | None, int]:
-        host = self._loaded.host
-        if host is not None and torch.cuda.is_available():
-            host = native.Host.from_buffer_copy(host)
-            host.cpu = native.device_code("cuda")
-        return host, -1
+    def _grain(self) -> int:
+        return -1
 
     def _refuse(self, rule: Rule, bucket: Bucket) -> str | None:
         return triton.refuse(rule, bucket)
@@ -112,7 +112,7 @@ class DevicePlan(Plan):
 
 
 def _capturing(lists: list[_Lists]) -> bool:
-    return lists[0].first.is_cuda and torch.cuda.is_current_stream_capturing()
+    return lists[0].table.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def build(
@@ -127,7 +127,7 @@ def build(
     """
     kinds = {"cpu": Plan, "triton": DevicePlan}
     loaded = native.load()
-    if used not in kinds or isinstance(loaded, str) or loaded.again is None:
+    if used not in kinds or isinstance(loaded, str) or loaded.host is None:
         return None
     plan = kinds[used](loaded, backend, groups, state, settings)
     return plan if plan.takes else None
