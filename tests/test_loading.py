@@ -194,7 +194,7 @@ def test_without_names_on_both_sides_the_order_decides_and_shapes_are_checked():
     kept = saved()
     unnamed = RMSprop([p for _, p in params()])
     assert unnamed.load_state_dict(kept).matched == "order"
-    assert "param_names" not in unnamed.param_groups[0]
+    assert unnamed.param_groups[0]["param_names"] == ["a", "b", "c"]  # taken over, as torch does
     del kept["param_groups"][0]["param_names"]
     named = RMSprop(params())
     assert named.load_state_dict(kept).matched == "order"

@@ -79,6 +79,8 @@ def settle(
         for j, own in zip(sources, kept, strict=True):
             found.left_open[i, j] = _left_open(loaded[0], own)
         new = group if keep else _without_disputed(loaded, group)
+        if match.names is not None:
+            new = {**new, "param_names": list(match.names[i])}
         _note_what_was_left_open(new, kept[0], found.notes)
         found.groups.append(new)
         differences = [

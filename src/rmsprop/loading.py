@@ -17,8 +17,9 @@ from torch import Tensor
 
 from rmsprop import foreign, settings, shards
 from rmsprop.bucket import arithmetic_dtype, fresh_slot
+from rmsprop.dialects import SWITCHES
 from rmsprop.groups import HPARAMS, Difference, Group, Settled, settle, show
-from rmsprop.matching import Match, Pair, hint, match
+from rmsprop.matching import MATCHES, Match, Pair, hint, match, rekeyed
 
 _SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
 _SHAPED = (*_SLOTS, "compensation")
@@ -34,7 +35,7 @@ class Report:
         loaded: parameters whose state came from the state dict.
         stateless: parameters that it knows and has no state of: they had never stepped, and begin afresh.
         missing: parameters here that it lacks (strict=False: they keep the state that they had).
-        unexpected: parameters of it that are not here.
+        unexpected: parameters of it that are not here, and state of it that no group of it lists.
         reshaped: what of it does not fit its parameter (strict=False: it keeps the state that it had).
         differences: settings that differ, as the optimizer had them and as the state dict has them.
         kept: whether the optimizer's settings stayed.
@@ -60,7 +61,12 @@ class Report:
 
 
 def load(
-    optimizer: Any, state_dict: Any, strict: bool, rename: Mapping[str, str] | None, hparams: str | None
+    optimizer: Any,
+    state_dict: Any,
+    strict: bool,
+    rename: Mapping[str, str] | None,
+    hparams: str | None,
+    by: str | None = None,
 ) -> Report:
     """Make an RMSprop go on from a state dict. See RMSprop.load_state_dict.
 
@@ -72,25 +78,31 @@ def load(
             return load(optimizer, state_dict, strict, rename, hparams)
     if hparams is not None and hparams not in HPARAMS:
         raise ValueError(f"Invalid hparams: {hparams!r}; it takes 'load' (the saved numbers), 'keep' (these) or None")
+    if by is not None and by not in MATCHES:
+        raise ValueError(
+            f"Invalid match: {by!r:.80}; it takes 'name', 'order' or None, which decides by what is there"
+        )
     state_dict = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
     for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         changed = hook(optimizer, state_dict)
         state_dict = state_dict if changed is None else changed
     foreign.check_shape(state_dict)
-    groups, saved, state = optimizer.param_groups, state_dict["param_groups"], state_dict["state"]
+    groups, saved = optimizer.param_groups, state_dict["param_groups"]
+    state, lost = rekeyed(saved, state_dict["state"])
     foreign.check_owner(groups, saved, state)
-    matched = match(groups, saved, rename)
+    matched = match(groups, saved, rename, by)
     settled = settle(groups, saved, matched, optimizer._asked, hparams == "keep")
     reshaped = _misfits(matched, settled, state)
-    if strict and (matched.missing or matched.unexpected or reshaped):
-        raise ValueError(_does_not_fit(matched, [x for found in reshaped.values() for x in found]))
+    ownerless = [f"state under the key {key!r:.40}" for key in lost]
+    if strict and (matched.missing or matched.unexpected or reshaped or lost):
+        raise ValueError(_does_not_fit(matched, [x for found in reshaped.values() for x in found], ownerless))
     said = (*settled.notes, *_lost_remainders(matched, settled, state), *_surprise(optimizer, settled, hparams))
     for sentence in said:
         warnings.warn(sentence, stacklevel=_to_caller())
     writes = _Writes()
     if hparams != "keep":
         _place_lr(groups, settled.groups, writes)
-    known = {key for group in saved for key in group["params"]}
+    known = {*lost, *(key for group in saved for key in group["params"])}
     held = _place_state(optimizer.state, matched, settled, state, known, reshaped, writes)
     writes.carry_out()
     optimizer.__setstate__({"state": held, "param_groups": settled.groups})
@@ -102,20 +114,21 @@ def load(
         tuple(pair.name for pair in fit if state.get(pair.key)),
         tuple(pair.name for pair in fit if not state.get(pair.key)),
         tuple(matched.missing),
-        tuple(matched.unexpected),
+        (*matched.unexpected, *ownerless),
         tuple(x for found in reshaped.values() for x in found),
         tuple(settled.differences),
         hparams == "keep",
     )
 
 
-def _does_not_fit(matched: Match, reshaped: list[str]) -> str:
+def _does_not_fit(matched: Match, reshaped: list[str], ownerless: list[str]) -> str:
     """The sentence that lists everything for which a strict load is refused."""
     lines = ["loaded state dict does not fit this optimizer:"]
     for words, found in (
         ("missing from it", [repr(name) for name in matched.missing]),
         ("unexpected in it", [repr(name) for name in matched.unexpected]),
         ("of another shape or kind", reshaped),
+        ("of no parameter that its groups list", ownerless),
     ):
         lines += [f"  {words} ({len(found)}): {'; '.join(found)}"] if found else []
     renaming = f"{hint(matched.missing, matched.unexpected)} where names changed, or " if matched.unexpected else ""
@@ -132,13 +145,19 @@ def _to_caller() -> int:
 
 def _surprise(optimizer: Any, settled: Settled, hparams: str | None) -> list[str]:
     """The sentence for numbers of the constructor that a load replaces, unless that was said to be meant."""
-    if hparams is not None or all(d.name == "lr" for d in settled.surprises):
-        return []  # a learning rate alone is what every schedule moves
-    if any(float(entry.get("step", 0)) for entry in optimizer.state.values()):
-        return []  # it has stepped: going back to a checkpoint is the wish
+    if hparams is not None:
+        return []
+    replaced = settled.surprises
+    scheduled: tuple[str, ...] = ("lr",)  # a learning rate alone is what every schedule moves
+    if any(isinstance(entry, Mapping) and "square_avg" in entry for entry in optimizer.state.values()):
+        scheduled = ("lr", "momentum", "weight_decay")  # it has stepped, and may go back to before they moved
+        rule = [d for d in settled.differences if d.name in ("dialect", *SWITCHES) and d not in replaced]
+        replaced = [*rule, *replaced]
+    if all(d.name in scheduled for d in replaced):
+        return []
     said = ", ".join(
         f"{d.name}={show(d.here)} by {show(d.saved)}" + (f" in group {d.group}" if len(settled.groups) > 1 else "")
-        for d in settled.surprises
+        for d in replaced
     )
     return [
         f"the loaded state dict replaces {said}, as torch's would: give hparams='keep' to go on with what this "

@@ -1,12 +1,21 @@
-"""Which parameter of a state dict is which parameter here: by name where both sides have names, else by order."""
+"""Pairs the parameters of a state dict with an optimizer's: by name where both sides have names, else by order."""
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from rmsprop.printing import shown
 
 Group = Mapping[str, Any]
+
+_SLOTS = frozenset(("step", "square_avg", "grad_avg", "momentum_buffer"))
+MATCHES = ("name", "order")
+# Parts of a name that wrappers add: DataParallel, torch.compile, FSDP, activation checkpoints.
+_WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 
 
 @dataclass(frozen=True)
@@ -40,38 +49,161 @@ class Match:
         by: "name" or "order".
         missing: names here that the state dict lacks.
         unexpected: names of the state dict that are not here.
+        names: by group, the saved names that an optimizer without names takes over, as torch does.
     """
 
     by: str
     pairs: list[Pair]
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    names: list[list[str]] | None = None
 
     def sources(self, group: int) -> list[int]:
         """The saved groups that a present group's parameters come from, in order of appearance."""
         return list(dict.fromkeys(pair.saved for pair in self.pairs if pair.group == group))
 
 
-def match(groups: Sequence[Group], saved: Sequence[Group], rename: Mapping[str, str] | None) -> Match:
+def match(
+    groups: Sequence[Group], saved: Sequence[Group], rename: Mapping[str, str] | None, by: str | None = None
+) -> Match:
     """Pair the present groups' parameters with the saved groups'.
+
+    Keys that are names, as torch's distributed checkpoints have them, are paired by name; by order only where torch
+    itself has put them into this optimizer's order, or where names or shapes leave one way.
 
     Args:
         rename: saved name -> name here; a saved name that ends with a dot stands for all that begin with it.
-    Raises: ValueError where names are ambiguous, and, without names, where groups or their sizes differ.
+        by: "name" or "order", the user's decision; None decides by what is there.
+    Raises: ValueError where names are ambiguous or lacking, and, without names, where groups or their sizes differ.
     """
-    ours, theirs = _names(groups), _saved_names(saved)
-    if ours is not None and theirs is not None:
-        theirs = _renamed(theirs, rename or {})
-        keyed = any(isinstance(key, str) for group in saved for key in group["params"])
-        if not keyed or rename or {name for _, name in _flat(theirs)} == {name for _, name in _flat(ours)}:
-            return _by_name(groups, ours, saved, theirs)
-    elif rename:
-        side = "this optimizer" if ours is None else "the loaded state dict"
-        raise ValueError(
-            f"rename={dict(rename)!r} needs names on both sides, and {side} has none: build it with "
-            "model.named_parameters()"
-        )
-    return _by_order(groups, saved)
+    ours = _names(groups)
+    keyed = _keyed(ours, saved)
+    theirs = _saved_names(saved, keyed)
+    taken = theirs if ours is None and not keyed else None
+    if by == "order":
+        if rename:
+            raise ValueError(f"rename={dict(rename)!r:.80} pairs by name, and match='order' does not; leave one out")
+        return _by_order(groups, saved, taken)
+    if ours is None or theirs is None:
+        if rename or by:
+            side = "this optimizer" if ours is None else "the loaded state dict"
+            asked = f"rename={dict(rename)!r:.80}" if rename else f"match={by!r}"
+            raise ValueError(
+                f"{asked} needs names on both sides, and {side} has none: build it with model.named_parameters()"
+            )
+        found = _by_order(groups, saved, taken)
+        if not _is_in_order(found) and not _is_from_torch():
+            if keyed:
+                raise ValueError(_names_on_one_side(found))
+            _check_numbers(saved)
+        return found
+    theirs = _renamed(theirs, rename or {})
+    if keyed and not rename and by is None and not _alike(ours, theirs):
+        short = [[[bare(name) for name in own] for own in names] for names in (ours, theirs)]
+        if short[0] == short[1] or _is_from_torch():
+            return _by_order(groups, saved)
+        if _alike(*short):
+            back = dict(zip((name for _, name in _flat(short[0])), (name for _, name in _flat(ours)), strict=True))
+            theirs = [[back[name] for name in own] for own in short[1]]
+    return _by_name(groups, ours, saved, theirs)
+
+
+def _alike(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> bool:
+    """Whether both sides have the same names, each once."""
+    here, there = [name for _, name in _flat(ours)], [name for _, name in _flat(theirs)]
+    return len(here) == len(there) == len(set(here)) and set(here) == set(there)
+
+
+def bare(name: str) -> str:
+    """A name without what wrappers of the model add to it."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
+
+
+def _keyed(ours: list[list[str]] | None, saved: Sequence[Group]) -> bool:
+    """Whether the saved groups list names, and not numbers that became strings."""
+    keys = [key for group in saved for key in group["params"]]
+    return is_named(keys, [] if ours is None else [name for _, name in _flat(ours)])
+
+
+def is_named(keys: Sequence[Any], names: Iterable[Any]) -> bool:
+    """Whether keys are names: strings, and not all digits, unless these are the names of the model."""
+    if not keys or not all(isinstance(key, str) for key in keys):
+        return False
+    return not all(key.isdecimal() for key in keys) or set(keys) == set(names)
+
+
+def _is_in_order(found: Match) -> bool:
+    """Whether shapes leave no other way than this order."""
+    shapes = [None if is_lazy(pair.param) else tuple(pair.param.shape) for pair in found.pairs]
+    return len(set(shapes)) == len(shapes)
+
+
+def _is_from_torch() -> bool:
+    """Whether torch's set_optimizer_state_dict calls, which lists the names in this optimizer's own order."""
+    frame = sys._getframe()
+    while frame.f_back:
+        frame = frame.f_back
+        if frame.f_globals.get("__name__") == "torch.distributed.checkpoint.state_dict":
+            return True
+    return False
+
+
+def _names_on_one_side(found: Match) -> str:
+    names = ", ".join(shown(pair.key, 40) for pair in found.pairs[:2])
+    return (
+        f"loaded state dict names its parameters ({names}, ...), this optimizer has no names, and parameters of one "
+        "shape cannot be told apart: build it with model.named_parameters(), or give match='order' if its groups "
+        "hold the same parameters in the same order"
+    )
+
+
+def _check_numbers(saved: Sequence[Group]) -> None:
+    """Refuse numbers that were sorted as text, 10 before 2: they were the optimizer's order, and are not any more."""
+    for i, group in enumerate(saved):
+        keys = [str(key) for key in group["params"] if isinstance(key, str) or key in range(2**31)]
+        digits = len(keys) == len(group["params"]) and all(key.isdecimal() and len(key) < 11 for key in keys)
+        if digits and keys == sorted(keys) and keys != sorted(keys, key=int):
+            raise ValueError(
+                f"loaded state dict's group {i} lists its parameters sorted as text ({', '.join(keys[:4])}, ...), "
+                "which is not the order that they had: sort them as numbers, or give match='order' to take them as "
+                "they are"
+            )
+
+
+def rekeyed(saved: Sequence[Group], state: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], list[Any]]:
+    """The saved state under the keys that its groups list, where numbers became strings on their way through a file.
+
+    Returns: the state, and the keys of those entries that are a parameter's state and belong to none.
+    Raises: ValueError where a key is listed or kept twice.
+    """
+    listed = [key for group in saved for key in group["params"]]
+    known = set(listed)
+    if len(known) < len(listed):
+        raise ValueError("loaded state dict lists a parameter twice in its groups, so its state belongs to two")
+    if known.issuperset(state):
+        return state, []
+    twins = {_other(key): key for key in known}
+    found: dict[Any, Any] = {}
+    for key, entry in state.items():
+        own = key if key in known or type(key) not in (int, str) else twins.get(key, key)
+        if own in found or (own is not key and own in state):
+            raise ValueError(
+                f"loaded state dict keeps the state of parameter {own!r:.40} twice, as {own!r:.40} and {key!r:.40}"
+            )
+        found[own] = entry
+    lost = [
+        key
+        for key, entry in found.items()
+        if key not in known and isinstance(entry, Mapping) and _SLOTS & entry.keys()
+    ]
+    return found, lost
+
+
+def _other(key: Any) -> Any:
+    """A number as a string, or back."""
+    if isinstance(key, str):
+        return int(key) if key.isdecimal() and key.isascii() and len(key) < 20 else key
+    return str(key) if -(2**63) <= key < 2**63 else key
 
 
 def _names(groups: Sequence[Group]) -> list[list[str]] | None:
@@ -81,11 +213,9 @@ def _names(groups: Sequence[Group]) -> list[list[str]] | None:
     return [list(group.get("param_names", ())) for group in groups]
 
 
-def _saved_names(saved: Sequence[Group]) -> list[list[str]] | None:
+def _saved_names(saved: Sequence[Group], keyed: bool) -> list[list[str]] | None:
     """The same of a state dict, where torch's distributed checkpoints put the names in the place of the numbers."""
     keys = [list(group["params"]) for group in saved]
-    if any(keys) and all(isinstance(key, str) for own in keys for key in own):
-        return keys
     for i, (group, own) in enumerate(zip(saved, keys, strict=True)):
         names = group.get("param_names", [str(key) for key in own])
         if (
@@ -97,7 +227,7 @@ def _saved_names(saved: Sequence[Group]) -> list[list[str]] | None:
                 f"loaded state dict's group {i} has {len(own)} parameters and the param_names {names!r:.80}; "
                 "it takes one string for each, or none at all"
             )
-    return _names(saved)
+    return keys if keyed else _names(saved)
 
 
 def _flat(names: Sequence[Sequence[str]]) -> Iterator[tuple[int, str]]:
@@ -152,7 +282,7 @@ def _by_name(
     return Match("name", pairs, missing, [name for name in places if name not in here])
 
 
-def _by_order(groups: Sequence[Group], saved: Sequence[Group]) -> Match:
+def _by_order(groups: Sequence[Group], saved: Sequence[Group], names: list[list[str]] | None = None) -> Match:
     if len(groups) != len(saved):
         raise ValueError(
             f"loaded state dict has a different number of parameter groups: it has {len(saved)}, "
@@ -169,7 +299,7 @@ def _by_order(groups: Sequence[Group], saved: Sequence[Group]) -> Match:
             )
         keys = zip(group["params"], kept["params"], strict=True)
         pairs += [Pair(p, i, key, i, str(key), False) for p, key in keys]
-    return Match("order", pairs)
+    return Match("order", pairs, names=names)
 
 
 def hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:

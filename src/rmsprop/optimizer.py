@@ -307,6 +307,7 @@ class RMSprop(Optimizer):
         strict: bool = True,
         rename: Mapping[str, str] | None = None,
         hparams: str | None = None,
+        match: str | None = None,
     ) -> loading.Report:
         """Go on from a saved state: RMSprop's of this package or of torch, of any version.
 
@@ -319,10 +320,12 @@ class RMSprop(Optimizer):
             rename: saved name -> name here; a saved name that ends with a dot stands for all that begin with it.
             hparams: "load" takes the saved numbers, as torch does; "keep" goes on with this optimizer's. None is
                 "load" with a warning where that replaces what the optimizer was built with.
+            match: "order" pairs by position, as torch does, whatever the names; "name" requires names. None pairs by
+                name where both sides have names, and refuses names on one side that the order cannot stand for.
         Returns: what was loaded, and which settings differ; `print` shows it.
         Raises: ValueError or TypeError, before anything is changed, when it is not an RMSprop's or does not fit.
         """
-        return loading.load(self, state_dict, strict, rename, hparams)
+        return loading.load(self, state_dict, strict, rename, hparams, match)
 
     def __getstate__(self) -> dict[str, Any]:
         own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling", "_asked", "_shared")}

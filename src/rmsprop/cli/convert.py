@@ -33,6 +33,13 @@ def convert(
     layout: Annotated[
         str, typer.Option(help="torch: kernels and names as torch has them; keep: as in the file.")
     ] = "torch",
+    match: Annotated[
+        str | None,
+        typer.Option(
+            help="order: parameters without names follow the model's order; number: keep their numbers. Default: "
+            "refuse where there is more than one way."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="A setting in the source's words, such as learning_rate=.01. May be repeated."),
@@ -65,9 +72,12 @@ def convert(
     """
     from rmsprop.convert.file import prepare, write, writer
     from rmsprop.convert.layout import read_map
+    from rmsprop.convert.pairing import MATCHES
 
     if layout not in ("torch", "keep"):
         raise typer.BadParameter(f"--layout takes torch or keep; got {layout!r}")
+    if match not in (None, *MATCHES):
+        raise typer.BadParameter(f"--match takes {' or '.join(MATCHES)}; got {match!r:.80}")
     if out is None and not dry_run:
         raise typer.BadParameter("OUT is missing: name the file to write, or add --dry-run to look first")
     for other in (source_file, out):
@@ -85,6 +95,7 @@ def convert(
             out=None if out is None else writer(out),
             optimizer=optimizer,
             parameters=parameters,
+            match=match,
         )
         if dry_run:
             typer.echo("\n".join(map(str, plan.moves)))

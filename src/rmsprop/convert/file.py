@@ -11,7 +11,7 @@ from typing import Any
 
 from rmsprop import dialects
 from rmsprop.convert import layout as layouts
-from rmsprop.convert import words
+from rmsprop.convert import pairing, words
 from rmsprop.convert.formats import FORMATS
 from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.torch_write import WRITTEN
@@ -117,6 +117,7 @@ def prepare(
     out: Format | None = None,
     optimizer: str | None = None,
     parameters: str | None = None,
+    match: str | None = None,
 ) -> Plan:
     """Read a checkpoint and convert it, without writing anything.
 
@@ -127,6 +128,7 @@ def prepare(
         chart: renames and transposes by hand.
         out: the format to write; None stands for `.pt`.
         optimizer, parameters: which optimizer and which model of a file that holds several, by their places.
+        match: "order" where parameters that cannot be told apart follow the model's order, "number" to keep numbers.
     Raises: Unreadable, ValueError or TypeError, in one sentence.
     """
     held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
@@ -143,11 +145,17 @@ def prepare(
             raise Unreadable(f"{model.name} holds no parameters; --model wants a model's state dict")
         if not held.params and layout == "torch":
             report.assumed.append(f"the model's values are those of {model.name}, since {path.name} holds none")
+    if held.numbers:
+        chart = chart or Map()
+        own = pairing.learned(shapes or {name: held.params[name].shape for name in held.trained})
+        held, rename = pairing.named(held, own, chart.rename, match, report, wanted=shapes is not None)
+        chart = Map(dict(rename), chart.transpose)
     groups = words.settle(held, given or {}, report)
     if target == "rmsprop" and out is not None and out.name not in _KEEPS_OURS:
         target = groups[0][1]["dialect"]
     way = _layout(layout, held, target, out)
-    moves = layouts.plan(held, way, chart, shapes, other.kinds if model is not None else None)
+    shapes = None if held.numbers else shapes
+    moves = layouts.plan(held, way, chart, shapes, other.kinds if model is not None else None, match)
     report.assumed += layouts.doubts(held, moves, way)
     made = _convert(held, groups, moves, target, out, given or {}, report)
     if model is not None and not held.params:
@@ -179,9 +187,9 @@ def _convert(
     ours = target == "rmsprop" or (by_torch and target not in WRITTEN)
     dialect = groups[0][1]["dialect"] if target == "rmsprop" else target
     made = Checkpoint(source=OWN + dialect if ours else target)
-    made.step = held.step
+    made.step, made.numbers = held.step, held.numbers
     place = {move.source: move for move in moves}
-    for names, own in groups:
+    for i, (names, own) in enumerate(groups):
         settings = _rate(own, held.source, given, report)
         end_settings = settings if target == "rmsprop" else words.translate(settings, target, report)
         row = find(OWN + dialect if ours else dialect)
@@ -195,7 +203,7 @@ def _convert(
                     turned, start, Side(row, end_settings), own["lr"], held.step, report
                 )
         kept = _group(end_settings) if ours or by_torch else words.speak(end_settings, row.name)
-        order = [move.target for move in moves if move.source in set(names)]
+        order = held.numbers[i] if held.numbers else [move.target for move in moves if move.source in set(names)]
         made.groups.append((order, kept))
     made.hyper = dict(made.groups[0][1])
     order = [move.target for move in moves if move.target in made.slots]

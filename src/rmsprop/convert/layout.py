@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 
 from rmsprop.convert.layers import by_name
+from rmsprop.convert.pairing import BUFFERS, check_order
 from rmsprop.convert.record import OWN, Array, Checkpoint, Unreadable
 from rmsprop.convert.turning import KINDS, Shape, fits, is_kind, split, turn, turn_back, turned_shape
+from rmsprop.matching import bare
 
 AS_TENSORFLOW = ("tensorflow1", "keras1", "keras2", "keras3", "sonnet2", "optax", "jax")
 # Frameworks that keep their kernels as torch does: a name proves nothing there.
@@ -33,7 +35,6 @@ _LEAVES = {
     **dict.fromkeys(("moving_mean", "mean"), "running_mean"),
     **dict.fromkeys(("moving_variance", "var"), "running_var"),
 }
-BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 @dataclass
@@ -122,6 +123,7 @@ def plan(
     chart: Map | None = None,
     model: Mapping[str, tuple[int, ...]] | None = None,
     kinds: Mapping[str, str] | None = None,
+    match: str | None = None,
 ) -> list[Move]:
     """Where every parameter of a checkpoint goes, in the order of the model if there is one, else of the file.
 
@@ -130,6 +132,7 @@ def plan(
         chart: a map.toml, which stands over what names and kinds say.
         model: the target's names and shapes: matched by name, or if not all names match, by order.
         kinds: how the model's arrays lie, for those that turn back to TensorFlow's layout.
+        match: "order" where the file's order is the model's although it looks sorted as text.
     Raises: ValueError, in one sentence, for what does not fit.
     """
     chart = chart or Map()
@@ -149,7 +152,7 @@ def plan(
         raise ValueError(f"two parameters would both be named {twice!r} by the map's [rename]; name them apart")
     moves = [_move(checkpoint, name, shape, layout, chart) for name, shape in shapes.items()]
     if model is not None:
-        moves = _to_model(moves, model, chart)
+        moves = _to_model(moves, model, match)
     if layout == "tensorflow":
         moves = [
             move
@@ -312,7 +315,7 @@ def _array(checkpoint: Checkpoint, move: Move) -> Array:
     return next((a for a in checkpoint.slots[move.source].values() if a.ndim), np.empty(()))
 
 
-def _to_model(moves: list[Move], model: Mapping[str, tuple[int, ...]], chart: Map) -> list[Move]:
+def _to_model(moves: list[Move], model: Mapping[str, tuple[int, ...]], match: str | None = None) -> list[Move]:
     """The moves under the model's names, in its order."""
     by_name = {move.target: move for move in moves}
     if set(by_name) <= set(model) and len(by_name) == len(moves):
@@ -326,12 +329,16 @@ def _to_model(moves: list[Move], model: Mapping[str, tuple[int, ...]], chart: Ma
                 f"the file has {len(moves)} parameters and the model {len(places)}, and {len(lost)} names do not "
                 f"match ({', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}); rename them in a map.toml"
             )
-        fixed = {
-            chart.rename[m.source]: m for m in moves if m.source in chart.rename and chart.rename[m.source] in model
-        }
-        rest = iter([m for m in moves if m not in fixed.values()])
+        unwrapped = {bare(name): name for name in places}
+        owners = [m.target if m.target in model else unwrapped.get(bare(m.target), "") for m in moves]
+        fixed = {name: m for name, m in zip(owners, moves, strict=True) if name in places}
+        left = [m for name, m in zip(owners, moves, strict=True) if fixed.get(name) is not m]
+        if match != "order":
+            there = [tuple(model[name]) for name in places if name not in fixed]
+            check_order([move.source for move in left], [tuple(move.shape) for move in left], there)
+        rest = iter(left)
         found = [
-            _named(m, name, "by map") if (m := fixed.get(name)) else _named(next(rest), name, "by order")
+            _named(m, name, m.why) if (m := fixed.get(name)) else _named(next(rest), name, "by order")
             for name in places
         ]
     return found

@@ -51,6 +51,8 @@ class Checkpoint:
     layout: the kind, or the axes, that each array has been turned by. `notes` are sentences for the report: what the
     reader dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with a note. `groups` are the parameter
     groups, each the names of its parameters and its settings, where there are several; `hyper` is then the first's.
+    `numbers` are the numbers of each group's parameters, as text, where the file does not name them and `slots` goes
+    by number; `trained` are those of `params` that they may stand for.
     """
 
     source: str = ""
@@ -62,6 +64,8 @@ class Checkpoint:
     turned: dict[str, Any] = dataclasses.field(default_factory=dict)
     notes: list[str] = dataclasses.field(default_factory=list)
     groups: list[tuple[list[str], dict[str, Any]]] = dataclasses.field(default_factory=list)
+    numbers: list[list[str]] = dataclasses.field(default_factory=list)
+    trained: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from rmsprop import dialects
+from rmsprop.convert import pairing
 from rmsprop.convert.formats import archive, states
 from rmsprop.convert.formats.bnb import dequantize
 from rmsprop.convert.formats.torch_load import Arrays, load
 from rmsprop.convert.record import OWN, Checkpoint, Unreadable
 from rmsprop.convert.turning import recorded
+from rmsprop.matching import bare, is_named, rekeyed
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".tar")
 _SHAPED = ("square_avg", "exp_avg_sq", "momentum_buffer", "grad_avg")
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 _QUANTIZED = "__bnb_optimizer_quant_state__"
 # Settings of a group that say how a step runs, or belong to a scheduler.
 _ASIDE = ("params", "param_names", "capturable", "foreach", "fused", "differentiable", "initial_lr", "dialect")
@@ -91,9 +92,10 @@ def understand(whole: Any, path: Path, optimizer: str | None = None, parameters:
     order = [key for group in groups for key in group["params"]]
     model, trained = states.model(found, path, parameters, place, _given_names(groups, order), _sizes(order, state))
     params = _arrays(model, arrays)
-    names = _names(groups, order, state, {name: params[name] for name in trained}, path)
+    names, numbers = _names(groups, state, {name: params[name].shape for name in trained}, path)
     source = _source(groups, state, path)
     made = Checkpoint(source=source, params=params, notes=arrays.notes, turned=recorded(whole.get("turned")))
+    made.numbers, made.trained = numbers, list(trained) if numbers else []
     for key in order:
         if state.get(key):
             made.slots[names[key]] = _slots(source, state[key], names[key], arrays, path)
@@ -146,36 +148,45 @@ def _parts(optimizer: Mapping[Any, Any], path: Path) -> tuple[list[dict[str, Any
         raise Unreadable(
             f"{path.name} holds no sound optimizer state dict: it wants a list param_groups and a dict state"
         )
-    order = [key for group in groups for key in group["params"]]
-    texts = {str(key): key for key in order if isinstance(key, int)}  # torch's dcp_to_torch_save makes texts of keys
-    return [dict(group) for group in groups], {texts.get(key, key): entry for key, entry in state.items()}
+    try:
+        state, lost = rekeyed(groups, state)
+    except ValueError as error:
+        raise Unreadable(f"{path.name}: {error}") from None
+    if lost:
+        raise Unreadable(
+            f"{path.name} holds state under the key {archive.shown(lost[0])}, which belongs to no parameter of its "
+            "groups"
+        )
+    return [dict(group) for group in groups], state
 
 
 def _names(
-    groups: list[dict[str, Any]], order: list[Any], state: Mapping[Any, Any], params: Mapping[str, Any], path: Path
-) -> dict[Any, str]:
-    """Each parameter's name: what its group says, or the model's in order if shapes fit, or its number."""
-    if len(set(order)) != len(order):
-        raise Unreadable(f"{path.name} lists a parameter twice in the optimizer's groups")
+    groups: list[dict[str, Any]], state: Mapping[Any, Any], model: pairing.Shapes, path: Path
+) -> tuple[dict[Any, str], list[list[str]]]:
+    """Each parameter's name: what its group says, or the model's where there is one way, or its number.
+
+    Args:
+        model: the names and shapes of what may be trained.
+    Returns: the names by key, and the numbers by group where these are the names.
+    """
+    order = [key for group in groups for key in group["params"]]
     named = [group.get("param_names") for group in groups]
     if all(
         isinstance(names, list) and len(names) == len(g["params"]) for names, g in zip(named, groups, strict=True)
     ):
         flat = [_text(name, path) for names in named if names is not None for name in names]
         if len(set(flat)) == len(flat):
-            return dict(zip(order, flat, strict=True))
-    learned = [name for name in params if name.rsplit(".", 1)[-1] not in _BUFFERS]
-    ordered = sorted(order, key=lambda key: (isinstance(key, str), key))
-    if len(groups) == 1:
-        ordered = order
-    if len(learned) == len(order) and all(
-        getattr(value, "ndim", 0) == 0 or value.shape == params[name].shape
-        for name, key in zip(learned, ordered, strict=True)
-        for slot, value in state.get(key, {}).items()
-        if slot in _SHAPED
-    ):
-        return dict(zip(ordered, learned, strict=True))
-    return {key: str(key) for key in order}
+            return dict(zip(order, flat, strict=True)), []
+    if is_named(order, model):
+        wrapped = {bare(name): name for name in model}
+        found = {key: key if key in model else wrapped.get(bare(key), key) for key in order}
+        return (found if len(set(found.values())) == len(found) else {key: key for key in order}), []
+    numbers = [list(group["params"]) for group in groups]
+    kept = {key: size for key, size in zip(order, _sizes(order, state), strict=True) if size is not None}
+    several = pairing.ways(numbers, kept, model)
+    if len(several) == 1:
+        return {key: several[0][key] for key in order}, []
+    return {key: str(key) for key in order}, [[str(key) for key in own] for own in numbers]
 
 
 def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path) -> str:

@@ -34,7 +34,8 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     packed: list[dict[str, Any]] = []
     at = 0
     for names, hyper in groups:
-        packed.append({**_settings(source, hyper), "params": list(range(at, at + len(names))), "param_names": names})
+        named = {} if checkpoint.numbers else {"param_names": names}
+        packed.append({**_settings(source, hyper), "params": list(range(at, at + len(names))), **named})
         for name in names:
             if name in checkpoint.slots:
                 state[at] = _state(source, checkpoint.slots[name], checkpoint.step)
