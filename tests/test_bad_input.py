@@ -57,10 +57,25 @@ def params():
         ),
         ({"dialect": "textbok"}, ValueError, r"did you mean 'textbook'\?"),
         ({"dialect": None}, ValueError, "Unknown dialect: None"),
-        ({"rho": 0.9}, TypeError, r"takes no rho=0\.9 under dialect='torch': .* write alpha=\.\.\. here"),
-        ({"learning_rate": 0.1}, TypeError, r"dialect='textbook' has that name; write lr="),
+        (
+            {"rho": 0.9},
+            TypeError,
+            r"takes no rho=0\.9 under dialect='torch': dialect='keras3' .* write alpha=\.\.\. here",
+        ),
+        ({"learning_rate": 0.1}, TypeError, r"dialect='keras3' has that name; write lr="),
         ({"decay": 0.1}, TypeError, "write alpha="),
-        ({"epsilon": 0.1}, TypeError, "write eps="),
+        ({"epsilon": 0.1}, TypeError, "dialect='keras3' has that name; write eps="),
+        (
+            {"betas": (0.9, 0.99)},
+            TypeError,
+            r"takes no betas=\(0.9, 0.99\): they are Adam's, and the second is RMSprop's: write alpha=0.99 here; the",
+        ),
+        (
+            {"betas": (0.9, 0.99), "dialect": "keras3"},
+            TypeError,
+            r"write rho=0.99 here; the first averages gradients",
+        ),
+        ({"betas": [0.5]}, TypeError, r"takes no betas=\[0.5\] .* write alpha="),
         ({"lr_in_momentum": True}, TypeError, "write lr_in_buffer="),
         ({"rho": 0.9, "dialect": "textbook"}, TypeError, r"write beta=\.\.\. here"),
         ({"momentun": 0.9}, TypeError, r"unexpected setting momentun=0\.9 .* did you mean 'momentum'\?"),
@@ -79,7 +94,16 @@ def test_settings_are_refused_with_the_sentence(settings, error, says):
     with pytest.raises(error, match=says):
         RMSprop(params(), **settings)
     by_constructor = {"backend", "dialect", "foreach", "differentiable", "capturable", "maximize", "nesterov"}
-    notes = {"momentun", "xyz"}  # a group may hold a trainer's own notes, so unknown names pass there
+    notes = {
+        "momentun",
+        "xyz",
+        "rho",
+        "learning_rate",
+        "decay",
+        "epsilon",
+        "lr_in_momentum",
+        "betas",
+    }  # test_group_keys.py
     if not (by_constructor | notes) & settings.keys():
         with pytest.raises(error, match=says):
             RMSprop([{"params": params(), **settings}])
@@ -280,3 +304,207 @@ def test_the_functional_form_refuses_before_it_moves(changes, error, says):
         functional.rmsprop(**given)
     assert torch.equal(given["params"][0], torch.ones(2))
     assert torch.equal(given["square_avgs"][0], torch.zeros(2))
+
+
+MODEL = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 1))
+
+
+def used_up():
+    """A generator that another optimizer went through."""
+    parameters = MODEL.parameters()
+    list(parameters)
+    return parameters
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        (lambda: MODEL, TypeError, r"^params is a model \(Sequential\); write RMSprop\(model\.parameters\(\)\)$"),
+        (
+            lambda: nn.Linear(1, 1),
+            TypeError,
+            r"^params is a model \(Linear\); write RMSprop\(model\.parameters\(\)\)$",
+        ),
+        (
+            lambda: MODEL.parameters,
+            TypeError,
+            r"^params is the method parameters, which was not called; call it: write model\.parameters\(\)$",
+        ),
+        (lambda: MODEL.named_parameters, TypeError, r"write model\.named_parameters\(\)$"),
+        (lambda: MODEL.forward, TypeError, "params is the method forward, which was not called; call it$"),
+        (
+            used_up,
+            ValueError,
+            r"a generator that was used up before, .* empty parameter list; call model\.parameters",
+        ),
+        (lambda: map(nn.Parameter, []), ValueError, "empty parameter list: params is a map that holds nothing"),
+        (
+            lambda: nn.ReLU().parameters(),
+            ValueError,
+            "empty parameter list: params is a generator that holds nothing",
+        ),
+        (
+            lambda: {"params": params()},
+            TypeError,
+            r"a dict with 1 keys, the first 'params'; one dict defines one group",
+        ),
+        (lambda: {}, TypeError, r"params is a dict with 0 keys; write model\.named_parameters"),
+        (
+            lambda: dict(MODEL.named_parameters()),
+            TypeError,
+            r"write model\.named_parameters\(\), or the dict's \.items",
+        ),
+        (
+            lambda: MODEL.state_dict(),
+            TypeError,
+            r"first '0.weight'; the tensors of a state dict .* model\.named_parameters",
+        ),
+        (lambda: RMSprop(params()).state_dict(), TypeError, "give the state dict to its load_state_dict"),
+        (lambda: RMSprop(params()), TypeError, r"an optimizer \(RMSprop\); write RMSprop\(optimizer\.param_groups\)"),
+        (
+            lambda: [MODEL.parameters()],
+            TypeError,
+            r"one of the params is generator: entry 0 holds several; write \[\*model\.parameters\(\)\]",
+        ),
+        (lambda: [params()], TypeError, "one of the params is list: entry 0 holds several"),
+        (lambda: [MODEL], TypeError, r"one of the params is torch.*Sequential: write RMSprop\(model\.parameters"),
+        (lambda: [MODEL.parameters], TypeError, r"one of the params is method: call it: write model\.parameters\(\)"),
+        (lambda: [MODEL.state_dict()], ValueError, r"a parameter group has no params; it holds 0\.weight"),
+        (
+            lambda: [*params(), {"params": params()}],
+            TypeError,
+            "is dict: dicts define groups, and stand in a list of",
+        ),
+        (lambda: MODEL.named_modules(), TypeError, r"only optimize Tensors, .*Sequential"),
+        (lambda: [(1, params()[0])], TypeError, "a named parameter is a pair of name and tensor"),
+        (lambda: MODEL.state_dict().values(), ValueError, None),
+    ],
+    ids=range(23),
+)
+def test_what_is_given_as_params_is_named_with_what_to_write(given, error, says):
+    """A model, a method, a dict or a generator instead of its parameters; also as the params of a group."""
+    if says is None:  # torch takes these too
+        RMSprop(given())
+        return
+    with pytest.raises(error, match=says) as caught:
+        RMSprop(given())
+    assert len(str(caught.value)) < 250
+    assert "Linear(" not in str(caught.value)
+    group = given()
+    if isinstance(group, list) or "empty" in says or "named_modules" in says:
+        return
+    with pytest.raises(error) as caught:
+        RMSprop([{"params": group}])
+    assert "Linear(" not in str(caught.value)
+
+
+def test_a_group_may_come_out_empty_but_not_from_a_generator_that_was_used_up():
+    """torch takes empty groups; a generator that another group went through is a mistake."""
+    with pytest.raises(ValueError, match="params is a generator that was used up before"):
+        RMSprop([{"params": params()}, {"params": used_up()}])
+    optimizer = RMSprop([{"params": params()}, {"params": []}, {"params": filter(lambda _: False, params())}])
+    assert [len(group["params"]) for group in optimizer.param_groups] == [2, 0, 0]
+
+
+def test_a_parameter_list_is_a_list_of_parameters():
+    """torch takes nn.ParameterList, a model that is gone through as its parameters."""
+    assert len(RMSprop(nn.ParameterList(params())).param_groups[0]["params"]) == 2
+
+
+NUMPY = [
+    np.float16,
+    np.float32,
+    np.float64,
+    np.longdouble,
+    np.int64,
+    np.uint8,
+    lambda x: np.array(x, dtype=np.float32),
+]
+
+
+@pytest.mark.parametrize("kind", NUMPY, ids=["half", "single", "double", "long", "int", "byte", "array"])
+@pytest.mark.parametrize("how", ["constructor", "group", "added", "edited", "scheduled"])
+def test_numpys_scalars_are_pythons_numbers(how, kind, tmp_path):
+    """As lr and every other number: the same steps bit for bit, and a state dict that weights_only reads."""
+    numbers = dict(lr=1, alpha=0.5, eps=1, weight_decay=1, momentum=0.25, max_update=3, clip_value=2, v_init=1)
+    given = {name: kind(value) for name, value in numbers.items()}
+    plain = {name: float(value) for name, value in given.items()}
+    runs = []
+    for words in (given, plain):
+        p = nn.Parameter(torch.linspace(-1, 1, 5))
+        if how == "constructor":
+            optimizer = RMSprop([p], **words)
+        elif how == "group":
+            optimizer = RMSprop([{"params": [p], **words}])
+        elif how == "added":
+            optimizer = RMSprop(params(), v_init=1.0)
+            optimizer.add_param_group({"params": [p], **words})
+        elif how == "edited":
+            optimizer = RMSprop([p], v_init=1.0)
+            optimizer.param_groups[0].update(words)
+            optimizer.param_groups[0]["betas"] = (words["alpha"], words["alpha"])
+        else:
+            optimizer = RMSprop([p], **{**plain, "lr": 2.0})
+            scale = kind(1) if words is given else 1.0
+            scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda i, scale=scale: scale / (i + 1))
+        assert optimizer.explain()
+        optimizer.lint()
+        for _ in range(4):
+            p.grad = torch.linspace(1, 3, 5)
+            optimizer.step()
+            if how == "scheduled":
+                scheduler.step()
+        assert optimizer.explain()
+        optimizer.lint()
+        torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+        loaded = torch.load(tmp_path / "state.pt", weights_only=True)
+        assert all(type(g["lr"]) is float or type(g["lr"]) is int for g in loaded["param_groups"])
+        RMSprop([torch.ones_like(x, requires_grad=True) for g in optimizer.param_groups for x in g["params"]]) if (
+            how == "added"
+        ) else RMSprop([torch.ones(5, requires_grad=True)], v_init=1.0).load_state_dict(loaded, hparams="load")
+        runs.append(p.detach())
+    assert torch.equal(*runs) or (how == "scheduled" and torch.allclose(*runs, rtol=1e-2))
+
+
+@pytest.mark.parametrize("where", ["constructor", "group", "edited", "planned"])
+@pytest.mark.parametrize(
+    "name", ["lr", "alpha", "eps", "maximize", "sparse", "dialect", "eps_mode", "foreach", "seed"]
+)
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.ones(3),
+        torch.ones(2, 2),
+        [[]],
+        nn.Linear(2, 2),
+        "x" * 10**6,
+        10**5000,
+        {"a": object()},
+        lambda: 0,
+        np.ones(1),
+    ],
+    ids=["array", "tensor", "list", "model", "text", "int", "dict", "function", "one"],
+)
+def test_an_object_in_the_place_of_a_setting_is_one_short_sentence(name, value, where):
+    """It is neither hashed, compared nor printed whole; in mid-run nothing moves."""
+    if name == "eps" and isinstance(value, str):
+        value = "\ud800\x1b[2J"
+    p = nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    optimizer = RMSprop([p])
+    for _ in range(3 if where == "planned" else 0):
+        optimizer.step()
+    before = p.detach().clone()
+    if where in ("edited", "planned"):
+        optimizer.param_groups[0][name] = value
+    ways = {
+        "constructor": lambda: RMSprop([p], **{name: value}),
+        "group": lambda: RMSprop([{"params": [p], name: value}]),
+    }
+    with pytest.raises((TypeError, ValueError)) as caught:
+        ways.get(where, optimizer.step)()
+    assert torch.equal(p.detach(), before)
+    said = str(caught.value)
+    assert said.isprintable()
+    assert len(said) < 700
+    assert "ambiguous" not in said

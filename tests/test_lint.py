@@ -234,6 +234,13 @@ def maximize():
     return RMSprop([weight(4, 4)], lr=1e-4, maximize=True), "note", "every step raises the loss"
 
 
+@trigger
+def ignored_key():
+    optimizer = RMSprop([weight(4, 4)], lr=1e-4)
+    optimizer.param_groups[0]["learning_rate"] = 0.1
+    return optimizer, "warning", "carries learning_rate=0.1, which no step reads; the step has lr=0.0001"
+
+
 def test_every_check_has_a_trigger():
     """A new check needs a setup here that it finds."""
     assert set(TRIGGERS) == set(CHECKS)

@@ -239,3 +239,25 @@ def test_a_tensor_of_one_element_is_saved_whatever_its_stride(tmp_path):
     found = checkpoint.load(tmp_path / "run.safetensors")
     assert found["odd"].tolist() == [3.0]
     assert found["grid"].tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("words", [{"fused": True}, {"backend": "cpu"}, {"backend": "eager"}], ids=str)
+def test_a_kernel_may_be_asked_for_before_parameters_have_storage(words):
+    """Deferred initialisation: the wish is checked at the first step, after to_empty, and raises there on meta."""
+    with torch.device("meta"):
+        model = nn.Linear(3, 2)
+    optimizer = RMSprop(model.parameters(), **words)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(2, device="meta"))]})
+    for group in optimizer.param_groups:
+        group["params"] = [torch.empty_like(p, device="cpu").fill_(1.0).requires_grad_() for p in group["params"]]
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    optimizer.step()
+    moved = [p.detach() for group in optimizer.param_groups for p in group["params"]]
+    assert all(torch.allclose(p, torch.tensor(0.9), rtol=1e-5) for p in moved)
+    asked = RMSprop(model.parameters(), **words)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    if words.get("backend") != "eager":
+        with pytest.raises(RuntimeError, match="cannot take this step"):
+            asked.step()

@@ -7,6 +7,9 @@ import torch
 
 from rmsprop import lengths
 from rmsprop.bucket import arithmetic_dtype
+from rmsprop.group_keys import is_noted, resembling
+from rmsprop.printing import shown
+from rmsprop.settings import TORCH_GROUP
 from rmsprop.survey import FROZEN, Facts, Reading
 
 FIRST_SHARE = 1.0  # a first step as long as the weights replaces the initialisation
@@ -301,6 +304,20 @@ def _maximize(f: Facts) -> Found:
         yield "note", "maximize=True: every step raises the loss", "Leave it out to minimise"
 
 
+def _ignored_key(f: Facts) -> Found:
+    meant = resembling(f.group, TORCH_GROUP)
+    if not meant:
+        return
+    held = ", ".join(f"{key}={shown(f.group[key], 40)}" for key in meant)
+    here = ", ".join(f"{name}={shown(f.group[name], 40)}" for name in dict.fromkeys(meant.values()))
+    keys = ", ".join(f"group[{name!r}]" for name in dict.fromkeys(meant.values()))
+    yield (
+        "note" if is_noted(f.group) else "warning",
+        f"the group carries {held}, which no step reads; the step has {here}",
+        f"Set {keys} if RMSprop is meant; a key of another optimizer or of a trainer may stay",
+    )
+
+
 CHECKS: Mapping[str, Callable[[Facts], Found]] = {
     "nonfinite": _nonfinite,
     "first_step": _first_step,
@@ -320,6 +337,7 @@ CHECKS: Mapping[str, Callable[[Facts], Found]] = {
     "frozen": _frozen,
     "centered_cancels": _centered_cancels,
     "maximize": _maximize,
+    "ignored_key": _ignored_key,
 }
 
 
@@ -332,8 +350,8 @@ def _lengths(tensors: Sequence[Reading]) -> tuple[float, float]:
 
 def _names(tensors: Sequence[Reading]) -> str:
     """The first names, and how many more there are."""
-    shown = ", ".join(x.name for x in tensors[:3])
-    return shown + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")
+    first = ", ".join(x.name for x in tensors[:3])
+    return first + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")
 
 
 def _round(number: float) -> str:

@@ -5,7 +5,6 @@ torch's base class pairs parameters by order whatever their names, casts every s
 CUDA graph or another process reads (pytorch#147288); this does none of the three.
 """
 
-import sys
 import warnings
 from collections.abc import Mapping
 from copy import deepcopy
@@ -20,6 +19,7 @@ from rmsprop.bucket import arithmetic_dtype, fresh_slot
 from rmsprop.dialects import SWITCHES
 from rmsprop.groups import HPARAMS, Difference, Group, Settled, settle, show
 from rmsprop.matching import MATCHES, Match, Pair, hint, match, rekeyed
+from rmsprop.spec import plain as plain_value
 
 _SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
 _SHAPED = (*_SLOTS, "compensation")
@@ -98,7 +98,7 @@ def load(
         raise ValueError(_does_not_fit(matched, [x for found in reshaped.values() for x in found], ownerless))
     said = (*settled.notes, *_lost_remainders(matched, settled, state), *_surprise(optimizer, settled, hparams))
     for sentence in said:
-        warnings.warn(sentence, stacklevel=_to_caller())
+        warnings.warn(sentence, stacklevel=settings.to_caller())
     writes = _Writes()
     if hparams != "keep":
         _place_lr(groups, settled.groups, writes)
@@ -133,14 +133,6 @@ def _does_not_fit(matched: Match, reshaped: list[str], ownerless: list[str]) -> 
         lines += [f"  {words} ({len(found)}): {'; '.join(found)}"] if found else []
     renaming = f"{hint(matched.missing, matched.unexpected)} where names changed, or " if matched.unexpected else ""
     return "\n".join([*lines, f"give {renaming}strict=False to load what fits and leave the rest as it is"])
-
-
-def _to_caller() -> int:
-    """The stacklevel at which a warning names the line that called load_state_dict, through torch's wrappers."""
-    level, frame = 0, sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("rmsprop", "torch"):
-        level, frame = level + 1, frame.f_back
-    return level
 
 
 def _surprise(optimizer: Any, settled: Settled, hparams: str | None) -> list[str]:
@@ -354,11 +346,11 @@ def _takes(present: Tensor, value: Tensor, dtype: torch.dtype) -> bool:
 
 
 def plain(packed: dict[str, Any]) -> dict[str, Any]:
-    """A state dict whose groups hold plain floats: a schedule's numpy number needs full unpickling."""
+    """A state dict whose groups hold plain numbers: a schedule's NumPy number needs full unpickling."""
     for group in packed["param_groups"]:
         for name, value in group.items():
-            if isinstance(value, float) and type(value) is not float:
-                group[name] = float(value)
+            pair = type(value) in (list, tuple) and name != "params"
+            group[name] = type(value)(map(plain_value, value)) if pair else plain_value(value)
     return packed
 
 

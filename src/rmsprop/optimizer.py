@@ -17,6 +17,7 @@ from torch.optim.optimizer import (
 from rmsprop import (
     dialects,
     explain,
+    group_keys,
     guard,
     hooks,
     kernels,
@@ -31,9 +32,10 @@ from rmsprop import (
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, scaling
 from rmsprop.kernels.triton_plan import build
+from rmsprop.params import not_empty
 from rmsprop.recipe import recipes, warn
 from rmsprop.settings import is_unset, unset
-from rmsprop.spec import Hyper, Rule, check_flag
+from rmsprop.spec import Hyper, Rule, check_flag, plain
 
 # torch 2.13 renamed it; the old name still works there, with a warning.
 _CAPTURE_CHECK = next(
@@ -42,10 +44,8 @@ _CAPTURE_CHECK = next(
     if hasattr(Optimizer, name)
 )
 
-# What of a group must stay as it is for a plan to hold: all settings but the numbers, which are read at every step,
-# and what says nothing without a bound for clipping or a sparse gradient, with which there is no plan.
-_IDLE = (*dialects.HYPERS, *settings.CLIP_ORDER, "sparse", "dialect")
-_SETTINGS = itemgetter(*(name for name in settings.TORCH_GROUP if name not in _IDLE))
+# What of a group must stay as it is for a plan to hold: all settings but the numbers, which are read at every step.
+_SETTINGS = itemgetter(*(name for name in settings.TORCH_GROUP if name not in dialects.HYPERS))
 
 
 class RMSprop(Optimizer):
@@ -55,7 +55,8 @@ class RMSprop(Optimizer):
 
     Args:
         params: parameters, named parameters, or dicts that define groups with their own settings.
-        lr: learning rate, in units of the parameter: a float or a tensor with one element.
+        lr: learning rate, in units of the parameter: a float or a tensor with one element. Of several groups, the
+            first keeps that tensor and each other gets a copy, as a scheduler fills each group's.
         alpha: decay of the averages, 0 <= alpha < 1.
         eps: ε, in units of the gradient ("outside", "floor") or of its square ("inside").
         weight_decay: weight decay, see `weight_decay_mode`.
@@ -165,19 +166,22 @@ class RMSprop(Optimizer):
         }
         given: dict[str, Any] = {name: value for name, value in numbers.items() if not is_unset(value)}
         given |= {name: value for name, value in switches.items() if value is not None}
-        given |= {"maximize": maximize, "capturable": capturable, "foreach": foreach}
-        given |= {"differentiable": differentiable, "fused": fused}
-        given |= {"rounding": rounding, "compensation": compensation, "seed": seed, "max_update": max_update}
+        flags: dict[str, Any] = {"maximize": maximize, "capturable": capturable, "foreach": foreach}
+        flags |= {"differentiable": differentiable, "fused": fused}
+        flags |= {"rounding": rounding, "compensation": compensation, "seed": seed, "max_update": max_update}
         self.backend = kernels.check_backend(backend)
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._guard = guard.make(nonfinite, nonfinite_limit)
+        self._whole = dict(zip(group_keys.WHOLE, (nonfinite, nonfinite_limit, backend, amp_in_step), strict=True))
         self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
         self._checked: dict[int, tuple[Any, ...]] = {}
         self._made: slots.Made = []
         self._plan: Plan | None = None
         self._shared = False
-        defaults, self._asked = settings.settle(dialect, given | words)
-        super().__init__(settings.iterable(params), defaults)
+        defaults, self._asked = settings.settle(dialect, given | flags | words)
+        chosen = {name for name, value in flags.items() if value is not settings.TORCH_GROUP[name]}
+        self._typed = frozenset({*given, *words, *chosen, *(["dialect"] if dialect != "torch" else [])})
+        super().__init__(not_empty(params), defaults)
         settings.check_half(self.param_groups)
         warn(defaults, self.param_groups)
 
@@ -198,7 +202,8 @@ class RMSprop(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        group = settings.own_group(param_group, self.defaults, self._asked)
+        group_keys.refuse_whole(param_group, self._whole, [backend.name for backend in kernels.BACKENDS])
+        group = settings.own_group(param_group, self.defaults, self._asked, self._typed)
         if self._step_supports_amp_scaling and not group["capturable"]:
             raise ValueError(
                 "amp_in_step=True counts steps where found_inf is, on the device: give capturable=True too"
@@ -214,12 +219,18 @@ class RMSprop(Optimizer):
             self._guard.check(group, tensors)
         if self.backend != "auto" or group["fused"]:
             self._check_wish(group, tensors)
+        lr = group["lr"]  # a scheduler fills every group's tensor, and one in two groups would hold the last's rate
+        if isinstance(lr, Tensor) and not lr.requires_grad and any(other["lr"] is lr for other in self.param_groups):
+            group["lr"] = lr.clone()
         super().add_param_group(group)
 
     def _check_wish(self, group: dict[str, Any], tensors: list[Any]) -> None:
-        """Raise now, and not at the first step, if a backend that was asked for cannot take these parameters."""
+        """Raise now, and not at the first step, if a backend that was asked for cannot take these parameters.
+
+        Parameters that have no storage yet are left to the first step: lazy ones, and those of the device meta.
+        """
         rule, _ = settings.read(group)
-        ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p)]
+        ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p) and not p.is_meta]
         for bucket in shards.localized(wanted(group, ready)).split():
             kernels.pick(self.backend, rule, bucket)
 
@@ -328,7 +339,8 @@ class RMSprop(Optimizer):
         return loading.load(self, state_dict, strict, rename, hparams, match)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in ("backend", "_step_supports_amp_scaling", "_asked", "_shared")}
+        names = ("backend", "_step_supports_amp_scaling", "_asked", "_typed", "_whole", "_shared")
+        own = {name: getattr(self, name) for name in names}
         return {**super().__getstate__(), **own, "_guard": guard.renewed(self._guard)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -339,6 +351,8 @@ class RMSprop(Optimizer):
         self.__dict__.setdefault("backend", "auto")
         self.__dict__.setdefault("_guard", None)
         self.__dict__.setdefault("_asked", frozenset(settings.TORCH_GROUP))
+        self.__dict__.setdefault("_typed", frozenset())
+        self.__dict__.setdefault("_whole", {})
         self._rules, self._checked, self._made, self._plan = {}, {}, [], None
         loading.complete(self.param_groups, self.state)
         self._shared = self.__dict__.get("_shared", False) and sharing.shared(self)  # a copy of shared memory is not
@@ -358,7 +372,11 @@ class RMSprop(Optimizer):
 
     def explain(self) -> str:
         """In words, for each group: the rule, what its numbers mean, and who steps its parameters or why not."""
-        return explain.explain(self.param_groups, self.backend, self.state, self._guard)
+        return explain.explain(self._plain_groups(), self.backend, self.state, self._guard)
+
+    def _plain_groups(self) -> list[dict[str, Any]]:
+        """The groups with Python's numbers where an edit left NumPy's."""
+        return [{name: plain(value) for name, value in group.items()} for group in self.param_groups]
 
     @property
     def skipped(self) -> guard.Skipped:
@@ -367,7 +385,7 @@ class RMSprop(Optimizer):
 
     def lint(self, steps: int | None = None) -> list[lint.Finding]:
         """What looks wrong, the worst first. `steps`: how many the whole run has, if known. Nothing is changed."""
-        return lint.lint(self.param_groups, self.state, steps)
+        return lint.lint(self._plain_groups(), self.state, steps)
 
     def __repr__(self) -> str:
         return explain.show(type(self).__name__, self.param_groups, self.backend, self._guard)

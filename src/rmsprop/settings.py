@@ -1,6 +1,8 @@
 """Parameter-group settings: read from the caller's words, checked, and turned into a Rule and a Hyper."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from numbers import Real
 from typing import Any
@@ -9,10 +11,21 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from rmsprop import dialects, recipe
+from rmsprop import dialects, group_keys, params, recipe
 from rmsprop.bucket import is_half
 from rmsprop.dialects import Dialect
-from rmsprop.spec import ROUNDINGS, Hyper, Rule, check_flag, check_number, check_seed, check_switch
+from rmsprop.printing import MOST, printable, shown
+from rmsprop.spec import (
+    ROUNDINGS,
+    Hyper,
+    Rule,
+    check_flag,
+    check_number,
+    check_seed,
+    check_switch,
+    is_plain,
+    plain,
+)
 
 # Settings that say how a step runs, not what it computes. "fused" is torch's name: False asks for no native
 # kernel, None leaves the choice to the backend.
@@ -22,6 +35,14 @@ EXECUTION = ("capturable", "foreach", "fused", "differentiable")
 CARE: Mapping[str, Any] = {"rounding": "nearest", "compensation": False, "seed": 0, "max_update": None}
 
 SPARSE = (None, "lazy", "dense")
+_OPTIONAL = (
+    *dialects.CLIPS,
+    "reference_lr",
+    "max_update",
+    "sparse",
+    "foreach",
+    "fused",
+)  # None is "off", or "chosen"
 CLIP_ORDER = ("clip_after_decay", "clip_value_last")
 
 # What a group means when it does not say: torch's rule. Pickles and state dicts of torch lack our switches.
@@ -66,7 +87,7 @@ def settle(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], froz
     row = dialects.find(dialect)
     execution = {name: value for name, value in given.items() if name in EXECUTION or name in CARE}
     apart = (*EXECUTION, *CARE, "recipe")
-    words = dialects.read_words(row, {name: value for name, value in given.items() if name not in apart})
+    words = _checked(dialects.read_words(row, {name: value for name, value in given.items() if name not in apart}))
     followed = given.get("recipe")
     if followed is not None:
         words = recipe.follow(followed, row.name, words)
@@ -79,43 +100,39 @@ def settle(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], froz
     return group, frozenset(words)
 
 
-def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[str]) -> dict[str, Any]:
+def own_group(
+    given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[str], typed: Collection[str] = ()
+) -> dict[str, Any]:
     """A group as torch's base class takes it, with the settings it was given under our names, checked.
 
     Args:
-        given: the group, in the dialect's or torch's words.
+        given: the group, in the dialect's or torch's words; keys that are no settings are carried along.
         defaults: the optimizer's settings.
         asked: which of them were asked for, and do not merely follow from the dialect.
+        typed: the names that the constructor was given, in its words.
     Raises:
         ValueError, TypeError: a name or value that does not work, with what would.
     """
     if "params" not in given:
-        raise ValueError(f"a parameter group has no params; it holds {', '.join(map(str, given)) or 'nothing'}")
-    dialect = given.get("dialect", defaults["dialect"])
-    row = dialects.find(dialect)
-    known = {*row.words, *row.refused, *row.limits, *TORCH_GROUP, *dialects.FOREIGN} - {"dialect", "name"}
-    words = {name: value for name, value in given.items() if name in known}
-    rest = {name: value for name, value in given.items() if name not in known}
-    whole = next((name for name in ("nonfinite", "nonfinite_limit") if name in rest), None)
-    if whole is not None:
-        raise TypeError(
-            f"{whole}={rest[whole]!r} in a parameter group: one gradient that is not finite stops the step of all "
-            f"groups, so {whole} is an argument of RMSprop, beside params"
-        )
-    execution = {name: words.pop(name) for name in (*EXECUTION, *CARE) if name in words}
+        names = ", ".join(printable(key[:MOST]) if isinstance(key, str) else shown(key) for key in given)
+        raise ValueError(f"a parameter group has no params; it holds {names[:MOST] or 'nothing'}")
+    row = dialects.find(given.get("dialect", defaults["dialect"]))
+    keys = group_keys.split(row, given, TORCH_GROUP, typed)
+    apart = (*EXECUTION, *CARE, "dialect")
+    under_ours, words = ({k: v for k, v in part.items() if k not in apart} for part in (keys.plain, keys.words))
+    execution = {name: given[name] for name in apart[:-1] if name in given and name not in keys.left}
+    rest = dict(keys.carried)
     followed = rest.pop("recipe", None)
-    same = dialect == defaults["dialect"] and followed is None
+    same = row.name == defaults["dialect"] and followed is None
     base = defaults if same else {**defaults, **row.defaults(), "dialect": row.name}
     kept = asked if same else frozenset()
-    read = dialects.read_words(row, words)
+    read = _checked(under_ours | dialects.read_words(row, words))
     if followed is not None:
         read = recipe.follow(followed, row.name, read)
     followed = followed or defaults.get("recipe")
     settings = {**base, **row.complete({**base, **read}, kept | read.keys()), **execution}
     if settings["reference_lr"] is not None and "reference_lr" not in read and base["lr"] is not None:
-        settings["reference_lr"] = base["reference_lr"] or float(
-            base["lr"]
-        )  # timm's: the constructor's, in every group
+        settings["reference_lr"] = base["reference_lr"] or float(base["lr"])  # timm's: one for all groups
     if settings["lr"] is None and "lr" not in read:
         raise TypeError(
             f"dialect={row.name!r} has no default learning rate, as {row.call or row.title} has none; "
@@ -124,59 +141,21 @@ def own_group(given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[
     group = {**rest, **check_new(settings)}
     if followed is not None:
         group["recipe"] = recipe.note(followed, group)
-    group["params"] = _listed(iterable(group["params"]))
+    group["params"] = params.listed(group["params"])
     _check_complex(row, group["params"])
+    for name, value in keys.left.items():
+        if value and name != "fused":  # which kernel steps is a choice, not a number
+            warnings.warn(
+                f"{name}={shown(value)} in a group that another optimizer made is not taken over, as torch's RMSprop "
+                f"takes none: give {name}= to RMSprop if it is meant",
+                stacklevel=to_caller(),
+            )
     return group
 
 
-def iterable(params: Any) -> Any:
-    """What was given as params, if it can be gone through. Raises: TypeError."""
-    if isinstance(params, Iterable) and not isinstance(params, str | bytes):
-        return params
-    raise TypeError(
-        f"params is {params!r:.60}, a {type(params).__name__}; it takes an iterable of tensors, of pairs of name and "
-        "tensor, or of dicts that define groups"
-    )
-
-
-def _listed(params: Any) -> Any:
-    """A group's parameters as a list.
-
-    Raises: TypeError for a tuple that is no pair of name and tensor; ValueError for a tensor whose elements share
-        memory, which no step can write.
-    """
-    if isinstance(params, (Tensor, set)):  # the base class has its own word for these two
-        return params
-    found = list(params)
-    for i, given in enumerate(found):
-        if isinstance(given, tuple) and len(given) != 2:
-            raise TypeError(f"params holds the tuple {given!r:.60}; a named parameter is a pair of name and tensor")
-        p = given[1] if isinstance(given, tuple) else given
-        if not isinstance(p, Tensor) or is_lazy(p) or p.layout != torch.strided:
-            continue
-        if _shares(p):
-            raise ValueError(
-                f"parameter {i} has elements that share memory (shape {tuple(p.shape)}, strides {p.stride()}), and "
-                "a step cannot write each of them; give its clone()"
-            )
-    return found
-
-
-def _shares(p: Tensor) -> bool:
-    """Whether two elements of a tensor are one place in memory."""
-    reach = 0
-    for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
-        if size > 1 and stride <= reach and p.numel():
-            extent = 1 + sum(step * (n - 1) for step, n in zip(p.stride(), p.shape, strict=True))
-            if stride == 0 or extent < p.numel():
-                return True
-            places = torch.zeros((), dtype=torch.int64, device="cpu")
-            for n, step in zip(p.shape, p.stride(), strict=True):
-                places = places.unsqueeze(-1) + torch.arange(n, device="cpu") * step
-            distinct: Tensor = torch.unique(places)
-            return distinct.numel() < p.numel()
-        reach += stride * max(size - 1, 0)
-    return False
+def _checked(read: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings under our names; objects among them are checked before anything follows from them."""
+    return {name: value if is_plain(value) else check_setting(name, value) for name, value in read.items()}
 
 
 def _check_complex(row: Dialect, params: Any) -> None:
@@ -206,32 +185,12 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError, TypeError: a value that does not work, or two that do not go together.
     """
-    checked: dict[str, Any] = {"dialect": dialects.find(group["dialect"]).name}
-    checked |= {name: check_number(name, group[name]) for name in dialects.HYPERS if name != "lr"}
-    checked["lr"] = check_lr(group["lr"])
-    checked |= {name: check_switch(name, group[name]) for name in (*dialects.SWITCHES, "maximize")}
-    checked |= {name: check_flag(name, group[name]) for name in ("capturable", "differentiable", *CLIP_ORDER)}
-    checked["compensation"] = check_flag("compensation", group["compensation"])
-    checked["seed"] = check_seed(group["seed"])
-    if not isinstance(group["rounding"], str) or group["rounding"] not in ROUNDINGS:
-        raise ValueError(f"Invalid rounding: {group['rounding']!r}; choose one of {', '.join(map(repr, ROUNDINGS))}")
-    checked["rounding"] = group["rounding"]
-    for name in (*dialects.CLIPS, "reference_lr", "max_update"):
-        checked[name] = None if group[name] is None else check_number(name, group[name])
-    if group["sparse"] not in SPARSE:
-        raise ValueError(
-            f"Invalid sparse: {group['sparse']!r}; it takes 'lazy' (rows that have a gradient step, others keep "
-            "their "
-            "averages), 'dense' (averages decay everywhere) or None (sparse gradients are refused)"
-        )
-    checked["sparse"] = group["sparse"]
+    checked = {name: check_setting(name, group[name]) for name in TORCH_GROUP}
     if checked["weight_decay_mode"] == "corrected" and not checked["reference_lr"]:
         raise ValueError(
             'weight_decay_mode="corrected" divides by the learning rate at construction, which is 0; give '
             "reference_lr=..., the highest of the schedule"
         )
-    for name in ("foreach", "fused"):
-        checked[name] = None if group[name] is None else check_flag(name, group[name])
     for name in ("foreach", "differentiable"):
         if checked["fused"] and checked[name]:
             raise ValueError(
@@ -250,16 +209,56 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
-def check_edited(group: Mapping[str, Any], checked: dict[int, tuple[Any, ...]]) -> None:
+def check_setting(name: str, value: Any) -> Any:
+    """One setting of a group in its plain Python type, whatever the others are.
+
+    Raises: ValueError, TypeError: a value that does not work.
+    """
+    if name == "dialect":
+        return dialects.find(value).name
+    if name == "lr":
+        return check_lr(value)
+    if name in dialects.HYPERS:
+        return check_number(name, value)
+    if name in dialects.SWITCHES:
+        return check_switch(name, value)
+    if name == "seed":
+        return check_seed(value)
+    if name == "rounding":
+        if not isinstance(value, str) or value not in ROUNDINGS:
+            raise ValueError(f"Invalid rounding: {shown(value)}; choose one of {', '.join(map(repr, ROUNDINGS))}")
+        return value
+    if value is None and name in _OPTIONAL:
+        return None
+    if name in (*dialects.CLIPS, "reference_lr", "max_update"):
+        return check_number(name, value)
+    if name == "sparse":
+        if not isinstance(value, str) or value not in SPARSE:
+            raise ValueError(
+                f"Invalid sparse: {shown(value)}; it takes 'lazy' (rows that have a gradient step, others keep "
+                "their averages), 'dense' (averages decay everywhere) or None (sparse gradients are refused)"
+            )
+        return value
+    return check_flag(name, value)
+
+
+def check_edited(group: dict[str, Any], checked: dict[int, tuple[Any, ...]]) -> None:
     """As `check`, for a group that may have been edited since `checked` says so, by its id.
 
     A schedule may take lr below 0, where a run cannot begin; a tensor's number stays on its device.
 
-    Mutates: checked.
+    Mutates: checked; in the group, scalars of NumPy become Python's.
     Raises: ValueError, TypeError: a value that does not work, or two that do not go together.
     """
-    today = tuple([id(x) if isinstance(x, Tensor) else x for x in map(group.get, TORCH_GROUP)])
-    if checked.get(id(group)) == today:
+    values = [group.get(name) for name in TORCH_GROUP]
+    if not all(map(is_plain, values)):
+        for name, value in zip(TORCH_GROUP, values, strict=True):
+            if name in group and not is_plain(value):
+                group[name] = plain(value)
+        values = [group.get(name) for name in TORCH_GROUP]
+    comparable = all(is_plain(x) or isinstance(x, Tensor) for x in values)
+    today = tuple([id(x) if isinstance(x, Tensor) else x for x in values])
+    if comparable and checked.get(id(group)) == today:
         return
     lost = [name for name in TORCH_GROUP if name not in group]
     if lost:
@@ -273,6 +272,14 @@ def check_edited(group: Mapping[str, Any], checked: dict[int, tuple[Any, ...]]) 
     checked[id(group)] = today
 
 
+def to_caller() -> int:
+    """The stacklevel at which a warning names the line that called this package, through torch's wrappers."""
+    level, frame = 0, sys._getframe()
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("rmsprop", "torch"):
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def check_half(groups: Sequence[Mapping[str, Any]]) -> None:
     """Refuse to round as asked where no parameter is of half precision: it would be accepted and ignored.
 
@@ -283,10 +290,10 @@ def check_half(groups: Sequence[Mapping[str, Any]]) -> None:
     }
     params = [p for group in groups for p in group["params"]]
     if asked and params and not any(is_lazy(p) or is_half(p.dtype) for p in params):
-        shown = " and ".join(f"{name}={value!r}" for name, value in asked.items())
+        said = " and ".join(f"{name}={value!r}" for name, value in asked.items())
         dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in params}))
         raise ValueError(
-            f"{shown} says how parameters of half precision are rounded, and these are {dtypes}; leave it out, or "
+            f"{said} says how parameters of half precision are rounded, and these are {dtypes}; leave it out, or "
             "build the optimizer after model.to(torch.bfloat16)"
         )
 

@@ -20,6 +20,8 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any
 
+from rmsprop.printing import shown
+
 EPS_MODES = ("outside", "inside", "both", "floor")
 WEIGHT_DECAY_MODES = ("l2", "decoupled", "corrected", "l1")
 
@@ -168,6 +170,24 @@ _BELOW_ONE = ("alpha", "momentum")
 _CHOICES = {"eps_mode": EPS_MODES, "weight_decay_mode": WEIGHT_DECAY_MODES}
 
 
+_PLAIN = frozenset({bool, int, float, str, type(None)})
+
+
+def plain(value: Any) -> Any:
+    """Return a scalar of NumPy, or an array without dimensions, as Python's; anything else as it is."""
+    if type(value) in _PLAIN or not hasattr(value, "item") or getattr(value, "shape", None) != ():
+        return value
+    if type(value).__module__.partition(".")[0] == "torch" or hasattr(value, "requires_grad"):
+        return value
+    item = value.item()
+    return float(item) if isinstance(item, Real) and type(item) not in _PLAIN else item
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a number, a string or None of Python's own types."""
+    return type(value) in _PLAIN
+
+
 def check_number(name: str, value: Any) -> float:
     """Return `value` as a plain Python float, or say which numbers `name` takes.
 
@@ -176,14 +196,15 @@ def check_number(name: str, value: Any) -> float:
         ValueError: it is outside the range of `name`.
     """
     words, works = _RANGES[name]
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Invalid {words}: {value!r} is a {type(value).__name__}; {name} takes {works}")
+        raise TypeError(f"Invalid {words}: {shown(value)} is a {type(value).__name__}; {name} takes {works}")
     try:
         number = float(value)
     except OverflowError:  # an int beyond every float
         number = math.inf
     if not 0.0 <= number < (1.0 if name in _BELOW_ONE else math.inf) or (number == 0 and name == "max_update"):
-        raise ValueError(f"Invalid {words}: {value}; {name} takes {works}")
+        raise ValueError(f"Invalid {words}: {shown(value)}; {name} takes {works}")
     return number
 
 
@@ -193,10 +214,11 @@ def check_seed(value: Any) -> int:
     Raises: TypeError, ValueError: it is no whole number, or outside that range.
     """
     works = "seed takes a whole number from 0 up to 2**63, such as 0"
+    value = plain(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"Invalid seed: {value!r} is a {type(value).__name__}; {works}")
+        raise TypeError(f"Invalid seed: {shown(value)} is a {type(value).__name__}; {works}")
     if not 0 <= int(value) < 2**63:
-        raise ValueError(f"Invalid seed: {value}; {works}")
+        raise ValueError(f"Invalid seed: {shown(value)}; {works}")
     return int(value)
 
 
@@ -226,13 +248,12 @@ def check_flag(name: str, value: Any) -> bool:
     Raises:
         TypeError: anything else, such as the string "False", which Python would take for true.
     """
+    value = plain(value)
     if isinstance(value, bool):
         return value
-    if type(value).__name__ in ("bool", "bool_") and not isinstance(value, str):  # numpy's own bool
-        return bool(value)
     if isinstance(value, Integral) and int(value) in (0, 1):
         return bool(value)
-    raise TypeError(f"Invalid {name}: {value!r} is a {type(value).__name__}; {name} is a switch, True or False")
+    raise TypeError(f"Invalid {name}: {shown(value)} is a {type(value).__name__}; {name} is a switch, True or False")
 
 
 def check_switch(name: str, value: Any) -> Any:
@@ -243,6 +264,6 @@ def check_switch(name: str, value: Any) -> Any:
         choices = _CHOICES[name]
         if not isinstance(value, str) or value not in choices:
             error = ValueError if isinstance(value, str) else TypeError
-            raise error(f"Invalid {name}: {value!r}; choose one of {', '.join(map(repr, choices))}")
+            raise error(f"Invalid {name}: {shown(value)}; choose one of {', '.join(map(repr, choices))}")
         return value
     return check_flag(name, value)

@@ -23,6 +23,9 @@ def take(optimizer: Any) -> None:
     """
     groups = optimizer.param_groups
     compiling = torch.compiler.is_compiling()
+    if not optimizer.state and not compiling:
+        for group in groups:
+            settings.check_edited(group, optimizer._checked)
     if not optimizer.state and optimizer._due is None and not compiling and loading.only_makes_state(groups):
         [_fill(optimizer, group, 0) for group in groups]
         return

@@ -6,10 +6,12 @@ knows a framework's name. To add a dialect, add one row (and its golden vectors)
 
 import difflib
 from collections.abc import Mapping
+from numbers import Number
 from typing import Any
 
 from rmsprop.dialects import historic, jax, others, papers, pytorch, tensorflow
 from rmsprop.dialects.row import ANYTHING, CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
+from rmsprop.printing import MOST, printable, shown
 
 __all__ = [
     "CLIPS",
@@ -87,10 +89,10 @@ def find(name: Any) -> Dialect:
     if isinstance(name, str) and name.lower() in UNFIT:
         raise ValueError(f"dialect={name!r} is not offered: {UNFIT[name.lower()]}")
     meant: tuple[str, ...] = ()
-    if isinstance(name, str):
+    if isinstance(name, str) and len(name) <= MOST:
         meant = _ALIASES.get(name.lower(), ()) or tuple(difflib.get_close_matches(name, DIALECTS, n=1))
     hint = f" (did you mean {' or '.join(map(repr, meant))}?)" if meant else ""
-    raise ValueError(f"Unknown dialect: {name!r}{hint}; choose one of {', '.join(map(repr, DIALECTS))}")
+    raise ValueError(f"Unknown dialect: {shown(name)}{hint}; choose one of {', '.join(map(repr, DIALECTS))}")
 
 
 def read_words(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -103,20 +105,22 @@ def read_words(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     exclusive = [word for word in dialect.exclusive if given.get(word) is not None]
     if len(exclusive) > 1:
-        shown = ", ".join(f"{word}={given[word]!r}" for word in exclusive)
-        raise ValueError(f"dialect={dialect.name!r} takes one of {', '.join(dialect.exclusive)}; got {shown}")
+        got = ", ".join(f"{word}={shown(given[word])}" for word in exclusive)
+        raise ValueError(f"dialect={dialect.name!r} takes one of {', '.join(dialect.exclusive)}; got {got}")
     read: dict[str, Any] = {}
     typed: dict[str, str] = {}
     for word, flag in dialect.requires.items():
         if given.get(word) and not given.get(flag):
             raise ValueError(
-                f"{word}={given[word]!r} does not work under dialect={dialect.name!r} without {flag}=True: the "
+                f"{word}={shown(given[word])} does not work under dialect={dialect.name!r} without {flag}=True: the "
                 "framework "
                 f"ignores it then; give both, or leave it out"
             )
     for word, value in sorted(given.items(), key=lambda item: item[0] in dialect.requires):
         if word in dialect.refused:
-            raise TypeError(f"{word}={value!r} is ambiguous under dialect={dialect.name!r}: {dialect.refused[word]}")
+            raise TypeError(
+                f"{word}={shown(value)} is ambiguous under dialect={dialect.name!r}: {dialect.refused[word]}"
+            )
         ours = dialect.words.get(word, word)
         if ours not in _OURS and word not in dialect.limits:
             raise TypeError(unknown_word(dialect, word, value))
@@ -125,7 +129,7 @@ def read_words(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
         for name, setting in _read_value(dialect, word, ours, value).items():
             if name in read and dialect.requires.get(word) != typed[name]:
                 raise TypeError(
-                    f"{typed[name]}={given[typed[name]]!r} and {word}={value!r} both set {name} under "
+                    f"{typed[name]}={shown(given[typed[name]])} and {word}={shown(value)} both set {name} under "
                     f"dialect={dialect.name!r}; give one of them"
                 )
             read[name], typed[name] = setting, word
@@ -140,9 +144,9 @@ def _read_value(dialect: Dialect, word: str, ours: str, value: Any) -> Mapping[s
         return {ours: value}
     try:
         meant = dialect.values[word].read(value)
-    except (TypeError, ValueError, ArithmeticError, IndexError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"Invalid {word}: {value!r} under dialect={dialect.name!r}: {error}") from error
+        raise kind(f"Invalid {word}: {shown(value)} under dialect={dialect.name!r}: {str(error)[:MOST]}") from error
     return meant if isinstance(meant, Mapping) else {ours: meant}
 
 
@@ -158,12 +162,12 @@ def _check_limits(dialect: Dialect, given: Mapping[str, Any], read: Mapping[str,
         neutral = limit.neutral if isinstance(limit.neutral, tuple) else (limit.neutral,)
         if any(_equal(given[word], value) for value in neutral):
             continue
-        raise ValueError(f"{word}={given[word]!r} does not work under dialect={dialect.name!r}: {limit.reason}")
+        raise ValueError(f"{word}={shown(given[word])} does not work under dialect={dialect.name!r}: {limit.reason}")
     return idle
 
 
 def _equal(value: Any, neutral: Any) -> bool:
-    return type(value).__name__ not in ("Tensor", "ndarray") and bool(value == neutral)
+    return (value is None or isinstance(value, str | Number)) and bool(value == neutral)
 
 
 def write_words(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -179,14 +183,21 @@ def write_words(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]
 def unknown_word(dialect: Dialect, word: str, value: Any) -> str:
     """The sentence for a setting that this dialect does not know: whose word it is, and the right one."""
     ours = FOREIGN.get(word)
-    shown = f"{word}={value!r}"
+    shown_word = f"{printable(word[:MOST])}={shown(value)}"
     if ours is None:
         known = [*dialect.words, *(h for h in HYPERS if h not in dialect.refused), *SWITCHES, *CLIPS, "maximize"]
-        near = difflib.get_close_matches(word, known, n=1)
+        near = difflib.get_close_matches(word[:MOST], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-        return f"RMSprop got an unexpected setting {shown} under dialect={dialect.name!r}; {hint}"
+        return f"RMSprop got an unexpected setting {shown_word} under dialect={dialect.name!r}; {hint}"
+    if word == "betas" and isinstance(value, list | tuple) and len(value) == 2:
+        second = f"{dialect.word('alpha')}={shown(value[1], 30)}"
+        return (
+            f"RMSprop takes no {shown_word}: they are Adam's, and the second is RMSprop's: write {second} here; "
+            "the first averages gradients, which RMSprop does not do"
+        )
     speakers = [row for row in DIALECTS.values() if word in row.words and row is not dialect]
+    speakers.sort(key=lambda row: row.name != "keras3")  # the one that people use today comes first
     whose = f"dialect={speakers[0].name!r} has that name" if speakers else "another framework's RMSprop has that name"
     meant = {row.words[word] for row in speakers} or {ours}
     right = " or ".join(f"{dialect.word(name)}=..." for name in sorted(meant))
-    return f"RMSprop takes no {shown} under dialect={dialect.name!r}: {whose}; write {right} here"
+    return f"RMSprop takes no {shown_word} under dialect={dialect.name!r}: {whose}; write {right} here"

@@ -22,11 +22,12 @@ from rmsprop import shards
 from rmsprop.bucket import Bucket, kept, wanted
 from rmsprop.guard import Guard, first_unfinite
 from rmsprop.kernels import cpu, native
-from rmsprop.spec import Hyper, Rule, stream
+from rmsprop.spec import Hyper, Rule, plain, stream
 
 # Of a bucket's lists, in their order; a parameter and its gradient are in no state.
 _NAMES = ("", "", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
 NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
+_FLOATS = {float}
 _PACK = struct.Struct("=5d").pack_into
 _PARAMS = itemgetter("params")
 GRADIENTS = attrgetter("grad")
@@ -160,6 +161,8 @@ class Plan:
                     if not usual(*numbers) or (numbers[3] != 0) is not known.momentum:
                         return False
                     known.numbers = ()
+                    if set(map(type, numbers)) != _FLOATS:
+                        numbers = tuple(map(plain, numbers))  # NumPy's arithmetic is not Python's, and arrays change
                     self._write(known, Hyper(*(*numbers, group["reference_lr"], group["max_update"])))
                     known.numbers = () if isinstance(numbers[0], Tensor) else numbers
             except (struct.error, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError):
