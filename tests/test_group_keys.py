@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import warnings
 
 import oracles
 import pytest
@@ -284,6 +285,17 @@ def test_a_tensor_lr_that_requires_grad_is_shared():
     lr = torch.tensor(0.1, requires_grad=True)
     optimizer = RMSprop([{"params": [p]} for p in parameters()], lr=lr, differentiable=True)
     assert all(group["lr"] is lr for group in optimizer.param_groups)
+
+
+@pytest.mark.parametrize("dialect", ["torch", "keras1", "keras3", "mxnet2"])
+def test_loading_sams_groups_of_torchs_class_leaves_rho_alone(dialect):
+    """A state dict that SAM saved around torch.optim.RMSprop: its alpha is the decay, whatever rho means here."""
+    saved = SAM(parameters(), THEIRS, lr=0.02, alpha=0.8).base_optimizer.state_dict()
+    optimizer = RMSprop(parameters(), dialect=dialect)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that torch names no rule
+        optimizer.load_state_dict(saved, hparams="load")
+    assert (optimizer.param_groups[0]["alpha"], optimizer.param_groups[0]["rho"]) == (0.8, 0.05)
 
 
 FOREIGN = {"learning_rate": 0.1, "rho": 0.05, "betas": (0.9, 0.99), "decay": 0.1, "gamma": 2, "epsilon": 1e-3}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rmsprop import settings
 from rmsprop.dialects import DIALECTS, SWITCHES, find, read_words
+from rmsprop.group_keys import is_anothers, is_wrappers
 from rmsprop.matching import Match
 
 Group = dict[str, Any]
@@ -112,7 +113,8 @@ def _in_our_words(i: int, group: Group, kept: Mapping[str, Any]) -> Mapping[str,
             )
     words = {word: value for word, value in kept.items() if word in row.words or word in row.limits}
     words = {word: value for word, value in words.items() if word not in settings.TORCH_GROUP}
-    if not words or "dialect" in kept:
+    handed_over = is_anothers(row, kept) or is_wrappers(kept, ())  # torch's class saved it: SAM's rho is no decay
+    if not words or "dialect" in kept or handed_over:
         return kept
     rest = {name: value for name, value in kept.items() if name not in words}
     fixed = {name: value for name, value in row.defaults().items() if name in SWITCHES}  # its class has no words for
