@@ -15,6 +15,7 @@ from rmsprop.convert import pairing, words
 from rmsprop.convert.formats import FORMATS
 from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.torch_write import WRITTEN
+from rmsprop.convert.formats.unknown import explain
 from rmsprop.convert.layout import Map, Move
 from rmsprop.convert.record import OWN, Checkpoint, Format, Report, Unreadable
 from rmsprop.convert.state import Side, between, find
@@ -43,8 +44,11 @@ def recognise(path: Path) -> Format:
     for row in FORMATS:
         if row.sniff(path):
             return row
-    known = ", ".join(f"{row.name} ({' '.join(row.suffixes)})" for row in FORMATS)
-    raise Unreadable(f"{path.name} is of no format that is read here, or its beginning is damaged; there are {known}")
+    known = ", ".join(f"{row.name} ({' '.join(row.suffixes)})" for row in FORMATS if row.suffixes)
+    raise Unreadable(
+        explain(path)
+        or f"{path.name} is of no format that is read here, or its beginning is damaged; there are {known}"
+    )
 
 
 def read_checkpoint(
@@ -204,6 +208,8 @@ def _convert(
                 )
         kept = _group(end_settings) if ours or by_torch else words.speak(end_settings, row.name)
         order = held.numbers[i] if held.numbers else [move.target for move in moves if move.source in set(names)]
+        if len(order) < len(names):  # without state or value: there is nothing to move
+            order = [place[name].target if name in place else name for name in names]
         made.groups.append((order, kept))
     made.hyper = dict(made.groups[0][1])
     order = [move.target for move in moves if move.target in made.slots]
@@ -212,13 +218,35 @@ def _convert(
     made.kinds = {m.target: m.kind for m in moves if m.back}
     made.kinds |= {m.target: held.kinds[m.source] for m in moves if m.kind == "keep" and m.source in held.kinds}
     made.turned = layouts.record(held, moves)
-    idle = [name for name in made.params if name not in made.slots]
-    if idle:
-        report.assumed.append(
-            f"{len(idle)} parameters have no state and are not in the optimizer ({', '.join(idle[:4])}"
-            f"{', ...' if len(idle) > 4 else ''}): buffers, or frozen; its param_names say which are in it"
-        )
+    _say_idle(held, report)
     return made
+
+
+def _say_idle(held: Checkpoint, report: Report) -> None:
+    """Report which of the model's tensors have no state, and why, as far as the file says."""
+    listed = [name for names, _ in held.groups for name in names] or list(held.slots)
+    fresh = [name for name in listed if name not in held.slots]
+    outside = [name for name in held.params if name not in set(listed) and name not in held.tied]
+    if fresh:
+        report.assumed.append(f"{_named(fresh, 'parameter')} in the optimizer without state, as if new")
+    if held.numbers:  # pairing has said what that means
+        return
+    strange = [name for name in listed if name not in held.params]
+    if held.params and strange:
+        report.assumed.append(f"{_named(strange, 'name')} the state's, and not the model's")
+    elif outside:
+        report.assumed.append(
+            f"{_named(outside, 'tensor')} not in the optimizer: frozen, buffers, or trained by another one"
+        )
+    for second, first in held.tied.items():
+        report.assumed.append(f"{shown(second)} is {shown(first)} under another name, whose state is both's")
+
+
+def _named(names: list[str], what: str) -> str:
+    """A count with the first names: 3 parameters (a, b, c) are."""
+    one = len(names) == 1
+    listed = ", ".join(shown(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"{len(names)} {what}{'' if one else 's'} ({listed}) {'is' if one else 'are'}"
 
 
 def _rate(own: dict[str, Any], source: str, given: Mapping[str, Any], report: Report) -> dict[str, Any]:
@@ -264,7 +292,9 @@ def write(plan: Plan, out: Path, *, force: bool = False, also_not: Path | None =
 
 
 def _siblings(path: Path) -> list[Path]:
-    """The files of a TensorFlow checkpoint that is given by its beginning or by its index."""
+    """The files of a folder, or of a TensorFlow checkpoint that is given by its beginning or by its index."""
+    if path.is_dir():
+        return [file for file in path.rglob("*") if file.is_file()]
     start = path.with_name(path.name.removesuffix(".index"))
     return [start.with_name(f"{start.name}.index"), *start.parent.glob(f"{glob.escape(start.name)}.data-*")]
 

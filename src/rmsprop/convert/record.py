@@ -50,9 +50,10 @@ class Checkpoint:
     words. `kinds` says how an array lies, as turning.py has it. `turned` is of a file that was converted to torch's
     layout: the kind, or the axes, that each array has been turned by. `notes` are sentences for the report: what the
     reader dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with a note. `groups` are the parameter
-    groups, each the names of its parameters and its settings, where there are several; `hyper` is then the first's.
-    `numbers` are the numbers of each group's parameters, as text, where the file does not name them and `slots` goes
-    by number; `trained` are those of `params` that they may stand for.
+    groups, each the names of its parameters and its settings, where there are several, or parameters without state;
+    `hyper` is then the first's. `numbers` are the numbers of each group's parameters, as text, where the file does
+    not name them and `slots` goes by number; `trained` are those of `params` that they may stand for. `tied` are the
+    second names of parameters that have two, each with the first.
     """
 
     source: str = ""
@@ -66,6 +67,7 @@ class Checkpoint:
     groups: list[tuple[list[str], dict[str, Any]]] = dataclasses.field(default_factory=list)
     numbers: list[list[str]] = dataclasses.field(default_factory=list)
     trained: list[str] = dataclasses.field(default_factory=list)
+    tied: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,12 +12,14 @@ from rmsprop.convert.formats import (
     tensorbundle,
     tf_hdf5,
     torch_file,
+    torch_folder,
     torch_write,
 )
 from rmsprop.convert.record import Format
 
 FORMATS: tuple[Format, ...] = (
     Format("torch", torch_file.SUFFIXES, torch_file.sniff, torch_file.read, torch_write.write, chooses=True),
+    Format("torch folder", (), torch_folder.sniff, torch_folder.read, chooses=True),
     Format("safetensors", (".safetensors",), safetensors_file.sniff, safetensors_file.read, safetensors_file.write),
     Format(
         "keras", (".keras",), keras3.sniff_archive, keras3.read, hdf5_write.write_archive, asks=True, template=True

@@ -36,23 +36,34 @@ def _library() -> Any:
     return safetensors
 
 
+def tensors(path: Path) -> dict[str, Any]:
+    """Every tensor of a file, in its order. Raises: Unreadable with one sentence."""
+    return _read(path)[0]
+
+
 def read(path: Path) -> Checkpoint:
     """Parameters, and the optimizer's state where this package wrote it. Raises: Unreadable with one sentence."""
-    library = _library()
+    held, about = _read(path)
     arrays = Arrays(path)
     made = Checkpoint(notes=arrays.notes)
-    try:
-        with library.safe_open(path, framework="pt", device="cpu") as file:
-            about = (file.metadata() or {}).get(KEY)
-            for key in file.offset_keys() if hasattr(file, "offset_keys") else file.keys():
-                _put(made, key, arrays.array(file.get_tensor(key), key), about is not None)
-    except (Unreadable, MemoryError, RecursionError):
-        raise
-    except Exception as error:  # the library's own, OSError, and what torch makes of a strange dtype
-        raise Unreadable(f"{path.name} is no sound safetensors file: {shown(str(error), 120)}") from error
+    for key, value in held.items():
+        _put(made, key, arrays.array(value, key), about is not None)
     if about is not None:
         _describe(made, about, path)
     return made
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Every tensor of a file, and what this package noted in it."""
+    library = _library()
+    try:
+        with library.safe_open(path, framework="pt", device="cpu") as file:
+            keys = file.offset_keys() if hasattr(file, "offset_keys") else file.keys()
+            return {key: file.get_tensor(key) for key in keys}, (file.metadata() or {}).get(KEY)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # the library's own, OSError, and what torch makes of a strange dtype
+        raise Unreadable(f"{path.name} is no sound safetensors file: {shown(str(error), 120)}") from error
 
 
 def _put(made: Checkpoint, key: str, value: Any, ours: bool) -> None:

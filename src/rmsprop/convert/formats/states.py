@@ -134,15 +134,24 @@ def model(
 
 def learned(params: Mapping[str, Any]) -> dict[str, Any]:
     """Return a model's parameters: its tensors without buffers, and without second names of one tensor."""
-    kept, seen = {}, set[tuple[Any, ...]]()
+    again = tied(params)
+    return {
+        name: value
+        for name, value in params.items()
+        if name.rsplit(".", 1)[-1] not in _BUFFERS and _is_learnable(value) and name not in again
+    }
+
+
+def tied(params: Mapping[str, Any]) -> dict[str, str]:
+    """Return the second names of tensors that have two, each with the first: an output layer's and an embedding's."""
+    first: dict[tuple[Any, ...], str] = {}
+    again = {}
     for name, value in params.items():
-        if name.rsplit(".", 1)[-1] in _BUFFERS or not _is_learnable(value):
-            continue
-        own = (value.data_ptr(), tuple(value.shape), value.stride()) if value.numel() else (name,)
-        if own not in seen:
-            kept[name] = value
-        seen.add(own)
-    return kept
+        if _is_learnable(value) and value.numel():
+            own = (value.data_ptr(), tuple(value.shape), value.stride())
+            if first.setdefault(own, name) != name:
+                again[name] = first[own]
+    return again
 
 
 def describe(state_dict: Mapping[Any, Any]) -> str:

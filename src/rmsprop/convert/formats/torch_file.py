@@ -12,7 +12,7 @@ import numpy as np
 
 from rmsprop import dialects
 from rmsprop.convert import pairing
-from rmsprop.convert.formats import archive, states
+from rmsprop.convert.formats import archive, states, torch_legacy
 from rmsprop.convert.formats.bnb import dequantize
 from rmsprop.convert.formats.torch_load import Arrays, load
 from rmsprop.convert.record import OWN, Checkpoint, Unreadable
@@ -29,7 +29,7 @@ _OWN_CARE = {"rounding": "nearest", "compensation": False, "seed": 0, "max_updat
 
 
 def sniff(path: Path) -> bool:
-    """Whether it is an archive of torch.save or of Stable-Baselines3, or looks like torch.save's from before 1.6."""
+    """Whether it is a file of torch.save, an archive or from before torch 1.6, or one of Stable-Baselines3."""
     try:
         if not path.is_file():
             return False
@@ -37,8 +37,7 @@ def sniff(path: Path) -> bool:
             with zipfile.ZipFile(path) as held:
                 names = {name.rsplit("/", 1)[-1] for name in held.namelist()}
             return bool(names & {"data.pkl", "policy.pth", "policy.optimizer.pth"})
-        with path.open("rb") as file:
-            return file.read(1) == b"\x80" and path.suffix in SUFFIXES
+        return torch_legacy.is_legacy(path)
     except (*archive.BROKEN, MemoryError):
         return False
 
@@ -72,10 +71,19 @@ def _read_sb3(path: Path) -> dict[str, Any]:
         return found
 
 
-def understand(whole: Any, path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
+def understand(
+    whole: Any,
+    path: Path,
+    optimizer: str | None = None,
+    parameters: str | None = None,
+    *,
+    size: int = 0,
+    ordered: bool = True,
+) -> Checkpoint:
     """Return what nested mappings and lists of state dicts hold."""
     found = states.survey(whole)
     arrays = Arrays(path)
+    arrays.left += 4 * size
     one = states.optimizer(found, path, optimizer)
     if one is None:
         model, _ = states.model(found, path, parameters, None, (), ())
@@ -92,10 +100,14 @@ def understand(whole: Any, path: Path, optimizer: str | None = None, parameters:
     order = [key for group in groups for key in group["params"]]
     model, trained = states.model(found, path, parameters, place, _given_names(groups, order), _sizes(order, state))
     params = _arrays(model, arrays)
-    names, numbers = _names(groups, state, {name: params[name].shape for name in trained}, path)
+    shapes = {name: params[name].shape for name in trained}
+    if not ordered and _given_names(groups, order) is order:
+        shapes = _in_order(_sizes(order, state), shapes, arrays)
+    names, numbers = _names(groups, state, shapes, path)
     source = _source(groups, state, path)
-    made = Checkpoint(source=source, params=params, notes=arrays.notes, turned=recorded(whole.get("turned")))
-    made.numbers, made.trained = numbers, list(trained) if numbers else []
+    turned = recorded(whole.get("turned")) if isinstance(whole, Mapping) else {}
+    made = Checkpoint(source=source, params=params, notes=arrays.notes, turned=turned, tied=states.tied(model))
+    made.numbers, made.trained = numbers, list(shapes) if numbers else []
     for key in order:
         if state.get(key):
             made.slots[names[key]] = _slots(source, state[key], names[key], arrays, path)
@@ -122,6 +134,19 @@ def _given_names(groups: list[dict[str, Any]], order: list[Any]) -> list[Any]:
     named = [group.get("param_names") for group in groups]
     flat = [name for names in named if isinstance(names, list) for name in names]
     return flat if len(flat) == len(order) else order
+
+
+def _in_order(sizes: list[tuple[int, ...] | None], shapes: pairing.Shapes, arrays: Arrays) -> dict[str, Any]:
+    """A model's parameters in the optimizer's order, where their shapes leave one way; {} where they do not."""
+    names = {shape: name for name, shape in shapes.items()}
+    if len(names) == len(shapes) and sorted(names) == sorted(size or () for size in sizes):
+        return {names[size or ()]: size or () for size in sizes}
+    if shapes:
+        arrays._note(
+            "the optimizer numbers its parameters and a safetensors file sorts its names, so which is which is not "
+            "known: numbers are kept; --model with a state dict of the model gives the order"
+        )
+    return {}
 
 
 def _sizes(order: list[Any], state: Mapping[Any, Any]) -> list[tuple[int, ...] | None]:

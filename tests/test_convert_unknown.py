@@ -1,0 +1,211 @@
+"""What is not a checkpoint that is read here is refused by what it is, with what would work."""
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import pickle
+import struct
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from test_cli import invoke
+from test_convert_places import MODEL, STATE, trained
+
+from rmsprop import RMSprop
+from rmsprop.convert import Unreadable
+from rmsprop.convert.file import prepare, read_checkpoint, write
+from rmsprop.inspection import inspect
+
+
+def archive():
+    """A checkpoint's bytes."""
+    file = io.BytesIO()
+    torch.save({"model": MODEL, "optimizer": STATE}, file)
+    return file.getvalue()
+
+
+def tarred():
+    """A checkpoint in a tar."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as made:
+        made.addfile(tarfile.TarInfo("model.pt"))
+    return file.getvalue()
+
+
+def zipped():
+    """A zip of other things."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as made:
+        made.writestr("run/model.pt", b"x")
+    return file.getvalue()
+
+
+def safetensors():
+    """The beginning of a large file."""
+    return struct.pack("<Q", 100_000) + b'{"weight":{"dtype":"F32"'
+
+
+FILES = {
+    "empty.pt": (b"", "is empty"),
+    "empty.keras": (b"", "is empty"),
+    "cut.pt": (archive()[:-200], "begins as an archive of torch.save and has no end: it is cut short"),
+    "cut.zip": (zipped()[:-20], "begins as a zip archive and has no end: it is cut short"),
+    "cut.safetensors": (safetensors(), "begins as a safetensors file.*cut short"),
+    "zeros.pt": (bytes(9000), "begins with 4096 zero bytes"),
+    "pointer.pt": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "git-lfs pointer.*git lfs pull",
+    ),
+    "page.pt": (b"\n<!DOCTYPE html><html><body>404</body></html>", "is an HTML page.*download the file itself"),
+    "page.safetensors": (b"<html lang=en>" + bytes(range(32, 127)) * 60, "is an HTML page"),
+    "denied.pt": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is an XML document"),
+    "notes.pt": ("Größe: 3\n".encode(), "is a file of text, beginning"),
+    "config.json": (b'{"hidden_size": 64}', "is a file of JSON, beginning"),
+    "error.pt": (b'{"error": "not found"}', "is a file of JSON, beginning"),
+    "model.safetensors.index.json": (b'{"weight_map": {}}', "index of a sharded model; give the folder"),
+    "checkpoint": (b'model_checkpoint_path: "model.ckpt-20"\n', "list of a TensorFlow run's checkpoints"),
+    "model.pt.gz": (gzip.compress(archive()), "is compressed by gzip; unpack it with: gunzip -k"),
+    "gz.pt": (gzip.compress(archive()), "is compressed by gzip"),
+    "model.pt.bz2": (bz2.compress(archive()), "is compressed by bzip2"),
+    "model.pt.xz": (lzma.compress(archive()), "is compressed by xz"),
+    "model.tar": (tarred(), "is a tar archive; unpack it with tar -xf"),
+    "model.tar.gz": (gzip.compress(tarred()), "is compressed by gzip"),
+    "other.zip": (zipped(), "is a zip archive, and not that of a checkpoint: it holds 'run/model.pt'"),
+    "array.npy": (b"\x93NUMPY\x01\x00" + bytes(100), "is a single NumPy array"),
+    "model.gguf": (b"GGUF\x03" + bytes(range(100)), "is a GGUF model"),
+    "model.ckpt-1.data-00000-of-00001": (bytes(range(256)), "lacks the .index"),
+    "noise.pt": (bytes(range(128, 256)) * 9, "is of no format that is read here"),
+    **{
+        f"state{p}.pkl": (pickle.dumps({"w": np.ones(2)}, protocol=p), "is a pickle of Python objects.*torch.save")
+        for p in (2, 3, 4, 5)
+    },
+    "pickle.pt": (pickle.dumps({"w": 1}), "is a pickle of Python objects"),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(name, tmp_path):
+    """One sentence for convert and for inspect, and nothing of the file runs or is unpacked."""
+    content, sentence = FILES[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    for read in (prepare, inspect):
+        with pytest.raises(Unreadable, match=rf"(?s){sentence}") as caught:
+            read(path)
+        said = str(caught.value)
+        assert said.startswith(name)
+        assert said.isprintable()
+        assert len(said) < 400
+    code, text = invoke("inspect", str(path))
+    assert code == 2
+    assert "Traceback" not in text
+
+
+def folder(path, files):
+    """A folder with these files."""
+    for name, content in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_bytes(content)
+    return path
+
+
+FOLDERS = {
+    "empty": ({}, "is an empty folder"),
+    "saved_model": (
+        {"saved_model.pb": b"x", "variables/variables.index": b"x"},
+        "SavedModel; give saved_model/variables/variables.index",
+    ),
+    "tf": ({"model.ckpt-20.index": b"x"}, "one TensorFlow checkpoint in it, such as 'tf/model.ckpt-20.index'"),
+    "run": ({"checkpoint-500/x": b"", "checkpoint-1000/x": b""}, "give one of them, such as 'run/checkpoint-1000'"),
+    "mixed": ({"notes.txt": b"x", "last.pt": b"x"}, "is a folder that holds 'last.pt, notes.txt'"),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_says_what_in_it_can_be_given(name, tmp_path):
+    """One sentence, with a path to type."""
+    files, sentence = FOLDERS[name]
+    (tmp_path / name).mkdir()
+    with pytest.raises(Unreadable, match=sentence):
+        prepare(folder(tmp_path / name, files))
+
+
+def hugging_face(path, shards=1, optimizer="optimizer.pt", weights="safetensors"):
+    """A folder as Transformers' Trainer writes it."""
+    from safetensors.torch import save_file
+
+    path.mkdir()
+    names = list(MODEL)
+    parts = [names[at * 4 // shards : (at + 1) * 4 // shards] for at in range(shards)]
+    stem, ending = ("model", "safetensors") if weights == "safetensors" else ("pytorch_model", "bin")
+    index = {}
+    for at, part in enumerate(parts):
+        name = f"{stem}.{ending}" if shards == 1 else f"{stem}-{at + 1:05d}-of-{shards:05d}.{ending}"
+        own = {key: MODEL[key].clone() for key in part}
+        (save_file if weights == "safetensors" else torch.save)(own, str(path / name))
+        index |= dict.fromkeys(part, name)
+    if shards > 1:
+        (path / f"{stem}.{ending}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    if optimizer:
+        torch.save(STATE, path / optimizer)
+    (path / "config.json").write_text("{}")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shards", "optimizer", "weights"),
+    [(1, "optimizer.pt", "safetensors"), (3, "optimizer.pt", "bin"), (2, "optimizer.bin", "safetensors")],
+)
+def test_folders_of_transformers_and_accelerate_are_read(shards, optimizer, weights, tmp_path):
+    """All shards together are the model, and each parameter's state is its own although names are sorted there."""
+    held = read_checkpoint(hugging_face(tmp_path / "run", shards, optimizer, weights))
+    assert sorted(held.params) == sorted(MODEL)
+    for name, entry in zip(MODEL, STATE["state"].values(), strict=True):
+        np.testing.assert_array_equal(held.params[name], MODEL[name].numpy())
+        np.testing.assert_array_equal(held.slots[name]["square_avg"], entry["square_avg"].numpy())
+
+
+def test_sorted_names_of_equal_shapes_are_not_paired_by_their_order(tmp_path):
+    """Twelve equal layers: 10 sorts before 2, so the state keeps its numbers, and loads by order."""
+    from safetensors.torch import save_file
+
+    path, out = tmp_path / "run", tmp_path / "out.pt"
+    path.mkdir()
+    module = torch.nn.Sequential(*(torch.nn.Linear(2, 2, bias=False) for _ in range(12)))
+    optimizer = trained(module)
+    save_file(module.state_dict(), path / "model.safetensors")
+    torch.save(optimizer.state_dict(), path / "optimizer.pt")
+    plan = prepare(path)
+    assert any("which is which is not known" in sentence for sentence in plan.report.assumed)
+    write(plan, out)
+    ours = RMSprop(module.named_parameters(), lr=0.1)
+    ours.load_state_dict(torch.load(out, weights_only=True)["optimizer"])
+    for param in module.parameters():
+        assert torch.equal(ours.state[param]["square_avg"], optimizer.state[param]["square_avg"])
+
+
+def test_a_folder_is_an_input_with_all_that_is_in_it(tmp_path):
+    """Its files are never written to, --force or not."""
+    path = hugging_face(tmp_path / "run")
+    before = (path / "optimizer.pt").read_bytes()
+    code, text = invoke("convert", str(path), str(path / "optimizer.pt"), "--force")
+    assert code == 2
+    assert "is the input, which is never changed" in " ".join(text.replace("│", " ").split())
+    assert (path / "optimizer.pt").read_bytes() == before
+
+
+def test_a_folder_whose_shards_are_missing_or_elsewhere_is_refused(tmp_path):
+    """By name; an index that leads out of the folder is not followed."""
+    path = hugging_face(tmp_path / "run", shards=2)
+    (path / "model-00002-of-00002.safetensors").unlink()
+    with pytest.raises(Unreadable, match=r"1 of them are not there, such as 'model-00002-of-00002.safetensors'"):
+        read_checkpoint(path)
+    for name in ("../model.pt", "/etc/passwd", "a/b", 3):
+        (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))
+        with pytest.raises(Unreadable, match="is not the index of a sharded model"):
+            read_checkpoint(path)
