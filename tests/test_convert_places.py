@@ -1,6 +1,8 @@
 """Optimizers and models are found by their structure, wherever a trainer put them in its file."""
 
 import itertools
+import json
+import zipfile
 
 import numpy as np
 import pytest
@@ -220,3 +222,57 @@ def test_nested_data_is_searched_once(tmp_path):
         knot = [knot, knot]
     torch.save({"model": MODEL, "optimizer": STATE, "knot": knot, "cut": [[] for _ in range(20_000)]}, path)
     assert len(read_checkpoint(path).slots) == 4
+
+
+def sb3_zip(path, **parts):
+    """A zip as Stable-Baselines3's model.save writes it."""
+    with zipfile.ZipFile(path, "w") as made:
+        made.writestr("data", json.dumps({"policy_class": {":type:": "x"}}))
+        for name, value in parts.items():
+            with made.open(f"{name.replace('__', '.')}.pth", "w", force_zip64=True) as file:
+                torch.save(value, file)
+        made.writestr("_stable_baselines3_version", "2.4.0")
+    return path
+
+
+class ActorCritic(torch.nn.Module):
+    """Two networks, an actor's and a critic's, and the critic's copy."""
+
+    def __init__(self):
+        super().__init__()
+        self.actor, self.critic, self.critic_target = net("a"), net("b"), net("b")
+
+
+def test_each_optimizer_of_a_stable_baselines3_zip_has_its_part_of_the_policy(tmp_path):
+    """SAC, TD3 and DDPG keep one for the actor, one for the critic and one for the entropy's coefficient."""
+    policy, log = ActorCritic(), torch.nn.Parameter(torch.zeros(1))
+    optimizers = {name: trained(getattr(policy, name)) for name in ("actor", "critic")}
+    alpha = torch.optim.Adam([log], lr=0.1)
+    log.grad = torch.ones(1)
+    alpha.step()
+    path = sb3_zip(
+        tmp_path / "sac.zip",
+        policy=policy.state_dict(),
+        actor__optimizer=optimizers["actor"].state_dict(),
+        critic__optimizer=optimizers["critic"].state_dict(),
+        ent_coef_optimizer=alpha.state_dict(),
+        pytorch_variables={"log_ent_coef": log},
+    )
+    with pytest.raises(Unreadable, match=r"3 optimizers: 'actor.optimizer' \(RMSprop, 4 parameters\), 'critic"):
+        read_checkpoint(path)
+    for name, optimizer in optimizers.items():
+        held = read_checkpoint(path, optimizer=f"{name}.optimizer")
+        module = getattr(policy, name)
+        assert list(held.slots) == [f"{name}.{own}" for own, _ in module.named_parameters()]
+        for slots, param in zip(held.slots.values(), module.parameters(), strict=True):
+            np.testing.assert_array_equal(slots["square_avg"], optimizer.state[param]["square_avg"].numpy())
+        assert len(held.params) == len(policy.state_dict())
+    held = read_checkpoint(path, optimizer="ent_coef_optimizer")
+    assert list(held.slots) == ["log_ent_coef"]
+
+
+def test_a_stable_baselines3_zip_without_optimizer_is_a_model(tmp_path):
+    """What model.save(exclude=...) leaves is named as a model, and inspect says that there is nothing to inspect."""
+    path = sb3_zip(tmp_path / "bare.zip", policy=ActorCritic().state_dict(), pytorch_variables={})
+    with pytest.raises(Unreadable, match="holds parameters and no optimizer state"):
+        prepare(path)
