@@ -49,6 +49,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from rmsprop import RMSprop
+from rmsprop.convert.file import read_checkpoint
 
 __all__ = ["CASES"]
 
@@ -328,7 +329,8 @@ def own_state_dicts(_: Here) -> None:
 def container(here: Here) -> None:
     """As torchtitan has it: named groups, fused= in each, an optimizer for each part of the model, one flat dict.
 
-    The keys of the state are parameters and its values tensors, since flattening takes nothing else.
+    The keys of the state are parameters and its values tensors, since flattening takes nothing else. The folder is
+    read by `rmsprop convert` without a process group, all shards together.
     """
     options = StateDictOptions(flatten_optimizer_state_dict=True)
 
@@ -359,6 +361,13 @@ def container(here: Here) -> None:
     for optimizer, expected in zip(others, optimizers, strict=True):
         set_optimizer_state_dict(twin, optimizer, held, options=options)
         assert_same_state(optimizer, expected)
+    converted = read_checkpoint(here.folder / "container")
+    names = {p: name for name, p in model.named_parameters()}
+    for p, own in ((p, own) for optimizer in optimizers for p, own in optimizer.state.items()):
+        for slot, value in own.items():
+            assert torch.equal(torch.from_numpy(converted.slots[names[p]][slot]), whole(value).to(torch.float32)), (
+                slot
+            )
 
 
 @case(2)

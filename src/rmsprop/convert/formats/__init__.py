@@ -11,6 +11,7 @@ from rmsprop.convert.formats import (
     safetensors_file,
     tensorbundle,
     tf_hdf5,
+    torch_dcp,
     torch_file,
     torch_folder,
     torch_write,
@@ -19,6 +20,7 @@ from rmsprop.convert.record import Format
 
 FORMATS: tuple[Format, ...] = (
     Format("torch", torch_file.SUFFIXES, torch_file.sniff, torch_file.read, torch_write.write, chooses=True),
+    Format("torch dcp", (), torch_dcp.sniff, torch_dcp.read, chooses=True),
     Format("torch folder", (), torch_folder.sniff, torch_folder.read, chooses=True),
     Format("safetensors", (".safetensors",), safetensors_file.sniff, safetensors_file.read, safetensors_file.write),
     Format(
