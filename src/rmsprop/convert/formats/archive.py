@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from rmsprop.convert.record import Unreadable
 from rmsprop.printing import shown as shown
@@ -41,13 +42,15 @@ def is_archive(path: Path) -> bool:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[zipfile.ZipFile]:
+def opened(path: Path, file: IO[bytes] | None = None) -> Iterator[zipfile.ZipFile]:
     """An archive whose members unpack within reason, none of them encrypted, none with a path outside.
 
+    Args:
+        file: the open file, for who reads it in other ways too.
     Raises: Unreadable with one sentence, also for what the body meets in a damaged archive.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(file or path) as archive:
             check(archive, path)
             yield archive
     except Unreadable:

@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rmsprop.convert.formats.archive import shown
+from rmsprop.convert.formats.torch_pickle import Opaque
 from rmsprop.convert.record import Unreadable
+from rmsprop.printing import shown
 
 Shape = tuple[int, ...]
 _DEPTH = 8
 _NODES = 100_000
+_DEEP = (list, tuple, dict)  # what a hostile file makes endless to compare
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 # Words of a place that stand for a copy of what is trained.
 _COPIES = {"ema", "target", "teacher", "best", "swa", "average", "averaged", "avg", "shadow", "old", "backup"}
@@ -34,7 +36,7 @@ _OPTIMIZER_WORDS = {
     "dict",
     "last",
 }
-_MODELS = ("model", "state_dict", "model_state_dict", "policy", "net", "network", "module")
+MODELS = ("model", "state_dict", "model_state_dict", "policy", "net", "network", "module")
 
 
 @dataclass
@@ -187,6 +189,11 @@ def _is_optimizer(value: Any) -> bool:
     return isinstance(value, Mapping) and "param_groups" in value
 
 
+def opaque(whole: Any) -> dict[str, Opaque]:
+    """Return what of the upper level only code could make."""
+    return {str(k): v for k, v in whole.items() if isinstance(v, Opaque)} if isinstance(whole, Mapping) else {}
+
+
 def _is_learnable(value: Any) -> bool:
     import torch
 
@@ -241,7 +248,9 @@ def _unflattened(value: Mapping[Any, Any]) -> dict[str, Any] | None:
 
 def _same(group: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
     return group.keys() - {"params"} == own.keys() and all(
-        type(group[word]) is type(item) and bool(group[word] == item) for word, item in own.items()
+        type(group[word]) is type(item)
+        and bool(shown(group[word], 1000) == shown(item, 1000) if isinstance(item, _DEEP) else group[word] == item)
+        for word, item in own.items()
     )
 
 
@@ -315,8 +324,8 @@ def _alike(held: Mapping[str, dict[str, Any]], place: str) -> dict[str, dict[str
 
 
 def _usual(held: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The first place in the order of _MODELS."""
-    first = next((name for name in _MODELS if name in held), None)
+    """The first place in the order of MODELS."""
+    first = next((name for name in MODELS if name in held), None)
     return {} if first is None else {first: held[first]}
 
 

@@ -14,7 +14,7 @@ from rmsprop import dialects
 from rmsprop.convert import pairing
 from rmsprop.convert.formats import archive, states, torch_legacy
 from rmsprop.convert.formats.bnb import dequantize
-from rmsprop.convert.formats.torch_load import Arrays, load
+from rmsprop.convert.formats.torch_load import Arrays, load, refuse_code
 from rmsprop.convert.record import OWN, Checkpoint, Unreadable
 from rmsprop.convert.turning import recorded
 from rmsprop.matching import bare, is_named, rekeyed
@@ -86,8 +86,13 @@ def understand(
     arrays.left += 4 * size
     one = states.optimizer(found, path, optimizer)
     if one is None:
+        made_by_code = states.opaque(whole)
+        for key in (key for key in made_by_code if "opt" in key):
+            refuse_code(made_by_code[key], path)
         model, _ = states.model(found, path, parameters, None, (), ())
         if not model:
+            for value in made_by_code.values():
+                refuse_code(value, path)
             named = isinstance(whole, Mapping)
             kind = archive.shown(list(whole)[:8], 160) if named else f"a {type(whole).__name__}"
             raise Unreadable(
@@ -108,6 +113,11 @@ def understand(
     turned = recorded(whole.get("turned")) if isinstance(whole, Mapping) else {}
     made = Checkpoint(source=source, params=params, notes=arrays.notes, turned=turned, tied=states.tied(model))
     made.numbers, made.trained = numbers, list(shapes) if numbers else []
+    made.notes += [
+        f"{archive.shown(key)} is left out: only code can make it ({archive.shown(value.name)})"
+        for key, value in states.opaque(whole).items()
+        if not params and key in states.MODELS
+    ]
     for key in order:
         if state.get(key):
             made.slots[names[key]] = _slots(source, state[key], names[key], arrays, path)
@@ -218,7 +228,7 @@ def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path) 
     """Whose state dict it is, by the names in it."""
     group, slots = groups[0], {str(name) for entry in state.values() for name in entry}
     if "dialect" in group:
-        if group["dialect"] not in dialects.DIALECTS:
+        if not isinstance(group["dialect"], str) or group["dialect"] not in dialects.DIALECTS:
             raise Unreadable(f"{path.name} is of the dialect {archive.shown(group['dialect'])}, which nobody knows")
         return OWN + str(group["dialect"])
     if _QUANTIZED in slots or "state1" in slots:
@@ -273,9 +283,12 @@ def _count(value: Any, name: str, arrays: Arrays, path: Path) -> int:
 def _hyper(source: str, group: Mapping[str, Any], made: Checkpoint, path: Path) -> dict[str, Any]:
     """A group's settings in the framework's words, as plain numbers, switches and text."""
     kept = {str(name): _plain(value) for name, value in group.items() if name not in _ASIDE}
-    odd = [name for name, value in kept.items() if not isinstance(value, (int, float, str, tuple, type(None)))]
-    if odd:
-        raise Unreadable(f"{path.name}: the setting {archive.shown(odd[0])} is no number, switch or text")
+    odd = next((name for name, value in kept.items() if not _is_setting(value)), None)
+    if odd is not None:
+        raise Unreadable(
+            f"{path.name}: the setting {archive.shown(odd)} is {archive.shown(kept[odd])}, and no number, switch, "
+            "text or few numbers"
+        )
     if source in ("adam", "adamw", "bitsandbytes"):
         betas = kept.get("betas")
         if not isinstance(betas, tuple) or len(betas) < 2 or not all(isinstance(b, (int, float)) for b in betas):
@@ -289,6 +302,15 @@ def _hyper(source: str, group: Mapping[str, Any], made: Checkpoint, path: Path) 
     if lost:
         made.notes.append(f"{', '.join(lost)} is dropped: give it to the optimizer that goes on")
     return kept
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value is small and plain, so that it can be hashed, compared and printed."""
+    if isinstance(value, tuple):
+        return len(value) <= 8 and all(isinstance(item, float) or type(item) is int for item in value)
+    if isinstance(value, str):
+        return len(value) <= 1000
+    return value is None or isinstance(value, float) or (isinstance(value, int) and value.bit_length() <= 1024)
 
 
 def _plain(value: Any) -> Any:
