@@ -1,9 +1,16 @@
 """State dicts that are not an RMSprop's: whose they are, and what turns them into one."""
 
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
+from torch import Tensor
+
 from rmsprop.dialects import find
+from rmsprop.printing import MOST, shown
+from rmsprop.settings import TORCH_GROUP
+from rmsprop.spec import plain
+from rmsprop.values import excess
 
 # Whose state holds all of these names, or whose group does, if there is no state yet; the first that fits.
 _BY_STATE: tuple[tuple[str, frozenset[str]], ...] = (
@@ -39,7 +46,7 @@ def check_shape(state_dict: Any) -> None:
         return
     inside = [name for name, value in state_dict.items() if _is_one(value)] if isinstance(state_dict, Mapping) else []
     if inside:
-        advice = f"its entry {inside[0]!r} is one: load that"
+        advice = f"its entry {shown(inside[0])} is one: load that"
     else:
         advice = f"give what optimizer.state_dict() returned; of another framework's checkpoint {_CONVERT}"
     raise ValueError(
@@ -54,7 +61,41 @@ def _is_one(value: Any) -> bool:
     if not isinstance(groups, list | tuple):
         return False
     keys = [g.get("params") if isinstance(g, Mapping) else None for g in groups]
-    return all(isinstance(own, list | tuple) and all(isinstance(key, int | str) for key in own) for own in keys)
+    return all(isinstance(own, list | tuple) and all(map(_is_key, own)) for own in keys)
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, str) or (isinstance(key, int) and key.bit_length() < 64)
+
+
+def check_values(saved: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse settings of no kind that a setting has, and notes without bound, before they are used or copied.
+
+    Raises: ValueError.
+    """
+    for i, group in enumerate(saved):
+        for name, value in group.items():
+            if name in ("params", "param_names"):
+                continue
+            if name in TORCH_GROUP and not _is_setting(value):
+                raise ValueError(
+                    f"loaded state dict's group {i} holds {name}={shown(value)}; it takes a number, a switch, a "
+                    "word, None or a tensor"
+                )
+            more = excess(value)
+            if more is not None:
+                raise ValueError(
+                    f"loaded state dict's group {i} holds {more} in {shown(name)}; a group's note is small"
+                )
+
+
+def _is_setting(value: Any) -> bool:
+    value = plain(value)
+    if isinstance(value, str):
+        return len(value) <= MOST
+    if isinstance(value, int):
+        return value.bit_length() <= 1024
+    return value is None or isinstance(value, Real | Tensor)
 
 
 def check_owner(
@@ -73,15 +114,16 @@ def check_owner(
             continue
         if not isinstance(entry, Mapping):
             raise ValueError(
-                f"loaded state dict is not an RMSprop's: the state of parameter {key} is a {type(entry).__name__}"
+                f"loaded state dict is not an RMSprop's: the state of parameter {_called(key)} is a "
+                f"{type(entry).__name__}"
             )
-        owner = next((name for name, signs in _BY_STATE if signs <= entry.keys()), None)
         if entry and ("square_avg" not in entry or "acc_delta" in entry):
+            owner = next((name for name, signs in _BY_STATE if signs <= entry.keys()), None)
             lacks = "" if "square_avg" in entry else " and lacks square_avg"
             whose = f", as {owner} does" if owner else ""
             raise ValueError(
-                f"loaded state dict is not an RMSprop's: the state of parameter {key} holds "
-                f"{', '.join(map(str, entry))}{lacks}{whose}; {_CONVERT}"
+                f"loaded state dict is not an RMSprop's: the state of parameter {_called(key)} holds "
+                f"{', '.join(_called(name) for name in list(entry)[:12])}{lacks}{whose}; {_CONVERT}"
             )
     known = {word for group in groups for word in find(group["dialect"]).words}
     for i, group in enumerate(saved):
@@ -91,3 +133,8 @@ def check_owner(
                     f"loaded state dict is not an RMSprop's: its group {i} holds {word}, as {owner} does, and no "
                     f"alpha; {_CONVERT}"
                 )
+
+
+def _called(key: Any) -> str:
+    """A key as a sentence calls it: a name without its quotes."""
+    return shown(key, 60).strip("'")

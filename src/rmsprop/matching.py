@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.nn.parameter import is_lazy
@@ -18,8 +18,7 @@ MATCHES = ("name", "order")
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A parameter and its place in the state dict.
 
     Attributes:
@@ -38,7 +37,7 @@ class Pair:
     @property
     def label(self) -> str:
         """What messages call it."""
-        return f"parameter {self.name!r}" if self.named else f"parameter {self.name}"
+        return f"parameter {shown(self.name)}" if self.named else f"parameter {shown(self.key, 60).strip(chr(39))}"
 
 
 @dataclass(frozen=True)
@@ -224,7 +223,7 @@ def _saved_names(saved: Sequence[Group], keyed: bool) -> list[list[str]] | None:
             or not all(isinstance(n, str) for n in names)
         ):
             raise ValueError(
-                f"loaded state dict's group {i} has {len(own)} parameters and the param_names {names!r:.80}; "
+                f"loaded state dict's group {i} has {len(own)} parameters and the param_names {shown(names)}; "
                 "it takes one string for each, or none at all"
             )
     return keys if keyed else _names(saved)
@@ -253,7 +252,7 @@ def _renamed(names: list[list[str]], rename: Mapping[str, str]) -> list[list[str
 
     found = [[_new(name) for name in own] for own in names]
     if unused:
-        there = ", ".join(repr(name) for _, name in _flat(names))
+        there = _listed(name for _, name in _flat(names))
         raise ValueError(f"rename names {_listed(sorted(unused))}, which the loaded state dict lacks; it has {there}")
     return found
 
@@ -314,4 +313,4 @@ def hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names))
+    return ", ".join(map(shown, names))

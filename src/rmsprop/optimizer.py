@@ -23,6 +23,7 @@ from rmsprop import (
     kernels,
     lint,
     loading,
+    placing,
     settings,
     shards,
     sharing,
@@ -204,10 +205,6 @@ class RMSprop(Optimizer):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
         group_keys.refuse_whole(param_group, self._whole, [backend.name for backend in kernels.BACKENDS])
         group = settings.own_group(param_group, self.defaults, self._asked, self._typed)
-        if self._step_supports_amp_scaling and not group["capturable"]:
-            raise ValueError(
-                "amp_in_step=True counts steps where found_inf is, on the device: give capturable=True too"
-            )
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         tensors = [p[1] if isinstance(p, tuple) else p for p in params]
         if len({id(p) for p in tensors}) != len(tensors):
@@ -215,20 +212,25 @@ class RMSprop(Optimizer):
                 "optimizer contains a parameter group with duplicate parameters: group "
                 f"{len(self.param_groups)} lists a tensor twice; list each once"
             )
-        if self._guard is not None:
-            self._guard.check(group, tensors)
-        if self.backend != "auto" or group["fused"]:
-            self._check_wish(group, tensors)
+        self._check_group(group, tensors)
         lr = group["lr"]  # a scheduler fills every group's tensor, and one in two groups would hold the last's rate
         if isinstance(lr, Tensor) and not lr.requires_grad and any(other["lr"] is lr for other in self.param_groups):
             group["lr"] = lr.clone()
         super().add_param_group(group)
 
-    def _check_wish(self, group: dict[str, Any], tensors: list[Any]) -> None:
-        """Raise now, and not at the first step, if a backend that was asked for cannot take these parameters.
+    def _check_group(self, group: dict[str, Any], tensors: list[Any]) -> None:
+        """Raise now, and not at the first step, if what was asked for the whole optimizer cannot take a group.
 
         Parameters that have no storage yet are left to the first step: lazy ones, and those of the device meta.
         """
+        if self._step_supports_amp_scaling and not group["capturable"]:
+            raise ValueError(
+                "amp_in_step=True counts steps where found_inf is, on the device: give capturable=True too"
+            )
+        if self._guard is not None:
+            self._guard.check(group, tensors)
+        if self.backend == "auto" and not group["fused"]:
+            return
         rule, _ = settings.read(group)
         ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p) and not p.is_meta]
         for bucket in shards.localized(wanted(group, ready)).split():
@@ -306,9 +308,14 @@ class RMSprop(Optimizer):
     def state_dict(self) -> dict[str, Any]:
         """The state under torch's keys, and the groups as plain numbers, strings and tensors.
 
-        torch.optim.RMSprop loads it; `torch.load(weights_only=True)` reads it back from a file.
+        torch.optim.RMSprop loads it; `torch.load(weights_only=True)` reads it back from a file. Steps go on in its
+        tensors, as in torch, and no load changes them: lr tensors, and state that capturable=True or shared memory
+        fixes to its place, are copies.
+
+        Raises: ValueError where a parameter that has state is in no group any more.
         """
-        return loading.plain(super().state_dict())
+        loading.check_listed(self.param_groups, self.state)
+        return placing.handed_out(super().state_dict())
 
     @_disable_dynamo
     def load_state_dict(  # type: ignore[override]  # torch's returns nothing
@@ -323,8 +330,8 @@ class RMSprop(Optimizer):
         """Go on from a saved state: RMSprop's of this package or of torch, of any version.
 
         Parameters are matched by name where both sides have names, as of `model.named_parameters()`, whatever their
-        order and grouping; else by order. State tensors that fit are written in place; state of half-precision
-        parameters stays float32.
+        order and grouping; else by order. State is copied, into the present tensors where capturable=True or shared
+        memory fixes them to their place; state of half-precision parameters stays float32.
 
         Args:
             strict: refuse what does not fit whole. False loads what fits, and leaves the rest as it is.

@@ -242,6 +242,17 @@ def check_setting(name: str, value: Any) -> Any:
     return check_flag(name, value)
 
 
+def check_running(group: Mapping[str, Any]) -> dict[str, Any]:
+    """As `check`, for a run that goes on: a schedule may have taken lr below 0, where a run cannot begin."""
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point() and not lr.is_meta:
+        return {**check({**group, "lr": 0.0}), "lr": lr}
+    if isinstance(lr, Real) and not isinstance(lr, bool) and lr < 0:
+        checked = check({**group, "lr": -lr})
+        return {**checked, "lr": -checked["lr"]}
+    return check(group)
+
+
 def check_edited(group: dict[str, Any], checked: dict[int, tuple[Any, ...]]) -> None:
     """As `check`, for a group that may have been edited since `checked` says so, by its id.
 
@@ -263,12 +274,7 @@ def check_edited(group: dict[str, Any], checked: dict[int, tuple[Any, ...]]) -> 
     lost = [name for name in TORCH_GROUP if name not in group]
     if lost:
         raise ValueError(f"a parameter group has lost its {', '.join(lost)}; a group keeps all of its settings")
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point() and not lr.is_meta:
-        lr = 0.0
-    elif isinstance(lr, Real) and not isinstance(lr, bool) and lr < 0:
-        lr = -lr
-    check({**group, "lr": lr})
+    check_running(group)
     checked[id(group)] = today
 
 

@@ -62,7 +62,7 @@ def refuse_new(group: Mapping[str, Any], state: Any) -> None:
 def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:
     """After a load: let the tensors that other processes see hold what was loaded, and be the state.
 
-    What the loaded state lacks begins afresh, in place.
+    What the loaded state lacks begins afresh, in place, and so do slots that the loaded settings need.
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -72,6 +72,8 @@ def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:
                     start = fresh_slot(p, group["v_init"]) if name == "square_avg" else torch.zeros_like(tensor)
                     tensor.copy_(own.get(name, start))
                     own[name] = tensor
+            if p.requires_grad:
+                make(group, optimizer.state[p], p, kept(read(group)[0], group, p), [])
     for tensor in _tensors(optimizer.state):
         _move(tensor)
 

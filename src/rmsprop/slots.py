@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from rmsprop.bucket import STEPPED, Bucket, fresh_slot, kept
-from rmsprop.loading import step_tensor, stops
 from rmsprop.settings import read
 from rmsprop.sparse import called, refused
 from rmsprop.spec import stream
@@ -108,3 +107,23 @@ def _fresh(name: str, group: Mapping[str, Any], p: Tensor) -> Tensor:
     if name == "compensation":
         return torch.zeros_like(p, memory_format=torch.preserve_format).detach()
     return fresh_slot(p, group["v_init"] if name == "square_avg" else 0.0)
+
+
+def step_tensor(count: float, param: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """A step counter: no dimensions, on the CPU, or with capturable on the parameter's device.
+
+    float64, where torch's default is float32: that stops at 2²⁴, where adding 1 changes nothing, and with it stop
+    random bits and bias correction. Only MPS has no float64.
+    """
+    device = param.device if group["capturable"] else torch.device("cpu")
+    return torch.tensor(count, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+
+
+def stops(step: Tensor) -> bool:
+    """Whether a counter is to be replaced by one of float64, which does not stop.
+
+    One in shared memory stays, since other processes count in it, and one on MPS, which has no float64.
+    """
+    if step.dtype not in (torch.float32, torch.bfloat16, torch.float16) or step.device.type == "mps":
+        return False
+    return not (step.is_cpu and step.is_shared())  # type: ignore[no-untyped-call]

@@ -1,0 +1,228 @@
+"""Loaded state and learning rates, put where the optimizer keeps them: new tensors, or the present ones.
+
+A present tensor is written only where something else reads it: a captured graph (capturable=True), or another
+process (shared memory). Everywhere else it is replaced, as in torch, since a state dict that somebody holds refers to
+it. State dicts hold copies of the tensors that a load writes.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rmsprop import shards
+from rmsprop.bucket import arithmetic_dtype, fresh_slot
+from rmsprop.entries import PLAIN, SHAPED, SLOTS
+from rmsprop.groups import Group, Settled
+from rmsprop.matching import Match, Pair
+from rmsprop.slots import step_tensor
+from rmsprop.spec import plain
+
+
+class Writes:
+    """Copies into tensors that stay where they are, made when all that can fail is over."""
+
+    def __init__(self) -> None:
+        self._copies: list[tuple[Tensor, Tensor]] = []
+
+    def into(self, target: Tensor, source: Tensor) -> Tensor:
+        """Note that the source is to be written into the target. Returns: the target."""
+        self._copies.append((target, source))
+        return target
+
+    def carry_out(self) -> None:
+        """Write; sources that lie in what is written, as in a state dict of this optimizer, are copied before."""
+        if not self._copies:
+            return
+        written = {_memory(target) for target, _ in self._copies}
+        ready = [
+            (target, source.clone() if source is not target and _memory(source) in written else source)
+            for target, source in self._copies
+        ]
+        with torch.no_grad():
+            for target, source in ready:
+                if source is not target:
+                    target.copy_(source)
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(shards.shard(tensor).untyped_storage().data_ptr())
+
+
+def place_lr(groups: list[Group], new: list[Group], writes: Writes) -> None:
+    """Write a loaded tensor lr into the present one: a captured graph and other groups read it there."""
+    for group, loaded in zip(groups, new, strict=True):
+        here, there = group["lr"], loaded["lr"]
+        if loaded is group or not isinstance(here, Tensor) or not isinstance(there, Tensor):
+            continue
+        sharing = [new[i]["lr"] for i, other in enumerate(groups) if other["lr"] is here]
+        alike = all(isinstance(lr, Tensor) and (lr is here or float(lr) == float(there)) for lr in sharing)
+        if alike and here.dtype == there.dtype and not here.requires_grad and not here.is_inference():
+            loaded["lr"] = writes.into(here, there.detach().reshape(here.shape))
+
+
+def place_state(
+    present: Any,
+    matched: Match,
+    settled: Settled,
+    state: Mapping[Any, Any],
+    known: set[Any],
+    reshaped: Mapping[Tensor, Any],
+    writes: Writes,
+) -> Any:
+    """Return the state keyed by the present parameters, on their devices, each slot in its own dtype.
+
+    Args:
+        known: the keys of the state dict that are parameters'; the others are kept as they are, as in torch.
+        reshaped: the parameters whose saved state does not fit. They keep what they have, as do those that it lacks.
+    Raises: ValueError for what cannot be copied.
+    """
+    taken = {pair.param: settled.groups[pair.group] for pair in matched.pairs if pair.param not in reshaped}
+    held = type(present)(dict)
+    for key, entry in present.items():
+        if isinstance(key, Tensor) and key not in taken:
+            held[key] = _left(key, entry, settled.groups)
+    with torch.inference_mode(False), torch.no_grad():
+        for pair in matched.pairs:
+            entry = state.get(pair.key)
+            if entry is None or pair.param not in taken:
+                continue
+            try:
+                held[pair.param] = _placed(pair, entry, present.get(pair.param), taken[pair.param], writes)
+            except (RuntimeError, NotImplementedError) as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                reason = str(error).partition("\n")[0]
+                raise ValueError(f"the state of {pair.label} cannot be copied: {reason:.200}") from error
+    for key, entry in state.items():
+        if key not in known:
+            held[key] = entry
+    return held
+
+
+def _left(param: Tensor, entry: Any, groups: list[Group]) -> Any:
+    """The entry that a parameter keeps, without a remainder that its group's new settings refuse to go on from."""
+    if not isinstance(entry, Mapping) or "compensation" not in entry:
+        return entry
+    group = next((group for group in groups if any(p is param for p in group["params"])), None)
+    if group is None or goes_on(entry["compensation"], param, group):
+        return entry
+    return {name: value for name, value in entry.items() if name != "compensation"}
+
+
+def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any] | None, group: Group, writes: Writes) -> Any:
+    """One parameter's saved entry, where this optimizer keeps it."""
+    param, dtype = pair.param, arithmetic_dtype(pair.param.dtype)
+    usual = type(param) in PLAIN and param.is_contiguous() and not group["capturable"]
+    made = {}
+    for name, value in entry.items():
+        if name == "compensation" and not goes_on(value, param, group):
+            continue
+        if own and (there := own.get(name)) is not None and _is_read_elsewhere(there, group):
+            made[name] = _written(name, value, there, param, group, writes)
+        elif name == "step":
+            as_it_is = type(value) is Tensor and value.dtype == torch.float64 and value.is_cpu and not value.dim()
+            made[name] = value.clone() if as_it_is and usual else step_tensor(float(value), param, group)
+        elif (
+            usual
+            and name in SHAPED
+            and type(value) is Tensor
+            and value.is_contiguous()
+            and _is_as(value, dtype, param)
+        ):
+            made[name] = value.clone()
+        else:
+            made[name] = _new(name, value, param, writes)
+    return made
+
+
+def _is_as(value: Tensor, dtype: torch.dtype, param: Tensor) -> bool:
+    return value.dtype == dtype and value.device == param.device
+
+
+def _is_read_elsewhere(present: Any, group: Group) -> bool:
+    """Whether a captured graph or another process may read a tensor where it is."""
+    if not isinstance(present, Tensor):
+        return False
+    return group["capturable"] or _is_shared(present)
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    """Whether a tensor is in shared memory of the host; torch counts all of a GPU's as shared."""
+    return type(tensor) in PLAIN and tensor.is_cpu and tensor.untyped_storage().is_shared()
+
+
+def _written(name: str, value: Any, present: Tensor, param: Tensor, group: Group, writes: Writes) -> Any:
+    """A saved value in the present tensor, if it takes it, else in a new one."""
+    if name == "step":
+        count = step_tensor(float(value), param, group)
+        return writes.into(present, count) if _takes(present, count, count.dtype) else count
+    dtype = arithmetic_dtype(param.dtype) if name in SLOTS else getattr(value, "dtype", None)
+    if name in SHAPED and shards.is_spread(param):
+        fits = shards.is_spread(present) and present.dtype == dtype and shards.spread_alike(present, param)
+        if not fits or present.is_inference():
+            return _new(name, value, param, writes)
+        writes.into(shards.shard(present), shards.part_for(param, value.detach()))
+        return present
+    if isinstance(value, Tensor) and present.device == param.device and _takes(present, value, dtype):
+        return writes.into(present, value.detach().to(device=param.device, dtype=dtype))
+    return _new(name, value, param, writes)
+
+
+def _new(name: str, value: Any, param: Tensor, writes: Writes) -> Any:
+    """A copy of a saved value, in a new tensor of the parameter's own layout, whatever the file's."""
+    if not isinstance(value, Tensor):
+        return deepcopy(value)
+    value = value.detach()
+    if name not in SHAPED:
+        return value.to(device=param.device, copy=True)
+    fresh = fresh_slot(param, 0.0) if name in SLOTS else torch.zeros_like(param)
+    if shards.is_spread(param):
+        writes.into(shards.shard(fresh), shards.part_for(param, value))
+        return fresh.detach()
+    if type(value) in PLAIN and type(param) in PLAIN:
+        return fresh.detach().copy_(value)
+    return value.to(device=param.device, dtype=fresh.dtype, copy=True)
+
+
+def _takes(present: Tensor, value: Tensor, dtype: torch.dtype | None) -> bool:
+    """Whether a value can be written into the tensor that is there, which then stays the same tensor."""
+    if present.dtype != dtype or present.shape != value.shape or present.layout != torch.strided:
+        return False
+    if present.requires_grad or present.is_inference() or present.is_meta:
+        return False
+    if any(stride == 0 and size > 1 for size, stride in zip(present.shape, present.stride(), strict=True)):
+        return False  # elements that share memory
+    if type(present) in PLAIN or type(value) in PLAIN:
+        return type(present) in PLAIN and type(value) in PLAIN
+    own, other = (getattr(x, "_spec", None) for x in (present, value))  # a DTensor's mesh and placements
+    return type(present) is type(value) and own is not None and own == other
+
+
+def goes_on(rest: Any, param: Tensor, group: Group) -> bool:
+    """Whether what rounding left over means the same here; else it goes: it is below a unit in the last place."""
+    return bool(group["compensation"]) and isinstance(rest, Tensor) and rest.dtype == param.dtype
+
+
+def handed_out(packed: dict[str, Any]) -> dict[str, Any]:
+    """A state dict that no later load writes into: with copies of every lr tensor, and of what is read elsewhere.
+
+    Groups hold plain numbers: a schedule's NumPy number needs full unpickling.
+    """
+    state = packed.get("state", {})
+    for group in packed.get("param_groups", ()):
+        for name, value in group.items():
+            pair = type(value) in (list, tuple) and name != "params"
+            group[name] = type(value)(map(plain, value)) if pair else plain(value)
+        if isinstance(group.get("lr"), Tensor):
+            group["lr"] = group["lr"].detach().clone()
+        for key in group["params"]:
+            entry = state.get(key)
+            if entry and any(_is_read_elsewhere(value, group) for value in entry.values()):
+                state[key] = {
+                    name: value.detach().clone() if _is_read_elsewhere(value, group) else value
+                    for name, value in entry.items()
+                }
+    return packed
