@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from rmsprop import RMSprop
+from rmsprop.convert.file import prepare
+from rmsprop.inspection import inspect
 from rmsprop.settings import TORCH_GROUP
 
 THEIRS = torch.optim.RMSprop
@@ -356,3 +358,14 @@ def test_an_argument_of_the_whole_optimizer_is_refused_in_a_group_unless_it_repe
     words = {"capturable": True} if key == "amp_in_step" else {}
     assert SAM(parameters(), RMSprop, **{key: value}, **words).param_groups[0][key] == value
     RMSprop([{"params": parameters(), "backend": "newtonschulz5"}])
+
+
+def test_a_file_of_such_a_run_is_converted_and_inspected(tmp_path):
+    """The groups of torch.optim.RMSprop that SAM filled: its keys are reported as no settings, and not refused."""
+    params = parameters()
+    wrapped = SAM(params, THEIRS, lr=0.02)
+    run(wrapped, params, 2)
+    torch.save(wrapped.base_optimizer.state_dict(), tmp_path / "in.pt")
+    report = prepare(tmp_path / "in.pt", "timm").report
+    assert any("rho, adaptive in the group: no setting of PyTorch" in line for line in report.dropped)
+    inspect(tmp_path / "in.pt")

@@ -36,6 +36,11 @@ def _group(
     if checkpoint.source.startswith(OWN):
         own = {name: value for name, value in hyper.items() if name in _OURS}
         return {**row.complete(own | dialects.read_words(row, given), {*own, *given}), "dialect": row.name}
+    if "square_avg" in row.states:  # a group of torch, which carries the keys of schedulers, trainers and wrappers
+        carried = [word for word in hyper if word not in (*row.words, *row.refused, *row.limits, *_OURS)]
+        hyper = {word: value for word, value in hyper.items() if word not in carried}
+        if carried:
+            report.dropped.append(f"{', '.join(carried)} in the group: no setting of {row.title}")
     meant = {row.words.get(word, word) for word in given}
     words = {word: value for word, value in hyper.items() if row.words.get(word, word) not in meant} | dict(given)
     ours = {row.words.get(word, word) for word in words}
