@@ -272,7 +272,10 @@ class RMSprop(Optimizer):
                 loss = closure()
             if self._again():
                 return loss
-        stepping.take(self)
+        bad = None
+        if torch.compiler.is_compiling() and self._guard is not None and scaling(self) is None:
+            bad = self._guard.look(self.param_groups)  # in this frame, which a compiler can go on with after it
+        stepping.take(self, bad)
         return loss
 
     def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
@@ -303,7 +306,8 @@ class RMSprop(Optimizer):
         lists = Bucket(params_with_grad, grads, square_avgs, grad_avgs, momentum_buffer_list, state_steps)
         lists.compensation = [] if compensations is None else compensations
         lists.streams = [] if streams is None else streams
-        return slots.fill(group, self.state, lists, first, self._made)
+        made = [] if torch.compiler.is_compiling() else self._made  # a compiler would watch the list
+        return slots.fill(group, self.state, lists, first, made)
 
     def state_dict(self) -> dict[str, Any]:
         """The state under torch's keys, and the groups as plain numbers, strings and tensors.

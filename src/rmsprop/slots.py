@@ -86,7 +86,7 @@ def make(
 
     Mutates: `own`, its state, and `made`. Returns: `own`.
     """
-    if torch.is_inference_mode_enabled():
+    if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
             return make(group, own, p, names, made)
     for name in names:

@@ -15,9 +15,11 @@ from rmsprop.spec import Hyper, Rule
 Rules = MutableMapping[Tensor, Rule]  # by a group's first parameter, which is referred to weakly
 
 
-def take(optimizer: Any) -> None:
+def take(optimizer: Any, bad: Tensor | bool | None = None) -> None:
     """Advance every parameter of an RMSprop that has a gradient by one step, in place, and make a plan for the next.
 
+    Args:
+        bad: what the guard found, where it has looked; None: it looks here.
     Mutates: parameters, state and the plan. Never gradients.
     Raises: RuntimeError, before any parameter moves.
     """
@@ -30,7 +32,8 @@ def take(optimizer: Any) -> None:
         [_fill(optimizer, group, 0) for group in groups]
         return
     scaled, guard = scaling(optimizer), optimizer._guard
-    bad = guard.look(groups) if guard is not None and scaled is None else False
+    if bad is None:
+        bad = guard.look(groups) if guard is not None and scaled is None else False
     if bad is True:
         return
     if bad is False and guard is not None and scaled is None and _goes_on_together(optimizer):
@@ -54,7 +57,8 @@ def take(optimizer: Any) -> None:
         works = clipping.clip(works) if clipped else works
         backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
     except BaseException:
-        slots.unmake(optimizer.state, optimizer._made)
+        if not compiling:
+            slots.unmake(optimizer.state, optimizer._made)
         raise
     for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
         with torch.set_grad_enabled(bucket.differentiable):  # the group's wish, not the constructor's

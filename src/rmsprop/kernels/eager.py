@@ -50,7 +50,9 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     """
     if not bucket.param:
         return
-    stays = bucket.found_inf is not None and bucket.capturable and not bucket.found_inf.is_cpu
+    found_inf, compiling = bucket.found_inf, torch.compiler.is_compiling()
+    # a compiler's graph would break where found_inf is read, and be made anew at every step
+    stays = found_inf is not None and (compiling or (bucket.capturable and not found_inf.is_cpu))
     if bucket.found_inf is not None and not stays and bucket.found_inf.item() != 0:
         return
     if bucket.grad_scale is not None:
@@ -359,8 +361,10 @@ def _corrections(part: Bucket, alpha: float, dtype: torch.dtype) -> Sequence[flo
         return [1 - alpha ** t.item() for t in part.step]
     if alpha == 0:
         return [1.0] * len(part.step)
-    log = math.log(alpha)
-    return [-torch.expm1(t.to(part.param[0].device, dtype) * log) for t in part.step]
+    device = part.param[0].device
+    # to a compiler math.log is of one number, and it would make another graph for the next
+    log: Any = part.step[0].new_full((), alpha).to(device).log() if torch.compiler.is_compiling() else math.log(alpha)
+    return [-torch.expm1(t.to(device, dtype) * log) for t in part.step]
 
 
 def _held(number: Any, dtype: torch.dtype) -> Any:
