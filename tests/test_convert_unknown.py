@@ -6,7 +6,10 @@ import io
 import json
 import lzma
 import pickle
+import re
+import shutil
 import struct
+import subprocess
 import tarfile
 import zipfile
 
@@ -33,7 +36,9 @@ def tarred():
     """A checkpoint in a tar."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as made:
-        made.addfile(tarfile.TarInfo("model.pt"))
+        member = tarfile.TarInfo("model.pt")
+        member.size = len(archive())
+        made.addfile(member, io.BytesIO(archive()))
     return file.getvalue()
 
 
@@ -69,11 +74,11 @@ FILES = {
     "error.pt": (b'{"error": "not found"}', "is a file of JSON, beginning"),
     "model.safetensors.index.json": (b'{"weight_map": {}}', "index of a sharded model; give the folder"),
     "checkpoint": (b'model_checkpoint_path: "model.ckpt-20"\n', "list of a TensorFlow run's checkpoints"),
-    "model.pt.gz": (gzip.compress(archive()), "is compressed by gzip; unpack it with: gunzip -k"),
+    "model.pt.gz": (gzip.compress(archive()), "is compressed by gzip; unpack it with: gzip -dc"),
     "gz.pt": (gzip.compress(archive()), "is compressed by gzip"),
     "model.pt.bz2": (bz2.compress(archive()), "is compressed by bzip2"),
     "model.pt.xz": (lzma.compress(archive()), "is compressed by xz"),
-    "model.tar": (tarred(), "is a tar archive; unpack it with tar -xf"),
+    "model.tar": (tarred(), "is a tar archive; unpack it with: tar -xvf"),
     "model.tar.gz": (gzip.compress(tarred()), "is compressed by gzip"),
     "other.zip": (zipped(), "is a zip archive, and not that of a checkpoint: it holds 'run/model.pt'"),
     "array.npy": (b"\x93NUMPY\x01\x00" + bytes(100), "is a single NumPy array"),
@@ -104,6 +109,53 @@ def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(name, tmp_path):
     code, text = invoke("inspect", str(path))
     assert code == 2
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("name", ["model.pt.gz", "gz.pt", "model.pt.bz2", "model.pt.xz", "model.tar", "model.tar.gz"])
+def test_the_command_that_unpacks_a_file_does(name, tmp_path):
+    """Typed as it is printed, whatever the file is called, until the checkpoint is there."""
+    given = tmp_path / f"my {name}"
+    given.write_bytes(FILES[name][0])
+    for _ in range(3):
+        try:
+            assert len(read_checkpoint(given).slots) == 4
+            return
+        except Unreadable as error:
+            command = re.search(r"with: (.*?)(, and|$)", str(error))[1]
+        if shutil.which(command.split()[0]) is None:
+            pytest.skip(f"{command.split()[0]} is not installed")
+        subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True, timeout=60)
+        given = tmp_path / ("model.pt" if command.startswith("tar") else "unpacked")
+        given = given.rename(tmp_path / f"next {given.name}")
+    pytest.fail("it is packed for ever")
+
+
+def deflated(path):
+    """A checkpoint packed anew by a zip program."""
+    with zipfile.ZipFile(io.BytesIO(archive())) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+
+
+def without_checksums(path):
+    """A checkpoint as torch.serialization.set_crc32_options(False) has it."""
+    torch.serialization.set_crc32_options(False)
+    try:
+        path.write_bytes(archive())
+    finally:
+        torch.serialization.set_crc32_options(True)
+
+
+@pytest.mark.parametrize("make", [deflated, without_checksums])
+def test_the_line_that_writes_a_file_again_does(make, tmp_path):
+    """The Python that is printed makes a file that is read."""
+    path = tmp_path / "in.pt"
+    make(path)
+    with pytest.raises(Unreadable, match=r"write it again.*with torch\.save\(") as caught:
+        read_checkpoint(path)
+    line = re.search(r"torch\.save\(torch\.load\(.*\), new\)", str(caught.value))[0]
+    exec(line, {"torch": torch, "file": path, "new": tmp_path / "new.pt"})
+    assert len(read_checkpoint(tmp_path / "new.pt").slots) == 4
 
 
 def folder(path, files):

@@ -34,9 +34,10 @@ SLACK = 1 << 20
 
 
 def is_archive(path: Path) -> bool:
-    """Whether it ends as an archive does; False for a damaged end."""
+    """Whether it begins and ends as an archive does: another file may end with one, such as a tar that holds it."""
     try:
-        return zipfile.is_zipfile(path)
+        with path.open("rb") as file:
+            return file.read(2) == b"PK" and zipfile.is_zipfile(path)
     except BROKEN:
         return False
 
@@ -83,5 +84,6 @@ def intact(archive: zipfile.ZipFile, path: Path) -> None:
     if bad is not None:
         raise Unreadable(
             f"{path.name} is damaged: {shown(bad)} does not have its checksum (a file written under "
-            "torch.serialization.set_crc32_options(False) has none: load it and save it again without that)"
+            "torch.serialization.set_crc32_options(False) has none: write it again without that, with "
+            "torch.save(torch.load(file, map_location='cpu', weights_only=True), new))"
         )

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.convert.formats import archive
+from rmsprop.convert.formats import archive, torch_legacy
 from rmsprop.convert.formats.torch_pickle import Machine, Opaque
 from rmsprop.convert.record import Array, Unreadable
 from rmsprop.printing import shown
@@ -23,6 +23,7 @@ RESAVE = (
     "where it was made, load it and save plain state dicts: torch.save({'model': model.state_dict(), 'optimizer': "
     "optimizer.state_dict()}, 'plain.pt')"
 )
+REWRITE = "torch.save(torch.load(file, map_location='cpu', weights_only=True), new)"
 _MOST_PICKLE = 1 << 26
 _ALIGNED = 16
 
@@ -34,11 +35,12 @@ def load(path: Path) -> Any:
     tuple. No code is run and nothing is imported.
     Raises: Unreadable, in one sentence, for damage, an archive of others, or a file that is one such object.
     """
+    if torch_legacy.is_legacy(path):
+        value = torch_legacy.load(path)
+        refuse_code(value, path)
+        return value
     if not archive.is_archive(path):
-        raise Unreadable(
-            f"{path.name} is no archive of torch.save: it is damaged, or from before torch 1.6; then write it again "
-            "with torch.save(torch.load(file, weights_only=True), new)"
-        )
+        raise Unreadable(f"{path.name} is not an archive of torch.save, or is damaged")
     with path.open("rb") as file, archive.opened(path, file) as held:
         pickle = _check(held, path)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
@@ -108,7 +110,7 @@ def _check(held: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise Unreadable(
-                f"{path.name} has compressed members; torch.save stores them: save it again with torch.save"
+                f"{path.name} has compressed members, which torch.save stores: write it again with {REWRITE}"
             )
     if pickles[0].file_size > _MOST_PICKLE:
         raise Unreadable(
@@ -116,7 +118,7 @@ def _check(held: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
         )
     archive.intact(held, path)
     if f"{folder}byteorder" in names and held.read(f"{folder}byteorder") == b"big":
-        raise Unreadable(f"{path.name} is big-endian; torch.save(torch.load(file, weights_only=True), new) turns it")
+        raise Unreadable(f"{path.name} is big-endian: write it again with {REWRITE}")
     return pickles[0]
 
 

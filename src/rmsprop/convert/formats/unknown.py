@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from rmsprop.convert.formats import zipped
 from rmsprop.convert.formats.archive import is_archive, shown
 
 _PACKED = {
-    b"\x1f\x8b": ("gzip", "gunzip -k"),
-    b"BZh": ("bzip2", "bunzip2 -k"),
-    b"\xfd7zXZ\x00": ("xz", "unxz -k"),
-    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
-    b"7z\xbc\xaf\x27\x1c": ("7-Zip", "7z x"),
-    b"Rar!": ("RAR", "unrar x"),
+    b"\x1f\x8b": ("gzip", "gzip -dc"),
+    b"BZh": ("bzip2", "bzip2 -dc"),
+    b"\xfd7zXZ\x00": ("xz", "xz -dc"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"),
+    b"7z\xbc\xaf\x27\x1c": ("7-Zip", "7z e -so"),
+    b"Rar!": ("RAR", "unrar p -inul"),
 }
 _OTHERS = {
     b"\x93NUMPY": "a single NumPy array; save named arrays with np.savez",
@@ -38,9 +39,10 @@ def explain(path: Path) -> str:
         head = file.read(4096)
     for start, (name, command) in _PACKED.items():
         if head.startswith(start):
-            return f"{path.name} is compressed by {name}; unpack it with: {command} {shown(path.name)}"
+            return f"{path.name} is compressed by {name}; unpack it with: {command} {_quoted(path.name)} > unpacked"
     if head[257:262] == b"ustar":
-        return f"{path.name} is a tar archive; unpack it with tar -xf, and give the checkpoint that was in it"
+        command = f"tar -xvf {_quoted(path.name)}"
+        return f"{path.name} is a tar archive; unpack it with: {command}, and give the checkpoint that was in it"
     if head[4:8] == b"TFL3":
         return f"{path.name} is a TensorFlow Lite model for inference, which holds no optimizer"
     for start, what in _OTHERS.items():
@@ -51,6 +53,11 @@ def explain(path: Path) -> str:
     if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
         return pickled(path)
     return _text(path, head) or _damaged(path, head, size)
+
+
+def _quoted(name: str) -> str:
+    """A file's name for a shell; a name that no sentence can hold is left to the user."""
+    return shlex.quote(name) if name.isprintable() and len(name) < 80 else "FILE"
 
 
 def pickled(path: Path) -> str:
@@ -77,7 +84,7 @@ def _text(path: Path, head: bytes) -> str | None:
     if head.startswith(_LFS):
         return (
             f"{path.name} is a git-lfs pointer, {path.stat().st_size} bytes in the place of the file; fetch it with: "
-            f"git lfs pull --include {shown(path.name)}"
+            f"git lfs pull --include {_quoted(path.name)}"
         )
     begin = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:200].lower()
     if begin.startswith((b"<!doctype html", b"<html", b"<head")) or b"<html" in begin:
