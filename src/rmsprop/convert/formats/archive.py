@@ -31,6 +31,8 @@ BROKEN = (
 )
 MOST_MEMBERS = 1_000_000
 SLACK = 1 << 20
+_CHUNK = 1 << 18
+_LOCAL_HEADER = 30  # bytes before a member's name
 
 
 def is_archive(path: Path) -> bool:
@@ -61,21 +63,51 @@ def opened(path: Path, file: IO[bytes] | None = None) -> Iterator[zipfile.ZipFil
 
 
 def check(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse members that are encrypted, lie outside, or unpack to far more than the file. Raises: Unreadable."""
+    """Refuse what no checkpoint has and a hostile archive does. Raises: Unreadable.
+
+    Members that are encrypted, lie outside, have one name or the same bytes, are compressed in other ways than NumPy
+    and Keras do, or unpack to more than ten times the file and a megabyte. What a member declares is the most that
+    `content` reads of it.
+    """
     members = archive.infolist()
     if len(members) > MOST_MEMBERS:
         raise Unreadable(f"{path.name} holds {len(members)} members, more than any checkpoint")
     most = 10 * path.stat().st_size + SLACK
-    total = 0
-    for member in members:
+    total = end = 0
+    for member in sorted(members, key=lambda own: own.header_offset):
         name = member.filename
         if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
             raise Unreadable(f"{path.name} holds a member that lies outside of it: {shown(name)}")
         if member.flag_bits & 1:
             raise Unreadable(f"{path.name} is encrypted; write it again without a password")
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Unreadable(
+                f"{path.name} compresses {shown(name)} by method {member.compress_type} of zip; write it again "
+                "stored or deflated, as np.savez and np.savez_compressed do"
+            )
+        if member.header_offset < end:
+            raise Unreadable(f"{path.name} holds members that lie over each other, such as {shown(name)}")
+        end = member.header_offset + _LOCAL_HEADER + member.compress_size
         total += member.file_size
         if total > most:
-            raise Unreadable(f"{path.name} would unpack to more than ten times its size; no checkpoint does")
+            raise Unreadable(
+                f"{path.name} would unpack to more than ten times its size, which is not read; if it is sound, write "
+                "it again without compression, such as with np.savez"
+            )
+    if len({member.filename for member in members}) < len(members):
+        raise Unreadable(f"{path.name} holds two members of one name")
+
+
+def content(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> bytes:
+    """A member's bytes, as many as it declares. Raises: Unreadable for fewer, and for what is no such member's."""
+    parts = []
+    with archive.open(member) as stream:
+        while part := stream.read(_CHUNK):  # in one go, zipfile unpacks all there is before it cuts it to size
+            parts.append(part)
+    raw = b"".join(parts)
+    if len(raw) != member.file_size:
+        raise Unreadable(f"{path.name} is cut short: {shown(member.filename)} has {len(raw)} bytes")
+    return raw
 
 
 def intact(archive: zipfile.ZipFile, path: Path) -> None:

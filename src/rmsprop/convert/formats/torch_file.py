@@ -63,10 +63,11 @@ def _read_sb3(path: Path) -> dict[str, Any]:
     with archive.opened(path) as held, tempfile.TemporaryDirectory() as folder:
         archive.intact(held, path)
         found = {}
-        for name in held.namelist():
+        for member in held.infolist():
+            name = member.filename
             if name.endswith(".pth") and "/" not in name:
                 part = Path(folder) / f"{path.name}.{name}"
-                part.write_bytes(held.read(name))
+                part.write_bytes(archive.content(held, member, path))
                 found[name.removesuffix(".pth")] = load(part)
         return found
 

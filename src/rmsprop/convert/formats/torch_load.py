@@ -46,7 +46,7 @@ def load(path: Path) -> Any:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         records = _Records(held, mapped, pickle.filename.removesuffix("data.pkl"))
         try:
-            value = Machine(records.get).run(held.read(pickle))
+            value = Machine(records.get).run(archive.content(held, pickle, path))
         except (MemoryError, RecursionError):
             raise
         except Exception as error:  # whatever an unsound pickle leads to
@@ -103,8 +103,6 @@ def _check(held: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
         )
     folder = pickles[0].filename.removesuffix("data.pkl")
     names = {member.filename for member in members}
-    if len(names) < len(members):
-        raise Unreadable(f"{path.name} holds two members of one name")
     if any(name.rsplit("/", 1)[-1] == "constants.pkl" for name in names):
         raise Unreadable(f"{path.name} is a TorchScript archive, which holds code; {RESAVE}")
     for member in members:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rmsprop.convert.formats.archive import opened, shown
+from rmsprop.convert.formats.archive import content, opened, shown
 from rmsprop.convert.formats.reading import array, count, strange
 from rmsprop.convert.record import Array, Unreadable
 
@@ -51,18 +51,10 @@ def members(path: Path, wanted: tuple[str, ...] = ()) -> dict[str, bytes]:
     """
     with opened(path) as archive:
         infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
-        if len(infos) != sum(not info.is_dir() for info in archive.infolist()):
-            raise Unreadable(f"{path.name} holds two members of one name")
         for name in wanted:
             if name not in infos:
                 raise Unreadable(f"{path.name} holds no {name}; it has {shown(', '.join(infos), 200)}")
-        read = {}
-        for name in wanted or infos:
-            with archive.open(infos[name]) as member:
-                read[name] = member.read()
-            if len(read[name]) != infos[name].file_size:
-                raise Unreadable(f"{path.name} is cut short: {shown(name)} has {len(read[name])} bytes")
-        return read
+        return {name: content(archive, infos[name], path) for name in wanted or infos}
 
 
 def arrays(path: Path) -> dict[str, Array]:
