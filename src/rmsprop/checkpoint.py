@@ -15,7 +15,7 @@ import random
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ _NAME = "rmsprop_checkpoint"  # in the file's metadata: its version
 _LARGEST = 32_000_000  # bytes of JSON: a header of safetensors may have 100 MB, and quotes are escaped in it
 
 
-def save(path: str | os.PathLike[str], *, rng: bool = False, **parts: Any) -> Path:
+def save(path: str | bytes | os.PathLike[str], *, rng: bool = False, **parts: Any) -> Path:
     """Write a run's parts to one file, whole or not at all.
 
     The file at the path stays what it is until the new one is on the disk: a process that is killed while it saves,
@@ -43,7 +43,8 @@ def save(path: str | os.PathLike[str], *, rng: bool = False, **parts: Any) -> Pa
             saved, of a generator its state; anything else must be tensors, numbers, strings, None, or lists, tuples,
             sets and dicts of them.
     Returns: the path.
-    Raises: TypeError or ValueError that names a value which is none of these, before anything is written.
+    Raises: TypeError or ValueError that names a value which is none of these, before anything is written; OSError
+        that names the path, such as for a full disk.
     """
     save_file = _safetensors("torch").save_file
     states = {name: _state(part) for name, part in parts.items()}
@@ -56,12 +57,10 @@ def save(path: str | os.PathLike[str], *, rng: bool = False, **parts: Any) -> Pa
         )
     notes = {"format": "pt", _NAME: str(VERSION), "rmsprop": rmsprop.__version__, "tree": text}
     notes["crc32"] = str(zlib.crc32(text.encode("ascii")))
-    target = Path(os.path.realpath(path))  # a link keeps pointing where it does
-    write_whole(target, lambda part: save_file(packed.tensors, part, metadata=notes), sync=True)
-    return Path(path)
+    return write_whole(path, lambda part: save_file(packed.tensors, part, metadata=notes), sync=True)
 
 
-def load(path: str | os.PathLike[str], *, rng: bool = False, **objects: Any) -> dict[str, Any]:
+def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: Any) -> dict[str, Any]:
     """Read a run's parts from one file, and put them into the objects that are given under the parts' names.
 
     Optimizers are loaded first: this package's checks everything before it changes anything.
@@ -74,7 +73,7 @@ def load(path: str | os.PathLike[str], *, rng: bool = False, **objects: Any) -> 
         or lacks a part that is asked for, before anything is changed; what the objects raise for a state that does
         not fit them.
     """
-    parts = _read(Path(path))
+    parts = _read(Path(os.fsdecode(path)))
     wanted = [*objects, "rng"] if rng else list(objects)
     missing = [name for name in wanted if name not in parts]
     if missing:
@@ -100,11 +99,18 @@ def load(path: str | os.PathLike[str], *, rng: bool = False, **objects: Any) -> 
 def _read(path: Path) -> dict[str, Any]:
     """The parts in a file. Raises: ValueError in one sentence."""
     safetensors = _safetensors()
-    size = path.stat().st_size  # a missing file is its own error
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a checkpoint is one file")
+    with path.open("rb") as opened:  # a missing file is its own error
+        return _parts(path, opened, safetensors)
+
+
+def _parts(path: Path, opened: BinaryIO, safetensors: Any) -> dict[str, Any]:
+    """The parts in an open file: safetensors opens by name, more than once, and a path may get another file."""
+    size = os.fstat(opened.fileno()).st_size
+    own = Path(f"/dev/fd/{opened.fileno()}")
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
+        with safetensors.safe_open(str(own if own.exists() else path), framework="pt") as file:
             notes = file.metadata() or {}
             text = _tree(path, notes)
             found = unpack(json.loads(text), lambda name: file.get_tensor(name).clone())

@@ -1,36 +1,49 @@
 """Files written whole or not at all."""
 
+import errno
 import os
 import platform
-from collections.abc import Callable
-from contextlib import suppress
+import re
+import secrets
+import shutil
+import signal
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+# What a full or broken disk raises, whatever a library makes of it.
+_DISK = (errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC))
+_ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
-def write_whole(path: Path, save: Callable[[Path], object], *, sync: bool = False) -> Path:
-    """Save under a temporary name beside the path, then rename, so that nobody meets half a file.
+
+def write_whole(path: str | bytes | os.PathLike[str], save: Callable[[Path], object], *, sync: bool = False) -> Path:
+    """Save in a folder of its own beside the path, then rename, so that nobody meets half a file.
+
+    A link stays a link: the file that it points to is replaced. The new file has the mode of the old one; where there
+    is none, the umask's. What a killed process of this machine left of its own writes to the path is removed.
 
     Args:
         save: writes the file at the path that it is given.
         sync: wait until the file, and its name, are on the disk: then a power failure leaves the old file or the new
-            one too. What killed processes of this machine left of their own saves is removed.
+            one too.
     Returns: the path. Its directory is made if need be.
-    Raises: what `save` raises; then the file that was at the path is as it was.
+    Raises: OSError that names the path, also where a full disk makes a library raise something else; what else `save`
+        raises. Then the file that was at the path is as it was.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}.{platform.node()}."
-    part = path.with_name(f"{prefix}{os.getpid()}.part")
-    try:
+    path = Path(os.fsdecode(path))
+    target = _target(path)
+    with _folder(target, path) as folder:
+        part = folder / target.name
         save(part)
         if sync:
             _sync(part, os.O_RDWR)
-        os.replace(part, path)
+        _set_mode(part, target)
+        os.replace(part, target)
         if sync and os.name == "posix":
-            _sync(path.parent, os.O_RDONLY)
-    finally:
-        part.unlink(missing_ok=True)
-    if sync:
-        _sweep(path.parent, prefix)
+            with _unless_unsupported():
+                _sync(target.parent, os.O_RDONLY)
     return path
 
 
@@ -46,16 +59,116 @@ def write_together(path: Path, endings: tuple[str, ...], save: Callable[[Path], 
     start = path
     for ending in endings:
         start = start.with_name(start.name.removesuffix(ending))
-    start.parent.mkdir(parents=True, exist_ok=True)
-    part = start.with_name(f".{start.name}.{os.getpid()}.part")
+    made = [start.with_name(start.name + ending) for ending in endings]
+    targets = [_target(path) for path in made]
+    with _folder(targets[0], start) as folder:
+        save(folder / start.name)
+        parts = [folder / path.name for path in made]
+        for part, target in zip(parts, targets, strict=True):
+            _set_mode(part, target)
+        for part, target in zip(parts, targets, strict=True):
+            os.replace(part, target)
+    return made[-1]
+
+
+def _target(path: Path) -> Path:
+    """Where the file is to be, with links followed. Raises: OSError for what is there and is no file."""
+    target = Path(os.path.realpath(path))
     try:
-        save(part)
-        for ending in endings:
-            os.replace(part.with_name(part.name + ending), start.with_name(start.name + ending))
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        return target
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return target
+
+
+@contextmanager
+def _folder(target: Path, path: Path) -> Iterator[Path]:
+    """A folder beside the target, gone at the end, also where the process is told to end meanwhile.
+
+    Raises: OSError that names the path for what is wrong with the disk.
+    """
+    prefix = f".{target.name[:24]}.{platform.node()}."
+    folder = target.with_name(f"{prefix}{os.getpid()}.{secrets.token_hex(4)}.part")
+    try:
+        with _ending_after(lambda: shutil.rmtree(folder, ignore_errors=True)):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700)
+            yield folder
+    except Exception as error:
+        fault = _of_the_disk(error)
+        if fault is None or fault.errno is None or not _is_inside(fault.filename, folder):
+            raise
+        raise OSError(fault.errno, fault.strerror, str(path)) from error
+    _sweep(target.parent, prefix)
+
+
+def _of_the_disk(error: Exception) -> OSError | None:
+    """The OSError that an exception is, or that a library turned into it."""
+    if isinstance(error, OSError):
+        return error
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, OSError) and link.errno in _DISK:
+            return link
+        link = link.__cause__ or link.__context__
+    found = re.search(r"os error (\d+)\b|Os \{ code: (\d+)", str(error))  # safetensors', in Rust's words
+    number = int(found[1] or found[2]) if found else 0
+    return OSError(number, os.strerror(number)) if number in _DISK else None
+
+
+def _is_inside(name: object, folder: Path) -> bool:
+    """Whether an error is about what was being written."""
+    return name is None or (isinstance(name, str) and Path(name).is_relative_to(folder))
+
+
+class _EndedError(BaseException):
+    """The process is told to end."""
+
+
+@contextmanager
+def _ending_after(clean: Callable[[], object]) -> Iterator[None]:
+    """Clean up at the end, and before a signal whose default is to end the process ends it."""
+    caught: list[int] = []
+    before: dict[int, object] = {}
+
+    def _end(number: int, _: object) -> None:
+        caught.append(number)
+        if len(caught) == 1:
+            raise _EndedError
+
+    try:
+        try:
+            if threading.current_thread() is threading.main_thread():
+                for number in _ENDING:
+                    if signal.getsignal(number) == signal.SIG_DFL:
+                        before[number] = signal.signal(number, _end)
+            yield
+        finally:
+            clean()
+    except _EndedError:
+        clean()  # the signal may have come in the middle of the first time
     finally:
-        for ending in endings:
-            part.with_name(part.name + ending).unlink(missing_ok=True)
-    return start.with_name(start.name + endings[-1])
+        for number in before:
+            signal.signal(number, signal.SIG_DFL)
+        if caught:
+            os.kill(os.getpid(), caught[0])
+
+
+def _set_mode(part: Path, target: Path) -> None:
+    """Give a new file the old one's mode, or what the umask leaves of 0666."""
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        probe = part.with_name(f"{part.name[:24]}.mode")
+        os.close(os.open(probe, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+        mode = probe.stat().st_mode
+        probe.unlink()
+    if stat.S_IMODE(part.stat().st_mode) != mode & 0o777:
+        part.chmod(mode & 0o777)
 
 
 def _sync(path: Path, flags: int) -> None:
@@ -67,16 +180,28 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def _unless_unsupported() -> Iterator[None]:
+    """Let a file system that cannot synchronize directories be."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
 def _sweep(folder: Path, prefix: str) -> None:
     """Remove the parts whose process is gone."""
     if os.name != "posix":
         return  # signal 0, which asks whether a process lives, ends it elsewhere
-    for left in folder.iterdir():
-        pid = left.name[len(prefix) : -len(".part")]
-        if not (left.name.startswith(prefix) and left.suffix == ".part" and pid.isdecimal()):
-            continue
-        with suppress(PermissionError):  # another user's, and alive
-            try:
-                os.kill(int(pid), 0)
-            except (ProcessLookupError, OverflowError):
-                left.unlink(missing_ok=True)
+    with suppress(OSError):  # the file is written; a folder that cannot be listed keeps what is in it
+        for left in folder.iterdir():
+            pid = left.name[len(prefix) : -len(".part")].partition(".")[0]
+            if not (left.name.startswith(prefix) and left.suffix == ".part" and pid.isdecimal()):
+                continue
+            with suppress(PermissionError):  # another user's, and alive
+                try:
+                    os.kill(int(pid), 0)
+                except (ProcessLookupError, OverflowError):
+                    shutil.rmtree(left, ignore_errors=True)
+                    left.unlink(missing_ok=True)

@@ -42,7 +42,9 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
             at += 1
     model = {name: _tensor(value) for name, value in checkpoint.params.items()}
     turned = {"turned": checkpoint.turned} if checkpoint.turned else {}
-    torch.save({"model": model, "optimizer": {"state": state, "param_groups": packed}, **turned}, path)
+    whole = {"model": model, "optimizer": {"state": state, "param_groups": packed}, **turned}
+    with path.open("wb") as file:  # torch gives no reason for what goes wrong with a path: a full disk
+        torch.save(whole, file)
 
 
 def _state(source: str, slots: dict[str, Any], step: int | None) -> dict[str, Any]:
