@@ -279,6 +279,77 @@ def test_objects_and_parts_must_meet(tmp_path):
     assert same(parts["optimizer"].state_dict(), before)
 
 
+class Refusing(nn.Module):
+    """An object that refuses its part after others took theirs."""
+
+    def load_state_dict(self, *_):
+        raise ValueError("never")
+
+
+def trained(make, model, steps=2):
+    """An optimizer that has stepped."""
+    optimizer = make(model)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(5, 3)).square().mean().backward()
+        optimizer.step()
+    return optimizer
+
+
+@pytest.mark.parametrize("wrong", ["a model of another shape", "a model with other names", "another object", "rng"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_load_that_is_refused_changes_nothing(tmp_path, wrong, begun):
+    """Models, optimizers of ours and of torch, schedulers, scalers, generators: those before are as they were."""
+    makers = {
+        "ours": lambda model: RMSprop(model.named_parameters(), lr=0.1, momentum=0.9, centered=True),
+        "ours too": lambda model: RMSprop(model.parameters(), lr=0.2),
+        "adam": lambda model: torch.optim.Adam(model.parameters(), lr=0.3, amsgrad=True),
+        "rmsprop": lambda model: torch.optim.RMSprop(model.parameters(), lr=0.4, momentum=0.5),
+    }
+
+    def make(steps, seed):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+        made = {"model": model, **{name: trained(maker, model, steps) for name, maker in makers.items()}}
+        made["scheduler"] = torch.optim.lr_scheduler.StepLR(made["adam"], seed + 1)
+        made["plateau"] = torch.optim.lr_scheduler.ReduceLROnPlateau(made["rmsprop"], patience=seed)
+        made["scaler"] = torch.amp.GradScaler("cpu", init_scale=2.0**seed)
+        made["generator"] = torch.Generator().manual_seed(seed)
+        return made
+
+    saved = make(3, 1)
+    saved["model2"] = nn.Linear(2, 2)
+    last = {
+        "a model of another shape": {"model2": nn.Linear(2, 3)},
+        "a model with other names": {"model2": nn.Sequential(nn.Linear(2, 2))},
+        "another object": {"model2": Refusing()},
+        "rng": {},
+    }[wrong]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "_rng_state", lambda: {"torch": torch.get_rng_state(), "numpy": 5})
+        checkpoint.save(tmp_path / "x", rng=True, **saved)
+    own = {**make(2 if begun else 0, 2), **last}
+
+    def seen():
+        return copy.deepcopy(
+            {name: checkpoint._state(part) for name, part in own.items()} | {"rng": checkpoint._rng_state()}
+        )
+
+    before, weights = seen(), list(own["model"].parameters())
+    with pytest.raises(
+        (ValueError, RuntimeError), match=r"never|size mismatch|Missing key|holds no states of random"
+    ):
+        checkpoint.load(tmp_path / "x", rng=wrong == "rng", **own)
+    after = seen()
+    for name, state in before.items():
+        assert same(after[name], state), name
+    assert all(one is other for one, other in zip(own["model"].parameters(), weights, strict=True))
+    model = own["model"]
+    model(torch.ones(2, 3)).sum().backward()
+    for name in makers:
+        own[name].step()
+
+
 # --- files that are not whole, or not ours --------------------------------------------------------
 
 

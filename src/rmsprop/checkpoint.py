@@ -13,15 +13,21 @@ import json
 import os
 import random
 import zlib
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 import rmsprop
 from rmsprop.files import write_whole
+from rmsprop.printing import shown
 from rmsprop.tree import Packed, unpack
 
 __all__ = ["VERSION", "load", "save"]
@@ -63,7 +69,9 @@ def save(path: str | bytes | os.PathLike[str], *, rng: bool = False, **parts: An
 def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: Any) -> dict[str, Any]:
     """Read a run's parts from one file, and put them into the objects that are given under the parts' names.
 
-    Optimizers are loaded first: this package's checks everything before it changes anything.
+    All of them, or none: where one refuses its part, those before it, and it, get back what they held. For that a
+    copy of their states is kept meanwhile in the computer's memory, but for this package's optimizer, which checks
+    everything before it changes anything and is loaded last.
 
     Args:
         rng: also restore the random generators that were saved with rng=True; on devices, of those that are here.
@@ -73,7 +81,8 @@ def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: 
         or lacks a part that is asked for, before anything is changed; what the objects raise for a state that does
         not fit them.
     """
-    parts = _read(Path(os.fsdecode(path)))
+    path = Path(os.fsdecode(path))
+    parts = _read(path)
     wanted = [*objects, "rng"] if rng else list(objects)
     missing = [name for name in wanted if name not in parts]
     if missing:
@@ -85,14 +94,24 @@ def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: 
                 f"{name} is a {type(part).__name__}, which has no load_state_dict; leave it out, and take it from "
                 "what load returns"
             )
-    for name, part in sorted(objects.items(), key=lambda item: not isinstance(item[1], torch.optim.Optimizer)):
-        generator = _generator(part)
-        if generator is None:
-            part.load_state_dict(parts[name])
-        else:
-            generator[1](parts[name])
-    if rng:
-        _set_rng_state(parts["rng"])
+    waiting = sorted(objects.items(), key=lambda item: isinstance(item[1], rmsprop.RMSprop))
+    before: list[tuple[Any, Any]] = []
+    generators = _rng_state() if rng else None
+    try:
+        for i, (name, part) in enumerate(waiting, 1):
+            state = _state(part)
+            if state is not part and (i < len(waiting) or rng or not isinstance(part, rmsprop.RMSprop)):
+                before.append((part, _copied(state)))
+            _load(part, parts[name])
+        if rng:
+            _set_rng_state(parts["rng"], path)
+    except BaseException:
+        for part, state in reversed(before):
+            with suppress(Exception):  # an object that refuses its own state too; the error that is raised stands
+                _put_back(part, state)
+        if generators is not None:
+            _set_rng_state(generators, path)
+        raise
     return parts
 
 
@@ -164,6 +183,42 @@ def _state(part: Any) -> Any:
     return part if generator is None else generator[0]()
 
 
+def _load(part: Any, state: Any) -> None:
+    """Give a part its state."""
+    generator = _generator(part)
+    if generator is None:
+        part.load_state_dict(state)
+    else:
+        generator[1](state)
+
+
+def _put_back(part: Any, state: Any) -> None:
+    """Give a part the state that it had; a scheduler keeps what a load has added to it."""
+    _load(part, state)
+    if isinstance(state, Mapping):
+        for key in _state(part).keys() - state.keys():
+            vars(part).pop(key, None)
+
+
+def _copied(value: Any) -> Any:
+    """A state that later changes of its part do not reach."""
+    if isinstance(value, Tensor):
+        if is_lazy(value):
+            return value
+        plain = type(value) in (Tensor, torch.nn.Parameter)
+        return value.detach().to("cpu", copy=True) if plain else value.detach().clone()
+    if type(value) in (dict, OrderedDict):
+        made = type(value)((key, _copied(item)) for key, item in value.items())
+        if hasattr(value, "_metadata"):
+            made._metadata = value._metadata
+        return made
+    if type(value) in (list, tuple):
+        return type(value)(map(_copied, value))
+    with suppress(Exception):  # what cannot be copied is not what a load writes to
+        return deepcopy(value)
+    return value
+
+
 def _generator(part: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
     """How the state of a random generator is read and set; None for anything else."""
     if isinstance(part, torch.Generator):
@@ -188,12 +243,16 @@ def _rng_state() -> dict[str, Any]:
     return state
 
 
-def _set_rng_state(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    np.random.set_state(state["numpy"])
-    random.setstate(state["python"])
-    if torch.cuda.is_available():
-        for device, own in enumerate(state.get("cuda", ())[: torch.cuda.device_count()]):
-            torch.cuda.set_rng_state(own, device)
-    if torch.backends.mps.is_available() and "mps" in state:
-        torch.mps.set_rng_state(state["mps"])
+def _set_rng_state(state: Any, path: Path) -> None:
+    """Raises: ValueError for what is not the state of these generators."""
+    try:
+        torch.set_rng_state(state["torch"])
+        np.random.set_state(state["numpy"])
+        random.setstate(state["python"])
+        if torch.cuda.is_available():
+            for device, own in enumerate(state.get("cuda", ())[: torch.cuda.device_count()]):
+                torch.cuda.set_rng_state(own, device)
+        if torch.backends.mps.is_available() and "mps" in state:
+            torch.mps.set_rng_state(state["mps"])
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path} holds no states of random generators as rng ({shown(str(error))})") from error
