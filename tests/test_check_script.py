@@ -260,3 +260,100 @@ def test_the_command_in_this_process(tmp_path):
     hello, record = result.stdout.splitlines()
     assert hello == "hello"
     assert json.loads(record) == {"script": str(path), "exit": 4, "ended": "exited with 4", "optimizers": []}
+
+
+LOOP = """
+import torch
+torch.manual_seed(0)
+net = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
+other = torch.nn.Linear(16, 1)
+def backward(model=net):
+    model(torch.randn(8, 16)).square().mean().backward()
+optimizer = torch.optim.RMSprop(net.parameters(), lr=1e-3)
+for step in range({steps}):
+    {body}
+"""
+ZERO = "for p in net.parameters():\n        if p.grad is not None: p.grad.data.zero_()\n    "
+
+
+def found_in(tmp_path, body, steps=30):
+    """The findings of a loop, but for the note on its length."""
+    report = check(script(tmp_path, LOOP.format(body=body, steps=steps)))
+    assert report.exit == 0
+    return [name for name in names(report) if name != "alpha_long"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "backward(); optimizer.step()",
+        "backward(); backward(); optimizer.step()",
+        "other.zero_grad(); backward(); optimizer.step()",
+        "backward(); torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0); optimizer.step()",
+        "optimizer.step(lambda: backward())",
+    ],
+    ids=["plain", "twice", "another's", "clipped", "closure"],
+)
+def test_a_forgotten_zero_grad_is_found(tmp_path, body):
+    """The gradient that a step used is still there when the next backward pass adds to it."""
+    assert found_in(tmp_path, body) == ["zero_grad"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "optimizer.zero_grad(); backward(); optimizer.step()",
+        "backward(); optimizer.step(); optimizer.zero_grad(set_to_none=False)",
+        "net.zero_grad(); [backward() for _ in range(4)]; optimizer.step()",
+        "backward()\n    if step % 4 == 3: optimizer.step(); optimizer.zero_grad()",
+        ZERO + "backward(); backward(); optimizer.step()",
+        "optimizer.zero_grad(); optimizer.step(lambda: backward())",
+        "backward(); optimizer.step(); [p.grad.mul_(0.9) for p in net.parameters()]",
+        "optimizer.zero_grad(); backward(); optimizer.step(); optimizer.step()",
+        # an adversary's pass leaves gradients here, which are reset before this optimizer's own
+        "optimizer.zero_grad(); backward(); optimizer.step(); backward()",
+        "gs = torch.autograd.grad(net(torch.ones(1, 16)).sum(), list(net.parameters()))\n"
+        "    for p, g in zip(net.parameters(), gs): p.grad = p.grad.copy_(g) if p.grad is not None else g\n"
+        "    optimizer.step()",
+    ],
+    ids=["before", "after", "accumulated", "every 4th", "data", "closure", "decayed", "two steps", "gan", "grad"],
+)
+def test_accumulation_that_is_meant_is_no_finding(tmp_path, body):
+    """A gradient that is reset in any way and at any time between two steps, or that no backward pass adds to."""
+    assert found_in(tmp_path, body) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["backward(other); optimizer.step()", "net(torch.ones(1, 16)); optimizer.step()"],
+    ids=["another model", "no backward"],
+)
+def test_an_optimizer_that_never_met_a_gradient_is_an_error(tmp_path, body):
+    """Fifty steps, none of which moved anything."""
+    report = check(script(tmp_path, LOOP.format(body=body, steps=50)))
+    worst = report.optimizers[0].found()[0]
+    assert (worst.finding.name, worst.finding.severity, worst.steps) == ("no_gradient", "error", [10, 50])
+    assert "in the last 50 steps" in worst.finding.seen or "in the last 10 steps" in worst.finding.seen
+
+
+def test_momentum_that_a_schedule_turns_on_is_found_when_it_does(tmp_path):
+    """Between the steps at which every optimizer is asked, too, and if it is turned off again."""
+    body = (
+        "optimizer.zero_grad(); backward(); optimizer.step()\n"
+        "    optimizer.param_groups[0]['momentum'] = 0.9 if 15 <= step < 20 else 0.0"
+    )
+    report = check(script(tmp_path, LOOP.format(body=body, steps=30)))
+    seen = {(s.finding.name, s.finding.severity): s.steps for s in report.optimizers[0].found()}
+    assert seen["momentum_switched", "warning"] == [16]
+    assert 21 in seen["momentum_switched", "note"]
+
+
+def test_watching_gradients_leaves_the_model_as_it_was(tmp_path, capsys):
+    """No hook stays, and none stands in the way of saving or copying the model in mid-run."""
+    text = LOOP.format(body="backward(); optimizer.step(); copy.deepcopy(net); pickle.dumps(net)", steps=3)
+    text = "import copy, pickle, warnings\nwarnings.simplefilter('error')\n" + text
+    text += (
+        "\noptimizer.step(); print([p._backward_hooks or p._post_accumulate_grad_hooks for p in net.parameters()])"
+    )
+    assert check(script(tmp_path, text)).exit == 0
+    assert "Hook" not in capsys.readouterr().out

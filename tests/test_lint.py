@@ -9,7 +9,8 @@ from torch.testing import assert_close
 
 from rmsprop import RMSprop
 from rmsprop.checks import CHECKS
-from rmsprop.lint import SEVERITIES, Finding
+from rmsprop.facts import History
+from rmsprop.lint import SEVERITIES, Finding, lint
 from rmsprop.recipe import RECIPES
 
 TRIGGERS = {}
@@ -241,6 +242,34 @@ def ignored_key():
     return optimizer, "warning", "carries learning_rate=0.1, which no step reads; the step has lr=0.0001"
 
 
+@trigger
+def zero_grad():  # rmsprop check sees it: test_check_script.py
+    optimizer = RMSprop([("w", weight(4, 4))], lr=1e-4)
+    optimizer.lint = lambda steps: lint(optimizer.param_groups, optimizer.state, steps, History(kept=(0, "w")))
+    return optimizer, "warning", "the gradient of w that a step had used was still there"
+
+
+@trigger
+def clip_zero():
+    optimizer = RMSprop([weight(4, 4)], dialect="keras3", learning_rate=1e-4, clipnorm=0)
+    return optimizer, "error", "clipnorm=0 is a bound of 0 here: every gradient is 0 in a step"
+
+
+@trigger
+def momentum_switched():
+    optimizer = RMSprop([weight(4, 4)], lr=1e-4)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-4, total_steps=10)
+    return optimizer, "warning", "momentum was 0 in this group and is 0.95 now: OneCycleLR and CyclicLR do so"
+
+
+@trigger
+def slow_path():
+    p = weight(2, 3, 4, 4)
+    p.data = p.data.to(memory_format=torch.channels_last)
+    p.grad = torch.ones(2, 3, 4, 4)
+    return RMSprop([p], lr=1e-4), "note", "plain torch steps it because of parameter 0 (it has strides (48, 1, 12, 3)"
+
+
 def test_every_check_has_a_trigger():
     """A new check needs a setup here that it finds."""
     assert set(TRIGGERS) == set(CHECKS)
@@ -424,6 +453,153 @@ def test_a_finding_is_a_plain_record():
 @pytest.mark.parametrize("k", range(-8, 1))
 def test_a_suggested_number_is_not_rounded_to_nothing(k):
     """lr 10ᵏ with momentum 0.9: 10ᵏ⁻¹ is suggested, although 1/(1 − 0.9) is a little more than 10 in binary."""
-    found = RMSprop([weight(4, 4, value=10.0 ** (k - 2))], lr=10.0**k, momentum=0.9).lint()
+    found = RMSprop([weight(4, 4, value=2 * 10.0 ** (k + 1))], lr=10.0**k, momentum=0.9).lint()
     (momentum,) = (finding for finding in found if finding.name == "momentum")
     assert f"lr={10.0 ** (k - 1):g} steps as far as without momentum" in momentum.change
+
+
+@pytest.mark.parametrize("word", ["clip_value", "clip_norm", "clip_global_norm", "clip_weights"])
+def test_every_bound_of_0_is_an_error(word):
+    """A bound of 0 freezes training, or sets the weights to 0; MXNet's own words mean no bound by it."""
+    assert "clip_zero" in names(RMSprop([weight(4, 4)], lr=1e-4, **{word: 0}).lint())
+    assert names(RMSprop([weight(4, 4)], lr=1e-4, **{word: 1.0}).lint()) == []
+    assert names(RMSprop([weight(4, 4)], dialect="mxnet2", lr=1e-4, clip_gradient=0, clip_weights=0).lint()) == []
+
+
+def test_steps_without_any_gradient_are_an_error():
+    """An optimizer of another model: 50 steps and nothing moved; one with a gradient ends it."""
+    net, other = network(), network()
+    optimizer = RMSprop(other.parameters(), lr=1e-3)
+    assert optimizer.lint() == []
+    for _ in range(50):
+        net(torch.randn(8, 32)).sum().backward()
+        optimizer.step()
+    (finding,) = optimizer.lint()
+    assert (finding.name, finding.severity) == ("no_gradient", "error")
+    assert "no parameter had a gradient in the last 50 steps" in finding.seen
+    train(other, optimizer, 1)
+    assert optimizer.lint() == []
+
+
+def test_steps_without_a_gradient_after_loading_are_an_error():
+    """The state is another run's, and the model that is trained is not the optimizer's."""
+    net = network()
+    saved = RMSprop(net.parameters(), lr=1e-3)
+    train(net, saved, 3)
+    optimizer = RMSprop(network().parameters(), lr=1e-3)
+    optimizer.load_state_dict(saved.state_dict())
+    for _ in range(3):
+        optimizer.step()
+    assert ("no_gradient", "error") in [(finding.name, finding.severity) for finding in optimizer.lint()]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        lambda net: [p.detach() for p in net.parameters()],
+        lambda net: list(net.state_dict().values()),
+        lambda net: [p.data for p in net.requires_grad_(False).parameters()],
+    ],
+    ids=["detached", "state_dict", "frozen"],
+)
+def test_parameters_that_no_backward_reaches_are_found_before_the_first_step(params):
+    """Every tensor has requires_grad=False; one with a gradient that was set by hand is enough."""
+    tensors = params(network())
+    optimizer = RMSprop(tensors, lr=1e-3)
+    assert [(f.name, f.severity) for f in optimizer.lint()] == [("no_gradient", "warning")]
+    tensors[0].grad = torch.randn_like(tensors[0])
+    assert optimizer.lint() == []
+
+
+def test_a_group_that_joins_a_run_is_not_blamed_for_its_past():
+    """Gradual unfreezing: no gradient in the steps before the group was there."""
+    net = network()
+    optimizer = RMSprop(net[0].parameters(), lr=1e-3)
+    train(net, optimizer, 5)
+    optimizer.add_param_group({"params": net[2].parameters()})
+    for p in net.parameters():
+        p.grad = None
+    assert optimizer.lint() == []
+
+
+def test_momentum_that_was_switched_is_found_at_any_time():
+    """On or off, before and after the next step; momentum that moves between other values is not."""
+    for first, later, severity in ((0.0, 0.9, "warning"), (0.9, 0.0, "note")):
+        net = network()
+        optimizer = RMSprop(net.parameters(), lr=1e-4, momentum=first)
+        train(net, optimizer, 3)
+        optimizer.param_groups[0]["momentum"] = later
+        for _ in range(2):
+            found = [(f.name, f.severity) for f in optimizer.lint() if f.name == "momentum_switched"]
+            assert found == [("momentum_switched", severity)]
+            train(net, optimizer, 3)
+        optimizer.param_groups[0]["momentum"] = first
+        assert names(optimizer.lint()) == (["momentum_switched"] if later else [])  # its buffer is left in the state
+    net = network()
+    optimizer = RMSprop(net.parameters(), lr=1e-4, momentum=0.9)
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-4, total_steps=10)
+    assert names(optimizer.lint()) == []
+
+
+def test_a_loaded_momentum_was_not_switched():
+    """The saved run had it from its beginning."""
+    net = network()
+    saved = RMSprop(net.parameters(), lr=1e-4, momentum=0.9)
+    train(net, saved, 3)
+    optimizer = RMSprop(net.parameters(), lr=1e-4)
+    optimizer.load_state_dict(saved.state_dict(), hparams="load")
+    assert names(optimizer.lint()) == []
+    assert names(copy.deepcopy(saved).lint()) == []
+
+
+def _channels_last(p):
+    p.data = p.data.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "grad",
+    [
+        lambda p: torch.ones(1, 1, 1, 1).expand_as(p),
+        lambda p: torch.ones_like(p).contiguous(memory_format=torch.channels_last),
+        lambda p: torch.ones(*p.shape[:-1], 2 * p.shape[-1])[..., ::2],
+        lambda p: torch.ones_like(p).transpose(2, 3),
+        lambda p: torch.complex(torch.ones_like(p), torch.ones_like(p)).conj().imag,
+    ],
+    ids=["expanded", "channels_last", "strided", "transposed", "negated"],
+)
+def test_a_gradient_whose_layout_costs_the_kernel_is_noted(grad):
+    """By the name of its parameter; what was asked for by name, or has no kernel, is not."""
+    p, q = weight(2, 3, 4, 4), weight(2, 3, 4, 4, grad=1.0)
+    p.grad = grad(p)
+    params = [("first", q), ("second", p)]
+    (finding,) = RMSprop(params, lr=1e-4).lint()
+    assert (finding.name, finding.severity) == ("slow_path", "note")
+    assert "because of second (" in finding.seen
+    for words in ({"backend": "eager"}, {"foreach": True}, {"clip_norm": 1.0}):
+        assert names(RMSprop(params, lr=1e-4, **words).lint()) == []
+    copied = torch.empty_like(p)
+    p.grad = copied.copy_(p.grad)
+    assert names(RMSprop(params, lr=1e-4).lint()) == []
+
+
+def test_a_parameter_whose_layout_left_its_state_is_noted():
+    """model.to(memory_format=torch.channels_last) after the first step."""
+    p = weight(2, 3, 4, 4, grad=1.0)
+    optimizer = RMSprop([p], lr=1e-4)
+    optimizer.step()
+    _channels_last(p)
+    p.grad = torch.ones_like(p)
+    assert "slow_path" in names(optimizer.lint())
+
+
+def test_a_learning_rate_below_0_is_found():
+    """A linear schedule that ran on past its end."""
+    optimizer = RMSprop([weight(4, 4)], lr=1e-4)
+    optimizer.param_groups[0]["lr"] = -1e-4
+    assert [(f.name, f.severity) for f in optimizer.lint()] == [("maximize", "warning")]
+
+
+def test_what_the_guard_stops_is_not_found():
+    """With nonfinite="skip" the advice to take it is followed."""
+    p = weight(4, 4, grad=torch.inf)
+    assert names(RMSprop([p], lr=1e-4, nonfinite="skip").lint()) == []

@@ -14,7 +14,7 @@ import threading
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -26,9 +26,12 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from rmsprop import lint
+from rmsprop.leftover import Leftover
 from rmsprop.lint import SEVERITIES, Finding
 from rmsprop.optimizer import RMSprop
 
+WATCHED = 4  # after each step before it, and after powers of ten, gradients are watched until the next
 KEPT = 8  # optimizers are held back from being freed, so that they can be asked at the end; of many, the last
 
 
@@ -66,6 +69,8 @@ class Watched:
     steps: int = 0
     asked: list[int] = field(default_factory=list)
     sightings: dict[tuple[int, str, str], Sighting] = field(default_factory=dict)
+    leftover: Leftover = field(default_factory=Leftover)
+    momenta: list[bool] = field(default_factory=list)  # whether each group had momentum at the last step
 
     def ask(self, optimizer: RMSprop, run: int | None = None) -> None:
         """Lint it now, and note what is found."""
@@ -73,7 +78,8 @@ class Watched:
         self.explained = optimizer.explain()
         if self.steps not in self.asked:
             self.asked.append(self.steps)
-        for finding in optimizer.lint(run):
+        history = replace(lint.history(optimizer), kept=self.leftover.found)
+        for finding in lint.lint(optimizer._plain_groups(), optimizer.state, run, history):
             key = finding.group, finding.name, finding.change.partition(" ")[0]
             sighting = self.sightings.setdefault(key, Sighting(finding))
             if SEVERITIES.index(finding.severity) < SEVERITIES.index(sighting.finding.severity):
@@ -178,6 +184,7 @@ class Watch:
     def finish(self, run: bool) -> None:
         """Ask all that are held a last time. `run`: whether the script came to its own end."""
         for optimizer, watched in self._held.values():
+            watched.leftover.stop()
             watched.ask(optimizer, watched.steps if run else None)
 
     def _add(self, optimizer: RMSprop) -> None:
@@ -193,7 +200,11 @@ class Watch:
 
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
         held = self._held.get(id(optimizer))
-        if held is not None and held[1].steps == 0 and self._can_ask():
+        if held is None or not self._can_ask():
+            return
+        momenta = [group["momentum"] != 0 for group in optimizer.param_groups]
+        if held[1].steps == 0 or momenta != held[1].momenta:
+            held[1].momenta = momenta
             held[1].ask(held[0])
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
@@ -201,12 +212,15 @@ class Watch:
         if held is None or os.getpid() != self._process:
             return
         with self._lock:
+            held[1].leftover.end()
             self._held.move_to_end(id(optimizer))
             held[1].steps += 1
             self.taken += 1
             last = self.limit is not None and self.taken >= self.limit
             if (_power_of_ten(held[1].steps) or last) and self._can_ask():
                 held[1].ask(held[0])
+            if (held[1].steps < WATCHED or _power_of_ten(held[1].steps)) and self._can_ask():
+                held[1].leftover.begin(optimizer.param_groups)
         if last:
             raise Enough
 

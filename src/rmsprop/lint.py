@@ -5,12 +5,13 @@ random number. The checks and their thresholds: checks.py; how tensors are read:
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from rmsprop import settings
+from rmsprop import settings, usage
 from rmsprop.checks import CHECKS
-from rmsprop.survey import Facts, survey
+from rmsprop.facts import Facts, History
+from rmsprop.survey import survey
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -38,19 +39,39 @@ class Finding:
 
 
 def lint(
-    groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str, Any]], steps: int | None = None
+    groups: Sequence[Mapping[str, Any]],
+    state: Mapping[Any, Mapping[str, Any]],
+    steps: int | None = None,
+    history: History | None = None,
 ) -> list[Finding]:
-    """What looks wrong about an RMSprop's groups and state, the worst first.
+    """Return what looks wrong about an RMSprop's groups and state, the worst first.
 
     Args:
         steps: how many steps the whole run has, if known.
+        history: how the optimizer was used so far, if known.
     Returns: findings; an empty list where nothing looks wrong.
     """
+    history = history or History()
     readings = survey(groups, state)
-    oldest = max((x.steps for tensors in readings for x in tensors), default=0)
+    tensors_of_all = [x for tensors in readings for x in tensors]
+    oldest = max((x.steps for x in tensors_of_all), default=0)
+    unreachable = bool(tensors_of_all) and not any(
+        x.requires_grad or x.has_grad or x.has_state for x in tensors_of_all
+    )
+    begun = history.begun if len(history.begun) == len(groups) else ()
+    history = replace(history, begun=begun)
     findings = []
     for i, (group, tensors) in enumerate(zip(groups, readings, strict=True)):
-        facts = Facts(group, *settings.read(group), tensors, oldest, steps)
+        rule, hyper = settings.read(group)
+        detours = usage.detours(history.backend, rule, group, state)
+        facts = Facts(group, rule, hyper, tensors, oldest, steps, i, history, unreachable, detours)
         for name, check in CHECKS.items():
             findings += [Finding(name, severity, i, seen, change) for severity, seen, change in check(facts)]
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+def history(optimizer: Any) -> History:
+    """Return what an RMSprop recorded of how it was used."""
+    guard = optimizer._guard
+    nonfinite = "propagate" if guard is None else guard.mode
+    return History(optimizer.backend, nonfinite, optimizer._idle, tuple(optimizer._begun))

@@ -113,6 +113,7 @@ class RMSprop(Optimizer):
 
     backend: str
     _due: list[Tensor] | None = None  # the parameters that step, of those that have a gradient; None: all
+    _idle = 0  # for lint: how many of the last steps had no gradient at all
     _step_supports_amp_scaling = False  # torch.amp.GradScaler's name of amp_in_step
 
     def __init__(
@@ -179,6 +180,7 @@ class RMSprop(Optimizer):
         self._made: slots.Made = []
         self._plan: Plan | None = None
         self._shared = False
+        self._begun: list[tuple[float, bool]] = []  # per group, for lint: momentum, whether others had stepped
         defaults, self._asked = settings.settle(dialect, given | flags | words)
         chosen = {name for name, value in flags.items() if value is not settings.TORCH_GROUP[name]}
         self._typed = frozenset({*given, *words, *chosen, *(["dialect"] if dialect != "torch" else [])})
@@ -217,6 +219,7 @@ class RMSprop(Optimizer):
         if isinstance(lr, Tensor) and not lr.requires_grad and any(other["lr"] is lr for other in self.param_groups):
             group["lr"] = lr.clone()
         super().add_param_group(group)
+        self._begun.append((group["momentum"], bool(self.state)))
 
     def _check_group(self, group: dict[str, Any], tensors: list[Any]) -> None:
         """Raise now, and not at the first step, if what was asked for the whole optimizer cannot take a group.
@@ -366,6 +369,7 @@ class RMSprop(Optimizer):
         self.__dict__.setdefault("_whole", {})
         self._rules, self._checked, self._made, self._plan = {}, {}, [], None
         loading.complete(self.param_groups, self.state)
+        self._begun = [(group["momentum"], False) for group in self.param_groups]
         self._shared = self.__dict__.get("_shared", False) and sharing.shared(self)  # a copy of shared memory is not
 
     def share_memory(self) -> "RMSprop":
@@ -396,7 +400,7 @@ class RMSprop(Optimizer):
 
     def lint(self, steps: int | None = None) -> list[lint.Finding]:
         """What looks wrong, the worst first. `steps`: how many the whole run has, if known. Nothing is changed."""
-        return lint.lint(self._plain_groups(), self.state, steps)
+        return lint.lint(self._plain_groups(), self.state, steps, lint.history(self))
 
     def __repr__(self) -> str:
         return explain.show(type(self).__name__, self.param_groups, self.backend, self._guard)

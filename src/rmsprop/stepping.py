@@ -68,6 +68,7 @@ def take(optimizer: Any, bad: Tensor | bool | None = None) -> None:
             if write_back is not None:
                 write_back()
     if not compiling:
+        optimizer._idle = 0 if works else optimizer._idle + 1
         whole = not clipped and not any(returns)
         optimizer._plan = optimizer._make_plan(backends) if whole else None
 

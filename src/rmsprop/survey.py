@@ -6,7 +6,6 @@ Every tensor is read in parts that fit a cache, so a reading needs no temporary 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,8 +36,10 @@ _COUNTS = (
     "cancelled",
     "moving",
     "lost",
+    "lost_in_float32",
     "roots",
 )
+DECADES = 40  # powers of ten from 1 down to float32's smallest number
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Reading:
 
     Attributes:
         steps: how many it has taken; 0 without state.
-        has_grad: whether it has a gradient now.
+        has_grad: whether it has a gradient now; is_lazy: whether averages of rows without one wait.
         bad_params, bad_grads, bad_state: NaN and infinite elements.
         param_squares: the sum of p².
         step_squares, steps_known: the sum of squares of the last step, before the first of the one that the gradient
@@ -57,8 +58,11 @@ class Reading:
         below_eps: touched elements where ε exceeds the root (of w, in units of g², where ε stands inside).
         frozen: elements with a gradient and a root FROZEN times as large; frozen_roots, frozen_grads: sums of both.
         cancelled: touched elements whose variance v − m² is rounding noise.
-        moving, lost: elements that would move, and those whose steady step is below half a unit in the last place.
+        moving, lost, lost_in_float32: elements that would move, and those whose steady step is below half a unit in
+            the last place of their dtype, and of float32.
         roots: the sum of √w over touched elements.
+        decades: touched elements by the k for which 10⁻ᵏ is the largest power of ten, up to 1, that their root (w,
+            where ε stands inside) reaches.
         pull: c, if many elements have the gradient c·p for one and the same c > 0, else 0.
     """
 
@@ -69,6 +73,8 @@ class Reading:
     steps: int
     has_grad: bool
     has_state: bool
+    has_buffer: bool
+    is_lazy: bool
     requires_grad: bool
     bad_params: float = 0.0
     bad_grads: float = 0.0
@@ -86,7 +92,9 @@ class Reading:
     cancelled: float = 0.0
     moving: float = 0.0
     lost: float = 0.0
+    lost_in_float32: float = 0.0
     roots: float = 0.0
+    decades: tuple[float, ...] = ()
     pull: float = 0.0
 
     @property
@@ -100,55 +108,6 @@ class Reading:
         return math.sqrt(self.step_squares / self.steps_known) if self.steps_known else None
 
 
-@dataclass(frozen=True)
-class Facts:
-    """A parameter group as the checks see it.
-
-    Attributes:
-        oldest: the most steps that any parameter of the optimizer has taken.
-        run: how many steps the run has, if the caller knows.
-    """
-
-    group: Mapping[str, Any]
-    rule: Rule
-    hyper: Hyper
-    tensors: Sequence[Reading]
-    oldest: int
-    run: int | None
-
-    @cached_property
-    def lr(self) -> float:
-        """Today's learning rate."""
-        return lengths.number(self.hyper.lr)
-
-    @cached_property
-    def matrices(self) -> list[Reading]:
-        """The weights proper: tensors of two or more axes. Biases start at 0, so no step is short beside them."""
-        return [x for x in self.tensors if len(x.shape) > 1 and x.param_squares > 0]
-
-    @cached_property
-    def weight(self) -> float:
-        """The root mean square of all weights proper; 0 if there are none."""
-        elements = sum(x.elements for x in self.matrices)
-        return math.sqrt(sum(x.param_squares for x in self.matrices) / elements) if elements else 0.0
-
-    @cached_property
-    def guarded(self) -> bool:
-        """Whether a large ε keeps the steps short."""
-        return lengths.most(self.rule, self.hyper) <= lengths.GUARDED
-
-    def share(self, part: str, whole: str) -> float:
-        """A sum over the tensors as a share of another."""
-        total = sum(getattr(x, whole) for x in self.tensors)
-        return float(sum(getattr(x, part) for x in self.tensors) / total) if total else 0.0
-
-    def worst(self, part: str, whole: str) -> str:
-        """The name of the tensor where that share is largest."""
-        return max(
-            (x for x in self.tensors if getattr(x, whole)), key=lambda x: float(getattr(x, part) / getattr(x, whole))
-        ).name
-
-
 @torch.no_grad()
 def survey(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str, Any]]) -> list[list[Reading]]:
     """A reading of every parameter, by group. Lazy and meta tensors are left out.
@@ -160,6 +119,7 @@ def survey(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str,
     found: list[tuple[int, dict[str, Any], Tensor]] = []
     for i, group in enumerate(groups):
         rule, hyper = settings.read(group)
+        peak = peak_lr(group, lengths.number(hyper.lr))
         names = group.get("param_names") or [f"group{i}.param{j}" for j in range(len(group["params"]))]
         for name, p in zip(names, group["params"], strict=True):
             if not _readable(p):
@@ -174,14 +134,17 @@ def survey(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str,
                 "steps": int(own.get("step", 0)),
                 "has_grad": p.grad is not None,
                 "has_state": "square_avg" in own,
+                "has_buffer": "momentum_buffer" in own,
+                "is_lazy": group["sparse"] == "lazy" and p.grad is not None and p.grad.is_sparse,
                 "requires_grad": p.requires_grad,
             }
-            found.append((i, about, _numbers(rule, hyper, held, grad, own, about["steps"])))
+            found.append((i, about, _numbers(rule, hyper, peak, held, grad, own, about["steps"])))
     values = _fetch([numbers for _, _, numbers in found])
     readings: list[list[Reading]] = [[] for _ in groups]
     for (i, about, _), row in zip(found, values, strict=True):
         *counts, spread, pull = row
-        sums: dict[str, Any] = dict(zip(_COUNTS, counts, strict=True))
+        sums: dict[str, Any] = dict(zip(_COUNTS, counts[: len(_COUNTS)], strict=True))
+        sums["decades"] = tuple(counts[len(_COUNTS) :])
         readings[i].append(Reading(**about, **sums, pull=pull if spread < 1e-3 else 0.0))
     return readings
 
@@ -201,10 +164,12 @@ def _fetch(numbers: list[Tensor]) -> list[list[float]]:
     return [rows[k] for k in range(len(numbers))]
 
 
-def _numbers(rule: Rule, hyper: Hyper, p: Tensor, g: Tensor | None, own: Mapping[str, Any], t: int) -> Tensor:
-    """The sums of _COUNTS over all parts, and the two numbers of _pull, on the parameter's device."""
+def _numbers(
+    rule: Rule, hyper: Hyper, peak: float, p: Tensor, g: Tensor | None, own: Mapping[str, Any], t: int
+) -> Tensor:
+    """The sums of _COUNTS and the decades over all parts, and the two numbers of _pull, on the parameter's device."""
     wide = torch.float32 if p.device.type == "mps" else torch.float64
-    total = torch.zeros(len(_COUNTS), dtype=wide, device=p.device)
+    total = torch.zeros(len(_COUNTS) + DECADES, dtype=wide, device=p.device)
     sparse = g.detach().coalesce().values() if g is not None and g.layout == torch.sparse_coo else None
     if g is not None and g.layout != torch.strided:
         g = None
@@ -217,7 +182,7 @@ def _numbers(rule: Rule, hyper: Hyper, p: Tensor, g: Tensor | None, own: Mapping
     }
     for begin in range(0, flat["p"].numel(), PART):
         part = {name: _wide(x[begin : begin + PART]) for name, x in flat.items()}
-        total += torch.stack([x.to(wide) for x in _sums(rule, hyper, part, p.dtype, t)])
+        total += torch.cat([x.reshape(-1).to(wide) for x in _sums(rule, hyper, peak, part, p.dtype, t)])
     if sparse is not None:  # its zeros are not stored
         hit = torch.count_nonzero(sparse).to(wide)
         total[_COUNTS.index("with_grad")] = total[_COUNTS.index("touched_with_grad")] = hit
@@ -240,11 +205,14 @@ def _held(number: float) -> float:
     return min(number, torch.finfo(torch.float32).max)
 
 
-def _sums(rule: Rule, hyper: Hyper, part: Mapping[str, Tensor], dtype: torch.dtype, t: int) -> Iterator[Tensor]:
-    """The sums of _COUNTS over one part, in that order."""
+def _sums(
+    rule: Rule, hyper: Hyper, peak: float, part: Mapping[str, Tensor], dtype: torch.dtype, t: int
+) -> Iterator[Tensor]:
+    """The sums of _COUNTS over one part, in that order, and the decades."""
     p, g = part["p"], part.get("g")
     none = torch.zeros((), dtype=p.dtype, device=p.device)
     no, yes = torch.zeros_like(p, dtype=torch.bool), torch.ones_like(p, dtype=torch.bool)
+    peak = _held(peak)
     lr, alpha, eps = _held(lengths.number(hyper.lr)), float(hyper.alpha), _held(float(hyper.eps))
     h = g
     if g is not None and rule.weight_decay_mode == "l2" and hyper.weight_decay:
@@ -257,6 +225,7 @@ def _sums(rule: Rule, hyper: Hyper, part: Mapping[str, Tensor], dtype: torch.dty
         v = None if h is None else alpha * rule.v_init + (1 - alpha) * h * h  # [2], the step to come
         m = None if h is None else (1 - alpha) * h
     touched, eps_rules, cancelled, root, u = no, no, no, p.new_zeros(()), None
+    w = root
     if v is not None and not (rule.centered and m is None):
         c = 1 - alpha**t if rule.bias_correction else 1.0  # [4]
         left = _held(alpha**t * rule.v_init)
@@ -266,7 +235,7 @@ def _sums(rule: Rule, hyper: Hyper, part: Mapping[str, Tensor], dtype: torch.dty
             w = (w - (m / c).square()).clamp(min=0)  # [5]
             cancelled = touched & (w < CANCELLED * v / c) & stepped
         root = w.sqrt()
-        eps_rules = (w if rule.eps_mode in ("inside", "both") else root) < eps
+        eps_rules = ((w if rule.eps_mode in ("inside", "both") else root) < eps) & ~cancelled
         d = {
             "outside": lambda: root + eps,
             "inside": lambda: (w + eps).sqrt(),
@@ -295,13 +264,25 @@ def _sums(rule: Rule, hyper: Hyper, part: Mapping[str, Tensor], dtype: torch.dty
     yield torch.count_nonzero(cancelled)
     # A step below half a unit in the last place rounds away. The first steps are longer than those that follow.
     early = math.sqrt(1 - alpha**t) if not rule.v_init and not rule.bias_correction else 1.0
-    steady = torch.full_like(p, lr) if move is None else move.abs() * early
+    if rule.momentum and b is None:
+        early /= math.sqrt(1 - float(hyper.momentum) ** 2)  # how much longer momentum makes steps of varying sign
+    steady = torch.full_like(p, peak) if move is None else move.abs() * (early * (peak / abs(lr) if lr else 0.0))
     known = move is not None or lengths.most(rule, hyper) > lengths.GUARDED
     moving = (yes if known else no) & (steady != 0) & (p != 0)
-    unit = torch.exp2(p.abs().log2().floor()) * torch.finfo(dtype).eps
+    place = torch.exp2(p.abs().log2().floor())
     yield torch.count_nonzero(moving)
-    yield torch.count_nonzero(moving & (steady < unit / 2))
+    for unit in (torch.finfo(dtype).eps, torch.finfo(torch.float32).eps):
+        yield torch.count_nonzero(moving & (steady < place * unit / 2))
     yield torch.where(touched, root, 0.0).sum()
+    beside = w if rule.eps_mode in ("inside", "both") else root
+    below = (-beside.clamp(min=torch.finfo(beside.dtype).tiny).log10()).ceil().clamp(0, DECADES - 1)
+    yield torch.histc(torch.where(touched & ~cancelled, below, -1.0), DECADES, 0, DECADES)
+
+
+def peak_lr(group: Mapping[str, Any], lr: float) -> float:
+    """The size of the largest learning rate that a group is known to take: a schedule leaves what it began with."""
+    known = [lr, *(group.get(name) or 0.0 for name in ("initial_lr", "max_lr"))]
+    return max(abs(lengths.number(x)) for x in known)
 
 
 def _move(rule: Rule, hyper: Hyper, u: Tensor | None, b: Tensor | None, stepped: bool, lr: float) -> Tensor | None:

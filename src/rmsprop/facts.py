@@ -1,0 +1,137 @@
+"""A parameter group as the checks see it: its settings, its readings, and how its optimizer was used."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from rmsprop import lengths
+from rmsprop.bucket import arithmetic_dtype
+from rmsprop.spec import Hyper, Rule
+from rmsprop.survey import DECADES, Reading, peak_lr
+
+FEW = 0.1  # of all elements
+
+
+@dataclass(frozen=True)
+class History:
+    """What groups, gradients and state do not show of an optimizer.
+
+    Attributes:
+        backend, nonfinite: its settings of these names.
+        idle: how many of its last steps had no gradient at all.
+        begun: the momentum that each group began with, and whether others had stepped by then; empty if not known.
+        kept: the index of a group, and the name of a parameter in it, whose gradients are never zeroed, or None.
+    """
+
+    backend: str = "auto"
+    nonfinite: str = "propagate"
+    idle: int = 0
+    begun: Sequence[tuple[float, bool]] = ()
+    kept: tuple[int, str] | None = None
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A parameter group as the checks see it.
+
+    Attributes:
+        index: the group's.
+        unreachable: whether no parameter of the optimizer can have a gradient.
+        detours: the parameters that keep the group from the compiled kernel, with its reasons.
+        oldest: the most steps that any parameter of the optimizer has taken.
+        run: how many steps the run has, if the caller knows.
+    """
+
+    group: Mapping[str, Any]
+    rule: Rule
+    hyper: Hyper
+    tensors: Sequence[Reading]
+    oldest: int
+    run: int | None
+    index: int = 0
+    history: History = History()
+    unreachable: bool = False
+    detours: Sequence[tuple[str, str]] = ()
+
+    @cached_property
+    def lr(self) -> float:
+        """The size of today's learning rate, which a schedule may take below 0."""
+        return abs(lengths.number(self.hyper.lr))
+
+    @property
+    def descends(self) -> bool:
+        """Whether today's learning rate is 0 or above."""
+        return lengths.number(self.hyper.lr) >= 0
+
+    @cached_property
+    def peak(self) -> float:
+        """The size of the largest learning rate that the group is known to take."""
+        return peak_lr(self.group, self.lr)
+
+    @property
+    def begun(self) -> float | None:
+        """The momentum that the group began with, if that is known."""
+        return self.history.begun[self.index][0] if self.index < len(self.history.begun) else None
+
+    @property
+    def late(self) -> bool:
+        """Whether the group was added to a run in progress."""
+        return self.index < len(self.history.begun) and self.history.begun[self.index][1]
+
+    @cached_property
+    def matrices(self) -> list[Reading]:
+        """The weights proper: tensors of two or more axes. Biases start at 0, so no step is short beside them."""
+        return [x for x in self.tensors if len(x.shape) > 1 and x.param_squares > 0]
+
+    @cached_property
+    def weight(self) -> float:
+        """The root mean square of all weights proper; 0 if there are none."""
+        elements = sum(x.elements for x in self.matrices)
+        return math.sqrt(sum(x.param_squares for x in self.matrices) / elements) if elements else 0.0
+
+    @cached_property
+    def guarded(self) -> bool:
+        """Whether a large ε keeps the steps short."""
+        return lengths.most(self.rule, self.hyper) <= lengths.GUARDED
+
+    @cached_property
+    def calm_lr(self) -> float:
+        """A learning rate, today's at most, whose first and steady steps are a tenth of the weights at most."""
+        first, steady = lengths.first_step(self.rule, self.hyper), lengths.steady_step(self.rule, self.hyper)
+        longest = max(steady, 1.0 if math.isinf(first) else first)
+        return min(self.lr, 0.09 * self.weight / longest if self.weight else math.inf)
+
+    def keeps(self, lr: float) -> bool:
+        """Whether steps of that size are not rounded away in half precision."""
+        return lr >= 1.5 * self.weight * max((self.unit(x) for x in self.matrices), default=0.0)
+
+    def unit(self, x: Reading) -> float:
+        """The spacing of the numbers around 1 in half precision; 0 where steps are kept better than that."""
+        kept = self.group.get("rounding") == "stochastic" or self.group.get("compensation")
+        return 0.0 if kept or arithmetic_dtype(x.dtype) == x.dtype else torch.finfo(x.dtype).eps
+
+    @cached_property
+    def fitting_eps(self) -> float:
+        """The largest power of ten that is less than a tenth of nearly every √v (v, where ε stands inside)."""
+        decades = [sum(x.decades[k] for x in self.tensors if x.decades) for k in range(DECADES)]
+        smaller = sum(decades)
+        for k, count in enumerate(decades):
+            smaller -= count
+            if smaller <= FEW * sum(decades):
+                return float(f"1e-{k + (4 if self.rule.eps_mode in ('inside', 'both') else 2)}")
+        return 1.0
+
+    def share(self, part: str, whole: str) -> float:
+        """A sum over the tensors as a share of another."""
+        total = sum(getattr(x, whole) for x in self.tensors)
+        return float(sum(getattr(x, part) for x in self.tensors) / total) if total else 0.0
+
+    def worst(self, part: str, whole: str) -> str:
+        """The name of the tensor where that share is largest."""
+        return max(
+            (x for x in self.tensors if getattr(x, whole)), key=lambda x: float(getattr(x, part) / getattr(x, whole))
+        ).name
