@@ -19,6 +19,9 @@ _WIDER = {
 # What a step computes in: the dtypes of parameters that may have a gradient.
 STEPPED = frozenset({torch.float32, torch.float64, torch.complex64, torch.complex128, *_WIDER})
 
+# Names of the state, in the order of Bucket.slots().
+SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
+
 
 @dataclass
 class Bucket:
@@ -58,8 +61,11 @@ class Bucket:
 
     def lists(self) -> tuple[list[Tensor], ...]:
         """Its lists, in the order of the attributes."""
-        slots = (self.square_avg, self.grad_avg, self.momentum_buffer)
-        return (self.param, self.grad, *slots, self.step, self.compensation)
+        return (self.param, self.grad, *self.slots())
+
+    def slots(self) -> tuple[list[Tensor], ...]:
+        """Its lists of state, in the order of SLOTS."""
+        return (self.square_avg, self.grad_avg, self.momentum_buffer, self.step, self.compensation)
 
     def tensors(self) -> tuple[list[Tensor], ...]:
         """Its lists of tensors that have a parameter's shape: all but `step`."""
@@ -143,9 +149,9 @@ def is_half(dtype: torch.dtype) -> bool:
     return dtype in _WIDER
 
 
-def kept(rule: Rule, group: Mapping[str, Any], param: Tensor) -> tuple[str, ...]:
+def kept(rule: Rule, group: Mapping[str, Any], half: bool) -> tuple[str, ...]:
     """The state keys that a group keeps for a parameter: the rule's, and of half precision the remainder."""
-    rest = ("compensation",) if group["compensation"] and is_half(param.dtype) else ()
+    rest = ("compensation",) if group["compensation"] and half else ()
     return (*rule.slots(), *rest)
 
 

@@ -13,6 +13,7 @@ from torch.optim.optimizer import (
     ParamsT,
     _use_grad_for_differentiable,
 )
+from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop import (
     dialects,
@@ -175,7 +176,7 @@ class RMSprop(Optimizer):
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._guard = guard.make(nonfinite, nonfinite_limit)
         self._whole = dict(zip(group_keys.WHOLE, (nonfinite, nonfinite_limit, backend, amp_in_step), strict=True))
-        self._rules: dict[int, tuple[dict[str, Any], Rule]] = {}
+        self._rules: stepping.Rules = WeakIdKeyDictionary()
         self._checked: dict[int, tuple[Any, ...]] = {}
         self._made: slots.Made = []
         self._plan: Plan | None = None
@@ -367,7 +368,7 @@ class RMSprop(Optimizer):
         self.__dict__.setdefault("_asked", frozenset(settings.TORCH_GROUP))
         self.__dict__.setdefault("_typed", frozenset())
         self.__dict__.setdefault("_whole", {})
-        self._rules, self._checked, self._made, self._plan = {}, {}, [], None
+        self._rules, self._checked, self._made, self._plan = WeakIdKeyDictionary(), {}, [], None
         loading.complete(self.param_groups, self.state)
         self._begun = [(group["momentum"], False) for group in self.param_groups]
         self._shared = self.__dict__.get("_shared", False) and sharing.shared(self)  # a copy of shared memory is not

@@ -78,7 +78,7 @@ def listed(params: Any) -> Any:
             raise TypeError(_not_a_tensor(i, p))
         if is_lazy(p) or p.layout != torch.strided:
             continue
-        if _shares(p):
+        if shares_elements(p):
             raise ValueError(
                 f"parameter {i} has elements that share memory (shape {tuple(p.shape)}, strides {p.stride()}), and "
                 "a step cannot write each of them; give its clone()"
@@ -131,7 +131,7 @@ def _named(given: Any) -> str:
     return f"a {type(given).__name__} with {len(given)} keys{first}"
 
 
-def _shares(p: Tensor) -> bool:
+def shares_elements(p: Tensor) -> bool:
     """Whether two elements of a tensor are one place in memory."""
     reach = 0
     for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
+from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop import kernels
 from rmsprop.kernels.plan import Plan, scaling
@@ -88,7 +89,7 @@ class StepInBackward(RMSprop):
     _accumulating = False
     _removed = False
     _stateful = -1  # parameters that had state at the last step()
-    _handles: dict[Tensor, Any]  # the hook of each parameter that has one
+    _handles: Any  # the hook of each parameter that has one, which is referred to weakly
     _watches: list[Any]
     _now: _Iteration
     _lock: Any  # autograd has a thread for each device
@@ -112,7 +113,8 @@ class StepInBackward(RMSprop):
     def _begin(self) -> None:
         """What a new optimizer and a copy start with, and loading a state leaves as it is."""
         if "_lock" not in self.__dict__:
-            self._handles, self._watches, self._now, self._lock = {}, [], _Iteration(), threading.RLock()
+            self._handles, self._watches = WeakIdKeyDictionary(), []
+            self._now, self._lock = _Iteration(), threading.RLock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_removed": self._removed}
@@ -206,9 +208,18 @@ class StepInBackward(RMSprop):
         self._due = due
         try:
             if not self._again():
+                if due is not None:
+                    self._leave_out(due)
                 self._step(None)
         finally:
             self._due = None
+
+    def _leave_out(self, due: list[Tensor]) -> None:
+        """Take parameters out that are in no group any more, and their hooks off: the gradient is their owner's."""
+        own = set(map(id, self._params()))
+        for p in [p for p in due if id(p) not in own]:
+            self._handles.pop(p).remove()
+        due[:] = [p for p in due if id(p) in own]
 
     def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
         """No plan while the first iteration makes state: each of its calls would need a new one."""
@@ -262,7 +273,7 @@ class StepInBackward(RMSprop):
         """Take the hooks off the model. The optimizer is an ordinary RMSprop from then on."""
         for handle in (*self._handles.values(), *self._watches):
             handle.remove()
-        self._handles, self._watches, self._removed = {}, [], True
+        self._handles, self._watches, self._removed = WeakIdKeyDictionary(), [], True
         self._step_supports_amp_scaling = False
 
     def explain(self) -> str:

@@ -268,7 +268,8 @@ def check_edited(group: dict[str, Any], checked: dict[int, tuple[Any, ...]]) -> 
                 group[name] = plain(value)
         values = [group.get(name) for name in TORCH_GROUP]
     comparable = all(is_plain(x) or isinstance(x, Tensor) for x in values)
-    today = tuple([id(x) if isinstance(x, Tensor) else x for x in values])
+    # of a tensor all that is checked: another tensor, or group, may have its id tomorrow
+    today = tuple([(x.numel(), x.dtype, x.is_meta) if isinstance(x, Tensor) else x for x in values])
     if comparable and checked.get(id(group)) == today:
         return
     lost = [name for name in TORCH_GROUP if name not in group]

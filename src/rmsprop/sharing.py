@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from rmsprop.bucket import fresh_slot, kept
+from rmsprop.bucket import fresh_slot, is_half, kept
 from rmsprop.settings import read
 from rmsprop.slots import make
 from rmsprop.sparse import called
@@ -37,7 +37,7 @@ def share(optimizer: Optimizer) -> None:
             _move(group["lr"])
         for p in group["params"]:
             if p.requires_grad:
-                make(group, optimizer.state[p], p, kept(read(group)[0], group, p), [])
+                make(group, optimizer.state[p], p, kept(read(group)[0], group, is_half(p.dtype)), [])
     for tensor in _tensors(optimizer.state):
         _move(tensor)
 
@@ -54,7 +54,11 @@ def refuse_new(group: Mapping[str, Any], state: Any) -> None:
     """
     rule, _ = read(group)
     for i, p in enumerate(group["params"]):
-        lacking = [] if p.grad is None else [slot for slot in kept(rule, group, p) if slot not in state.get(p, {})]
+        lacking = (
+            []
+            if p.grad is None
+            else [slot for slot in kept(rule, group, is_half(p.dtype)) if slot not in state.get(p, {})]
+        )
         if lacking:
             raise RuntimeError(f"parameter {called(group, i)} has no {lacking[0]} in shared memory, and {_TOO_LATE}")
 

@@ -1,15 +1,21 @@
 """The state of a group's parameters: made where it is missing, and gathered with their gradients."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import STEPPED, Bucket, fresh_slot, kept
+from rmsprop.bucket import SLOTS, STEPPED, Bucket, arithmetic_dtype, dense, fresh_slot, is_half, kept
+from rmsprop.params import shares_elements
+from rmsprop.printing import shown
 from rmsprop.settings import read
 from rmsprop.sparse import called, refused
 from rmsprop.spec import stream
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _unfit(group: Mapping[str, Any], i: int, p: Tensor) -> str:
@@ -21,7 +27,7 @@ def _unfit(group: Mapping[str, Any], i: int, p: Tensor) -> str:
     )
 
 
-Made = list[tuple[Tensor, str, Tensor | None]]  # slots by parameter and name, and what they replaced
+Made = list[tuple[Tensor, str, Any]]  # slots by parameter and name, and what they replaced or None
 
 
 def unmake(state: Any, made: Made) -> None:
@@ -48,7 +54,10 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
     """
     has_complex = False
     rule, _ = read(group)
+    names = {half: kept(rule, group, half) for half in (False, True)}
     for i, p in enumerate(group["params"]):
+        if not isinstance(p, Tensor):
+            raise RuntimeError(f"params of a group holds {shown(p)} at place {i}, and a step takes tensors alone")
         if p.grad is None:
             continue
         if p.grad.layout != torch.strided and (group["sparse"] is None or not p.grad.is_sparse):
@@ -56,7 +65,15 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
         if p.dtype not in STEPPED or p.layout != torch.strided:
             raise RuntimeError(_unfit(group, i, p))
         has_complex |= p.is_complex()
-        own = make(group, state[p], p, kept(rule, group, p), made)
+        own: Any = state[p]
+        if not isinstance(own, Mapping):
+            raise RuntimeError(
+                f"the state of parameter {called(group, i)} is {shown(own)}, and it must be a dict of tensors by "
+                "name; put one there, or delete it from optimizer.state to begin afresh"
+            )
+        if not torch.compiler.is_compiling() and "step" in own:
+            _count(group, i, own, p, made)
+        make(group, own, p, names[is_half(p.dtype)], made)
         if "compensation" in own and not group["compensation"]:
             raise RuntimeError(
                 f"compensation is False in the group of parameter {i}, whose state holds what rounding left over, "
@@ -77,9 +94,134 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
     return has_complex
 
 
-def make(
-    group: Mapping[str, Any], own: dict[str, Any], p: Tensor, names: tuple[str, ...], made: Made
-) -> dict[str, Any]:
+def _count(group: Mapping[str, Any], i: int, own: Any, p: Tensor, made: Made) -> None:
+    """Make a counter of a plain count, such as `state[p]["step"] = 0`. Mutates: `own` and `made`.
+
+    Raises: RuntimeError for what is not a count.
+    """
+    step = own["step"]
+    if isinstance(step, Tensor):
+        fits = step.numel() == 1 and step.layout == torch.strided and not step.is_meta and not step.is_complex()
+        if fits and (step.is_floating_point() or not step.is_cpu):
+            return
+        count = step.item() if fits else None
+    else:
+        count = step
+    if isinstance(count, bool) or not isinstance(count, Real) or not 0 <= count < 2**53:
+        raise RuntimeError(
+            f"step of parameter {called(group, i)} is {shown(step)}, and it must be a count of steps: a number >= 0, "
+            "or a tensor of one, such as torch.tensor(0.0)"
+        )
+    own["step"] = step_tensor(float(count), p, group)
+    made.append((p, "step", step))
+
+
+def check(group: Mapping[str, Any], bucket: Bucket) -> None:
+    """Refuse state that was edited and cannot step. bucket: of one kind, with shards in the place of DTensors.
+
+    One look in C passes plain tensors; this puts in words what it found, and checks tensors of other kinds.
+
+    Raises: RuntimeError, which names the parameter.
+    """
+    for k, p in enumerate(bucket.param):
+        own = {name: values[k] for name, values in zip(SLOTS, bucket.slots(), strict=True) if values}
+        for name, x in own.items():
+            wrong = _wrong(name, x, p, bucket.differentiable)
+            if wrong is not None:
+                where = _place(group, bucket.whole.get(id(p), p))
+                wants = f"a dense {_dtype(name, p)} tensor of shape {tuple(p.shape)} on {p.device}, in its own memory"
+                wants = "a tensor of one number in its own memory" if name == "step" else wants
+                raise RuntimeError(
+                    f"{name} of parameter {where} is {wrong}, and it must be {wants}; put such a tensor there, or "
+                    "delete it from the parameter's state to begin afresh"
+                )
+
+
+def _wrong(name: str, x: Any, p: Tensor, recorded: bool) -> str | None:
+    """In words, why a slot cannot step; None where it can."""
+    if not isinstance(x, Tensor):
+        return shown(x)
+    if name != "step" and x.shape != p.shape:
+        return f"of shape {tuple(x.shape)}"
+    elsewhere = x.is_meta and not p.is_meta if name == "step" else x.device != p.device
+    if x.layout != torch.strided or elsewhere:
+        return f"of layout {x.layout} on {x.device}"
+    if name == "step":
+        fits = x.is_floating_point()
+    elif name == "compensation":
+        fits = x.dtype == p.dtype
+    else:
+        fits = x.dtype in STEPPED and x.is_complex() == p.is_complex()
+    if not fits:
+        return f"of {x.dtype}"
+    if not x.is_contiguous() and not dense(x.shape, x.stride()) and shares_elements(x):
+        return f"a view whose elements share memory (strides {x.stride()})"
+    if recorded and x.requires_grad and x.is_leaf:
+        return "a leaf that requires grad, which differentiable=True cannot write"
+    return None
+
+
+def _dtype(name: str, p: Tensor) -> str:
+    dtype = p.dtype if name == "compensation" else arithmetic_dtype(p.dtype)
+    return str(dtype).removeprefix("torch.")
+
+
+def _place(group: Mapping[str, Any], p: Tensor) -> str:
+    """The name of a parameter of the group, or its place."""
+    return next((called(group, i) for i, own in enumerate(group["params"]) if own is p), "of its group")
+
+
+def check_apart(parts: Sequence[tuple[Mapping[str, Any], Bucket]], plain: bool) -> None:
+    """Refuse a slot that shares memory with another slot or a parameter, of any group.
+
+    plain: whether each bucket is known to be apart in itself, and no two of its tensors begin at one address.
+    Raises: RuntimeError, which names both.
+    """
+    if plain and len(parts) > 1:
+        written = [x for _, bucket in parts for values in (bucket.param, *bucket.slots()) for x in values]
+        begins = [begin for begin in map(Tensor.data_ptr, written) if begin]
+        plain = len(set(begins)) == len(begins)
+    if plain:
+        return
+    spans: list[tuple[int, int, int, int, str]] = []
+    for i, (_, bucket) in enumerate(parts):
+        if (
+            bucket.differentiable
+            or not bucket.param
+            or type(bucket.param[0]) not in _PLAIN
+            or bucket.param[0].is_meta
+        ):
+            continue
+        for name, values in zip(("", *SLOTS), (bucket.param, *bucket.slots()), strict=True):
+            held = [(k, x.data_ptr(), x.nbytes) for k, x in enumerate(values)]
+            spans += [(begin, begin + size, i, k, name) for k, begin, size in held if size]
+    spans.sort()
+    for before, after in pairwise(spans):
+        (begin, end), next_begin, one, other = before[:2], after[0], before[2:], after[2:]
+        if next_begin >= end or not (one[2] or other[2]):  # parameters may be views of one another
+            continue
+        if begin != next_begin and not all(_is_dense(parts[i][1], k, name) for i, k, name in (one, other)):
+            continue  # they may lie between each other's elements
+        slot, its = (one, other) if one[2] else (other, one)
+        raise RuntimeError(
+            f"{_called(parts, *slot)} shares memory with {_called(parts, *its)}, and one step would write it twice; "
+            "give each a tensor of its own (clone), or delete the slot from the state to begin it afresh"
+        )
+
+
+def _is_dense(bucket: Bucket, k: int, name: str) -> bool:
+    x = getattr(bucket, name or "param")[k]
+    return dense(x.shape, x.stride())
+
+
+def _called(parts: Sequence[tuple[Mapping[str, Any], Bucket]], i: int, k: int, name: str) -> str:
+    group, bucket = parts[i]
+    p = bucket.param[k]
+    owner = f"parameter {_place(group, bucket.whole.get(id(p), p))}"
+    return f"{name} of {owner}" if name else owner
+
+
+def make(group: Mapping[str, Any], own: Any, p: Tensor, names: tuple[str, ...], made: Made) -> Any:
     """Make those slots of a parameter that are missing, and a counter that goes on of one that would stop.
 
     Slots made in inference mode are usual tensors, which can be written after it.
@@ -116,7 +258,10 @@ def step_tensor(count: float, param: Tensor, group: Mapping[str, Any]) -> Tensor
     random bits and bias correction. Only MPS has no float64.
     """
     device = param.device if group["capturable"] else torch.device("cpu")
-    return torch.tensor(count, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device)
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    if count == 0:  # three times as fast
+        return torch.zeros((), dtype=dtype, device=device)
+    return torch.tensor(count, dtype=dtype, device=device)
 
 
 def stops(step: Tensor) -> bool:

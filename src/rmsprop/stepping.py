@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rmsprop import clipping, kernels, loading, settings, shards, sharing, slots
 from rmsprop.bucket import Bucket, wanted
+from rmsprop.kernels import cpu
 from rmsprop.kernels.plan import scaling
 from rmsprop.sparse import chosen, parts
 from rmsprop.spec import Hyper, Rule
@@ -29,8 +30,10 @@ def take(optimizer: Any, bad: Tensor | bool | None = None) -> None:
         for group in groups:
             settings.check_edited(group, optimizer._checked)
     if not optimizer.state and optimizer._due is None and not compiling and loading.only_makes_state(groups):
-        [_fill(optimizer, group, 0) for group in groups]
+        _make_state(optimizer)
         return
+    if len(optimizer._checked) > len(groups):
+        optimizer._checked.clear()  # groups were removed
     scaled, guard = scaling(optimizer), optimizer._guard
     if bad is None:
         bad = guard.look(groups) if guard is not None and scaled is None else False
@@ -45,10 +48,14 @@ def take(optimizer: Any, bad: Tensor | bool | None = None) -> None:
         optimizer._made.clear()
     first = 0
     try:
+        filled = []
         for group in groups:
-            rule, hyper = optimizer._read(group)
-            filled, first = _fill(optimizer, group, first), first + len(group["params"])
-            for bucket in filled:
+            filled.append((group, *optimizer._read(group), _fill(optimizer, group, first)))
+            first += len(group["params"])
+        if not compiling:
+            _check([(group, bucket) for group, *_, buckets in filled for bucket in buckets])
+        for group, rule, hyper, buckets in filled:
+            for bucket in buckets:
                 bucket.grad_scale, bucket.found_inf = scale, found_inf
                 for part, write_back in parts(group, bucket):
                     works.append((group, rule, hyper, part))
@@ -59,6 +66,7 @@ def take(optimizer: Any, bad: Tensor | bool | None = None) -> None:
     except BaseException:
         if not compiling:
             slots.unmake(optimizer.state, optimizer._made)
+            optimizer._made.clear()
         raise
     for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
         with torch.set_grad_enabled(bucket.differentiable):  # the group's wish, not the constructor's
@@ -69,8 +77,29 @@ def take(optimizer: Any, bad: Tensor | bool | None = None) -> None:
                 write_back()
     if not compiling:
         optimizer._idle = 0 if works else optimizer._idle + 1
+        optimizer._made.clear()  # it owns parameters
         whole = not clipped and not any(returns)
         optimizer._plan = optimizer._make_plan(backends) if whole else None
+
+
+def _make_state(optimizer: Any) -> None:
+    """Make all state, and step nothing."""
+    try:
+        groups = optimizer.param_groups
+        _check([(group, bucket) for group in groups for bucket in _fill(optimizer, group, 0)])
+    except BaseException:
+        slots.unmake(optimizer.state, optimizer._made)
+        raise
+    finally:
+        optimizer._made.clear()
+
+
+def _check(parts: list[tuple[dict[str, Any], Bucket]]) -> None:
+    """Refuse state that was edited and cannot step, in any group. Raises: RuntimeError."""
+    odd = [part for part in parts if part[1].differentiable or not cpu.plain(part[1])]
+    for group, bucket in odd:
+        slots.check(group, bucket)
+    slots.check_apart(parts, plain=not odd)
 
 
 def _goes_on_together(optimizer: Any) -> bool:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rmsprop import clipping, kernels, lengths, shards
-from rmsprop.bucket import Bucket, kept, wanted
+from rmsprop.bucket import Bucket, is_half, kept, wanted
 from rmsprop.dialects import CLIPS, find
 from rmsprop.facts import Facts
 from rmsprop.spec import Rule
@@ -163,7 +163,7 @@ def _bucket(rule: Rule, group: Mapping[str, Any], p: Tensor, grad: Tensor, own: 
     """A bucket of one parameter, with its gradient and the state that there is of it."""
     bucket = wanted(group, [p])
     bucket.grad = [grad]
-    names = kept(rule, group, p)
+    names = kept(rule, group, is_half(p.dtype))
     if all(isinstance(own.get(name), Tensor) for name in names):
         for name in names:
             getattr(bucket, name).append(own[name])

@@ -3,6 +3,7 @@
 import ctypes
 from ctypes import c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -148,7 +149,7 @@ def plain(bucket: Bucket) -> bool:
     if isinstance(loaded, str) or not bucket.square_avg or not bucket.grad:
         return False
     host = native.host(bucket.param[0].device)
-    dtypes = [getattr(x[0], "dtype", None) for x in (bucket.param, bucket.square_avg, bucket.step)]
+    dtypes: list[Any] = [getattr(x[0], "dtype", None) for x in (bucket.param, bucket.square_avg, bucket.step)]
     if host is None or any(dtype not in native.TYPES for dtype in dtypes):
         return False
     if dtypes[1] not in (torch.float32, torch.float64, dtypes[0]) or dtypes[2] not in (torch.float32, torch.float64):

@@ -190,7 +190,7 @@ def _host(library: ctypes.CDLL) -> Host | None:
 
 
 def _bump(library: ctypes.CDLL, header: int) -> int | None:
-    """The address of the function by which torch's own operators count a write, if it has its usual name and works."""
+    """The address of the function by which torch's operators count a write, if it has its usual name and works."""
     name = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
     address = _address(library, name)
     if address is None:

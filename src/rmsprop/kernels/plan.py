@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rmsprop import shards
-from rmsprop.bucket import Bucket, kept, wanted
+from rmsprop.bucket import Bucket, is_half, kept, wanted
 from rmsprop.guard import Guard, first_unfinite
 from rmsprop.kernels import cpu, native
 from rmsprop.spec import Hyper, Rule, plain, stream
@@ -99,6 +99,7 @@ class Plan:
     ) -> None:
         self._loaded, self._backend, self._settings = loaded, backend, settings
         self._busy = False
+        self._spread_ids: tuple[list[int], ...] = ()  # of the slots and shards that the plan was told last
         self._guard: Guard | None = None  # what the plan's `guarded` says
         self._held: list[Any] = []  # arrays that the structures below point into
         params = [p for group, _ in groups for p in group["params"]]
@@ -319,7 +320,6 @@ class Plan:
         )
         if self._shards.any:
             self._spread = [(c_void_p * (native.TENSORS * len(params)))() for _ in range(2)]
-            self._spread_ids: tuple[list[int], ...] = ()
             plan.spread_slot, plan.spread_shard = map(ctypes.addressof, self._spread)
         return plan
 
@@ -341,21 +341,24 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
     place = 0
     for i, (group, rule) in enumerate(groups):
         found: dict[Any, tuple[Bucket, list[int]]] = {}
+        names = {half: kept(rule, group, half) for half in (False, True)}
         for p in group["params"]:
             entry = state.get(p)
-            slots = kept(rule, group, p)
-            if type(entry) is dict and all(isinstance(entry.get(slot), Tensor) for slot in slots):
-                key = (p.device, p.dtype, entry["square_avg"].dtype, entry["step"].dtype)
-                if key not in found:
-                    found[key] = wanted(group, []), []
-                bucket, places = found[key]
-                bucket.param.append(p)
-                bucket.grad.append(p if p.grad is None else p.grad)  # a parameter may stand for its own gradient
-                for slot in slots:
-                    getattr(bucket, slot).append(entry[slot])
-                if group["rounding"] == "stochastic":
-                    bucket.streams.append(stream(group["seed"], place))
-                places.append(place)
+            if type(entry) is dict:
+                slots = [entry.get(name) for name in names[is_half(p.dtype)]]
+                if all(isinstance(x, Tensor) for x in slots):
+                    key = (p.device, *(x.dtype for x in (p, entry["square_avg"], entry["step"])))
+                    if key not in found:
+                        found[key] = wanted(group, []), []
+                    bucket, places = found[key]
+                    bucket.param.append(p)
+                    grad = p.grad
+                    bucket.grad.append(p if grad is None else grad)  # a parameter may stand for its own gradient
+                    for name, x in zip(names[is_half(p.dtype)], slots, strict=True):
+                        getattr(bucket, name).append(x)
+                    if group["rounding"] == "stochastic":
+                        bucket.streams.append(stream(group["seed"], place))
+                    places.append(place)
             place += 1
         for bucket, places in found.values():
             yield i, rule, bucket.of_its_width(), places
