@@ -7,34 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from rmsprop.dialects import find
+from rmsprop.owners import BY_GROUP, CONVERT, owner, possessive
 from rmsprop.printing import MOST, shown
 from rmsprop.settings import TORCH_GROUP
 from rmsprop.spec import plain
 from rmsprop.values import excess
-
-# Whose state holds all of these names, or whose group does, if there is no state yet; the first that fits.
-_BY_STATE: tuple[tuple[str, frozenset[str]], ...] = (
-    ("torch.optim.NAdam's", frozenset({"exp_avg", "exp_avg_sq", "mu_product"})),
-    ("torch.optim.Adam's", frozenset({"exp_avg", "exp_avg_sq"})),
-    ("torch.optim.Adamax's", frozenset({"exp_avg", "exp_inf"})),
-    ("torch.optim.Adadelta's", frozenset({"square_avg", "acc_delta"})),
-    ("torch.optim.Adagrad's", frozenset({"sum"})),
-    ("torch.optim.Rprop's", frozenset({"prev", "step_size"})),
-    ("torch.optim.ASGD's", frozenset({"eta", "ax"})),
-    ("heavyball's", frozenset({"exp_avg_sq"})),
-    ("bitsandbytes'", frozenset({"state1"})),
-    ("torch.optim.SGD's", frozenset({"momentum_buffer"})),
-)
-_BY_GROUP: tuple[tuple[str, str], ...] = (
-    ("torch.optim.Adam's", "betas"),
-    ("torch.optim.SGD's", "dampening"),
-    ("torch.optim.Adadelta's", "rho"),
-    ("torch.optim.Adagrad's", "lr_decay"),
-    ("torch.optim.Rprop's", "etas"),
-    ("torch.optim.ASGD's", "lambd"),
-    ("torch.optim.LBFGS's", "history_size"),
-)
-_CONVERT = "`rmsprop convert` turns what carries over into an RMSprop's checkpoint"
 
 
 def check_shape(state_dict: Any) -> None:
@@ -48,7 +25,7 @@ def check_shape(state_dict: Any) -> None:
     if inside:
         advice = f"its entry {shown(inside[0])} is one: load that"
     else:
-        advice = f"give what optimizer.state_dict() returned; of another framework's checkpoint {_CONVERT}"
+        advice = f"give what optimizer.state_dict() returned; of another framework's checkpoint {CONVERT}"
     raise ValueError(
         "loaded state dict is no state dict of an optimizer: it has no list of param_groups and no state; " + advice
     )
@@ -106,9 +83,9 @@ def check_owner(
     Args:
         groups: the present groups, whose dialects' words are no foreign ones.
         saved: the saved groups, and `state` the saved state.
-    Raises: ValueError that names the optimizer, where it is known, and the converter.
+    Raises: ValueError that names the optimizer, where it is known, and what can be done with its state.
     """
-    for key in (key for group in saved for key in group["params"]):
+    for key, group in [(key, group) for group in saved for key in group["params"]]:
         entry = state.get(key)
         if entry is None:
             continue
@@ -117,21 +94,21 @@ def check_owner(
                 f"loaded state dict is not an RMSprop's: the state of parameter {_called(key)} is a "
                 f"{type(entry).__name__}"
             )
-        if entry and ("square_avg" not in entry or "acc_delta" in entry):
-            owner = next((name for name, signs in _BY_STATE if signs <= entry.keys()), None)
+        found = owner({name for name in entry if isinstance(name, str)}, group) if entry else None
+        if found is not None:
             lacks = "" if "square_avg" in entry else " and lacks square_avg"
-            whose = f", as {owner} does" if owner else ""
+            whose = "" if found.name.startswith("another") else f", as {possessive(found.name)} does"
             raise ValueError(
                 f"loaded state dict is not an RMSprop's: the state of parameter {_called(key)} holds "
-                f"{', '.join(_called(name) for name in list(entry)[:12])}{lacks}{whose}; {_CONVERT}"
+                f"{', '.join(_called(name) for name in list(entry)[:12])}{lacks}{whose}; {found.advice}"
             )
     known = {word for group in groups for word in find(group["dialect"]).words}
     for i, group in enumerate(saved):
-        for owner, word in _BY_GROUP:
-            if word in group and word not in known and "alpha" not in group:
+        for name, word in BY_GROUP:
+            if word in group and word not in known and ("alpha" not in group or word == "lambd"):
                 raise ValueError(
-                    f"loaded state dict is not an RMSprop's: its group {i} holds {word}, as {owner} does, and no "
-                    f"alpha; {_CONVERT}"
+                    f"loaded state dict is not an RMSprop's: its group {i} holds {word}, as {possessive(name)} "
+                    "does; it has no state, so nothing is lost by going on with a new optimizer"
                 )
 
 

@@ -85,7 +85,8 @@ def read_checkpoint(
             )
         held.source = source
     if held.slots and not held.source:
-        raise ValueError(f"{path.name} does not say whose state it holds; say it with --from, such as --from optax")
+        ask = held.ask or "does not say whose state it holds; say it with --from, such as --from optax"
+        raise ValueError(f"{path.name} {ask}")
     if held.slots:
         _check(held, path)
     return held

@@ -43,17 +43,18 @@ class Unreadable(ValueError):  # noqa: N818
 class Checkpoint:
     """What a file holds, in the source framework's names, units, order and layouts.
 
-    `source` is a dialect's name, "rmsprop:" and one for this package's own, or "" where the file cannot say. `params`
-    are arrays by the file's names, in the file's order; empty if the file holds none. `slots` goes from a parameter's
-    name to the framework's own slot names (the keys of the dialect row's `states`) to arrays. `step` counts the
-    optimizer steps taken, where the file says. `hyper` holds the settings that the file holds, in the framework's own
-    words. `kinds` says how an array lies, as turning.py has it. `turned` is of a file that was converted to torch's
-    layout: the kind, or the axes, that each array has been turned by. `notes` are sentences for the report: what the
-    reader dropped or assumed. Arrays are NumPy; bfloat16 is held as float32, with a note. `groups` are the parameter
-    groups, each the names of its parameters and its settings, where there are several, or parameters without state;
-    `hyper` is then the first's. `numbers` are the numbers of each group's parameters, as text, where the file does
-    not name them and `slots` goes by number; `trained` are those of `params` that they may stand for. `tied` are the
-    second names of parameters that have two, each with the first.
+    `source` is a dialect's name, "rmsprop:" and one for this package's own, or "" where the file cannot say, and
+    `ask` is then what it does say and what the user is to add. `params` are arrays by the file's names, in the
+    file's order; empty if the file holds none. `slots` goes from a parameter's name to the framework's own slot
+    names (the keys of the dialect row's `states`) to arrays. `step` counts the optimizer steps taken, where the
+    file says. `hyper` holds the settings that the file holds, in the framework's own words. `kinds` says how an
+    array lies, as turning.py has it. `turned` is of a file that was converted to torch's layout: the kind, or the
+    axes, that each array has been turned by. `notes` are sentences for the report: what the reader dropped or
+    assumed. Arrays are NumPy; bfloat16 is held as float32, with a note. `groups` are the parameter groups, each the
+    names of its parameters and its settings, where there are several, or parameters without state; `hyper` is then
+    the first's. `numbers` are the numbers of each group's parameters, as text, where the file does not name them
+    and `slots` goes by number; `trained` are those of `params` that they may stand for. `tied` are the second names
+    of parameters that have two, each with the first.
     """
 
     source: str = ""
@@ -68,6 +69,7 @@ class Checkpoint:
     numbers: list[list[str]] = dataclasses.field(default_factory=list)
     trained: list[str] = dataclasses.field(default_factory=list)
     tied: dict[str, str] = dataclasses.field(default_factory=dict)
+    ask: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -156,6 +156,10 @@ def between(
     out: dict[str, Any] = {}
     for theirs, ours in end.row.states.items():
         if ours == "step":
+            if count is None and start.c:
+                raise ValueError(
+                    f"the state of {start.row.name} lacks 'step', which its averages are corrected by; give step=..."
+                )
             out[theirs] = _like_count(held, count)
             if count is None:
                 report.assumed.append(f"step is set to 0: {start.row.name} counts none")

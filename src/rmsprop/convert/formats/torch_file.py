@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop import dialects
+from rmsprop import dialects, owners
 from rmsprop.convert import pairing
-from rmsprop.convert.formats import archive, states, torch_legacy
+from rmsprop.convert.formats import archive, sb3, states, torch_legacy
 from rmsprop.convert.formats.bnb import dequantize
 from rmsprop.convert.formats.torch_load import Arrays, load, refuse_code
 from rmsprop.convert.record import OWN, Checkpoint, Unreadable
@@ -20,6 +20,9 @@ from rmsprop.convert.turning import recorded
 from rmsprop.matching import bare, is_named, rekeyed
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".tar")
+_KNOWN = (
+    *("step", "square_avg", "momentum_buffer", "grad_avg", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "compensation"),
+)
 _SHAPED = ("square_avg", "exp_avg_sq", "momentum_buffer", "grad_avg")
 _QUANTIZED = "__bnb_optimizer_quant_state__"
 # Settings of a group that say how a step runs, or belong to a scheduler.
@@ -54,8 +57,9 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
             names = held.namelist()
     except archive.BROKEN:
         names = []
-    whole = _read_sb3(path) if "policy.pth" in names else load(path)
-    return understand(whole, path, optimizer, parameters)
+    if "policy.pth" in names:
+        return understand(_read_sb3(path), path, optimizer, parameters, trained_by=sb3.optimizer_class(path))
+    return understand(load(path), path, optimizer, parameters)
 
 
 def _read_sb3(path: Path) -> dict[str, Any]:
@@ -80,8 +84,13 @@ def understand(
     *,
     size: int = 0,
     ordered: bool = True,
+    trained_by: str = "",
 ) -> Checkpoint:
-    """Return what nested mappings and lists of state dicts hold."""
+    """Return what nested mappings and lists of state dicts hold.
+
+    Args:
+        trained_by: the optimizer's class, if the file names it.
+    """
     found = states.survey(whole)
     arrays = Arrays(path)
     arrays.left += 4 * size
@@ -110,22 +119,26 @@ def understand(
     if not ordered and _given_names(groups, order) is order:
         shapes = _in_order(_sizes(order, state), shapes, arrays)
     names, numbers = _names(groups, state, shapes, path)
-    source = _source(groups, state, path)
+    source, ask = _source(groups, state, path, trained_by)
     turned = recorded(whole.get("turned")) if isinstance(whole, Mapping) else {}
-    made = Checkpoint(source=source, params=params, notes=arrays.notes, turned=turned, tied=states.tied(model))
+    made = Checkpoint(source=source, ask=ask, params=params, notes=arrays.notes, turned=turned, tied=states.tied(model))
     made.numbers, made.trained = numbers, list(shapes) if numbers else []
     made.notes += [
         f"{archive.shown(key)} is left out: only code can make it ({archive.shown(value.name)})"
         for key, value in states.opaque(whole).items()
         if not params and key in states.MODELS
     ]
+    counts = {key: {"step": group["step"]} for group in groups if "step" in group for key in group["params"]}
     for key in order:
         if state.get(key):
-            made.slots[names[key]] = _slots(source, state[key], names[key], arrays, path)
+            entry = {**counts.get(key, {}), **state[key]}
+            made.slots[names[key]] = _slots(source, entry, names[key], arrays, path)
     made.groups = [([names[key] for key in group["params"]], _hyper(source, group, made, path)) for group in groups]
     made.hyper = dict(made.groups[0][1])
     steps = {int(slots["step"]) for slots in made.slots.values() if "step" in slots}
     made.step = max(steps, default=None)
+    if ask:
+        made.source = ""
     if any("initial_lr" in group for group in groups):
         made.notes.append("initial_lr, a scheduler's note in the groups, is dropped: build the scheduler anew")
     if len(groups) == 1 and len(made.slots) == len(order):
@@ -225,22 +238,37 @@ def _names(
     return {key: str(key) for key in order}, [[str(key) for key in own] for own in numbers]
 
 
-def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path) -> str:
-    """Whose state dict it is, by the names in it."""
+def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path, trained_by: str) -> tuple[str, str]:
+    """Whose state dict it is, by the names in it.
+
+    Args:
+        trained_by: the optimizer's class, if the file names it.
+    Returns: what it is read as, and what the user is to say first, "" if nothing.
+    Raises: Unreadable for an optimizer of whose state nothing carries over.
+    """
     group, slots = groups[0], {str(name) for entry in state.values() for name in entry}
     if "dialect" in group:
         if not isinstance(group["dialect"], str) or group["dialect"] not in dialects.DIALECTS:
             raise Unreadable(f"{path.name} is of the dialect {archive.shown(group['dialect'])}, which nobody knows")
-        return OWN + str(group["dialect"])
-    if _QUANTIZED in slots or "state1" in slots:
-        return "bitsandbytes"
-    if "exp_avg_sq" in slots or ("betas" in group and not slots):
-        return "adamw" if group.get("decoupled_weight_decay") else "adam"
-    if "square_avg" in slots or ("alpha" in group and not slots):
-        return "timm" if {"lr_in_momentum", "decoupled_decay"} & set(group) else "torch"
-    kept = ", ".join(sorted(archive.shown(name) for name in slots)[:6]) or "nothing"
+        return OWN + str(group["dialect"]), ""
+    other = owners.owner(slots, group)
+    told = sb3.source(trained_by)
+    if other is None:
+        if trained_by and not told:
+            ask = f"was trained by {archive.shown(trained_by)}: add --from torch, or sb3 or timm if it is theirs"
+            return "torch", ask
+        return told or ("timm" if {"lr_in_momentum", "decoupled_decay"} & set(group) else "torch"), ""
+    if other.source or not slots:
+        return (told if told in ("adam", "adamw") else other.source or "torch"), ""
+    if told in ("adam", "adamw") and other.name.startswith("torch.optim.Adam or"):
+        return told, ""
+    if other.options:
+        return other.options.split()[1], f"holds the state of {other.name}: {other.advice}"
+    kept = ", ".join(sorted(archive.shown(name) for name in slots)[:6])
+    name = "" if other.name.startswith("another") else f", {other.name}"
     raise Unreadable(
-        f"{path.name} holds the state of another optimizer, which keeps {kept}; RMSprop keeps square_avg"
+        f"{path.name} holds the state of another optimizer{name}, which keeps {kept}, where RMSprop keeps "
+        f"square_avg: {other.advice}"
     )
 
 
@@ -255,7 +283,19 @@ def _slots(source: str, entry: Mapping[Any, Any], name: str, arrays: Arrays, pat
     if "step" in entry:
         found["step"] = np.asarray(_count(entry["step"], name, arrays, path), dtype=np.int64)
     if source == "bitsandbytes":
-        return {**found, "state1": dequantize(entry, name, arrays, path)}
+        average = dequantize(entry, name, arrays, path)
+        if (average < 0).any():
+            raise Unreadable(
+                f"{path.name}: state1 of {archive.shown(name)} has negative elements: it is a momentum's"
+            )
+        return {**found, "state1": average}
+    if source in ("adam", "adamw") and "step" not in entry:
+        raise Unreadable(
+            f"{path.name}: the state of {archive.shown(name)} counts no steps, by which Adam's averages are corrected"
+        )
+    lost = sorted(archive.shown(name) for name in entry if name not in _KNOWN)
+    if lost:
+        arrays._note(f"{', '.join(lost[:6])} is dropped: RMSprop keeps nothing of the kind")
     if "max_exp_avg_sq" in entry:
         arrays._note("max_exp_avg_sq, AMSGrad's maximum, is dropped: RMSprop divides by the average itself")
     if "compensation" in entry:
@@ -290,6 +330,8 @@ def _hyper(source: str, group: Mapping[str, Any], made: Checkpoint, path: Path) 
             f"{path.name}: the setting {archive.shown(odd)} is {archive.shown(kept[odd])}, and no number, switch, "
             "text or few numbers"
         )
+    if "rho" in kept and "alpha" not in kept:  # Adadelta's, whose learning rate and eps stand elsewhere in its step
+        return {"alpha": kept["rho"], "weight_decay": kept.get("weight_decay", 0), "momentum": 0, "centered": False}
     if source in ("adam", "adamw", "bitsandbytes"):
         betas = kept.get("betas")
         if not isinstance(betas, tuple) or len(betas) < 2 or not all(isinstance(b, (int, float)) for b in betas):
