@@ -113,7 +113,7 @@ def test_hdf5_beyond_plain_arrays_is_refused(make, tmp_path):
     """Links, chunks, files elsewhere: by name, with the command that makes a plain file of it."""
     with h5py.File(tmp_path / "x.weights.h5", "w") as file:
         make(file)
-    refuses(keras3.read, tmp_path / "x.weights.h5", "h5repack|two names|no number")
+    refuses(keras3.read, tmp_path / "x.weights.h5", "h5repack|save it again with model.save")
 
 
 def test_hdf5_of_a_newer_kind_is_refused(tmp_path):

@@ -36,7 +36,9 @@ class Row:
         fresh: αᵗ, the weight that v's start still has.
         lr_low, lr_median, lr_high: the 10 %, 50 % and 90 % quantile of the effective learning rate lr/d, in parameter
             per gradient; infinite where d is 0.
-        untouched: the share that never had a gradient: its average is where it began.
+        untouched: the share that never had a gradient: its average is where it began; None where the average began
+            above 0 and the file counts no steps, so that where it would be by now is not known. The shares below are
+            then of all elements.
         below_eps: the share, of all others, where ε exceeds the root in [6], or w itself where ε stands inside.
         frozen: the share, of those others, whose √w is more than FROZEN times their median: after a spike of the
             gradient they move FROZEN times less than the rest. A spike that met all elements alike does not show.
@@ -54,7 +56,7 @@ class Row:
     lr_low: float
     lr_median: float
     lr_high: float
-    untouched: float
+    untouched: float | None
     below_eps: float
     frozen: float
     thaw: float
@@ -89,13 +91,14 @@ class Inspection:
     def totals(self) -> dict[str, Any]:
         """Sums and shares over all parameters."""
         elements = sum(row.elements for row in self.rows)
-        touched = sum(row.elements * (1 - row.untouched) for row in self.rows)
+        touched = sum(row.elements * (1 - (row.untouched or 0.0)) for row in self.rows)
+        known = all(row.untouched is not None for row in self.rows)
         return {
             "parameters": len(self.rows),
             "elements": elements,
             "bytes": sum(row.bytes for row in self.rows),
             "steps": max((row.step for row in self.rows if row.step is not None), default=None),
-            "untouched": 1 - touched / elements if elements else 0.0,
+            "untouched": None if not known else 1 - touched / elements if elements else 0.0,
             "below_eps": self._share("below_eps", touched),
             "frozen": self._share("frozen", touched),
             "nonfinite": sum(row.nonfinite for row in self.rows),
@@ -103,7 +106,7 @@ class Inspection:
         }
 
     def _share(self, name: str, touched: float) -> float:
-        weights = ((row.elements * (1 - row.untouched), getattr(row, name)) for row in self.rows)
+        weights = ((row.elements * (1 - (row.untouched or 0.0)), getattr(row, name)) for row in self.rows)
         return float(sum(weight * value for weight, value in weights) / touched) if touched else 0.0
 
 
@@ -138,7 +141,16 @@ def inspect(
             own.hyper = _complete(row, hyper, given, assumed)
         if unsaid:  # no number here depends on it
             own.hyper[row.word("momentum")] = row.hyper.momentum or 0.9
-        ((_, settings),) = words.settle(own, given, Report())
+        decay = own.hyper.get("decay")
+        if "decay" in row.limits and decay and held.step is None and "decay" not in given:
+            own.hyper = {word: value for word, value in own.hyper.items() if word != "decay"}
+            assumed.append(
+                f"decay={decay:g} divides {row.word('lr')} by 1 + decay·t, and the file counts no steps t: rates are "
+                f"those of the start; or --set {row.word('lr')}=... with the rate reached"
+            )
+        report = Report()
+        ((_, settings),) = words.settle(own, given, report)
+        assumed += report.approximate
         settings |= {name: check_number(name, settings[name]) for name in HYPERS}
         settings |= {name: check_switch(name, settings[name]) for name in SWITCHES}
         if unsaid:
@@ -234,6 +246,8 @@ def _row(
         if fresh is None:
             assumed.append("the file counts no steps, so averages are taken as they are, without bias correction")
         c = 1.0 if fresh is None else 1 - fresh
+    if fresh is None and settings["v_init"]:
+        assumed.append("the file counts no steps, so which elements never had a gradient is not known")
     flat = _real(v)
     low, median, high, shares = _measure(flat, mean if settings["centered"] else None, c, fresh, settings)
     param = held.params.get(name)
@@ -264,7 +278,7 @@ def _real(value: Array) -> Array:
 
 def _measure(
     v: Array, m: Array | None, c: float, fresh: float | None, settings: Settings
-) -> tuple[float, float, float, dict[str, float]]:
+) -> tuple[float, float, float, dict[str, Any]]:
     """The quantiles of lr/d, and the shares. Equation: spec.py, [4]-[6]."""
     if not v.size:
         return math.nan, math.nan, math.nan, {"untouched": 0.0, "below_eps": 0.0, "frozen": 0.0, "thaw": 0.0}
@@ -272,7 +286,8 @@ def _measure(
     left = start if fresh is None else start * fresh
     eps, mode = float(settings["eps"]), settings["eps_mode"]
     with np.errstate(all="ignore"):
-        untouched = v <= left * (1 + 1e-4) + TINY if start else v == 0
+        known = not start or fresh is not None
+        untouched = np.zeros(v.shape, bool) if not known else v <= left * (1 + 1e-4) + TINY if start else v == 0
         w = v / c  # [4]
         if m is not None:
             w = np.maximum(w - (m / c) ** 2, 0)  # [5]
@@ -286,7 +301,7 @@ def _measure(
     most = float(root[frozen].max()) / middle / FROZEN if frozen.any() else 1.0
     alpha = float(settings["alpha"])
     shares = {
-        "untouched": float(untouched.mean()),
+        "untouched": float(untouched.mean()) if known else None,
         "below_eps": float(below.sum()) / count if count else 0.0,
         "frozen": float(frozen.sum()) / count if count else 0.0,
         "thaw": 2 * math.log(most) / -math.log(alpha) if alpha > 0 and most > 1 else 0.0,

@@ -58,10 +58,14 @@ def sentences(found: Inspection) -> list[str]:
         lines.append(f"group {i}: {said}")
     lines.append(
         f"{totals['parameters']} parameters, {totals['elements']:,} elements, {totals['bytes']:,} bytes of state; "
-        f"ε rules {totals['below_eps']:.1%}, frozen {totals['frozen']:.1%}, untouched {totals['untouched']:.1%}, "
+        f"ε rules {totals['below_eps']:.1%}, frozen {totals['frozen']:.1%}, untouched {_share(totals['untouched'])}, "
         f"{totals['nonfinite'] + totals['nonfinite_params']} NaN or infinite"
     )
     return lines + [f"assumed: {sentence}" for sentence in found.assumed]
+
+
+def _share(value: float | None) -> str:
+    return "?" if value is None else f"{value:.1%}"
 
 
 def cells(row: Row) -> list[str]:
@@ -77,7 +81,7 @@ def cells(row: Row) -> list[str]:
         rates,
         _percent(row.below_eps),
         _percent(row.frozen) + (f", {row.thaw:.0f} steps" if row.thaw >= 1 else ""),
-        _percent(row.untouched),
+        "?" if row.untouched is None else _percent(row.untouched),
         bad,
         f"{row.dtype}, {each:g} B each",
     ]

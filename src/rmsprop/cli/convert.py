@@ -42,7 +42,10 @@ def convert(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting in the source's words, such as learning_rate=.01. May be repeated."),
+        typer.Option(
+            "--set",
+            help="A setting in the source's words: lr=.01 of torch's, learning_rate=.01 of Keras'. May be repeated.",
+        ),
     ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="Which optimizer, if IN holds several: its place, such as optimizers[0].")
@@ -117,7 +120,9 @@ def _settings(words: list[str]) -> dict[str, Any]:
         name, equals, value = word.partition("=")
         if not equals or not name or name in given:
             fault = "is given twice" if name in given else "is no NAME=VALUE"
-            raise typer.BadParameter(f"--set {word!r} {fault}; write --set learning_rate=0.001, each name once")
+            raise typer.BadParameter(
+                f"--set {word!r} {fault}; write --set NAME=VALUE, each name once: lr=0.001 for torch's"
+            )
         given[name] = _value(value)
     return given
 

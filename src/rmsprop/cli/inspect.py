@@ -20,7 +20,10 @@ def inspect(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", help="A setting in the source's words, such as learning_rate=.01. May be repeated."),
+        typer.Option(
+            "--set",
+            help="A setting in the source's words: lr=.01 of torch's, learning_rate=.01 of Keras'. May be repeated.",
+        ),
     ] = None,
     optimizer: Annotated[
         str | None, typer.Option(help="Which optimizer, if the file holds several: its place, such as optimizers[0].")

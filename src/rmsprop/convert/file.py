@@ -23,6 +23,8 @@ from rmsprop.files import write_together, write_whole
 
 # The formats that hold this package's own state as well as a framework's.
 _KEEPS_OURS = ("torch", "safetensors")
+# The formats that count the steps beside the state, whether or not the framework's rule needs the count.
+_COUNTS = ("keras", "keras weights", "keras hdf5", "tensorflow")
 
 
 @dataclass
@@ -212,6 +214,8 @@ def _convert(
         if len(order) < len(names):  # without state or value: there is nothing to move
             order = [place[name].target if name in place else name for name in names]
         made.groups.append((order, kept))
+    if out is not None and out.name in _COUNTS and made.step is not None:
+        report.dropped = [sentence for sentence in report.dropped if not sentence.startswith("step: ")]
     made.hyper = dict(made.groups[0][1])
     order = [move.target for move in moves if move.target in made.slots]
     made.slots = {name: made.slots[name] for name in order}

@@ -41,6 +41,7 @@ def _group(
         hyper = {word: value for word, value in hyper.items() if word not in carried}
         if carried:
             report.dropped.append(f"{', '.join(carried)} in the group: no setting of {row.title}")
+    hyper, given = _decayed(checkpoint, row, hyper, given, report)
     meant = {row.words.get(word, word) for word in given}
     words = {word: value for word, value in hyper.items() if row.words.get(word, word) not in meant} | dict(given)
     ours = {row.words.get(word, word) for word in words}
@@ -74,6 +75,39 @@ def _group(
         report.assumed.append(f"the rest is {row.name}'s default, which the file does not say: {shown}")
     settings["dialect"] = row.name if row.name in dialects.DIALECTS else "torch"
     return settings
+
+
+def _decayed(
+    checkpoint: Checkpoint, row: Dialect, hyper: Settings, given: Mapping[str, Any], report: Report
+) -> tuple[Settings, Mapping[str, Any]]:
+    """Settings with the learning rate that Keras' older `decay` has reached: lr/(1 + decay·t) after t steps."""
+    decay = given.get("decay", hyper.get("decay"))
+    if "decay" not in row.limits or not isinstance(decay, (int, float)) or isinstance(decay, bool) or not decay:
+        return hyper, given
+    hyper = {word: value for word, value in hyper.items() if word != "decay"}
+    rest = {word: value for word, value in given.items() if word != "decay"}
+    given_lr = [word for word in rest if row.words.get(word, word) == "lr"]
+    if given_lr:
+        report.assumed.append(f"{given_lr[0]} is that of the next step, so decay={decay:g} is not applied to it")
+        return hyper, rest
+    count, word = checkpoint.step, row.word("lr")
+    held = next((value for name, value in hyper.items() if row.words.get(name, name) == "lr" and value), None)
+    if not isinstance(held, (int, float)) or not 0 <= decay < math.inf:
+        return hyper, rest
+    if count is None:
+        raise ValueError(
+            f"{row.name} trained with decay={decay:g}, which divides {word} by 1 + decay·t, and the file does not "
+            f"count the steps t: add --set {word}=... with the rate that the run had reached, "
+            f"{held:g}/(1 + {decay:g}·t)"
+        )
+    reached = held / (1 + decay * count)
+    report.approximate.append(
+        f"{word} is {reached:.9g}, what {held:g}/(1 + {decay:g}·{count}) had reached; it stays there, where "
+        f"decay={decay:g} went on: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: "
+        f"{1 + decay * count:.9g} / ({1 + decay * count:.9g} + {decay:g} * t)) goes on as well"
+    )
+    hyper = {name: reached if row.words.get(name, name) == "lr" else value for name, value in hyper.items()}
+    return hyper, rest
 
 
 def _slot(row: Dialect, slots: list[dict[str, Any]], ours: str) -> list[Any]:

@@ -23,7 +23,8 @@ from rmsprop.convert.formats.reading import array, count, strange
 from rmsprop.convert.record import Array, Unreadable
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
-REPACK = "rewrite it by `h5repack --low=0 --high=0 -f NONE -l CONTI IN OUT`"
+REPACK = "rewrite it by `h5repack --low=0 --high=1 -f NONE -l CONTI IN OUT`"
+RESAVE = "Keras writes none: load the model there and save it again with model.save"
 _NOWHERE = 2**64 - 1
 _NODES, _DEPTH, _MESSAGES = 500_000, 64, 10_000  # objects in a file, groups in groups, messages in an object's header
 _FLOATS = {(2, 5): "float16", (2, 8): "bfloat16", (4, 8): "float32", (8, 11): "float64"}  # bytes, exponent's bits
@@ -150,9 +151,9 @@ class _File:
                 f"{self.path.name} declares more data than it has bytes, from {shown(name)} on: it is damaged"
             )
 
-    def refuse(self, what: str) -> Unreadable:
-        """What to raise for a part of the format that is not read."""
-        return Unreadable(f"{self.path.name} has {what}, which is not read; {REPACK}")
+    def refuse(self, what: str, how: str = REPACK) -> Unreadable:
+        """What to raise for a part of the format that is not read. Args: how: what makes a file without it."""
+        return Unreadable(f"{self.path.name} has {what}, which is not read; {how}")
 
     def start(self) -> int:
         """Where the root group is (II.A)."""
@@ -187,7 +188,7 @@ class _File:
     def object(self, address: int, name: str, depth: int) -> Group | Dataset:
         """What an object header describes (IV.A). Each is met once: a file of Keras has one name for everything."""
         if address in self.seen or len(self.seen) >= _NODES or depth > _DEPTH:
-            raise self.refuse(f"{shown(name)} under two names, or groups nested too deeply")
+            raise self.refuse(f"{shown(name)} under two names, or groups nested too deeply", RESAVE)
         self.seen.add(address)
         messages = self.messages(address)
         attrs = dict(self.attribute(message.data, name) for message in messages if message.kind == 0x0C)
@@ -226,7 +227,7 @@ class _File:
                 if len(data) != size:
                     raise Unreadable(f"{self.path.name} has a header message beyond its block: it is damaged")
                 if flags & 2:
-                    raise self.refuse("a shared (committed) HDF5 datatype")
+                    raise self.refuse("a shared (committed) HDF5 datatype", RESAVE)
                 here += 8 + size
                 if kind == 0x10:
                     blocks.append(struct.unpack("<2Q", data))
@@ -262,7 +263,7 @@ class _File:
                     name, address, cached = struct.unpack_from("<QQI", entries, offset)
                     end = text.find(b"\0", name)
                     if cached == 2 or address == _NOWHERE:
-                        raise self.refuse("a link to elsewhere")
+                        raise self.refuse("a link to elsewhere", RESAVE)
                     if name >= length or end <= name:
                         raise Unreadable(f"{self.path.name} has a name beyond its heap: it is damaged")
                     found.append((name, text[name:end].decode(), address))
@@ -306,7 +307,7 @@ class _File:
         """A dataspace (IV.A.2.b)."""
         version, rank, flags = raw[0], raw[1], raw[2]
         if version not in (1, 2) or rank > 32 or (version == 2 and raw[3] == 2):
-            raise self.refuse(f"{shown(name)} of a shape of another kind ({version}, {rank}, {flags})")
+            raise self.refuse(f"{shown(name)} of a shape of another kind ({version}, {rank}, {flags})", RESAVE)
         return struct.unpack_from(f"<{rank}Q", raw, 8 if version == 1 else 4)
 
     def number(self, raw: bytes, name: str) -> tuple[str, str, int]:
@@ -322,13 +323,13 @@ class _File:
                 return dtype, order, width
         if kind == 8 and width == 1:
             return "uint8", "<", 1  # h5py's True and False
-        raise self.refuse(f"{shown(name)} of a type that is no number")
+        raise self.refuse(f"{shown(name)} of a type that is no number", RESAVE)
 
     def attribute(self, raw: bytes, owner: str) -> tuple[str, Any]:
         """An attribute's name and value (IV.A.2.m)."""
         version, flags, names, types, spaces = struct.unpack_from("<BBHHH", raw)
         if version not in (1, 2, 3) or (version > 1 and flags):
-            raise self.refuse(f"an attribute of another kind on {shown(owner)}")
+            raise self.refuse(f"an attribute of another kind on {shown(owner)}", RESAVE)
         at, step = (9 if version == 3 else 8), (8 if version == 1 else 1)
         parts = []
         for length in (names, types, spaces):

@@ -113,6 +113,8 @@ def _settle(template: Path, config: dict[str, Any], checkpoint: Checkpoint) -> N
     for word in (*WORDS, "decay"):
         if word in checkpoint.hyper and (word in config or checkpoint.hyper[word]):
             config[word] = checkpoint.hyper[word]
+    if config.get("decay") and not checkpoint.hyper.get("decay"):
+        config["decay"] = 0.0  # the learning rate is that of the next step already
     kinds = {kind for kept in checkpoint.slots.values() for kind in kept}
     kept = bool(config.get("momentum")), bool(config.get("centered"))
     held = "momentum" in kinds, bool(kinds & {"average_gradient", "mg"})

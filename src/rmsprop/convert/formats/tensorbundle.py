@@ -296,6 +296,8 @@ def _filled(held: Bundle, checkpoint: Checkpoint) -> dict[str, Array | bytes]:
             keys[key] = np.array(checkpoint.step)
         elif word.lstrip("_") in checkpoint.hyper:
             keys[key] = np.array(checkpoint.hyper[word.lstrip("_")])
+        elif word.lstrip("_") == "decay":
+            keys[key] = np.array(0.0)  # the learning rate is that of the next step already
     for key, value in keys.items():
         stood = tensors[key + VALUE]
         assert not isinstance(stood, bytes)

@@ -1,0 +1,148 @@
+"""Keras' and TensorFlow's own settings and counts: decay, the count in files, and HDF5 to rewrite."""
+
+import json
+import re
+import shlex
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from test_cli import invoke
+from test_convert_formats import HERE
+
+from rmsprop import RMSprop
+from rmsprop.convert import Unreadable
+from rmsprop.convert.file import prepare, read_checkpoint, write, writer
+from rmsprop.convert.formats import hdf5
+from rmsprop.inspection import inspect
+
+PLAIN = HERE / "tfkeras-legacy-plain.h5"
+
+
+def decayed(path, decay, count=True):
+    """A recorded run of 20 steps, with `decay` among its settings."""
+    path.write_bytes(PLAIN.read_bytes())
+    with h5py.File(path, "r+") as file:
+        said = json.loads(file.attrs["training_config"])
+        said["optimizer_config"]["config"]["decay"] = decay
+        file.attrs["training_config"] = json.dumps(said)
+        if not count:
+            group = file["optimizer_weights"]
+            kept = [name for name in group.attrs["weight_names"] if not name.endswith(("iter:0", "iteration:0"))]
+            group.attrs["weight_names"] = kept
+    return path
+
+
+def test_keras_decay_becomes_the_rate_that_the_run_had_reached(tmp_path):
+    """lr/(1 + decay·20), and the scheduler of the report goes on as Keras does."""
+    held = read_checkpoint(PLAIN)
+    made = prepare(decayed(tmp_path / "x.h5", 0.25))
+    lr = held.hyper["learning_rate"]
+    assert made.checkpoint.hyper["lr"] == pytest.approx(lr / 6, rel=1e-12)
+    (said,) = [sentence for sentence in made.report.approximate if "decay" in sentence]
+    factor = re.search(r"LambdaLR\(optimizer, (lambda t: .*?)\) goes on", said)[1]
+    optimizer = RMSprop([torch.nn.Parameter(torch.ones(2))], lr=made.checkpoint.hyper["lr"])
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, eval(factor))  # the sentence is typed in
+    for t in range(21, 25):
+        optimizer.step()
+        scheduler.step()
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(lr / (1 + 0.25 * t), rel=1e-6)
+    assert inspect(tmp_path / "x.h5").settings[0]["lr"] == pytest.approx(lr / 6)
+    assert any("decay=0.25 went on" in sentence for sentence in inspect(tmp_path / "x.h5").assumed)
+
+
+def test_decay_without_a_count_asks_for_the_rate_and_takes_it(tmp_path):
+    """The option that the sentence names works; inspect takes the rate of the start, and says so."""
+    path = decayed(tmp_path / "x.h5", 0.25, count=False)
+    with pytest.raises(ValueError, match=r"does not count the steps t: add --set learning_rate=\.\.\.") as asked:
+        prepare(path)
+    option = re.search(r"--set (\w+)=", str(asked.value))[1]
+    made = prepare(path, given={option: 0.125})
+    assert made.checkpoint.hyper["lr"] == 0.125
+    assert prepare(path, given={"decay": 0, option: 0.125}).checkpoint.hyper["lr"] == 0.125
+    found = inspect(path)
+    assert found.settings[0]["lr"] == read_checkpoint(PLAIN).hyper["learning_rate"]
+    assert any("rates are those of the start" in sentence for sentence in found.assumed)
+
+
+def test_a_rate_that_has_decayed_does_not_decay_again_in_the_file_written(tmp_path):
+    """The template's decay is 0 beside the rate of the next step, and the count is said to be dropped by nobody."""
+    path, back = decayed(tmp_path / "x.h5", 0.25), tmp_path / "back.h5"
+    middle = tmp_path / "middle.pt"
+    write(prepare(path), middle)
+    made = prepare(middle, "keras2", model=path, out=writer(back))
+    write(made, back)
+    assert not [sentence for sentence in made.report.dropped if "step" in sentence]
+    last = read_checkpoint(back)
+    assert last.step == 20
+    assert last.hyper.get("decay", 0) == 0
+    assert last.hyper["learning_rate"] == pytest.approx(read_checkpoint(PLAIN).hyper["learning_rate"] / 6)
+
+
+def test_without_a_count_nobody_is_called_untouched(tmp_path):
+    """TensorFlow 1 without global_step: v began at 1 and is somewhere below; shares are of all elements."""
+    from rmsprop.convert.formats import bundle
+
+    held = read_checkpoint(HERE / "tensorflow1-momentum.ckpt-20")
+    assert held.step == 20
+    names = {"momentum": "RMSProp_1", "rms": "RMSProp"}
+    tensors = {**held.params}
+    for name, slots in held.slots.items():
+        tensors |= {f"{name}/{names[slot]}": value for slot, value in slots.items()}
+    bundle.write(tmp_path / "model", tensors)
+    words = {"learning_rate": 0.1, "decay": 0.9, "epsilon": 10.0, "momentum": 0.9}
+    told, found = (
+        inspect(HERE / "tensorflow1-momentum.ckpt-20", given=words),
+        inspect(tmp_path / "model", given=words),
+    )
+    assert told.totals()["untouched"] == 0
+    assert found.totals()["untouched"] is None
+    assert all(row.untouched is None for row in found.rows)
+    assert found.totals()["below_eps"] == told.totals()["below_eps"] > 0.5
+    assert found.totals()["frozen"] == told.totals()["frozen"]
+    assert any("which elements never had a gradient is not known" in sentence for sentence in found.assumed)
+    code, text = invoke("inspect", str(tmp_path / "model"), *[f"--set={k}={v}" for k, v in words.items()])
+    assert code == 0, text
+    assert "untouched ?" in text
+    assert json.loads(json.dumps(found.record()))["totals"]["untouched"] is None
+
+
+def test_a_file_of_a_newer_kind_is_read_once_it_was_rewritten_as_the_sentence_says(tmp_path):
+    """h5repack's bounds and layout, which HDF5's library takes by the same names."""
+    new, old = tmp_path / "new.h5", tmp_path / "old.h5"
+    with h5py.File(PLAIN) as source, h5py.File(new, "w", libver="latest") as file:
+        file.attrs.update(source.attrs)
+        for name in source:
+            source.copy(name, file)
+    with pytest.raises(Unreadable, match="h5repack") as refused, new.open("rb") as stream:
+        hdf5.read(new, stream, new.stat().st_size)
+    words = shlex.split(re.search("`(h5repack.*?)`", str(refused.value))[1])
+    bounds = [
+        {"0": "earliest", "1": "v108"}[word.partition("=")[2]] for word in words if word.startswith(("--l", "--h"))
+    ]
+    with h5py.File(new) as source, h5py.File(old, "w", libver=tuple(bounds)) as file:
+
+        def copy(name, item):
+            made = (
+                file.require_group(name) if isinstance(item, h5py.Group) else file.create_dataset(name, data=item[()])
+            )
+            made.attrs.update(item.attrs)
+
+        file.attrs.update(source.attrs)
+        source.visititems(copy)
+    held = read_checkpoint(old)
+    for name, value in read_checkpoint(PLAIN).params.items():
+        np.testing.assert_array_equal(held.params[name], value)
+
+
+@pytest.mark.parametrize("name", ["torch_rmsprop.pt", "tfkeras-legacy-plain.h5"])
+def test_the_settings_word_of_every_sentence_is_taken(name, tmp_path):
+    """lr= of torch's, learning_rate= of Keras': the sentence on a mistyped one says which."""
+    out = tmp_path / "out.pt"
+    word = "lr" if name.endswith(".pt") else "learning_rate"
+    code, text = invoke("convert", str(HERE / name), str(out), "--set", f"{word}=0.5")
+    assert code == 0, text
+    assert torch.load(out, weights_only=True)["optimizer"]["param_groups"][0]["lr"] == 0.5
+    code, text = invoke("convert", str(HERE / name), str(tmp_path / "b.pt"), "--set", "rate")
+    assert "lr=0.001 for torch's" in " ".join(text.replace("│", " ").split())
