@@ -121,7 +121,9 @@ def understand(
     names, numbers = _names(groups, state, shapes, path)
     source, ask = _source(groups, state, path, trained_by)
     turned = recorded(whole.get("turned")) if isinstance(whole, Mapping) else {}
-    made = Checkpoint(source=source, ask=ask, params=params, notes=arrays.notes, turned=turned, tied=states.tied(model))
+    made = Checkpoint(
+        source=source, ask=ask, params=params, notes=arrays.notes, turned=turned, tied=states.tied(model)
+    )
     made.numbers, made.trained = numbers, list(shapes) if numbers else []
     made.notes += [
         f"{archive.shown(key)} is left out: only code can make it ({archive.shown(value.name)})"
