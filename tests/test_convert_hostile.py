@@ -7,9 +7,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
-from rmsprop.convert.formats import bundle, keras3, mxnet, npz, optax, sstable, tensorbundle, tf_hdf5
+from rmsprop import RMSprop
+from rmsprop.convert.file import prepare, write
+from rmsprop.convert.formats import FORMATS, bundle, keras3, mxnet, npz, optax, sstable, tensorbundle, tf_hdf5
 from rmsprop.convert.record import Unreadable
+from rmsprop.inspection import inspect
 
 HERE = Path(__file__).parent / "checkpoints"
 
@@ -191,3 +195,52 @@ def test_hdf5_of_others_is_refused(tmp_path):
         file["measurements/0"] = np.zeros(4)
     assert tf_hdf5.sniff(tmp_path / "x.h5")
     refuses(tf_hdf5.read, tmp_path / "x.h5", "none of Keras")
+
+
+def said_by(read):
+    """The sentence of a refusal, "" if there is none."""
+    try:
+        read()
+    except (ValueError, TypeError) as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**400), 2**1024, float("nan"), float("inf"), "x" * 100_000, True, None]
+)
+@pytest.mark.parametrize(
+    "word", ["lr", "alpha", "weight_decay", "clip_value", "max_update", "seed", "eps_mode", "step"]
+)
+@pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
+def test_values_of_any_size_in_our_own_format_are_read_or_refused_in_a_sentence(name, word, value, tmp_path):
+    """No OverflowError, no KeyError: a short ValueError or TypeError at the worst."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = RMSprop([("w", parameter)], lr=0.1)
+    parameter.grad = torch.ones(2)
+    optimizer.step()
+    whole = {"model": {"w": parameter.detach()}, "optimizer": optimizer.state_dict()}
+    if name.endswith(".pt"):
+        whole["optimizer"]["param_groups"][0][word] = value
+        if word == "step":
+            whole["optimizer"]["state"][0]["step"] = value
+        torch.save(whole, tmp_path / name)
+    else:
+        torch.save(whole, tmp_path / "a.pt")
+        made = prepare(tmp_path / "a.pt").checkpoint
+        made.hyper[word] = made.groups[0][1][word] = value
+        if word == "step":
+            made.step = value
+        next(row for row in FORMATS if row.name == "safetensors").write(tmp_path / name, made)
+    for read in (lambda: write(prepare(tmp_path / name), tmp_path / "out.pt"), lambda: inspect(tmp_path / name)):
+        assert len(said_by(read)) < 600
+
+
+def test_our_own_state_without_its_average_is_a_sentence(tmp_path):
+    """inspect and convert alike."""
+    group = RMSprop([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9).state_dict()["param_groups"]
+    state = {0: {"step": torch.tensor(1.0), "square_avg": None, "momentum_buffer": torch.ones(2)}}
+    torch.save({"optimizer": {"state": state, "param_groups": group}}, tmp_path / "x.pt")
+    for read in (prepare, inspect):
+        with pytest.raises(Unreadable, match="no average of squares"):
+            read(tmp_path / "x.pt")

@@ -1,6 +1,7 @@
 """Arrays turn by what is known of their layer, never by their shape alone, and come back as they were."""
 
 import json
+import time
 from pathlib import Path
 
 import h5py
@@ -157,6 +158,28 @@ CONV, FLAT, DENSE = ("Conv2D", {"filters": 6}), ("Flatten", {}), ("Dense", {})
 def test_rows_of_a_dense_layer_follow_the_graph(layers, kind):
     """An image's flattening turns the rows, a sequence's or a pooled one's does not, and nothing is guessed."""
     assert Layers(sequential(*layers)).hint("dense/kernel", (36, 36)) == kind
+
+
+def test_graphs_that_are_long_deep_or_go_in_circles_take_linear_time():
+    """Ten thousand layers that all read one another, and concatenations of concatenations of one image."""
+    conv = {"class_name": "Conv2D", "config": {"name": "c0", "filters": 1}, "inbound_nodes": []}
+    joined = [
+        {
+            "class_name": "Concatenate",
+            "config": {"name": f"c{i}", "axis": -1},
+            "inbound_nodes": [[[f"c{i - 1}", 0, 0, {}], [f"c{i - 1}", 0, 0, {}]]],
+        }
+        for i in range(1, 40)
+    ]
+    chain = [
+        {"class_name": "ReLU", "config": {"name": f"r{i}"}, "inbound_nodes": [[[f"r{(i + 1) % 9999}", 0, 0, {}]]]}
+        for i in range(9999)
+    ]
+    begun = time.perf_counter()
+    graph = Layers({"config": {"layers": [conv, *joined, *chain]}})
+    assert [graph.rows(f"r{i}") for i in range(9999)] == [None] * 9999
+    assert graph._channels(["c39"], 0) == (1, False, False)
+    assert time.perf_counter() - begun < 5
 
 
 def test_models_in_models_are_walked():

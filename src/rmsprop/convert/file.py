@@ -95,14 +95,24 @@ def read_checkpoint(
 
 
 def _check(held: Checkpoint, path: Path) -> None:
-    """Slots that the framework has, of their parameters' shapes. Raises: Unreadable."""
+    """Slots that the framework has, of their parameters' shapes, and numbers that are ones. Raises: Unreadable."""
     row = find(held.source)
+    settings = [item for _, hyper in [*held.groups, ([], held.hyper)] for item in hyper.items()]
+    for word, value in settings:
+        if isinstance(value, int) and value.bit_length() > 1023:
+            raise Unreadable(f"{path.name}: {shown(word)} is an integer of {value.bit_length()} bits, beyond a float")
+    if held.step is not None and not 0 <= held.step < 2**53:
+        raise Unreadable(f"{path.name} counts {shown(held.step)} steps, which no run takes")
     for name, slots in held.slots.items():
         unknown = next((slot for slot in slots if slot not in row.states), None)
         if unknown is not None:
             raise Unreadable(
                 f"{path.name}: the state of {shown(name)} holds {shown(unknown)}; {row.name} keeps "
                 f"{', '.join(row.states)}"
+            )
+        if "square_avg" not in {row.states[slot] for slot in slots}:
+            raise Unreadable(
+                f"{path.name}: the state of {shown(name)} holds {', '.join(slots)} and no average of squares"
             )
         shapes = {value.shape for slot, value in slots.items() if row.states[slot] != "step"}
         shapes |= {held.params[name].shape} if name in held.params else set()
@@ -210,7 +220,8 @@ def _convert(
                     turned, start, Side(row, end_settings), own["lr"], held.step, report
                 )
         kept = _group(end_settings) if ours or by_torch else words.speak(end_settings, row.name)
-        order = held.numbers[i] if held.numbers else [move.target for move in moves if move.source in set(names)]
+        own_names = set(names)
+        order = held.numbers[i] if held.numbers else [move.target for move in moves if move.source in own_names]
         if len(order) < len(names):  # without state or value: there is nothing to move
             order = [place[name].target if name in place else name for name in names]
         made.groups.append((order, kept))

@@ -32,6 +32,9 @@ _MODELS = {"functional", "sequential", "model"}
 _KERNELS = ("kernel", "weights", "w", "recurrent_kernel", "pointwise_kernel", "pointwise_weights")
 _DEPTHWISE = ("depthwise_kernel", "depthwise_weights")
 _MOST = 100_000
+_DEEP = 50
+# The channels, 0 of a sequence; whether they come first; whether it is the model's input.
+_Image = tuple[int, bool, bool]
 
 
 @dataclass
@@ -87,6 +90,8 @@ class Layers:
 
     def __init__(self, config: Any) -> None:
         self.found: dict[str, Layer] = {}
+        self._rows: dict[str, int | None] = {}
+        self._images: dict[str, _Image | None] = {}
         pending: list[tuple[Any, list[str], str]] = [(config, [], "")]
         while pending and len(self.found) < _MOST:
             pending += self._model(*pending.pop())
@@ -145,27 +150,30 @@ class Layers:
 
     def rows(self, name: str) -> int | None:
         """How many channels the image had whose flattening a layer reads: 1 if there was none, None if unknown."""
-        here = self.found[name].before
-        for _ in range(len(self.found)):
-            layer = self.found.get(here[0]) if len(here) == 1 else None
-            if layer is None:
-                return None
-            kind = layer.kind
-            if kind in _MODELS and layer.ends:
-                here = layer.ends
-            elif kind == "flatten" or (kind == "reshape" and len(layer.config.get("target_shape") or ()) == 1):
-                return self._flattened(layer)
-            elif kind in {"dense"} | _SEQUENCES | CONV | DEPTHWISE or kind.startswith("global"):
-                return 1
-            elif kind == "inputlayer":
-                if not layer.before:
-                    return 1
-                here = layer.before[:1]
-            elif any(word in kind for word in (*_SAME, *_IMAGES)):
-                here = layer.before[:1]
-            else:
-                return None
-        return None
+        here, passed, found = self.found[name].before, [], None
+        while len(here) == 1 and here[0] in self.found:
+            last = here[0]
+            if last in self._rows:
+                found = self._rows[last]
+                break
+            self._rows[last] = None  # in a circle nothing is known
+            passed.append(last)
+            here, found = self._before(self.found[last])
+        self._rows |= dict.fromkeys(passed, found)
+        return found
+
+    def _before(self, layer: Layer) -> tuple[list[str], int | None]:
+        """The layer whose rows are a layer's, or the rows of what it gives."""
+        kind = layer.kind
+        if kind in _MODELS and layer.ends:
+            return layer.ends, None
+        if kind == "flatten" or (kind == "reshape" and len(layer.config.get("target_shape") or ()) == 1):
+            return [], self._flattened(layer)
+        if kind in {"dense"} | _SEQUENCES | CONV | DEPTHWISE or kind.startswith("global"):
+            return [], 1
+        if kind == "inputlayer":
+            return layer.before[:1], None if layer.before else 1
+        return (layer.before[:1] if any(word in kind for word in (*_SAME, *_IMAGES)) else []), None
 
     def _flattened(self, layer: Layer) -> int | None:
         found = self._channels(layer.before[:1], 0)
@@ -179,38 +187,48 @@ class Layers:
             return channels if turned else 1
         return None if turned else channels
 
-    def _channels(self, here: list[str], depth: int) -> tuple[int, bool, bool] | None:
-        """The channels of what a layer gives, 0 of a sequence; whether they come first; whether it is the input."""
-        for _ in range(len(self.found)):
-            layer = self.found.get(here[0]) if here else None
-            if layer is None or depth > 50:
-                return None
-            kind, config = layer.kind, layer.config
-            first = config.get("data_format") == "channels_first" or config.get("dim_ordering") == "th"
-            if kind in CONV:
-                filters = config.get("filters", config.get("nb_filter"))
-                return (filters, first, False) if isinstance(filters, int) else None
-            if kind in DEPTHWISE:
-                inner = self._channels(layer.before[:1], depth + 1)
-                return None if inner is None else (inner[0] * int(config.get("depth_multiplier", 1)), first, False)
-            if kind == "concatenate":
-                parts = [self._channels([name], depth + 1) for name in layer.before[:1000]]
-                if None in parts or len({part[1:] for part in parts if part}) != 1:
-                    return None
-                return (sum(part[0] for part in parts if part), *parts[0][1:]) if parts[0] else None
-            if kind in _SEQUENCES or kind.startswith("global"):
-                return 0, False, False
-            if kind == "inputlayer" and not layer.before:
-                shape: Any = config.get("batch_shape") or config.get("batch_input_shape") or ()
-                channels = shape[1 if first else -1] if len(shape) > 3 else 0
-                return (channels, first, True) if isinstance(channels, int) else None
-            if kind in _MODELS:
-                here = layer.ends
-            elif kind == "inputlayer" or any(word in kind for word in (*_SAME, *_IMAGES)):
-                here = layer.before
-            else:
-                return None
-        return None
+    def _channels(self, here: list[str], depth: int) -> _Image | None:
+        """What image a layer gives."""
+        passed, found = [], None
+        while here and here[0] in self.found:
+            last = here[0]
+            if last in self._images:
+                found = self._images[last]
+                break
+            self._images[last] = None  # in a circle nothing is known
+            passed.append(last)
+            here, found = self._image(self.found[last], depth)
+        self._images |= dict.fromkeys(passed, found)
+        return found
+
+    def _image(self, layer: Layer, depth: int) -> tuple[list[str], _Image | None]:
+        """The layer whose image is a layer's, or the image that it gives."""
+        kind, config = layer.kind, layer.config
+        first = config.get("data_format") == "channels_first" or config.get("dim_ordering") == "th"
+        if kind in CONV:
+            filters = config.get("filters", config.get("nb_filter"))
+            return [], (filters, first, False) if isinstance(filters, int) else None
+        if kind in DEPTHWISE and depth < _DEEP:
+            inner = self._channels(layer.before[:1], depth + 1)
+            many = config.get("depth_multiplier", 1)
+            return [], (inner[0] * many, first, False) if inner and isinstance(many, int) else None
+        if kind == "concatenate" and depth < _DEEP:
+            parts = [self._channels([name], depth + 1) for name in layer.before]
+            known = [part for part in parts if part]
+            if len(known) < len(parts) or len({part[1:] for part in known}) != 1:
+                return [], None
+            channels = config.get("axis", -1) in ((1, -3) if known[0][1] else (-1, 3, 4))
+            return [], (sum(part[0] for part in known), *known[0][1:]) if channels else None
+        if kind in _SEQUENCES or kind.startswith("global"):
+            return [], (0, False, False)
+        if kind == "inputlayer" and not layer.before:
+            shape: Any = config.get("batch_shape") or config.get("batch_input_shape") or ()
+            size = shape[1 if first else -1] if len(shape) > 3 else 0
+            return [], (size, first, True) if isinstance(size, int) else None
+        if kind in _MODELS:
+            return layer.ends, None
+        same = kind == "inputlayer" or any(word in kind for word in (*_SAME, *_IMAGES))
+        return (layer.before if same else []), None
 
 
 def hint(

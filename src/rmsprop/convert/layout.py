@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,7 +164,7 @@ def plan(
     if model is not None:
         _check_shapes(moves, model)
     names = [move.target for move in moves]
-    doubled = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else set()
+    doubled = {name for name, times in Counter(names).items() if times > 1}
     if doubled:
         keep = [
             m if m.target not in doubled else _named(m, m.source, "name kept, since two would be one") for m in moves

@@ -221,12 +221,13 @@ def _second(
 class _Tree:
     """The groups of layers, walked.
 
-    Attributes: configs: every object's settings by its name; found: what it fills.
+    Attributes: configs: every object's settings by its name; found: what it fills; again: how often a name was met.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
     graph: Layers
     found: dict[str, tuple[hdf5.Dataset, str, str]]
+    again: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def group(
         self, group: hdf5.Group, path: str, prefix: str, base: str, owner: Layer, trainable: bool
@@ -251,6 +252,8 @@ class _Tree:
         leaves = _leaves(base, [dataset.shape for dataset in stored], config, layer.kind)
         for index, (leaf, moving) in enumerate(leaves):
             full = f"{here}/{leaf}" if here else leaf
+            again = self.again[full] = self.again.get(full, -1) + 1
+            full += "_" * again if again < 10 else f"_{again}"
             while full in self.found:
                 full += "_"
             dataset = stored[index]

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
+_LONGEST, _DEEPEST = 4096, 100  # of a name: its characters, and the scopes that it may stand below
 NEWER = ("velocity", "momentum", "average_gradient")
 LEGACY = ("rms", "momentum", "mg")
 
@@ -30,6 +31,8 @@ class Owners:
 
     def of(self, state: str) -> tuple[str, str] | None:
         """The slot and the variable of a state; None if its name tells no variable, or not one alone."""
+        if len(state) > _LONGEST:
+            return None
         found = self._newer(state) or self._keras3(state) or self._legacy(state)
         return found if found and found[1] not in self.twice else None
 
@@ -51,6 +54,10 @@ class Owners:
         name, _, slot = state.rpartition("/")
         if slot not in LEGACY:
             return None
-        while name and name not in self.variables:
+        for _ in range(_DEEPEST):
+            if not name or name in self.variables:
+                break
             name = name.partition("/")[2]
+        else:
+            return None
         return (slot, name) if name else None

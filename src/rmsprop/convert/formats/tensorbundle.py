@@ -23,6 +23,7 @@ from rmsprop.convert.formats.sstable import MAGIC
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
 
 GRAPH, VALUE = "_CHECKPOINTABLE_OBJECT_GRAPH", "/.ATTRIBUTES/VARIABLE_VALUE"
+_SCOPES = 100
 STEPS = ("iter", "_iterations", "iterations", "iteration")
 _SLOT = re.compile(r"(.+)/\.OPTIMIZER_SLOT/(.+)/([^/]+)", re.DOTALL)
 _OTHERS = ("Adam", "Momentum", "Adagrad", "Adadelta", "Ftrl", "ExponentialMovingAverage_1")
@@ -59,7 +60,9 @@ def _saver(held: Bundle) -> Checkpoint:
     for name in numbers:
         owner, _, last = name.rpartition("/")
         match = re.fullmatch(rf"{re.escape(stem)}(?:_([12]))?", last) if stem else None
-        while match and owner and owner not in numbers:
+        for _ in range(_SCOPES):
+            if not match or not owner or owner in numbers:
+                break
             owner = owner.partition("/")[2]  # slots made inside a variable scope have its name before
         if match and owner:
             slots.setdefault(owner, {})[match[1] or "0"] = name
