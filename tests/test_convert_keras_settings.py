@@ -1,8 +1,10 @@
 """Keras' and TensorFlow's own settings and counts: decay, the count in files, and HDF5 to rewrite."""
 
+import dataclasses
 import json
 import re
 import shlex
+import zipfile
 
 import h5py
 import numpy as np
@@ -146,3 +148,103 @@ def test_the_settings_word_of_every_sentence_is_taken(name, tmp_path):
     assert torch.load(out, weights_only=True)["optimizer"]["param_groups"][0]["lr"] == 0.5
     code, text = invoke("convert", str(HERE / name), str(tmp_path / "b.pt"), "--set", "rate")
     assert "lr=0.001 for torch's" in " ".join(text.replace("│", " ").split())
+
+
+def keras3_file(path, change):
+    """The recorded .weights.h5 of a run with momentum, its optimizer's list of variables changed."""
+    path.write_bytes((HERE / "keras3-momentum.weights.h5").read_bytes())
+    with h5py.File(path, "r+") as file:
+        group = file["optimizer/vars"]
+        held = [group[str(i)][()] for i in range(len(group))]
+        for name in list(group):
+            del group[name]
+        for i, value in enumerate(change(held)):
+            group[str(i)] = value
+    return path
+
+
+@pytest.mark.parametrize("first", ["weights", "zeros"])
+def test_averaged_weights_are_not_taken_for_the_average_of_squares(first, tmp_path):
+    """use_ema and gradient accumulation put a kind of state before velocity, unnamed in a .weights.h5."""
+    each = (
+        len(read_checkpoint(HERE / "keras3-momentum.weights.h5", None, {"momentum": 0.9, "centered": False}).slots),
+    )
+
+    def change(held):
+        count, rate, velocity = held[0], held[1], held[2 : 2 + each[0]]
+        extra = [np.zeros_like(v) if first == "zeros" else -np.ones_like(v) for v in velocity]
+        return [count, rate, *extra, *velocity]
+
+    path = keras3_file(tmp_path / "x.weights.h5", change)
+    for given in ({}, {"momentum": 0.9, "centered": False}):
+        with pytest.raises(Unreadable, match="no average of squares"):
+            read_checkpoint(path, None, given)
+
+
+def archive(path, change):
+    """The recorded .keras, its description changed."""
+    with zipfile.ZipFile(HERE / "keras3-momentum.keras") as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            raw = old.read(name)
+            if name == "config.json":
+                said = json.loads(raw)
+                change(said)
+                raw = json.dumps(said).encode()
+            new.writestr(name, raw)
+    return path
+
+
+def test_a_template_that_averages_weights_is_refused(tmp_path):
+    """Its averages would be another model's, or missing."""
+    template = archive(
+        tmp_path / "x.keras", lambda said: said["compile_config"]["optimizer"]["config"].update(use_ema=True)
+    )
+    middle, out = tmp_path / "m.pt", tmp_path / "out.keras"
+    write(prepare(HERE / "keras3-momentum.keras"), middle)
+    made = prepare(middle, "keras3", model=HERE / "keras3-momentum.keras", out=writer(out))
+    with pytest.raises(Unreadable, match="compiled with use_ema"):
+        write(dataclasses.replace(made, template=template), out)
+    assert not out.exists()
+
+
+def test_what_the_description_says_of_a_layer_holds_for_writing_too(tmp_path):
+    """A frozen layer without state is frozen in the template as well, and goes back as it came."""
+    frozen = HERE / "layouts-keras3.keras"
+    with zipfile.ZipFile(frozen) as held:
+        said = json.loads(held.read("config.json"))
+    (layer,) = [one for one in said["config"]["layers"] if one["config"]["name"] == "tail"]
+    layer["config"]["trainable"] = False
+    path, middle, back = tmp_path / "x.keras", tmp_path / "m.pt", tmp_path / "back.keras"
+    with zipfile.ZipFile(frozen) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            raw = json.dumps(said).encode() if name == "config.json" else old.read(name)
+            if name.endswith(".h5"):
+                raw = _without(raw, tmp_path, "tail")
+            new.writestr(name, raw)
+    first = read_checkpoint(path)
+    assert "tail/kernel" in first.params
+    assert "tail/kernel" not in first.slots
+    write(prepare(path), middle)
+    write(prepare(middle, "keras3", model=path, out=writer(back)), back)
+    last = read_checkpoint(back)
+    for key, value in first.params.items():
+        np.testing.assert_array_equal(last.params[key], value)
+    assert first.slots.keys() == last.slots.keys()
+
+
+def _without(raw, folder, layer):
+    """The weights of the recorded model without the states of its last layer, which come last of each kind."""
+    (folder / "w.h5").write_bytes(raw)
+    held = read_checkpoint(HERE / "layouts-keras3.keras")
+    names = list(held.slots)
+    kept = [i for i, name in enumerate(names) if not name.startswith(f"{layer}/")]
+    with h5py.File(folder / "w.h5", "r+") as file:
+        group = file["optimizer/vars"]
+        values = [group[str(i)][()] for i in range(len(group))]
+        for name in list(group):
+            del group[name]
+        states = values[2:]
+        rest = values[:2] + [states[at + i] for at in range(0, len(states), len(names)) for i in kept]
+        for i, value in enumerate(rest):
+            group[str(i)] = value
+    return (folder / "w.h5").read_bytes()

@@ -156,7 +156,9 @@ def prepare(
         dialects.find(target)
     shapes = None
     if model is not None:
-        other = recognise(model).read(model)
+        row = recognise(model)
+        told = {word: held.hyper[word] for word in ("momentum", "centered") if word in held.hyper}
+        other = row.read(model, told) if row.asks else row.read(model)
         shapes = {name: tuple(value.shape) for name, value in other.params.items()}
         if not shapes:
             raise Unreadable(f"{model.name} holds no parameters; --model wants a model's state dict")

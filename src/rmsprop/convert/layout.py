@@ -210,6 +210,12 @@ def doubts(held: Checkpoint, moves: list[Move], layout: str) -> list[str]:
     gates = [m.source for m in moves if m.axes is None and split(m.kind)[0] in ("gru", "gates")]
     if gates:
         said.append(f"the gates of {_few(gates)} are in the order z, r, h there, r, z, n in torch; they are turned")
+    before = [m.source for m in moves if m.kind == "gates" and len(m.shape) == 1]
+    if before:
+        said.append(
+            f"{_few(before)} is one bias of a GRU, which applies its reset gate before the recurrent matrix "
+            "(reset_after=False): torch's GRU has two and applies it after, so it does not compute the same"
+        )
     if layout == "tensorflow":
         guessed = [m.source for m in moves if m.why.endswith("by its name") and len(m.shape) > 1]
         if guessed:

@@ -54,7 +54,7 @@ def write_archive(path: Path, checkpoint: Checkpoint, template: Path | None = No
             raise Unreadable(f"{template.name} was not compiled with RMSprop; {_BUILT}")
         _settle(template, compiled["config"], checkpoint)
         members["config.json"] = json.dumps(settings).encode()
-        members[WEIGHTS] = _weights(template, members[WEIGHTS], checkpoint)
+        members[WEIGHTS] = _weights(template, members[WEIGHTS], checkpoint, settings.get("config"))
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, raw in members.items():
             archive.writestr(zipfile.ZipInfo(name), raw)
@@ -113,6 +113,12 @@ def _settle(template: Path, config: dict[str, Any], checkpoint: Checkpoint) -> N
     for word in (*WORDS, "decay"):
         if word in checkpoint.hyper and (word in config or checkpoint.hyper[word]):
             config[word] = checkpoint.hyper[word]
+    beside = [word for word in ("use_ema", "gradient_accumulation_steps") if config.get(word)]
+    if beside:
+        raise Unreadable(
+            f"{template.name} was compiled with {beside[0]}, whose averages or sums the source does not hold; "
+            f"compile it without, and {_BUILT}"
+        )
     if config.get("decay") and not checkpoint.hyper.get("decay"):
         config["decay"] = 0.0  # the learning rate is that of the next step already
     kinds = {kind for kept in checkpoint.slots.values() for kind in kept}
@@ -145,11 +151,15 @@ def _replaced(template: Path, raw: bytes, values: list[tuple[hdf5.Dataset, Array
     return bytes(made)
 
 
-def _weights(template: Path, raw: bytes, checkpoint: Checkpoint) -> bytes:
-    """A weights file with other numbers, and the optimizer's variables anew."""
+def _weights(template: Path, raw: bytes, checkpoint: Checkpoint, config: Any = None) -> bytes:
+    """A weights file with other numbers, and the optimizer's variables anew.
+
+    Args:
+        config: the model's, where the template has it: it names variables and says what is frozen.
+    """
     with strange(template, "Keras file"):
         root = hdf5.read(template, io.BytesIO(raw), len(raw))
-        items, found = keras3.tree(root)
+        items, found = keras3.tree(root, config)
         stood = keras3.optimizer(root)
         tail = [dataset for dataset in stood[1:] if dataset.shape or dataset is not stood[1]]
         if tail:

@@ -112,6 +112,8 @@ def _understand(path: Path, root: hdf5.Group, settings: Any, said: dict[str, Any
         rest = rest[1:]
     kinds, names = fit(path, made, items, rest, kinds, {**made.hyper, **said})
     values = [dataset.read() for dataset in rest]
+    if not settings:
+        _check_velocity(path, made, kinds, values, len(names))
     if len(kinds) == 2 and kinds[1] == "":
         kinds[1] = _second(path, values[: len(names)], values[len(names) :], said, made)
     for index, name in enumerate(names):
@@ -181,6 +183,23 @@ def fit(
             f"more than one way; {_BESIDE}"
         )
     return list(guess), names
+
+
+def _check_velocity(path: Path, made: Checkpoint, kinds: list[str], values: Sequence[Array], each: int) -> None:
+    """Refuse a list of states whose first kind is no average of squares. Raises: Unreadable.
+
+    Averaged weights (use_ema) and accumulated gradients come first, and a .weights.h5 does not name them.
+    """
+    at = kinds.index("velocity") * each
+    first = values[at : at + each]
+    with np.errstate(invalid="ignore"):
+        odd = any(bool((v < 0).any()) for v in first)
+    still = len(values) > each and bool(made.step) and not any(bool(v.any()) for v in first)
+    if odd or (still and any(bool(v.any()) for v in values)):
+        raise Unreadable(
+            f"{path.name} begins its optimizer's states with what is no average of squares, such as averaged weights "
+            f"(use_ema) or accumulated gradients; {_BESIDE}"
+        )
 
 
 def _kinds(said: Mapping[str, Any]) -> list[list[str]]:
