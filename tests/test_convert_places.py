@@ -1,7 +1,9 @@
 """Optimizers and models are found by their structure, wherever a trainer put them in its file."""
 
+import argparse
 import itertools
 import json
+import re
 import zipfile
 
 import numpy as np
@@ -116,6 +118,60 @@ LAYOUTS = {
         "head": {name: value for name, value in MODEL.items() if name[0] == "1"},
         "optimizer": STATE,
     },
+    "torchvision's EMA, with its count": {
+        "model": MODEL,
+        "model_ema": {"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in COPY.items()}},
+        "optimizer": STATE,
+        "args": argparse.Namespace(lr=0.1),
+    },
+    "OpenNMT: a generator beside": {
+        "model": {name: value for name, value in MODEL.items() if name[0] == "0"},
+        "generator": {name: value for name, value in MODEL.items() if name[0] == "1"},
+        "optim": {"training_step": 2, "decay_step": 2, "optimizer": STATE},
+    },
+    "Megatron: modules as nested dicts": {
+        "model": {
+            "encoder": {
+                "first": {"weight": MODEL["0.weight"], "bias": MODEL["0.bias"]},
+                "last": {"weight": MODEL["1.weight"], "bias": MODEL["1.bias"]},
+            }
+        },
+        "optimizer": {"optimizer": STATE, "fp32_from_fp16_params": [list(COPY.values())]},
+    },
+    "Composer: by name, by class": {
+        "state": {"model": MODEL, "optimizers": {"RMSprop": NAMED}},
+        "rng": [{"cuda": []}],
+    },
+    "TorchRL: one module with others in it": {
+        "loss": {
+            **{f"actor.module.{name}": value for name, value in MODEL.items()},
+            **{f"qvalue.{name}": value for name, value in MODEL2.items()},
+            **{f"target_qvalue.{name}": value * 0.5 for name, value in MODEL2.items()},
+        },
+        "optim": STATE,
+    },
+    "a network that another optimizer trains": {"actor": MODEL, "critic": MODEL2, "actor_opt": STATE},
+    "a replay buffer beside": {"buffer": {"obs": torch.randn(9, 3)}, "model": MODEL, "optimizer": STATE},
+    "NumPy's numbers beside": {"model": MODEL, "optimizer": STATE, "last_mean_rewards": np.float32(1.0)},
+    "groups as a tuple": {
+        "model": MODEL,
+        "optimizer": {"state": STATE["state"], "param_groups": tuple(STATE["param_groups"])},
+    },
+    "the rate as a tensor": {
+        "model": MODEL,
+        "optimizer": {
+            "state": STATE["state"],
+            "param_groups": [{**STATE["param_groups"][0], "lr": torch.tensor(0.1)}],
+        },
+    },
+    "names with module. before": {
+        "model": MODEL,
+        "optimizer": {
+            "state": {f"module.{name}": entry for name, entry in NAMED["state"].items()},
+            "param_groups": [{**NAMED["param_groups"][0], "params": [f"module.{name}" for name in MODEL]}],
+        },
+    },
+    "keys that are numbers": {0: MODEL, 1: STATE},
     "a copy of the model in a list": {"policy_history": [COPY], "policy": MODEL, "optimizer": STATE},
 }
 
@@ -123,6 +179,12 @@ LAYOUTS = {
 def expected(slot="square_avg"):
     """The state in the model's order."""
     return [entry[slot].numpy() for entry in STATE["state"].values()]
+
+
+def params_of(held, at):
+    """The parameter that the state's name stands for, by the one bare or the other."""
+    name = list(held.slots)[at]
+    return held.params[name if name in held.params else name.removeprefix("module.")]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -134,8 +196,8 @@ def test_state_and_model_are_found_under_any_key(layout, tmp_path):
     for (name, slots), value in zip(held.slots.items(), expected(), strict=True):
         np.testing.assert_array_equal(slots["square_avg"], value, err_msg=name)
     if "alone" not in layout:
-        for name, value in zip(held.slots, MODEL.values(), strict=True):
-            np.testing.assert_array_equal(held.params[name], value.numpy(), err_msg=name)
+        for at, value in enumerate(MODEL.values()):
+            np.testing.assert_array_equal(params_of(held, at), value.numpy(), err_msg=str(at))
     write(prepare(path), out)
     whole = torch.load(out, weights_only=True)
     for at, value in enumerate(expected()):
@@ -213,6 +275,63 @@ def test_a_choice_that_is_not_in_the_file_is_refused_with_what_is(tmp_path):
     assert invoke("convert", str(path), str(made))[0] == 0
     with pytest.raises(ValueError, match=r"--optimizer 'x' chooses among what a file of torch\.save holds"):
         prepare(made, optimizer="x")
+
+
+def test_places_are_printable_and_can_be_typed(tmp_path):
+    """A key with control characters is listed by its escapes, and chosen by what is listed."""
+    path = tmp_path / "in.pt"
+    torch.save({"mo\x1b[31mdel": MODEL, "a\x1b[2J": STATE, "b\n": STATE2}, path)
+    with pytest.raises(Unreadable) as caught:
+        prepare(path)
+    assert str(caught.value).isprintable()
+    place = re.search("--optimizer '(.*)'", str(caught.value))[1]
+    assert len(read_checkpoint(path, optimizer=place).slots) == 4
+
+
+def test_an_optimizer_that_has_not_stepped_is_not_a_missing_one(tmp_path):
+    """The sentence says what is there: an optimizer without state, or none."""
+    path = tmp_path / "in.pt"
+    torch.save({"model": MODEL, "optimizer": torch.optim.RMSprop(net().parameters()).state_dict()}, path)
+    for read in (prepare, inspect):
+        with pytest.raises(Unreadable, match="holds an optimizer that has not taken a step"):
+            read(path)
+    torch.save({"model": MODEL, "optimizer": None}, path)
+    with pytest.raises(Unreadable, match="holds parameters and no optimizer state"):
+        prepare(path)
+
+
+def test_a_partition_of_deepspeed_is_named_as_one(tmp_path):
+    """Its flat state is read with a note that says whose it is; what is not a state dict is refused by that name."""
+    flat = torch.nn.Parameter(torch.cat([value.reshape(-1) for value in MODEL.values()]))
+    optimizer = torch.optim.RMSprop([flat])
+    flat.grad = torch.ones_like(flat)
+    optimizer.step()
+    path = tmp_path / "zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    shard = {
+        "base_optimizer_state": optimizer.state_dict(),
+        "single_partition_of_fp32_groups": [flat],
+        "zero_stage": 2,
+    }
+    torch.save({"optimizer_state_dict": shard, "ds_config": {}}, path)
+    plan = prepare(path)
+    assert any(
+        "one process's partition of DeepSpeed's ZeRO: its state is flat" in said for said in plan.report.assumed
+    )
+    torch.save({"optimizer_state_dict": {**shard, "base_optimizer_state": [{"square_avg": flat}]}}, path)
+    with pytest.raises(Unreadable, match=r"no state of whole parameters.*zero_to_fp32\.py.*ds_to_universal"):
+        prepare(path)
+
+
+def test_a_model_that_only_code_can_make_leaves_the_optimizer_readable(tmp_path):
+    """A trainer's pickled module is left out with a note; the state keeps its numbers."""
+    path = tmp_path / "last.pt"
+    torch.save({"epoch": 1, "model": net(), "ema": net(), "optimizer": STATE}, path)
+    plan = prepare(path)
+    assert any("'model' is left out: only code can make it" in said for said in plan.report.assumed)
+    assert len(plan.checkpoint.slots) == 4
+    torch.save([net(), None], path)
+    with pytest.raises(Unreadable, match=r"needs code to be loaded \('torch\.nn"):
+        prepare(path)
 
 
 def test_nested_data_is_searched_once(tmp_path):

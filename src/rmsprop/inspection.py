@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from rmsprop.convert import words
-from rmsprop.convert.file import read_checkpoint
-from rmsprop.convert.record import OWN, Array, Checkpoint, Report, Unreadable
+from rmsprop.convert.file import read_checkpoint, refuse_stateless
+from rmsprop.convert.record import OWN, Array, Checkpoint, Report
 from rmsprop.convert.state import find
 from rmsprop.dialects import HYPERS, SWITCHES, Dialect
 from rmsprop.spec import Hyper, Rule, check_number, check_switch
@@ -128,8 +128,7 @@ def inspect(
     """
     given = dict(given or {})
     held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
-    if not held.slots:
-        raise Unreadable(f"{path.name} holds parameters and no optimizer state; there is nothing to inspect")
+    refuse_stateless(held, path, "inspect")
     row = find(held.source)
     assumed = list(held.notes)
     groups = []

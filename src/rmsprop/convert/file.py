@@ -122,6 +122,16 @@ def _check(held: Checkpoint, path: Path) -> None:
             )
 
 
+def refuse_stateless(held: Checkpoint, path: Path, what: str) -> None:
+    """Refuse a checkpoint without state, by what it holds in its place. Raises: Unreadable."""
+    if held.slots:
+        return
+    kept = "parameters and no optimizer state"
+    if held.groups or held.hyper:
+        kept = "an optimizer that has not taken a step, so it has no state"
+    raise Unreadable(f"{path.name} holds {kept}; there is nothing to {what}")
+
+
 def prepare(
     path: Path,
     target: str = "rmsprop",
@@ -149,8 +159,7 @@ def prepare(
     Raises: Unreadable, ValueError or TypeError, in one sentence.
     """
     held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
-    if not held.slots:
-        raise Unreadable(f"{path.name} holds parameters and no optimizer state; there is nothing to convert")
+    refuse_stateless(held, path, "convert")
     report = Report(assumed=list(held.notes))
     if target != "rmsprop":
         dialects.find(target)
@@ -257,6 +266,8 @@ def _say_idle(held: Checkpoint, report: Report) -> None:
             f"{_named(outside, 'tensor')} not in the optimizer: frozen, buffers, or trained by another one"
         )
     for second, first in held.tied.items():
+        if first not in listed:
+            continue
         report.assumed.append(f"{shown(second)} is {shown(first)} under another name, whose state is both's")
 
 

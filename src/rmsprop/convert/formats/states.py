@@ -15,11 +15,12 @@ from typing import Any
 
 from rmsprop.convert.formats.torch_pickle import Opaque
 from rmsprop.convert.record import Unreadable
-from rmsprop.printing import shown
+from rmsprop.printing import printable, shown
 
 Shape = tuple[int, ...]
 _DEPTH = 8
 _NODES = 100_000
+_LONGEST = 120  # characters of a place in a sentence
 _DEEP = (list, tuple, dict)  # what a hostile file makes endless to compare
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 # Words of a place that stand for a copy of what is trained.
@@ -36,6 +37,7 @@ _OPTIMIZER_WORDS = {
     "dict",
     "last",
 }
+_PARTITIONED = ("zero_stage", "single_partition_of_fp32_groups", "fp32_flat_groups")  # DeepSpeed's ZeRO
 MODELS = ("model", "state_dict", "model_state_dict", "policy", "net", "network", "module")
 
 
@@ -46,6 +48,7 @@ class Found:
     optimizers: dict[str, Mapping[Any, Any]] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
+    partition: str | None = None
 
 
 def survey(whole: Any) -> Found:
@@ -61,6 +64,8 @@ def survey(whole: Any) -> Found:
         if id(value) in seen:
             continue
         seen.add(id(value))
+        if isinstance(value, Mapping) and any(key in value for key in _PARTITIONED):
+            found.partition = place
         flat = _unflattened(value) if isinstance(value, Mapping) else None
         if flat is not None or _is_optimizer(value):
             found.optimizers[place] = value if flat is None else flat
@@ -88,7 +93,7 @@ def optimizer(found: Found, path: Path, chosen: str | None) -> tuple[str, Mappin
         example = next(iter(held))
         raise Unreadable(
             f"{path.name} holds {len(held)} optimizers: {listing(held, describe)}; choose one, such as with "
-            f"--optimizer {shown(example)}"
+            f"--optimizer {_quoted(example)}"
         )
     return next(iter(held.items()), None)
 
@@ -127,7 +132,7 @@ def model(
     if len(left) > 1:
         raise Unreadable(
             f"{path.name} holds {len(held)} models: {listing(held, _count)}; choose one, such as with --parameters "
-            f"{shown(next(iter(held)))}"
+            f"{_quoted(next(iter(held)))}"
         )
     (own,) = left.values()
     parts = {} if fits(own) > 1 else _narrowed(_best(_parts(own), fits), place)
@@ -170,15 +175,21 @@ def describe(state_dict: Mapping[Any, Any]) -> str:
 
 def listing(held: Mapping[str, Any], about: Any) -> str:
     """Return places with what is there, the first eight of them."""
-    rows = [f"{shown(place)} ({about(value)})" for place, value in list(held.items())[:8]]
+    rows = [f"{_quoted(place)} ({about(value)})" for place, value in list(held.items())[:8]]
     return ", ".join(rows) + (", ..." if len(held) > 8 else "")
+
+
+def _quoted(place: str) -> str:
+    """A place, as it is given to --optimizer: its own characters are printable."""
+    return f"'{place}'" if len(place) <= _LONGEST else shown(place)
 
 
 def _items(place: str, value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, Mapping):
         for key, item in value.items():
             if isinstance(item, (Mapping, list, tuple)):
-                yield (f"{place}.{key}" if place else str(key)), item
+                name = printable(str(key))
+                yield (f"{place}.{name}" if place else name), item
     elif isinstance(value, (list, tuple)):
         for at, item in enumerate(value[:_NODES]):
             if isinstance(item, (Mapping, list, tuple)):
@@ -191,7 +202,10 @@ def _is_optimizer(value: Any) -> bool:
 
 def opaque(whole: Any) -> dict[str, Opaque]:
     """Return what of the upper level only code could make."""
-    return {str(k): v for k, v in whole.items() if isinstance(v, Opaque)} if isinstance(whole, Mapping) else {}
+    items = (
+        whole.items() if isinstance(whole, Mapping) else enumerate(whole) if isinstance(whole, list | tuple) else ()
+    )
+    return {str(key): value for key, value in items if isinstance(value, Opaque)}
 
 
 def _is_learnable(value: Any) -> bool:

@@ -25,6 +25,9 @@ _KNOWN = (
 )
 _SHAPED = ("square_avg", "exp_avg_sq", "momentum_buffer", "grad_avg")
 _QUANTIZED = "__bnb_optimizer_quant_state__"
+_UNIVERSAL = (
+    "its zero_to_fp32.py puts the parameters together, and its checkpoint.ds_to_universal the state of each as well"
+)
 # Settings of a group that say how a step runs, or belong to a scheduler.
 _ASIDE = ("params", "param_names", "capturable", "foreach", "fused", "differentiable", "initial_lr", "dialect")
 # Settings of this package beside every dialect's, with the values that say nothing: settings.CARE, without torch.
@@ -95,6 +98,11 @@ def understand(
     arrays = Arrays(path)
     arrays.left += 4 * size
     one = states.optimizer(found, path, optimizer)
+    if found.partition is not None:
+        said = f"{archive.shown(found.partition)} is one process's partition of DeepSpeed's ZeRO"
+        if one is None:
+            raise Unreadable(f"{path.name} holds no state of whole parameters: {said}; {_UNIVERSAL}")
+        arrays._note(f"{said}: its state is flat, of all parameters together; {_UNIVERSAL}")
     if one is None:
         made_by_code = states.opaque(whole)
         for key in (key for key in made_by_code if "opt" in key):
@@ -190,8 +198,8 @@ def _text(name: Any, path: Path) -> str:
 def _parts(optimizer: Mapping[Any, Any], path: Path) -> tuple[list[dict[str, Any]], Mapping[Any, Any]]:
     """The groups and the state, each of the type that a state dict has."""
     groups, state = optimizer.get("param_groups"), optimizer.get("state")
-    sound = isinstance(groups, list) and groups and isinstance(state, Mapping)
-    for group in groups if sound and isinstance(groups, list) else ():
+    sound = isinstance(groups, (list, tuple)) and groups and isinstance(state, Mapping)
+    for group in groups if sound and isinstance(groups, (list, tuple)) else ():
         sound = sound and isinstance(group, Mapping) and isinstance(group.get("params"), (list, tuple))
         sound = sound and all(isinstance(key, (int, str)) for key in group["params"])
     sound = sound and all(isinstance(entry, Mapping) for entry in (state or {}).values())
