@@ -334,6 +334,46 @@ def test_a_model_that_only_code_can_make_leaves_the_optimizer_readable(tmp_path)
         prepare(path)
 
 
+RULE = {"learning_rate": 0.1, "decay": 0.9, "eps": 1e-8}
+
+
+def train_state(place, width, **others):
+    """The arrays of a flax TrainState at a place of a tree; others are collections beside the parameters."""
+    draw, made = np.random.default_rng(width), {f"{place}step": np.array(7)}
+    for name, shape in {"dense/kernel": (3, width), "dense/bias": (width,)}.items():
+        made[f"{place}params/{name}"] = draw.normal(size=shape).astype(np.float32)
+        made[f"{place}opt_state/0/nu/{name}"] = draw.random(shape).astype(np.float32)
+        made |= {f"{place}{other}/{name}": np.full(shape, value, np.float32) for other, value in others.items()}
+    return made
+
+
+def test_each_train_state_of_a_jax_file_is_listed_and_has_its_own_parameters(tmp_path):
+    """An actor's and a critic's: one is chosen, and what is outside of it is left out."""
+    path, arrays = tmp_path / "x.npz", train_state("actor/", 4) | train_state("critic/", 5, target_params=0.5)
+    np.savez(path, **arrays)
+    with pytest.raises(Unreadable, match=r"2 optimizers: 'actor/opt_state', 'critic/opt_state'; choose one"):
+        prepare(path, given=RULE)
+    plan = prepare(path, given=RULE, optimizer="critic/opt_state")
+    held = plan.checkpoint
+    np.testing.assert_array_equal(held.params["dense.weight"], arrays["critic/params/dense/kernel"].T)
+    np.testing.assert_array_equal(
+        held.slots["dense.weight"]["square_avg"], arrays["critic/opt_state/0/nu/dense/kernel"].T
+    )
+    assert held.step == 7
+    for choice in ({"optimizer": "x"}, {"parameters": "critic"}):
+        with pytest.raises(Unreadable, match=r"'x' is not in|--parameters 'critic' chooses among"):
+            prepare(path, given=RULE, **choice)
+
+
+@pytest.mark.parametrize("place", ["", "critic/", "agents/0/critic/"])
+def test_a_jax_target_network_is_not_taken_for_what_is_trained(place, tmp_path):
+    """Parameters are those in the collection params beside the state, wherever both are."""
+    path, arrays = tmp_path / "x.npz", train_state(place, 5, target_params=0.5, ema_params=0.25)
+    np.savez(path, **arrays)
+    held = prepare(path, given=RULE).checkpoint
+    np.testing.assert_array_equal(held.params["dense.weight"], arrays[f"{place}params/dense/kernel"].T)
+
+
 def test_nested_data_is_searched_once(tmp_path):
     """Lists that hold one list twice, forty deep, have 2 to the 40 paths, and take no time."""
     path, knot = tmp_path / "in.pt", []

@@ -45,7 +45,7 @@ FORMATS: tuple[Format, ...] = (
         template=True,
         parts=(".data-00000-of-00001", ".index"),
     ),
-    Format("npz", (".npz",), npz.sniff, npz.read, npz.write, template=True),
+    Format("npz", (".npz",), npz.sniff, npz.read, npz.write, template=True, chooses=True),
     Format("mxnet", (".nd", ".params"), mxnet.sniff, mxnet.read, mxnet.write),
-    Format("flax", (".msgpack",), optax.sniff, optax.read, optax.write, template=True),
+    Format("flax", (".msgpack",), optax.sniff, optax.read, optax.write, template=True, chooses=True),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from rmsprop.convert.formats import chainer_npz, mxnet, optax, zipped
+from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.reading import layout, strange
 from rmsprop.convert.record import Checkpoint, Unreadable
 
@@ -14,13 +15,21 @@ def sniff(path: Path) -> bool:
     return bool(zipped.keys(path))
 
 
-def read(path: Path) -> Checkpoint:
-    """Parameters and states of optax, Chainer or MXNet; or parameters alone. Raises: Unreadable."""
+def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
+    """Parameters and states of optax, Chainer or MXNet; or parameters alone.
+
+    Args:
+        optimizer: the place of the state wanted, of several of optax.
+    Raises: Unreadable, also for a choice that is not there.
+    """
+    optax.refuse_parameters(path, parameters)
     with strange(path, ".npz"):
         arrays = zipped.arrays(path)
         keys = list(arrays)
         if optax.has_state(keys):
-            return optax.from_arrays(path, arrays)
+            return optax.from_arrays(path, arrays, optimizer)
+        if optimizer is not None:
+            raise Unreadable(f"--optimizer {shown(optimizer)} is not in {path.name}, which holds no state of optax")
         if chainer_npz.has_state(keys):
             return chainer_npz.from_arrays(path, arrays)
         if mxnet.has_state(keys):

@@ -18,9 +18,11 @@ from rmsprop.convert.formats import zipped
 from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.reading import array, count, decimal, layout, strange, to_write
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
+from rmsprop.printing import printable
 
 SLOTS = ("nu", "mu", "trace")
 Words = tuple[str, ...]
+_STATES = ("opt_state", "optimizer", "opt")
 _KEY = re.compile(r"\['((?:[^'\\]|\\.)*)'\]|\[\"((?:[^\"\\]|\\.)*)\"\]|\[(?:<flat index )?(\d+)>?\]|\.(\w+)")
 _ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # flax' extensions of msgpack
 _DEPTH = 200
@@ -44,14 +46,20 @@ def has_state(keys: list[str]) -> bool:
     return any("nu" in words(key) for key in keys)
 
 
-def from_arrays(path: Path, arrays: Mapping[str, Array]) -> Checkpoint:
+def from_arrays(path: Path, arrays: Mapping[str, Array], optimizer: str | None = None) -> Checkpoint:
     """A checkpoint of an .npz' arrays. Raises: Unreadable."""
-    return understand(path, {words(key): value for key, value in arrays.items()})
+    return understand(path, {words(key): value for key, value in arrays.items()}, optimizer)
 
 
-def understand(path: Path, tree: Mapping[Words, Array]) -> Checkpoint:
-    """A checkpoint of a flattened tree. Raises: Unreadable."""
+def understand(path: Path, tree: Mapping[Words, Array], optimizer: str | None = None) -> Checkpoint:
+    """A checkpoint of a flattened tree.
+
+    Args:
+        optimizer: the place of the state wanted, where the tree holds those of several networks.
+    Raises: Unreadable, also for several without a choice, or a choice that is not there.
+    """
     made = Checkpoint("optax")
+    tree = _one(path, tree, optimizer, made)
     root = _root(path, tree)
     state = {place[len(root) :]: value for place, value in tree.items() if place[: len(root)] == root}
     rest = {place: value for place, value in tree.items() if place[: len(root)] != root}
@@ -59,7 +67,9 @@ def understand(path: Path, tree: Mapping[Words, Array]) -> Checkpoint:
         if place == ("step",) and value.shape == ():
             made.step = int(value)
         elif value.shape or len(place) > 1:
-            made.params["/".join(place[1:] if len(place) > 1 else place)] = value
+            name = "/".join(place[1:] if len(place) > 1 else place)
+            taken = place[0] != "params" and ("params", *place[1:]) in rest  # by the parameters that are trained
+            made.params["/".join(place) if taken else name] = value
     counts: dict[Words, int] = {}
     left: list[str] = []
     for place, value in state.items():
@@ -83,6 +93,39 @@ def understand(path: Path, tree: Mapping[Words, Array]) -> Checkpoint:
     return made
 
 
+def _one(path: Path, tree: Mapping[Words, Array], chosen: str | None, made: Checkpoint) -> Mapping[Words, Array]:
+    """The part of a tree with one optimizer's state and its parameters, that part's own place left out.
+
+    Raises: Unreadable.
+    """
+    states = dict.fromkeys(
+        place[: at + 1] for place in tree if "nu" in place and (at := _state_at(place)) is not None
+    )
+    listed = ", ".join(shown(printable("/".join(place))) for place in list(states)[:8])
+    if chosen is not None:
+        wanted = [place for place in states if printable("/".join(place)) == chosen]
+        if not wanted:
+            raise ValueError(
+                f"--optimizer {shown(chosen)} is not in {path.name}; its optimizers are {listed or 'unnamed'}"
+            )
+        states = dict.fromkeys(wanted)
+    if len(states) > 1:
+        raise Unreadable(
+            f"{path.name} holds {len(states)} optimizers: {listed}; choose one, such as with --optimizer "
+            f"{shown(printable('/'.join(next(iter(states)))))}"
+        )
+    prefix = next(iter(states), ("",))[:-1]
+    own = {place[len(prefix) :]: value for place, value in tree.items() if place[: len(prefix)] == prefix}
+    if len(own) < len(tree):
+        made.notes.append(f"{len(tree) - len(own)} arrays outside of {shown('/'.join(prefix))} are left out.")
+    return own
+
+
+def _state_at(place: Words) -> int | None:
+    """Which word of a place in a state names the state."""
+    return next((i for i, word in enumerate(place[: place.index("nu")]) if word in _STATES), None)
+
+
 def _root(path: Path, tree: Mapping[Words, Array]) -> Words:
     """Where the optimizer's state hangs in the tree: what all of it has in common, a chain's places left out."""
     places = [place[: place.index("nu")] for place in tree if "nu" in place]
@@ -91,7 +134,7 @@ def _root(path: Path, tree: Mapping[Words, Array]) -> Words:
     root = places[0]
     for place in places[1:]:
         root = root[: next((i for i, (a, b) in enumerate(zip(root, place, strict=False)) if a != b), len(place))]
-    named = next((i for i, word in enumerate(root) if word in ("opt_state", "optimizer", "opt")), None)
+    named = next((i for i, word in enumerate(root) if word in _STATES), None)
     if named is not None:
         return root[: named + 1]
     while root and root[-1].isdigit():
@@ -210,8 +253,9 @@ def sniff(path: Path) -> bool:
     return any(bytes([0xA0 + len(word)]) + word in head for word in (b"params", b"opt_state", b"0", b"nu", b"step"))
 
 
-def read(path: Path) -> Checkpoint:
-    """A tree in flax' msgpack. Raises: Unreadable, also for Orbax' folders."""
+def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
+    """A tree in flax' msgpack. Raises: Unreadable, also for Orbax' folders and a choice that is not in it."""
+    refuse_parameters(path, parameters)
     if path.is_dir():
         raise Unreadable(
             f"{path.name} is a folder of Orbax, which only its own libraries read: load it there and save it by "
@@ -227,7 +271,16 @@ def read(path: Path) -> Checkpoint:
             made.kinds = {name: layout(name, value) for name, value in made.params.items()}
             made.notes.append("The file holds no state of an optimizer.")
             return made
-        return understand(path, tree)
+        return understand(path, tree, optimizer)
+
+
+def refuse_parameters(path: Path, parameters: str | None) -> None:
+    """Refuse a choice of the model: the parameters are those beside the state. Raises: Unreadable."""
+    if parameters is not None:
+        raise Unreadable(
+            f"--parameters {shown(parameters)} chooses among what a file of torch.save holds; in {path.name} the "
+            "parameters are those beside the state, which --optimizer chooses"
+        )
 
 
 def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
