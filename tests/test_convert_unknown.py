@@ -222,6 +222,31 @@ def test_folders_of_transformers_and_accelerate_are_read(shards, optimizer, weig
         np.testing.assert_array_equal(held.slots[name]["square_avg"], entry["square_avg"].numpy())
 
 
+FOLDERS_OF = {
+    "PFRL": {"model.pt": MODEL, "target_model.pt": MODEL, "optimizer.pt": STATE},
+    "skorch": {"params.pt": MODEL, "optimizer.pt": STATE, "criterion.pt": {}},
+    "PyMARL": {
+        "agent.th": {name: value for name, value in MODEL.items() if name[0] == "0"},
+        "mixer.th": {name: value for name, value in MODEL.items() if name[0] == "1"},
+        "opt.th": STATE,
+    },
+    "the optimizer alone": {"optimizer.pt": STATE},
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS_OF)
+def test_folders_with_the_optimizer_in_a_file_of_its_own_are_read(name, tmp_path):
+    """The state is that of the models beside it, whatever the trainer calls them."""
+    for file, content in FOLDERS_OF[name].items():
+        torch.save(content, tmp_path / file)
+    held = read_checkpoint(tmp_path)
+    for at, entry in enumerate(STATE["state"].values()):
+        own = list(held.slots)[at]
+        np.testing.assert_array_equal(held.slots[own]["square_avg"], entry["square_avg"].numpy())
+        if "alone" not in name:
+            np.testing.assert_array_equal(held.params[own], list(MODEL.values())[at].numpy())
+
+
 def test_sorted_names_of_equal_shapes_are_not_paired_by_their_order(tmp_path):
     """Twelve equal layers: 10 sorts before 2, so the state keeps its numbers, and loads by order."""
     from safetensors.torch import save_file

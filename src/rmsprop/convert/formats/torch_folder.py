@@ -1,4 +1,4 @@
-"""Folders as Transformers and Accelerate write them: a model, in shards or not, and its optimizer beside."""
+"""Folders as Transformers, Accelerate, skorch, PFRL and PyMARL write them: a model and its optimizer beside it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from rmsprop.convert.record import Checkpoint, Unreadable
 
 _STEMS = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model")
 _ENDINGS = (".safetensors.index.json", ".bin.index.json", ".safetensors", ".bin")
-_MODELS = tuple(stem + ending for ending in _ENDINGS for stem in _STEMS)
-_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer.pth")
+_MODELS = (*(stem + ending for ending in _ENDINGS for stem in _STEMS), "model.pt", "model.pth", "params.pt")
+_OPTIMIZERS = ("optimizer.pt", "optimizer.bin", "optimizer.pth", "opt.th")
+_NETWORKS = ("agent.th", "mixer.th")  # PyMARL's, which its opt.th trains together
 _INDEX = 1 << 26
 _SHARDS = 10_000
 
@@ -35,6 +36,9 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
         if not isinstance(part, dict) or part.keys() & whole["model"].keys():
             raise Unreadable(f"{file.name} holds no part of a model, or one that another file of {path.name} holds")
         whole["model"] |= part
+    if state is not None and state.suffix == ".th":
+        files = [path / name for name in _NETWORKS if (path / name).is_file()]
+        whole = {file.stem: load(file) for file in files}
     if state is not None:
         whole["optimizer"] = load(state)
         files = [*files, state]
