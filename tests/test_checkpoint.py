@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import zlib
 from collections import Counter, OrderedDict, defaultdict
 from enum import IntEnum
 from pathlib import Path
@@ -446,6 +447,101 @@ def test_a_tree_without_meaning_is_refused(node):
     """Only the kinds that are written are read: no name in a file is looked up as code."""
     with pytest.raises(ValueError, match="its tree has no meaning"):
         tree.unpack({"a": [node]}, {"t": torch.ones(1)}.__getitem__)
+
+
+HOSTILE_TREES = {
+    "a long int": "1" * 5000,
+    "an int beyond every float": {"!complex": [1 << 5000, 0]},
+    "sizes beyond every int": {"!Size": [1 << 70]},
+    "a long key": {"!dict": [[1 << 80, 1]]},
+    "a long key in a tuple": {"!dict": [[{"!tuple": [1 << 80]}, 1]]},
+    "a long member": {"!set": [1 << 80]},
+    "a tag of a megabyte": {"!" + "x" * 10**6: 1},
+    "a number of a megabyte": {"!float": "x" * 10**6},
+    "a name of a megabyte": {"!tensor": ["x" * 10**6, "float32", [1], 0]},
+    "a dtype of a megabyte": {"!dtype": "x" * 10**6},
+    "a module for a dtype": {"!dtype": "_dynamo"},
+    "a device of a megabyte": {"!device": "x" * 10**6},
+    "control characters": {"!float": "\x1b[2J\n"},
+    "a shape without end": {"!tensor": ["t", "float32", [1] * 10**6, 0]},
+    "a negative shape": {"!tensor": ["t", "float32", [-1], 0]},
+    "a long checksum": {"!tensor": ["t", "float32", [1], 1 << 13000]},
+    "metadata of numbers": {"!OrderedDict": [], "!metadata": 5},
+    "two tags": {"!tuple": [], "!list": []},
+    "nested": json.loads("[" * 900 + "]" * 900),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_TREES)
+def test_a_tree_of_any_size_is_a_value_or_one_short_sentence(tmp_path, name):
+    """Ints, keys, names, shapes and nesting of any size, with sound checksums."""
+    text = json.dumps({"a": HOSTILE_TREES[name]}) if name != "a long int" else '{"a": ' + HOSTILE_TREES[name] + "}"
+    notes = {"rmsprop_checkpoint": "1", "rmsprop": "1", "tree": text, "crc32": str(zlib.crc32(text.encode()))}
+    safetensors.torch.save_file({"t": torch.ones(1)}, tmp_path / "x", metadata=notes)
+    loaded = set(sys.modules)
+    try:
+        checkpoint.load(tmp_path / "x")
+        said = "is no whole checkpoint"
+    except ValueError as error:
+        said = str(error)
+    assert "is no whole checkpoint" in said
+    assert len(said) < 600
+    assert said.isprintable()
+    assert not {module for module in set(sys.modules) - loaded if module.startswith("torch")}
+
+
+def test_a_tree_with_random_nodes_is_a_value_or_a_value_error():
+    """A thousand trees of real ones with a node replaced, moved or doubled."""
+    draw = random.Random(0)
+    packed = tree.Packed(
+        {"a": [1, 2.5, (3, {4}), torch.ones(2), {"k": b"b"}], "n": np.float32(1), "c": Counter("aab")}
+    )
+    odd = [
+        None,
+        -1,
+        1 << 70,
+        1e400,
+        "x",
+        "",
+        [],
+        {},
+        {"!tuple": 5},
+        {"!dict": [[[], 1]]},
+        {"!Size": ["a"]},
+        [[[]]],
+        True,
+    ]
+
+    def nodes(value, found):
+        if isinstance(value, list | dict):
+            for key in range(len(value)) if isinstance(value, list) else list(value):
+                found.append((value, key))
+                nodes(value[key], found)
+        return found
+
+    for _ in range(1000):
+        made = copy.deepcopy(packed.tree)
+        places = nodes(made, [])
+        for _ in range(draw.choice((1, 2, 3))):
+            (where, key), (other, name) = draw.choice(places), draw.choice(places)
+            where[key] = copy.deepcopy(draw.choice([*odd, other.get(name) if isinstance(other, dict) else 0]))
+        said = ""
+        try:
+            tree.unpack(made, packed.tensors.__getitem__)
+        except ValueError as error:
+            said = str(error)
+        assert len(said) < 300
+
+
+def test_what_could_not_be_read_is_not_saved(tmp_path):
+    """Ints that Python does not read, and keys that are refused."""
+    for value in (1 << 20000, {1 << 80: 1}, {(1, 1 << 80): 1}, {1 << 80}, frozenset({1 << 80})):
+        with pytest.raises(
+            ValueError, match=r"part\.0 (is|has) .*; a (checkpoint holds ints up to 14000|key takes 64) bits"
+        ):
+            checkpoint.save(tmp_path / "x", part=[value])
+    for value in (1 << 13000, -(1 << 63), {1 << 63: 1, -(1 << 60): 2}):
+        assert checkpoint.load(checkpoint.save(tmp_path / "x", part=value)) == {"part": value}
 
 
 # --- saves that are interrupted ------------------------------------------------------------------

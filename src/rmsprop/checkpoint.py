@@ -27,7 +27,7 @@ from torch.nn.parameter import is_lazy
 
 import rmsprop
 from rmsprop.files import write_whole
-from rmsprop.printing import shown
+from rmsprop.printing import printable, shown
 from rmsprop.tree import Packed, unpack
 
 __all__ = ["VERSION", "load", "save"]
@@ -86,7 +86,7 @@ def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: 
     wanted = [*objects, "rng"] if rng else list(objects)
     missing = [name for name in wanted if name not in parts]
     if missing:
-        there = ", ".join(parts) or "nothing"
+        there = ", ".join(printable(str(name)[:80]) for name in list(parts)[:20]) or "nothing"
         raise ValueError(f"{path} holds no {' and no '.join(missing)}; it holds {there}")
     for name, part in objects.items():
         if not callable(getattr(part, "load_state_dict", None)) and _generator(part) is None:
@@ -138,7 +138,7 @@ def _parts(path: Path, opened: BinaryIO, safetensors: Any) -> dict[str, Any]:
             raise
         raise ValueError(
             f"{path} ({size} bytes) is no whole checkpoint: it is damaged, cut short, or another kind of file "
-            f"({str(error).strip() or type(error).__name__})"
+            f"({printable(str(error).strip()[:300]) or type(error).__name__})"
         ) from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} is no whole checkpoint: it is damaged (it holds a {type(found).__name__})")
@@ -159,8 +159,8 @@ def _tree(path: Path, notes: Mapping[str, str]) -> str:
         )
     if not version.isdecimal() or int(version) > VERSION:
         raise _OtherFileError(
-            f"{path} is a checkpoint of format {version}, written by rmsprop {notes.get('rmsprop')}, and this "
-            f"rmsprop {rmsprop.__version__} reads up to format {VERSION}; install a newer one"
+            f"{path} is a checkpoint of format {printable(version[:20])}, written by rmsprop "
+            f"{printable(notes.get('rmsprop', '')[:20])}, and this rmsprop {rmsprop.__version__} reads up to format {VERSION}; install a newer one"
         )
     text = notes.get("tree", "")
     if str(zlib.crc32(text.encode("utf-8", "surrogatepass"))) != notes.get("crc32"):

@@ -7,13 +7,15 @@ import base64
 import math
 import zlib
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from enum import Enum
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from rmsprop.printing import shown
 
 # What a safetensors file holds by itself, under every version of the package.
 _NATIVE = tuple(
@@ -31,6 +33,8 @@ _BITS = {
     },
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_NATIVE, *_PAIRS, *_BITS)}
+_DIGITS = 14_000  # bits of an int: Python neither writes nor reads more than 4300 decimal digits
+_KEY = 64  # bits of an int that is hashed: larger ones, made for it, all hash alike
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -52,6 +56,10 @@ class Packed:
             raise ValueError(f"{where or 'the value'} is nested too deep, or holds itself") from None
 
     def _pack(self, value: Any, where: str) -> Any:
+        if type(value) is int and value.bit_length() > _DIGITS:
+            raise ValueError(
+                f"{where or 'the value'} is {shown(value)}; a checkpoint holds ints up to {_DIGITS} bits"
+            )
         if value is None or type(value) in (bool, int, str):
             return value
         if isinstance(value, float):  # NumPy's float64 is one
@@ -60,6 +68,8 @@ class Packed:
             return self._tensor(value, where)
         if type(value) in (list, tuple, set, frozenset, torch.Size):
             items = [self._pack(item, f"{where}.{i}") for i, item in enumerate(value)]
+            if isinstance(value, set | frozenset):
+                _check_keys(value, where)
             return items if type(value) is list else {f"!{type(value).__name__}": items}
         if isinstance(value, Mapping):
             return self._mapping(value, where)
@@ -91,6 +101,7 @@ class Packed:
             return {key: self._pack(item, f"{where}.{key}" if where else key) for key, item in value.items()}
         if kind not in (dict, OrderedDict, Counter):
             raise TypeError(f"{where or 'the value'} is a {kind.__name__}; a checkpoint holds plain dicts")
+        _check_keys(value, where)
         keys = [self._pack(key, f"a key of {where}") for key in value]
         pairs = [[key, self._pack(item, f"{where}.{k}")] for key, (k, item) in zip(keys, value.items(), strict=True)]
         extra = getattr(value, "_metadata", None)  # of a module's state dict: the versions of its layers
@@ -125,7 +136,7 @@ class Packed:
         held = _carried(_plain(value.resolve_conj().resolve_neg().cpu().contiguous()))
         if held.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
             held = held.clone()  # others may write to it before the file is written
-        name = where
+        name = where.encode("utf-8", "backslashreplace").decode()  # a lone surrogate is not text to others
         while name in self.tensors or name in ("", "__metadata__"):
             name += "'"
         self.tensors[name] = held
@@ -168,7 +179,7 @@ def unpack(tree: Any, get: Callable[[str], Tensor]) -> Any:
             whole = [*shape, 2] if wanted in _PAIRS else list(shape)
             carrier = _PAIRS.get(wanted) or _BITS.get(wanted, wanted)
             if held.dtype != carrier or list(held.shape) != whole or checksum(held) != crc:
-                raise ValueError(f"the tensor {name!r} is not the one that was saved")
+                raise ValueError(f"the tensor {shown(name)} is not the one that was saved")
             known[name] = torch.view_as_complex(held) if wanted in _PAIRS else held.view(wanted)
         return known[name]
 
@@ -182,7 +193,7 @@ def unpack(tree: Any, get: Callable[[str], Tensor]) -> Any:
         if tag in ("!dict", "!OrderedDict", "!Counter"):
             made = {"!dict": dict, "!OrderedDict": OrderedDict, "!Counter": Counter}[tag]()
             for key, item in content:
-                made[_unpack(key)] = _unpack(item)
+                made[_checked(_unpack(key))] = _unpack(item)
             if rest:
                 made._metadata = OrderedDict(_unpack(dict(rest)["!metadata"]))
             return made
@@ -199,8 +210,27 @@ def unpack(tree: Any, get: Callable[[str], Tensor]) -> Any:
 
     try:
         return _unpack(tree)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError, RecursionError) as error:
-        raise ValueError(f"its tree has no meaning ({type(error).__name__}: {error})") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
+        raise ValueError(f"its tree has no meaning ({type(error).__name__}: {shown(str(error))})") from error
+
+
+def _check_keys(keys: Iterable[Any], where: str) -> None:
+    """Refuse keys of a dict, and members of a set, that would be refused when they are read. Raises: ValueError."""
+    try:
+        for key in keys:
+            _checked(key)
+    except ValueError as error:
+        raise ValueError(f"{where or 'the value'} has {error}") from None
+
+
+def _checked(key: Any) -> Any:
+    """A key that cannot have been made to hash like all others. Raises: ValueError."""
+    if type(key) is int and key.bit_length() > _KEY:
+        raise ValueError(f"the key {shown(key)}; a key takes {_KEY} bits")
+    if isinstance(key, tuple):
+        for item in key:
+            _checked(item)
+    return key
 
 
 _SIMPLE: Mapping[str, Callable[[Any], Any]] = {
@@ -210,14 +240,14 @@ _SIMPLE: Mapping[str, Callable[[Any], Any]] = {
     "!dtype": lambda name: _dtype(name),
     "!device": torch.device,
     "!tuple": tuple,
-    "!set": set,
-    "!frozenset": frozenset,
+    "!set": lambda items: set(map(_checked, items)),
+    "!frozenset": lambda items: frozenset(map(_checked, items)),
     "!Size": torch.Size,
 }
 
 
 def _dtype(name: str) -> torch.dtype:
-    found = getattr(torch, name)
+    found = vars(torch).get(name)  # getattr imports modules of torch
     if not isinstance(found, torch.dtype):
-        raise TypeError(f"{name} is no dtype")
+        raise TypeError("not a dtype")
     return found
