@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
+from rmsprop import checkpoint
+from rmsprop.cli import app
 from rmsprop.printing import MOST, printable, shown
 
 PLAIN = [
@@ -85,6 +88,72 @@ def test_text_that_a_terminal_would_obey_is_escaped():
     for value in (text, [text], {text: 1}, (b"\x1b",), type("a\x1b\n", (), {})()):
         assert shown(value).isprintable()
     assert printable("a name, größe 重み") == "a name, größe 重み"
+
+
+EVIL = "a\x1b[2J\x1b]0;title\x07\n\r\x9b31m\u202e<script>[bold]\udc80"
+
+
+@pytest.fixture
+def evil_file(tmp_path):
+    """A checkpoint whose parameter has a name that does things to terminals and pages."""
+    weights = {EVIL: nn.Parameter(torch.ones(3)), "b": nn.Parameter(torch.ones(2))}
+    optimizer = torch.optim.RMSprop(list(weights.items()), lr=0.1)
+    for weight in weights.values():
+        weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    whole = {"model": {name: weight.data for name, weight in weights.items()}, "optimizer": optimizer.state_dict()}
+    torch.save(whole, tmp_path / "in.pt")
+    return tmp_path / "in.pt"
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [
+        (["convert", "IN", "OUT.pt", "--report", "OUT.json"], 0),
+        (["convert", "IN", "--dry-run"], 0),
+        (["convert", "IN", "OUT.safetensors"], 2),
+        (["convert", "IN", "OUT.npz", "--to", "optax"], 2),
+        (["convert", "IN", "OUT.pt", "--set", EVIL.replace("=", "") + "=1"], 2),
+        (["convert", "IN", "OUT" + EVIL.replace("/", "") + ".pt"], 0),
+        (["convert", EVIL, "OUT.pt"], 2),
+        (["inspect", "IN", "--html", "OUT.html"], 0),
+        (["inspect", "IN", "--json"], 0),
+        (["inspect", "IN", "--from", EVIL], 2),
+        (["translate", "--from", EVIL, "--to", "torch"], 2),
+        (["dialects", EVIL], 2),
+        (["recipes", EVIL], 2),
+        (["race", EVIL], 2),
+        (["demo", "--optimizers", EVIL], 2),
+        (["demo", "--data", EVIL], 2),
+        (["bench", "--cases", EVIL], 2),
+        (["check", EVIL], 2),
+        ([EVIL], 2),
+        (["inspect", "--" + EVIL.replace("=", "")], 2),
+    ],
+    ids=range(20),
+)
+def test_no_control_character_reaches_a_terminal_a_page_or_a_report(evil_file, words, code):
+    """In tables, lists, sentences and file names of every command: escapes, and one line for each."""
+    folder = evil_file.parent
+    words = [word.replace("IN", str(evil_file)).replace("OUT", str(folder / "out")) for word in words]
+    done = CliRunner().invoke(app, words)
+    written = [path.read_text("utf-8") for path in folder.iterdir() if path.suffix in (".html", ".json")]
+    assert done.exit_code == code, done.output
+    assert done.exception is None or isinstance(done.exception, SystemExit)
+    for text in (done.output, *written):
+        assert all(c.isprintable() or c in "\n\xa0\u202f" for c in text)
+        assert "title" not in text or "<script>" not in text or "\n\r" not in text
+    if written and words[0] == "inspect":
+        assert "<script>" not in written[0]
+
+
+def test_a_checkpoint_holds_any_name(tmp_path):
+    """Text that is not UTF-8 comes back, as key, value and parameter's name."""
+    weight = {EVIL: torch.ones(2), "\udc80": torch.zeros(1), EVIL + "2": EVIL}
+    found = checkpoint.load(checkpoint.save(tmp_path / "x", **{EVIL: weight}))[EVIL]
+    assert found.keys() == weight.keys()
+    assert torch.equal(found[EVIL], weight[EVIL])
+    assert found[EVIL + "2"] == EVIL
 
 
 HOSTILE = {

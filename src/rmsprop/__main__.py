@@ -1,5 +1,6 @@
 """`rmsprop` and `python -m rmsprop`: the command line, or the sentence that says what it needs."""
 
+import io
 import sys
 
 
@@ -14,6 +15,8 @@ def main() -> None:
         if missing.name is None or missing.name.startswith("rmsprop"):
             raise
         sys.exit(f"The command line needs {missing.name}: pip install 'rmsprop[cli]'")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # no name is a traceback on a terminal that lacks it
     app()
 
 

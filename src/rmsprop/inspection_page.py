@@ -6,9 +6,9 @@ Every string that came from the file is escaped: a parameter may be called <scri
 from __future__ import annotations
 
 import math
-from html import escape
 
 from rmsprop.inspection import FROZEN, Inspection, Row
+from rmsprop.printing import in_html
 
 HEADINGS = (
     "parameter",
@@ -89,23 +89,23 @@ def cells(row: Row) -> list[str]:
 
 def page(found: Inspection) -> str:
     """The whole page as text."""
-    head = "".join(f"<th{' colspan=2' if i == 4 else ''}>{escape(name)}</th>" for i, name in enumerate(HEADINGS))
+    head = "".join(f"<th{' colspan=2' if i == 4 else ''}>{in_html(name)}</th>" for i, name in enumerate(HEADINGS))
     limits = _limits(found)
     body = "".join(_line(row, limits, float(found.settings[row.group]["lr"])) for row in found.rows)
     first, *rest = sentences(found)
-    rules = "".join(f"<pre>{escape(chr(10).join(lines))}</pre>" for lines in found.equations)
-    meanings = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in MEANINGS.items())
+    rules = "".join(f"<pre>{chr(10).join(map(in_html, lines))}</pre>" for lines in found.equations)
+    meanings = "".join(f"<dt>{in_html(name)}</dt><dd>{in_html(text)}</dd>" for name, text in MEANINGS.items())
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>RMSprop state of {escape(found.file)}</title>
+<title>RMSprop state of {in_html(found.file)}</title>
 <style>{CSS}</style>
 </head>
 <body>
-<h1>{escape(first)}</h1>
-<ul>{"".join(f"<li>{escape(line)}</li>" for line in rest)}</ul>
+<h1>{in_html(first)}</h1>
+<ul>{"".join(f"<li>{in_html(line)}</li>" for line in rest)}</ul>
 {rules}
 <p>Bars are effective learning rates from the 10 % to the 90 % quantile of a parameter's elements, on one logarithmic
 scale from {limits[0]:.1g} to {limits[1]:.1g}; the tick is the median, the dashed line is lr.</p>
@@ -122,7 +122,7 @@ def _line(row: Row, limits: tuple[float, float], lr: float) -> str:
     for i, cell in enumerate(cells(row)):
         mark = ' class="loud"' if loud.get(i) else ""
         line += f"<td>{_bar(row, limits, lr)}</td>" if i == 4 else ""
-        line += f"<td{mark}>{escape(cell)}</td>"
+        line += f"<td{mark}>{in_html(cell)}</td>"
     return f"<tr>{line}</tr>"
 
 

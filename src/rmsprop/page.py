@@ -6,7 +6,6 @@ Every string that came from the user's file or command is escaped: a column may 
 import math
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from plotly import graph_objects
@@ -27,6 +26,7 @@ from rmsprop.plot import (
     rate_limits,
     window,
 )
+from rmsprop.printing import in_html
 
 CSS = """
 :root { color-scheme: light; }
@@ -63,7 +63,7 @@ def page(runs: Sequence[Run], dataset: Dataset, settings: Settings, pictures: Ma
         pictures: PNG files by what they show, for readers without JavaScript.
     """
     images = "".join(
-        f'<p><img src="data:image/png;base64,{b64encode(png).decode()}" alt="{escape(name)}"></p>'
+        f'<p><img src="data:image/png;base64,{b64encode(png).decode()}" alt="{in_html(name)}"></p>'
         for name, png in pictures.items()
     )
     return f"""<!DOCTYPE html>
@@ -71,14 +71,14 @@ def page(runs: Sequence[Run], dataset: Dataset, settings: Settings, pictures: Ma
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>RMSprop demo: {escape(dataset.source)}</title>
+<title>RMSprop demo: {in_html(dataset.source)}</title>
 <style>{CSS}</style>
 <script>{get_plotlyjs()}</script>
 </head>
 <body>
 <h1>One network, {len(runs)} optimizer{"s" * (len(runs) > 1)}</h1>
 <p>A small {"convolutional network" if dataset.is_image else "perceptron"} learns
-{escape(dataset.source)}, once with each optimizer: from the same initial weights, on the same batches in the same
+{in_html(dataset.source)}, once with each optimizer: from the same initial weights, on the same batches in the same
 order, for the same {settings.epochs} epochs.</p>
 <h2>Results</h2>
 {_table(runs)}
@@ -94,8 +94,8 @@ order, for the same {settings.epochs} epochs.</p>
 
 
 def _table(runs: Sequence[Run]) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in HEADINGS)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(run)) + "</tr>" for run in runs)
+    head = "".join(f"<th>{in_html(name)}</th>" for name in HEADINGS)
+    body = "".join("<tr>" + "".join(f"<td>{in_html(cell)}</td>" for cell in cells(run)) + "</tr>" for run in runs)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
@@ -107,7 +107,7 @@ def _reading(runs: Sequence[Run], dataset: Dataset) -> str:
     one = 100 / rows
     diverged = [run.label for run in runs if run.diverged_at is not None]
     ended = (
-        f"<li>{escape(', '.join(diverged))} diverged: the loss was no longer a finite number, so the training was "
+        f"<li>{in_html(', '.join(diverged))} diverged: the loss was no longer a finite number, so the training was "
         "ended there. A smaller learning rate is the usual cure.</li>"
         if diverged
         else ""
@@ -172,7 +172,7 @@ def _rates(run: Run) -> str:
         figure.add_hline(y=run.lr, line={"color": NOMINAL, "dash": "dash", "width": 2})
         figure.update_yaxes(type="log", range=limits, dtick=math.ceil((limits[1] - limits[0]) / 8))
         figure.update_xaxes(title="step")
-        title = f"{escape(name)}: {records[0].elements:,} numbers".replace(",", " ")
+        title = f"{in_html(name)}: {records[0].elements:,} numbers".replace(",", " ")
         charts.append(f"<div><h3>{title}</h3>{_chart(figure, f'rate{i}', 280)}</div>")
     return f"""<h2>The learning rate that each weight really gets</h2>
 <p>RMSprop keeps a running mean v of each weight's squared gradient g² and moves the weight by
@@ -228,4 +228,4 @@ def _facts(dataset: Dataset, settings: Settings) -> str:
         "Classes": "; ".join(f"{name} ({a} + {b} rows)" for name, a, b in counts),
         "Settings": f"seed {settings.seed}, batches of {BATCH} rows, device {settings.device}",
     }
-    return "<dl>" + "".join(f"<dt>{key}</dt><dd>{escape(value)}</dd>" for key, value in facts.items()) + "</dl>"
+    return "<dl>" + "".join(f"<dt>{key}</dt><dd>{in_html(value)}</dd>" for key, value in facts.items()) + "</dl>"

@@ -1,9 +1,11 @@
 """Foreign values and text, fit for a sentence: bounded in length and in work, and without control characters."""
 
+import html
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from numbers import Number
 from typing import Any
+from unicodedata import category
 
 MOST = 80  # characters of a foreign value in a message
 
@@ -25,7 +27,14 @@ def shown(value: object, most: int = MOST) -> str:
 
 def printable(text: str) -> str:
     """Return text on one line, each character that a terminal would obey, or cannot show, as its escape."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or category(c) == "Zs" else repr(c)[1:-1] for c in text)
+
+
+def in_html(text: str) -> str:
+    """Return text as it is written into a page: printable, and none of it markup."""
+    return html.escape(printable(text))
 
 
 def _pieces(value: Any, most: int) -> Iterator[str]:

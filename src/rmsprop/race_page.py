@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from rmsprop.files import write_whole
 from rmsprop.landscapes import TARGET, Landscape, Trajectory
+from rmsprop.printing import in_html
 from rmsprop.race_plot import LOOKS, Races, loss_range, moments, surface
 
 
@@ -28,9 +28,9 @@ def page(landscape: Landscape, runs: Races, path: Path) -> Path:
         config={"displaylogo": False, "responsive": True, "displayModeBar": False},
     )
     text = PAGE.format(
-        title=html.escape(f"A race with RMSprop: {landscape.name}"),
-        description=html.escape(landscape.description),
-        lesson=html.escape(landscape.lesson),
+        title=in_html(f"A race with RMSprop: {landscape.name}"),
+        description=in_html(landscape.description),
+        lesson=in_html(landscape.lesson),
         picture=picture,
         rows="\n".join(_row(run) for run in runs),
         target=f"{landscape.target:.3g}",
@@ -47,8 +47,8 @@ def _row(run: Trajectory) -> str:
     cells = [arrived, f"{run.losses[-1]:.3g}", f"{run.distance:.3g}"]
     if run.diverged:
         cells = [f"diverged at step {run.diverged_at}", "-", "-"]
-    name = f'<span style="color:{look.colour}">{look.sign}</span> {html.escape(run.label)}'
-    settings = f"<small>{html.escape(run.settings)}</small>"
+    name = f'<span style="color:{look.colour}">{look.sign}</span> {in_html(run.label)}'
+    settings = f"<small>{in_html(run.settings)}</small>"
     numbers = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr><th scope="row">{name}<br>{settings}</th>{numbers}</tr>'
 

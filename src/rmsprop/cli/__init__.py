@@ -1,8 +1,9 @@
 """The command line: one module per command, none of which imports torch or a plotting library before it runs."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from rmsprop import __version__
 from rmsprop.cli.bench import bench
@@ -14,9 +15,40 @@ from rmsprop.cli.inspect import inspect
 from rmsprop.cli.race import race
 from rmsprop.cli.recipes import recipes
 from rmsprop.cli.translate import translate
+from rmsprop.printing import printable
+
+
+class _Commands(TyperGroup):
+    """Commands whose errors are one printable sentence, whatever text of a file is in them."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. Raises: typer.BadParameter for files and packages that are missing, but the script's own."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            if isinstance(getattr(error, "message", None), str):  # of the option parser, or a command's own
+                error.message = printable(error.message)  # type: ignore[attr-defined]
+                raise
+            said = _sentence(error)
+            if said is None or ctx.invoked_subcommand == "check":
+                raise
+            raise typer.BadParameter(printable(said)) from error
+
+
+def _sentence(error: Exception) -> str | None:
+    """What is wrong with the machine, if it is that."""
+    if isinstance(error, BrokenPipeError):
+        return None  # whoever read the output has left
+    if isinstance(error, OSError):
+        return f"{error.filename} cannot be read or written: {error.strerror}" if error.filename else str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name is not None and not error.name.startswith("rmsprop"):
+        return f"this command needs {error.name}: pip install 'rmsprop[cli]'"
+    return None
+
 
 app = typer.Typer(
     name="rmsprop",
+    cls=_Commands,
     help="RMSprop: see it train, see why it works, and look up what each framework means by it.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,

@@ -52,13 +52,14 @@ def check(
     if not script.is_file():
         raise typer.BadParameter(f"there is no file {str(script)!r}; rmsprop check takes a Python script")
     from rmsprop.check_script import check as run
+    from rmsprop.printing import printable
 
     report = run(script, arguments or [], steps)
     sys.stdout.flush()
     if as_json:
-        print(json.dumps(report.record(), ensure_ascii=False), flush=True)
+        print(json.dumps(report.record()), flush=True)
     else:
-        print(report, file=sys.stderr, flush=True)
+        print("\n".join(map(printable, str(report).split("\n"))), file=sys.stderr, flush=True)
     raise typer.Exit(report.exit)
 
 

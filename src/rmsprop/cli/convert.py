@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rmsprop.cli.table import say
+
 if TYPE_CHECKING:
     from rmsprop.convert.file import Plan
 
@@ -101,7 +103,7 @@ def convert(
             match=match,
         )
         if dry_run:
-            typer.echo("\n".join(map(str, plan.moves)))
+            say(*map(str, plan.moves))
         elif out is not None:
             write(plan, out, force=force, also_not=source_file)
         _tell(plan, None if dry_run else out, report)
@@ -148,9 +150,9 @@ def _tell(plan: Plan, out: Path | None, report: Path | None) -> None:
 
     from rmsprop.files import write_whole
 
-    typer.echo(f"{plan.source} -> {plan.target}, {len(plan.checkpoint.slots)} parameters with state")
+    say(f"{plan.source} -> {plan.target}, {len(plan.checkpoint.slots)} parameters with state")
     if str(plan.report):
-        typer.echo(str(plan.report))
+        typer.echo(str(plan.report))  # its sentences are printable
     if report is not None:
         said = {
             "source": plan.source,
@@ -158,8 +160,8 @@ def _tell(plan: Plan, out: Path | None, report: Path | None) -> None:
             **dataclasses.asdict(plan.report),
             "parameters": [dataclasses.asdict(move) for move in plan.moves],
         }
-        text = json.dumps(said, indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(said, indent=1) + "\n"
         write_whole(report, lambda part: part.write_text(text, encoding="utf-8"))
-        typer.echo(f"wrote {report}")
+        say(f"wrote {report}")
     if out is not None:
-        typer.echo(f"wrote {out}")
+        say(f"wrote {out}")

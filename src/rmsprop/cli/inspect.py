@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmsprop.cli.table import say
+
 if TYPE_CHECKING:
     from rmsprop.inspection import Inspection
 
@@ -66,11 +68,11 @@ def inspect(
     except OSError as error:
         raise typer.BadParameter(f"{error.filename} cannot be read or written: {error.strerror}") from error
     if as_json:
-        typer.echo(json.dumps(found.record(), ensure_ascii=False, allow_nan=False))
+        typer.echo(json.dumps(found.record(), allow_nan=False))
         return
     _print(found)
     if html is not None:
-        typer.echo(f"wrote {html}")
+        say(f"wrote {html}")
 
 
 def _print(found: Inspection) -> None:
@@ -80,7 +82,7 @@ def _print(found: Inspection) -> None:
     from rmsprop.cli.table import show
     from rmsprop.inspection_page import HEADINGS, cells, sentences
 
-    typer.echo("\n".join(sentences(found)))
+    say(*sentences(found))
     table = Table(*HEADINGS)
     table.columns[0].overflow = "fold"  # a name is one long word
     for row in found.rows:

@@ -1,8 +1,15 @@
-"""Tables of which nothing is cut off: words are wrapped, never shortened, however narrow the terminal."""
+"""What a command prints: lines, and tables of which nothing is cut off, however narrow the terminal.
+
+Foreign text, such as a parameter's name, comes through here: a terminal would obey its control characters.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+import typer
+
+from rmsprop.printing import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -10,6 +17,11 @@ if TYPE_CHECKING:
 
 # The least width of a column whose words may be broken: overflow="fold".
 FOLDED = 10
+
+
+def say(*lines: str) -> None:
+    """Print each text as one line."""
+    typer.echo("\n".join(map(printable, lines)))
 
 
 def show(table: Table, console: Console | None = None) -> None:
@@ -24,6 +36,8 @@ def show(table: Table, console: Console | None = None) -> None:
     from rich.measure import Measurement
 
     console = console or Console()
+    for column in table.columns:
+        column._cells[:] = [printable(cell) if isinstance(cell, str) else cell for cell in column._cells]
     natural = Measurement.get(console, console.options.update(max_width=1 << 16), table).maximum
     if not console.is_terminal:
         console.width = max(natural, console.width)

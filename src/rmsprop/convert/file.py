@@ -315,9 +315,12 @@ def write(plan: Plan, out: Path, *, force: bool = False, also_not: Path | None =
     assert save is not None
     if row.template and plan.template is not None:
         save = functools.partial(save, template=plan.template)
-    if row.parts:
-        return write_together(out, row.parts, lambda part: save(part, plan.checkpoint))
-    return write_whole(out, lambda part: save(part, plan.checkpoint))
+    try:
+        if row.parts:
+            return write_together(out, row.parts, lambda part: save(part, plan.checkpoint))
+        return write_whole(out, lambda part: save(part, plan.checkpoint))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{shown(error.object)} is not text that a {row.name} file can hold; write a .pt") from error
 
 
 def _siblings(path: Path) -> list[Path]:

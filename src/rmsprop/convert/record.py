@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from rmsprop.printing import printable
+
 Array = npt.NDArray[Any]
 
 # How the source of this package's own files begins; the dialect follows. Slots, settings and layouts are ours.
@@ -32,7 +34,7 @@ class Report:
 
     def __str__(self) -> str:
         parts = dataclasses.asdict(self).items()
-        return "\n".join(f"{name}: {sentence}" for name, sentences in parts for sentence in sentences)
+        return "\n".join(f"{name}: {printable(sentence)}" for name, sentences in parts for sentence in sentences)
 
 
 class Unreadable(ValueError):  # noqa: N818
