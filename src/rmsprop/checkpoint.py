@@ -160,7 +160,8 @@ def _tree(path: Path, notes: Mapping[str, str]) -> str:
     if not version.isdecimal() or int(version) > VERSION:
         raise _OtherFileError(
             f"{path} is a checkpoint of format {printable(version[:20])}, written by rmsprop "
-            f"{printable(notes.get('rmsprop', '')[:20])}, and this rmsprop {rmsprop.__version__} reads up to format {VERSION}; install a newer one"
+            f"{printable(notes.get('rmsprop', '')[:20])}, and this rmsprop {rmsprop.__version__} reads up to format "
+            f"{VERSION}; install a newer one"
         )
     text = notes.get("tree", "")
     if str(zlib.crc32(text.encode("utf-8", "surrogatepass"))) != notes.get("crc32"):
