@@ -2,7 +2,7 @@
 # check  format, lint, types                              bench  measure
 # docs   repeat the runs behind the docs' claims          sanitize  the kernel's tests under ASan and UBSan
 # fuzz   damage checkpoints in 100,000 ways, and read them; treat 10,000 optimizers badly
-# kill-test  kill a training process 200 times, and resume it
+# kill-test  kill a training process 200 times, with two writers and two readers of one file, and resume it
 # wheel  build what would be published, and test it without a compiler           all of them set up $(VENV)
 # integrations  train by other people's trainers, in a venv of their own: $(TRAINERS)
 

@@ -2,19 +2,23 @@
 nobody killed: `python tests/kill_and_resume.py --kills 200`.
 
 Each life is a process of its own that reads the checkpoint if there is one, trains, and saves every few steps; it is
-ended by SIGKILL, wherever it is: in a step, in a save, in a load. A run that reaches its end must have the weights,
-and the optimizer's state, of the undisturbed run to the last bit; then the next run begins.
+ended by SIGKILL, wherever it is: in a step, in a save, in a load. Two lives at a time train one run and save to one
+path, and two readers load from it without end: every load must be whole, of one save. A life that reaches its end
+must have the weights, and the optimizer's state, of the undisturbed run to the last bit; then the next run begins.
 """
 
 import argparse
+import math
 import mmap
 import os
 import random
 import signal
+import struct
 import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -23,7 +27,9 @@ from torch import nn
 from rmsprop import RMSprop, checkpoint
 
 STEPS, EVERY = 120, 3
+WRITERS, READERS = 2, 2
 LONGEST = 0.3  # seconds of a life, on average half of it
+LAST = 600.0  # of the last ones, which are not to be killed
 PHASES = ("start", "load", "step", "save")
 
 
@@ -68,32 +74,80 @@ def warm_up() -> None:
         checkpoint.load(checkpoint.save(Path(name) / "first", optimizer=optimizer), optimizer=optimizer)
 
 
-def live(path: Path, end: Path, saves: bool = True, seconds: float | None = None) -> str | None:
-    """One life in a process of its own. Returns: the phase in which it was killed; None if it came to its end.
-
-    Raises: RuntimeError if it died of something else.
-    """
-    phase = mmap.mmap(-1, 1)
+def fork(work: Callable[[], object]) -> int:
+    """Do some work in a process of its own. Returns: its number."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            train(path, end, saves, phase)
+            work()
             code = 0
         except BaseException:
             sys.excepthook(*sys.exc_info())
         finally:
             sys.stderr.flush()
             os._exit(code)
-    if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL and seconds is not None:
-        return PHASES[phase[0]]
-    if status != 0:
-        raise RuntimeError(f"a life ended with status {status}")
-    return None
+    return child
+
+
+class Life:
+    """A life in a process of its own, until `seconds` are over, or its end.
+
+    Attributes:
+        killed: the phase in which it was killed, once it has ended; None if it came to its end.
+    """
+
+    def __init__(self, path: Path, end: Path, saves: bool = True, seconds: float = math.inf) -> None:
+        self.phase = mmap.mmap(-1, 1)
+        self.ends = time.perf_counter() + seconds
+        self.child = fork(lambda: train(path, end, saves, self.phase))
+        self.killed: str | None = None
+
+    def ended(self) -> bool:
+        """Whether it has ended; its time is up if it is. Raises: RuntimeError if it died of something else."""
+        late = time.perf_counter() > self.ends
+        if late:
+            os.kill(self.child, signal.SIGKILL)
+        child, status = os.waitpid(self.child, 0 if late or self.ends == math.inf else os.WNOHANG)
+        if child == 0:
+            return False
+        if late and os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+            self.killed = PHASES[self.phase[0]]
+        elif status != 0:
+            raise RuntimeError(f"a life ended with status {status}")
+        return True
+
+
+class Reader:
+    """A process that loads the current run's checkpoint without end, beside those that write it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.shared = mmap.mmap(-1, 16)  # the run's number, and how often it was loaded
+        self.child = fork(lambda: self._read(folder))
+
+    def _read(self, folder: Path) -> None:
+        while True:
+            number, loads = struct.unpack("qq", self.shared[:])
+            try:
+                parts = checkpoint.load(folder / f"run{number}")
+            except FileNotFoundError:
+                continue
+            steps = parts["step"], parts["scheduler"]["last_epoch"], parts["model"]["1.num_batches_tracked"]
+            if len(set(map(int, steps))) != 1:
+                raise RuntimeError(f"a load is of several saves: {steps}")
+            self.shared[8:] = struct.pack("q", loads + 1)
+
+    def turn_to(self, number: int) -> None:
+        """Go on with another run. Raises: RuntimeError if a load failed."""
+        if os.waitpid(self.child, os.WNOHANG)[0]:
+            raise RuntimeError("a load failed while others saved")
+        self.shared[:8] = struct.pack("q", number)
+
+    def stop(self) -> int:
+        """End it. Returns: how often it loaded."""
+        os.kill(self.child, signal.SIGKILL)
+        os.waitpid(self.child, 0)
+        return int(struct.unpack("qq", self.shared[:])[1])
 
 
 def same(one: Path, other: Path) -> bool:
@@ -117,29 +171,46 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(argv)
     draw = random.Random(asked.seed)
-    begun, killed, runs, longest = time.perf_counter(), Counter[str](), 0, LONGEST
+    begun, killed, runs = time.perf_counter(), Counter[str](), 0
     warm_up()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         undisturbed = folder / "undisturbed"
-        live(folder / "none", undisturbed, saves=False)
-        while killed.total() < asked.kills:
-            path, end = folder / f"run{runs}", folder / f"end{runs}"
-            while True:
-                limit = draw.uniform(0, longest) if killed.total() < asked.kills else None
-                phase = live(path, end, seconds=limit)
-                if phase is None:
-                    break
-                killed[phase] += 1
-            if not same(end, undisturbed):
-                raise RuntimeError(f"run {runs} ended with other weights than the undisturbed one")
-            runs += 1
-            left = [own.name for own in folder.iterdir() if own.name.endswith(".part")]
-            if left:
-                raise RuntimeError(f"a finished run left {', '.join(left)}")
+        Life(folder / "none", undisturbed, saves=False).ended()
+        readers = [Reader(folder) for _ in range(READERS)]
+        try:
+            while killed.total() < asked.kills:
+                for reader in readers:
+                    reader.turn_to(runs)
+                path, ends = folder / f"run{runs}", [folder / f"end{runs}.{i}" for i in range(WRITERS)]
+                lives: dict[Path, Life] = {}
+                waiting = set(ends)
+                while waiting:
+                    for end in list(waiting):
+                        if end in lives and not lives[end].ended():
+                            continue
+                        if end in lives and lives[end].killed is None:
+                            waiting.remove(end)
+                            continue
+                        if end in lives:
+                            killed[str(lives[end].killed)] += 1
+                        limit = draw.uniform(0, LONGEST) if killed.total() < asked.kills else LAST
+                        lives[end] = Life(path, end, seconds=limit)
+                    time.sleep(0.001)
+                for end in ends:
+                    if not same(end, undisturbed):
+                        raise RuntimeError(f"run {runs} ended with other weights than the undisturbed one")
+                runs += 1
+                checkpoint.save(path, **checkpoint.load(path))
+                left = [own.name for own in folder.iterdir() if own.name.startswith(".run")]
+                if left:
+                    raise RuntimeError(f"a finished run left {', '.join(left)}")
+        finally:
+            loads = sum(reader.stop() for reader in readers)
     where = ", ".join(f"{killed[phase]} in {phase}" for phase in PHASES)
     print(
-        f"{killed.total()} kills ({where}) over {runs} runs of {STEPS} steps in {time.perf_counter() - begun:.0f} s: "
+        f"{killed.total()} kills ({where}) over {runs} runs of {STEPS} steps by {WRITERS} writers of one path in "
+        f"{time.perf_counter() - begun:.0f} s, {loads} loads by {READERS} readers: 0 failures, "
         "every run ended as the undisturbed one, to the last bit"
     )
 

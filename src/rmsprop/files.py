@@ -41,9 +41,8 @@ def write_whole(path: str | bytes | os.PathLike[str], save: Callable[[Path], obj
             _sync(part, os.O_RDWR)
         _set_mode(part, target)
         os.replace(part, target)
-        if sync and os.name == "posix":
-            with _unless_unsupported():
-                _sync(target.parent, os.O_RDONLY)
+    if sync and os.name == "posix":
+        _sync_names(target.parent)
     return path
 
 
@@ -180,14 +179,15 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-@contextmanager
-def _unless_unsupported() -> Iterator[None]:
-    """Let a file system that cannot synchronize directories be."""
+def _sync_names(folder: Path) -> None:
+    """Wait until a folder's names are on the disk, if its file system can do that."""
     try:
-        yield
+        _sync(folder, os.O_RDONLY)
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno is None:
             raise
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise OSError(error.errno, error.strerror, str(folder)) from error
 
 
 def _sweep(folder: Path, prefix: str) -> None:
