@@ -89,7 +89,7 @@ def check_owner(
         entry = state.get(key)
         if entry is None:
             continue
-        if not isinstance(entry, Mapping):
+        if type(entry) is not dict and not isinstance(entry, Mapping):
             raise ValueError(
                 f"loaded state dict is not an RMSprop's: the state of parameter {_called(key)} is a "
                 f"{type(entry).__name__}"

@@ -12,10 +12,12 @@ from rmsprop import settings
 from rmsprop.dialects import DIALECTS, SWITCHES, find, read_words
 from rmsprop.group_keys import is_anothers, is_wrappers
 from rmsprop.matching import Match
+from rmsprop.spec import is_plain
 
 Group = dict[str, Any]
 
 HPARAMS = ("load", "keep")
+_WORDS = frozenset(word for row in DIALECTS.values() for word in row.words)
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def _in_our_words(i: int, group: Group, kept: Mapping[str, Any]) -> Mapping[str,
     """
     row = find(group["dialect"])
     known = {*settings.TORCH_GROUP, *row.words, *row.limits, "params"}
-    for other in DIALECTS.values():
+    for other in DIALECTS.values() if kept.keys() & _WORDS - known else ():
         strange = [word for word in other.words if word in kept and word not in known]
         if strange and "square_avg" in other.states:
             raise ValueError(
@@ -123,7 +125,8 @@ def _in_our_words(i: int, group: Group, kept: Mapping[str, Any]) -> Mapping[str,
 
 def _load_group(group: Group, kept: Mapping[str, Any]) -> Group:
     """The saved group's settings around the present group's parameters and their names."""
-    notes = deepcopy({name: value for name, value in kept.items() if name not in ("params", "param_names")})
+    own = {name: value for name, value in kept.items() if name not in ("params", "param_names")}
+    notes = {name: value if is_plain(value) else deepcopy(value) for name, value in own.items()}
     merged = {name: notes.get(name, group[name]) for name in settings.TORCH_GROUP}
     named = {"param_names": group["param_names"]} if "param_names" in group else {}
     return {**notes, **settings.check_running(merged), **named, "params": group["params"]}
@@ -142,6 +145,8 @@ def _check_rule(i: int, group: Group, new: Group, kept: Mapping[str, Any]) -> No
 
 def _check_agreement(i: int, sources: list[int], loaded: list[Group]) -> None:
     """Refuse several saved groups that say different things of one present group."""
+    if len(loaded) == 1:
+        return
     first = loaded[0]
     disputed = [name for name in settings.TORCH_GROUP if any(not _same(first[name], own[name]) for own in loaded)]
     if disputed:
@@ -157,6 +162,8 @@ def _check_agreement(i: int, sources: list[int], loaded: list[Group]) -> None:
 def _without_disputed(loaded: list[Group], group: Group) -> Group:
     """The first of several saved groups; a trainer's notes on which they disagree are the present group's."""
     new = dict(loaded[0])
+    if len(loaded) == 1:
+        return new
     for name in loaded[0].keys() - settings.TORCH_GROUP.keys() - {"params", "param_names"}:
         if any(name not in own or not _same(new[name], own[name]) for own in loaded[1:]):
             del new[name]
@@ -196,6 +203,8 @@ def _is_scheduled(difference: Difference, group: Group, kept: list[Mapping[str, 
 
 def _same(a: Any, b: Any) -> bool:
     """Whether two settings say the same; a tensor says its number, to its own precision."""
+    if a is b:
+        return True
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         return bool(a == b) and isinstance(a, bool) == isinstance(b, bool)
     sizes = [x.numel() if isinstance(x, Tensor) else 1 for x in (a, b)]

@@ -210,10 +210,17 @@ def complete(groups: list[Group], state: Any) -> None:
     for group in groups:
         for name, value in settings.TORCH_GROUP.items():
             group.setdefault(name, value)
-        for p in group["params"]:
-            own = state.get(p)
-            if own and (not isinstance(own.get("step"), Tensor) or stops(own["step"])):
-                own["step"] = step_tensor(float(own.get("step", 0)), p, group)
+    if any(own and _lacks_count(own) for own in state.values()):
+        for group in groups:
+            for p in group["params"]:
+                own = state.get(p)
+                if own and _lacks_count(own):
+                    own["step"] = step_tensor(float(own.get("step", 0)), p, group)
+
+
+def _lacks_count(own: Any) -> bool:
+    step = own.get("step") if type(own) is dict or isinstance(own, Mapping) else None
+    return not isinstance(step, Tensor) or stops(step)
 
 
 def only_makes_state(groups: list[Group]) -> bool:

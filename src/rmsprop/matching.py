@@ -1,8 +1,10 @@
 """Pairs the parameters of a state dict with an optimizer's: by name where both sides have names, else by order."""
 
+import operator
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -91,10 +93,9 @@ def match(
                 f"{asked} needs names on both sides, and {side} has none: build it with model.named_parameters()"
             )
         found = _by_order(groups, saved, taken)
-        if not _is_in_order(found) and not _is_from_torch():
-            if keyed:
-                raise ValueError(_names_on_one_side(found))
-            _check_numbers(saved)
+        doubt = _names_on_one_side(found) if keyed else _sorted_numbers(saved)
+        if doubt and not _is_in_order(found) and not _is_from_torch():
+            raise ValueError(doubt)
         return found
     theirs = _renamed(theirs, rename or {})
     if keyed and not rename and by is None and not _alike(ours, theirs):
@@ -156,17 +157,24 @@ def _names_on_one_side(found: Match) -> str:
     )
 
 
-def _check_numbers(saved: Sequence[Group]) -> None:
-    """Refuse numbers that were sorted as text, 10 before 2: they were the optimizer's order, and are not any more."""
+def _sorted_numbers(saved: Sequence[Group]) -> str | None:
+    """The sentence for numbers that were sorted as text, 10 before 2: it is not the order that the optimizer had."""
     for i, group in enumerate(saved):
+        if all(map(operator.is_, map(type, group["params"]), repeat(int))) and _rises(group["params"]):
+            continue
         keys = [str(key) for key in group["params"] if isinstance(key, str) or key in range(2**31)]
         digits = len(keys) == len(group["params"]) and all(key.isdecimal() and len(key) < 11 for key in keys)
         if digits and keys == sorted(keys) and keys != sorted(keys, key=int):
-            raise ValueError(
+            return (
                 f"loaded state dict's group {i} lists its parameters sorted as text ({', '.join(keys[:4])}, ...), "
                 "which is not the order that they had: sort them as numbers, or give match='order' to take them as "
                 "they are"
             )
+    return None
+
+
+def _rises(numbers: Sequence[int]) -> bool:
+    return all(map(operator.lt, numbers, numbers[1:]))
 
 
 def rekeyed(saved: Sequence[Group], state: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], list[Any]]:

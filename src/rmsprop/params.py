@@ -133,6 +133,8 @@ def _named(given: Any) -> str:
 
 def shares_elements(p: Tensor) -> bool:
     """Whether two elements of a tensor are one place in memory."""
+    if p.is_contiguous():
+        return False
     reach = 0
     for stride, size in sorted(zip(p.stride(), p.shape, strict=True)):
         if size > 1 and stride <= reach and p.numel():

@@ -79,26 +79,28 @@ def place_state(
         reshaped: the parameters whose saved state does not fit. They keep what they have, as do those that it lacks.
     Raises: ValueError for what cannot be copied.
     """
-    taken = {pair.param: settled.groups[pair.group] for pair in matched.pairs if pair.param not in reshaped}
+    skipped = set(map(id, reshaped))
+    taken = {id(pair.param) for pair in matched.pairs} - skipped  # ids: a tensor's hash is slow
+    before = {id(key): entry for key, entry in present.items()}
     held = type(present)(dict)
     for key, entry in present.items():
-        if isinstance(key, Tensor) and key not in taken:
+        if isinstance(key, Tensor) and id(key) not in taken:
             held[key] = _left(key, entry, settled.groups)
     with torch.inference_mode(False), torch.no_grad():
         for pair in matched.pairs:
             entry = state.get(pair.key)
-            if entry is None or pair.param not in taken:
+            if entry is None or id(pair.param) in skipped:
                 continue
+            own = before.get(id(pair.param), {})
             try:
-                held[pair.param] = _placed(pair, entry, present.get(pair.param), taken[pair.param], writes)
+                held[pair.param] = _placed(pair, entry, own, settled.groups[pair.group], writes)
             except (RuntimeError, NotImplementedError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
                 reason = str(error).partition("\n")[0]
                 raise ValueError(f"the state of {pair.label} cannot be copied: {reason:.200}") from error
-    for key, entry in state.items():
-        if key not in known:
-            held[key] = entry
+    if not known.issuperset(state):
+        held.update({key: entry for key, entry in state.items() if key not in known})
     return held
 
 
@@ -112,25 +114,29 @@ def _left(param: Tensor, entry: Any, groups: list[Group]) -> Any:
     return {name: value for name, value in entry.items() if name != "compensation"}
 
 
-def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any] | None, group: Group, writes: Writes) -> Any:
-    """One parameter's saved entry, where this optimizer keeps it."""
-    param, dtype = pair.param, arithmetic_dtype(pair.param.dtype)
-    usual = type(param) in PLAIN and param.is_contiguous() and not group["capturable"]
+def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any], group: Group, writes: Writes) -> Any:
+    """One parameter's saved entry, where this optimizer keeps it. `own`: what it has now."""
+    param = pair.param
+    usual = not group["capturable"] and type(param) in PLAIN and param.is_contiguous()
+    dtype, device = arithmetic_dtype(param.dtype), param.device
     made = {}
     for name, value in entry.items():
         if name == "compensation" and not goes_on(value, param, group):
             continue
-        if own and (there := own.get(name)) is not None and _is_read_elsewhere(there, group):
-            made[name] = _written(name, value, there, param, group, writes)
+        if name in own and _is_read_elsewhere(own[name], group):
+            made[name] = _written(name, value, own[name], param, group, writes)
         elif name == "step":
-            as_it_is = type(value) is Tensor and value.dtype == torch.float64 and value.is_cpu and not value.dim()
-            made[name] = value.clone() if as_it_is and usual else step_tensor(float(value), param, group)
+            kept = (
+                usual and type(value) is Tensor and value.dtype == torch.float64 and value.is_cpu and not value.dim()
+            )
+            made[name] = value.clone() if kept else step_tensor(float(value), param, group)
         elif (
             usual
-            and name in SHAPED
             and type(value) is Tensor
+            and value.dtype == dtype
+            and name in SHAPED
+            and value.device == device
             and value.is_contiguous()
-            and _is_as(value, dtype, param)
         ):
             made[name] = value.clone()
         else:
@@ -138,20 +144,12 @@ def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any] | None,
     return made
 
 
-def _is_as(value: Tensor, dtype: torch.dtype, param: Tensor) -> bool:
-    return value.dtype == dtype and value.device == param.device
-
-
 def _is_read_elsewhere(present: Any, group: Group) -> bool:
     """Whether a captured graph or another process may read a tensor where it is."""
-    if not isinstance(present, Tensor):
-        return False
-    return group["capturable"] or _is_shared(present)
-
-
-def _is_shared(tensor: Tensor) -> bool:
-    """Whether a tensor is in shared memory of the host; torch counts all of a GPU's as shared."""
-    return type(tensor) in PLAIN and tensor.is_cpu and tensor.untyped_storage().is_shared()
+    if group["capturable"]:
+        return isinstance(present, Tensor)
+    # Memory that processes of the host share; torch counts all of a GPU's as shared.
+    return type(present) in PLAIN and present.is_cpu and present.untyped_storage().is_shared()
 
 
 def _written(name: str, value: Any, present: Tensor, param: Tensor, group: Group, writes: Writes) -> Any:

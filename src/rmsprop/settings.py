@@ -185,7 +185,20 @@ def check(group: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError, TypeError: a value that does not work, or two that do not go together.
     """
-    checked = {name: check_setting(name, group[name]) for name in TORCH_GROUP}
+    values = [group[name] for name in TORCH_GROUP]
+    if all(map(is_plain, values)):
+        return dict(_check_plain(tuple(values), tuple(map(type, values))))
+    return _check_together({name: check_setting(name, group[name]) for name in TORCH_GROUP})
+
+
+# An optimizer is checked at construction, its groups too, at a load and at the first step, mostly alike.
+@lru_cache(maxsize=64)
+def _check_plain(values: tuple[Any, ...], kinds: tuple[type, ...]) -> dict[str, Any]:  # noqa: ARG001  # 1 is not True
+    return _check_together({name: check_setting(name, v) for name, v in zip(TORCH_GROUP, values, strict=True)})
+
+
+def _check_together(checked: dict[str, Any]) -> dict[str, Any]:
+    """The settings, if they go together. Raises: ValueError."""
     if checked["weight_decay_mode"] == "corrected" and not checked["reference_lr"]:
         raise ValueError(
             'weight_decay_mode="corrected" divides by the learning rate at construction, which is 0; give '
