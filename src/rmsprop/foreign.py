@@ -85,7 +85,7 @@ def check_owner(
         saved: the saved groups, and `state` the saved state.
     Raises: ValueError that names the optimizer, where it is known, and what can be done with its state.
     """
-    for key, group in [(key, group) for group in saved for key in group["params"]]:
+    for key, own in [(key, group) for group in saved for key in group["params"]]:
         entry = state.get(key)
         if entry is None:
             continue
@@ -94,7 +94,7 @@ def check_owner(
                 f"loaded state dict is not an RMSprop's: the state of parameter {_called(key)} is a "
                 f"{type(entry).__name__}"
             )
-        found = owner({name for name in entry if isinstance(name, str)}, group) if entry else None
+        found = owner({name for name in entry if isinstance(name, str)}, own) if entry else None
         if found is not None:
             lacks = "" if "square_avg" in entry else " and lacks square_avg"
             whose = "" if found.name.startswith("another") else f", as {possessive(found.name)} does"
