@@ -88,8 +88,8 @@ def load(
     foreign.check_shape(state_dict)
     groups, saved = optimizer.param_groups, state_dict["param_groups"]
     state, lost = rekeyed(saved, state_dict["state"])
-    foreign.check_values(saved)
     foreign.check_owner(groups, saved, state)
+    foreign.check_values(saved)
     matched = match(groups, saved, rename, by)
     settled = settle(groups, saved, matched, optimizer._asked, hparams == "keep")
     _check_steps(optimizer, groups, settled.groups)
