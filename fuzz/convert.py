@@ -8,18 +8,21 @@ traceback are failures, and so is a file written elsewhere. Whatever can be read
 """
 
 import argparse
+import functools
 import io
 import os
 import random
 import resource
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,7 +51,42 @@ def fixtures() -> list[tuple[str, str, Files]]:
         parts = [part for part in sorted(FIXTURES.rglob(f"{name}*")) if part.is_file() and part.name.startswith(name)]
         parts = [path] if path.is_file() else [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else parts
         found.append((name, kind, {p.relative_to(FIXTURES).as_posix(): p.read_bytes() for p in parts}))
-    return found
+    return found + rewritten()
+
+
+def rewritten() -> list[tuple[str, str, Files]]:
+    """A recorded checkpoint in the other forms that torch and its trainers write."""
+    import torch
+    import torch.distributed.checkpoint as dcp
+    from safetensors.torch import save_file
+
+    from rmsprop.convert.file import recognise
+
+    whole = torch.load(FIXTURES / "torch_rmsprop.pt", weights_only=True)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        root = Path(folder)
+        torch.save(whole, root / "legacy.pt", _use_new_zipfile_serialization=False)
+        dcp.save(whole, checkpoint_id=root / "distributed", no_dist=True)
+        (root / "trainer").mkdir()
+        save_file(whole["model"], root / "trainer" / "model.safetensors")
+        torch.save(whole["optimizer"], root / "trainer" / "optimizer.pt")
+        with zipfile.ZipFile(root / "several.zip", "w") as made:
+            for name, part in {
+                "policy": "model",
+                "actor.optimizer": "optimizer",
+                "critic.optimizer": "optimizer",
+            }.items():
+                with made.open(f"{name}.pth", "w") as file:
+                    torch.save(whole[part], file)
+        return [
+            (path.name, recognise(path).name, {p.relative_to(root).as_posix(): p.read_bytes() for p in _files(path)})
+            for path in sorted(root.iterdir())
+        ]
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(inner for inner in path.rglob("*") if inner.is_file())
 
 
 # --- damage ---------------------------------------------------------------------------------------
@@ -128,7 +166,7 @@ def members(draw: random.Random, data: bytes, other: bytes) -> bytes:
             range(len(parts)), key=lambda i: (not parts[i][0].endswith((".pkl", ".json", ".pth")), draw.random())
         )
     name, content, method = parts[at]
-    what = draw.randrange(8)
+    what = draw.randrange(9)
     if what < 4 and content:
         parts[at] = (name, hurt(draw, content, other), method)
     elif what == 4:
@@ -137,6 +175,8 @@ def members(draw: random.Random, data: bytes, other: bytes) -> bytes:
         parts.append(parts[at])
     elif what == 6:
         del parts[at]
+    elif what == 7:
+        return lie(draw, parts, name)
     else:
         parts[at] = (name, b"\0" * (1 << 22), zipfile.ZIP_DEFLATED)
     made = io.BytesIO()
@@ -144,6 +184,31 @@ def members(draw: random.Random, data: bytes, other: bytes) -> bytes:
         for name, content, method in parts:
             held.writestr(zipfile.ZipInfo(name), content, method)
     return made.getvalue()
+
+
+@functools.cache
+def bomb() -> bytes:
+    """256 MB of zeros, deflated."""
+    made = zlib.compressobj(wbits=-15)
+    return b"".join(made.compress(bytes(1 << 20)) for _ in range(256)) + made.flush()
+
+
+def lie(draw: random.Random, parts: list[tuple[str, bytes, int]], name: str) -> bytes:
+    """An archive in which one member unpacks to far more than it declares, in one of its headers or in both."""
+    made, at = io.BytesIO(), {}
+    with zipfile.ZipFile(made, "w") as held:
+        for own, content, method in parts:
+            held.writestr(zipfile.ZipInfo(own), bomb() if own == name else content, None if own == name else method)
+            at[own] = held.getinfo(own).header_offset
+    data, size = bytearray(made.getvalue()), struct.pack("<I", draw.choice((0, 1, 100, 5000, 1 << 20)))
+    central = data.rindex(b"PK\x01\x02")
+    while data[central + 42 : central + 46] != struct.pack("<I", at[name]):
+        central = data.rindex(b"PK\x01\x02", 0, central)
+    for start, method, declared in ((at[name], 8, 22), (central, 10, 24)):
+        data[start + method] = zipfile.ZIP_DEFLATED
+        if start == central or draw.random() < 0.7:
+            data[start + declared : start + declared + 4] = size
+    return bytes(data)
 
 
 def hurt(draw: random.Random, data: bytes, other: bytes) -> bytes:
@@ -238,8 +303,12 @@ def run(first: int, count: int, jobs: int, say: Callable[[int], None]) -> list[s
     """
     found = fixtures()
     failures = []
-    for name, kind, _ in found:
-        fault = judge(FIXTURES / name, kind)
+    for name, kind, files in found:
+        with tempfile.TemporaryDirectory() as folder:
+            for part, data in files.items():
+                (Path(folder) / part).parent.mkdir(parents=True, exist_ok=True)
+                (Path(folder) / part).write_bytes(data)
+            fault = judge(Path(folder) / name, kind)
         failures += [f"--- undamaged {name}\n{fault}\n"] if fault is not None else []
     return failures + in_children(lambda at, size, folder: attack(at, size, folder, found), first, count, jobs, say)
 
