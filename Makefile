@@ -1,7 +1,8 @@
 # demo   train on real data and look at the result        test   pass the tests
 # check  format, lint, types                              bench  measure
 # docs   repeat the runs behind the docs' claims          sanitize  the kernel's tests under ASan and UBSan
-# fuzz   damage checkpoints in 100,000 ways, and read them; treat 10,000 optimizers badly
+# fuzz   damage checkpoints in 100,000 ways, and read them; treat 10,000 optimizers badly; both by coverage, for a minute
+# fuzz-native  feed plans and works to the kernel for a minute, under sanitizers (needs clang++)
 # kill-test  kill a training process 200 times, with two writers and two readers of one file, and resume it
 # wheel  build what would be published, and test it without a compiler           all of them set up $(VENV)
 # integrations  train by other people's trainers, in a venv of their own: $(TRAINERS)
@@ -9,12 +10,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 TRAINERS ?= .venv-integrations
+FUZZERS ?= .venv-fuzz
+CLANG ?= clang++
 # What to install beside the package: `make test VENV=.venv-old TORCH=torch==2.13.0` tests on that torch.
 TORCH ?=
 ORACLES = timm stable-baselines3
 BIN = $(VENV)/bin
 
-.PHONY: demo test coverage check bench bench-gpu docs race sanitize fuzz kill-test wheel integrations clean
+.PHONY: demo test coverage check bench bench-gpu docs race sanitize fuzz fuzz-native kill-test wheel integrations clean
 
 $(VENV)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
@@ -50,9 +53,20 @@ bench-gpu: $(VENV)/ready
 sanitize: $(VENV)/ready
 	tests/sanitize.sh $(abspath $(BIN))/python
 
-fuzz: $(VENV)/ready
+fuzz: $(VENV)/ready $(FUZZERS)/ready
 	$(BIN)/python fuzz/convert.py --count 100000
 	$(BIN)/python -W ignore fuzz/optimizer.py --count 10000
+	$(FUZZERS)/bin/python -W ignore fuzz/coverage.py --seconds 60
+
+$(FUZZERS)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
+	$(PYTHON) -m venv $(FUZZERS)
+	$(FUZZERS)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[convert,checkpoint]'
+	# atheris has no wheel for every Python and system; without it fuzz/coverage.py says so, and passes
+	-$(FUZZERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	touch $@
+
+fuzz-native:
+	CLANG="$(CLANG)" fuzz/native.sh 60
 
 kill-test: $(VENV)/ready
 	$(BIN)/python tests/kill_and_resume.py --kills 200

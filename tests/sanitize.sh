@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs the kernel's tests with the kernel built under AddressSanitizer and UndefinedBehaviorSanitizer: usage
-# tests/sanitize.sh PYTHON [pytest arguments]. torch and Python themselves are not instrumented.
+# Runs the kernel's tests with the kernel built under AddressSanitizer and UndefinedBehaviorSanitizer, and its parallel
+# region under ThreadSanitizer on two and on four threads: usage tests/sanitize.sh PYTHON [pytest arguments]; with
+# arguments those tests alone. torch and Python themselves are not instrumented.
 set -eu
 python=${1:-python}
 [ $# -gt 0 ] && shift
@@ -14,6 +15,16 @@ rm -f "$work/tests/conftest.py"
     -ffp-contract=off -fPIC -shared -fsanitize=address,undefined -fno-sanitize-recover=all \
     -o "$work/src/rmsprop/_native.so" "$work"/src/rmsprop/csrc/*.cpp
 preload="$("${CXX:-g++}" -print-file-name=libasan.so) $("${CXX:-g++}" -print-file-name=libubsan.so)"
+if [ $# -eq 0 ]; then
+    "${CXX:-g++}" -std=c++17 -O0 -g -DRMSPROP_ONE_TARGET -ffp-contract=off -fsanitize=thread -pthread \
+        -I "$work/src/rmsprop/csrc" -o "$work/threads" "$work/tests/threads.cpp" "$work/src/rmsprop/csrc/rmsprop.cpp"
+    "$work/threads" 2
+    "$work/threads" 4
+    if "$work/threads" 2 race > /dev/null 2>&1; then
+        echo "ThreadSanitizer misses a race that is there: it checks nothing" >&2
+        exit 1
+    fi
+fi
 cd "$work/tests"
 # leaks: Python keeps what it likes; the kernel allocates nothing
 export PYTHONPATH="$work/src" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
