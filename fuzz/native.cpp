@@ -288,7 +288,7 @@ void run(Provider& draw) {
     const bool half = param >= kBFloat16;
     Kind kind{param, half && draw.ConsumeBool() ? param : draw.ConsumeIntegralInRange<int32_t>(0, half && way ? 0 : 1), draw.ConsumeBool()};
     std::vector<int64_t> shape(draw.ConsumeIntegralInRange<size_t>(0, 3));
-    for (int64_t& size : shape) size = draw.ConsumeIntegralInRange<int64_t>(0, 5);
+    for (int64_t& size : shape) size = draw.ConsumeIntegralInRange<int64_t>(0, 3);
     Tensor* p = world.tensor(param, shape, draw.ConsumeIntegralInRange(0, 9) == 0);
     if (draw.ConsumeBool()) p->type = &parameter_type;
     world.params.push_back(p), world.keys.push_back(p), world.gradients.push_back(&none_object);

@@ -11,6 +11,7 @@ from rmsprop import clipping, kernels, lengths, settings, shards
 from rmsprop.bucket import arithmetic_dtype, is_half, kind, wanted
 from rmsprop.dialects import SWITCHES, find
 from rmsprop.guard import Guard
+from rmsprop.printing import printable
 from rmsprop.spec import Hyper, Rule
 
 Groups = Sequence[Mapping[str, Any]]
@@ -39,7 +40,7 @@ def show(name: str, groups: Groups, backend: str, guard: Guard | None = None) ->
     lines = [f"{name} (backend: {backend}" + ("" if guard is None else f", nonfinite: {guard.mode}")]
     for i, group in enumerate(groups):
         lines.append(f"Parameter Group {i}")
-        lines += [f"    {name}: {group[name]}" for name in sorted(group) if name != "params"]
+        lines += [f"    {printable(f'{name}: {group[name]}')}" for name in sorted(group) if name != "params"]
         lines += [f"    {line}" for line in equation(group)]
     return "\n".join(lines) + "\n)"
 
@@ -70,7 +71,7 @@ def meaning(rule: Rule, hyper: Hyper) -> list[str]:
 def _origin(group: Mapping[str, Any], rule: Rule) -> Iterator[str]:
     row = find(group["dialect"])
     if "recipe" in group:
-        yield f"recipe {group['recipe']}"
+        yield f"recipe {printable(str(group['recipe']))}"
     yield f"{row.title}; read in {row.source}"
     own = row.complete({name: group[name] for name in ("eps", "centered", "lr")}, ("eps", "centered", "lr"))
     changed = [name for name in SWITCHES if name != "centered" and getattr(rule, name) != own[name]]

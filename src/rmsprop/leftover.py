@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rmsprop.printing import printable
+
 CANDIDATES = 8  # the smallest parameters, of which one with a gradient is watched
 SAMPLE = 1 << 14
 
@@ -89,7 +91,7 @@ def _smallest(groups: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, str], Ten
     ]
     for (i, known, j), p in sorted(plain, key=lambda x: x[1].numel())[:CANDIDATES]:
         if bool(p.grad.count_nonzero()):
-            return (i, known[j] if known else f"group{i}.param{j}"), p
+            return (i, printable(str(known[j])) if known else f"group{i}.param{j}"), p
     return None
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rmsprop import lengths, settings, shards
+from rmsprop.printing import printable
 from rmsprop.spec import Hyper, Rule
 
 PART = 1 << 18  # a megabyte of each of some twenty temporaries
@@ -127,7 +128,7 @@ def survey(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str,
             own = {key: shards.shard(x) for key, x in (state.get(p) or {}).items()}
             held, grad = shards.shard(p), shards.shard_of_gradient(p)
             about: dict[str, Any] = {
-                "name": name,
+                "name": printable(str(name)),
                 "shape": tuple(p.shape),
                 "dtype": p.dtype,
                 "elements": held.numel() * (2 if p.is_complex() else 1),

@@ -11,6 +11,7 @@ from rmsprop import clipping, kernels, lengths, shards
 from rmsprop.bucket import Bucket, is_half, kept, wanted
 from rmsprop.dialects import CLIPS, find
 from rmsprop.facts import Facts
+from rmsprop.printing import printable
 from rmsprop.spec import Rule
 from rmsprop.survey import Reading
 
@@ -143,7 +144,7 @@ def detours(
         reason = kernels.CPU.refuse(rule, bucket)
         if reason is not None:
             known = group.get("param_names")
-            found.append((known[i] if known else f"parameter {i}", _ITS_PLACE.sub("it", reason)))
+            found.append((printable(str(known[i])) if known else f"parameter {i}", _ITS_PLACE.sub("it", reason)))
         together.append(bucket)
     return found or _together(rule, group, together)
 
