@@ -197,9 +197,9 @@ def _check_velocity(path: Path, made: Checkpoint, kinds: list[str], values: Sequ
     still = len(values) > each and bool(made.step) and not any(bool(v.any()) for v in first)
     if odd or (still and any(bool(v.any()) for v in values)):
         raise Unreadable(
-            f"{path.name} has what is no average of squares where its optimizer's averages would be: averaged weights "
-            "(use_ema), accumulated gradients, or momentum beside frozen layers; give --set momentum=... --set "
-            f"centered=... if it is the last, or {_BESIDE}"
+            f"{path.name} has what is no average of squares where its optimizer's averages would be: averaged "
+            "weights (use_ema), accumulated gradients, or momentum beside frozen layers; give --set momentum=... "
+            f"--set centered=... if it is the last, or {_BESIDE}"
         )
 
 
