@@ -1,4 +1,4 @@
-"""torch.compile(optimizer.step): the numbers of the step that is not compiled, and no graph more than torch's class."""
+"""torch.compile(optimizer.step): the numbers of the step that is not compiled, no more graphs than torch's class."""
 
 import pytest
 import torch

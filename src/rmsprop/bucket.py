@@ -144,6 +144,11 @@ def dense(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
     return True
 
 
+def resolved(grad: Tensor) -> Tensor:
+    """A gradient as its memory holds it: a copy where autograd left it conjugated or negated lazily."""
+    return grad.resolve_conj().resolve_neg() if grad.is_conj() or grad.is_neg() else grad
+
+
 def is_half(dtype: torch.dtype) -> bool:
     """Whether a parameter of that dtype is computed in a wider one, and may be rounded as the group asks."""
     return dtype in _WIDER

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rmsprop import kernels, settings, shards
-from rmsprop.bucket import Bucket
+from rmsprop.bucket import Bucket, resolved
 
 
 def rmsprop(
@@ -95,9 +95,16 @@ def rmsprop(
         )
     if rule.bias_correction and not differentiable and not torch.compiler.is_compiling():
         _refuse_stopped(state_steps)
+    for name, values in {"params": params, **lists}.items():
+        lazy = next((i for i, x in enumerate(values) if x.is_conj() and name != "grads"), None)
+        if lazy is not None:
+            raise ValueError(
+                f"{name}[{lazy}] is conjugated lazily, which no step can write as pairs of reals; give its "
+                "resolve_conj()"
+            )
     whole = Bucket(
         list(params),
-        list(grads),
+        list(map(resolved, grads)),
         list(square_avgs),
         list(grad_avgs) if rule.centered else [],
         list(momentum_buffer_list) if rule.momentum else [],

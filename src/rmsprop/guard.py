@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from rmsprop import shards
-from rmsprop.bucket import STEPPED
+from rmsprop.bucket import STEPPED, resolved
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -203,7 +203,7 @@ def unfinite(gradients: Sequence[Tensor], home: torch.device) -> Tensor:
     flags = [torch.zeros((), dtype=torch.bool, device=home)] * len(gradients)
     with torch.no_grad():
         for chosen in kinds.values():
-            real = [torch.view_as_real(g) if g.is_complex() else g for g in (gradients[i] for i in chosen)]
+            real = [torch.view_as_real(resolved(g)) if g.is_complex() else g for g in (gradients[i] for i in chosen)]
             norms = torch.stack(torch._foreach_norm(real, math.inf))
             found = norms.isfinite().logical_not_().to(home, non_blocking=True)
             if len(chosen) == len(gradients):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import SLOTS, STEPPED, Bucket, arithmetic_dtype, dense, fresh_slot, is_half, kept
+from rmsprop.bucket import SLOTS, STEPPED, Bucket, arithmetic_dtype, dense, fresh_slot, is_half, kept, resolved
 from rmsprop.params import shares_elements
 from rmsprop.printing import shown
 from rmsprop.settings import read
@@ -64,6 +64,11 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
             raise RuntimeError(refused(group, i, p.grad.layout))
         if p.dtype not in STEPPED or p.layout != torch.strided:
             raise RuntimeError(_unfit(group, i, p))
+        if p.is_conj():
+            raise RuntimeError(
+                f"parameter {called(group, i)} is conjugated lazily, which no step can write as pairs of reals; give "
+                "its resolve_conj()"
+            )
         has_complex |= p.is_complex()
         own: Any = state[p]
         if not isinstance(own, Mapping):
@@ -80,7 +85,7 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
                 "a part of its value; set it back to True, or delete `compensation` from its state to go on without"
             )
         into.param.append(p)
-        into.grad.append(p.grad)
+        into.grad.append(resolved(p.grad))
         into.square_avg.append(own["square_avg"])
         into.step.append(own["step"])
         if group["momentum"] != 0:
