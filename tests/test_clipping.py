@@ -186,3 +186,43 @@ def test_paddles_own_objects_are_read_by_their_class():
     optimizer = RMSprop(params(), dialect="paddle", learning_rate=0.1, grad_clip=ClipGradByGlobalNorm(2.0))
     assert optimizer.param_groups[0]["clip_global_norm"] == 2.0
     assert "g ← g·2/max(‖g‖, 2)" in optimizer.explain()
+
+
+@pytest.mark.parametrize("how", ["clip_norm", "clip_global_norm"])
+@pytest.mark.parametrize(
+    ("dtype", "size", "bound"),
+    [
+        (torch.float32, 1e20, 1.0),
+        (torch.float32, 3e38, 1e-3),
+        (torch.float32, 1e20, 1e-30),
+        (torch.float32, 1e-30, 1e-35),
+        (torch.complex64, 1e20, 1.0),
+        (torch.bfloat16, 1e38, 2.0),
+        (torch.float64, 1e200, 1.0),
+        (torch.float64, 1e-250, 1e-260),
+    ],
+    ids=str,
+)
+def test_norms_hold_whatever_a_gradient_holds(dtype: torch.dtype, size: float, bound: float, how: str):
+    """Gradients whose squares overflow or vanish in their dtype are clipped to the bound, as Python's integers have it."""
+    direction = torch.tensor([3.0, -4.0, 0.0], dtype=torch.float64)
+    p = nn.Parameter(torch.zeros(3, dtype=dtype))
+    # alpha = 0 and a large eps: the step is lr·g/(|g| + eps), which is g/eps of a clipped g far below it
+    eps = 1e4 * bound
+    optimizer = RMSprop([p], lr=eps, alpha=0.0, eps=eps, **{how: bound})
+    p.grad = (direction * (size / 5)).to(dtype)
+    optimizer.step()
+    wanted = direction / 5 * bound
+    found = -p.detach().to(torch.complex128).real
+    torch.testing.assert_close(found, wanted, rtol=2e-2 if dtype == torch.bfloat16 else 1e-3, atol=0)
+
+
+@pytest.mark.parametrize("nonfinite", ["propagate", "skip", "raise"])
+def test_a_large_finite_gradient_is_no_zero_step(nonfinite: str):
+    """1e20 in float32 is finite, and so its clipped step moves the parameter, under each guard."""
+    p = nn.Parameter(torch.ones(4))
+    optimizer = RMSprop([p], lr=0.1, clip_global_norm=1.0, nonfinite=nonfinite)
+    p.grad = torch.full((4,), 1e20)
+    optimizer.step()
+    torch.testing.assert_close(p.detach(), torch.zeros(4), rtol=0, atol=1e-5)  # 10·lr
+    assert optimizer.skipped.total == 0

@@ -359,3 +359,78 @@ def test_a_compiled_step_is_guarded():
     assert (optimizer.skipped.total, optimizer.skipped.in_a_row) == (3, 0)
     assert graphs[2] <= graphs[-1] <= graphs[2] + 1
     assert len(set(graphs[5:])) == 1
+
+
+@pytest.mark.parametrize("sparse", ["lazy", "dense"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64], ids=str)
+def test_duplicates_of_a_sparse_gradient_are_looked_at_as_the_step_sums_them(dtype, sparse):
+    """Two finite entries of a row whose sum is infinite stop the step; infinities that are not there do not."""
+    big = torch.finfo(dtype).max
+    for first, second, stops in ((big, big, True), (big, -big, False), (big, 0.0, False), (math.inf, -1.0, True)):
+        table = nn.Parameter(torch.ones(4, 2, dtype=dtype))
+        before = table.detach().clone()
+        optimizer = RMSprop([table], nonfinite="skip", sparse=sparse, eps=1.0)
+        values = torch.tensor([[first, 1.0], [second, 1.0]], dtype=dtype)
+        table.grad = torch.sparse_coo_tensor([[2, 2]], values, (4, 2), check_invariants=True)
+        optimizer.step()
+        assert optimizer.skipped.total == stops
+        assert torch.equal(table, before) == stops
+        assert not table.grad.is_coalesced()
+        assert torch.isfinite(table).all()
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_the_parameter_at_fault_is_named_whatever_the_groups(backend):
+    """Groups of two dtypes, frozen groups, groups without gradients: the first in the groups' order is named."""
+    wide = params((3,), (3,), dtype=torch.float64)
+    narrow, frozen = params((3,), (3,), (3,)), params((3,))
+    frozen[0].requires_grad_(False)
+    mixed = [("n0", narrow[0]), ("w0", wide[0]), ("n1", narrow[1]), ("w1", wide[1])]
+    groups = [[("f", frozen[0])], mixed, [("n2", narrow[2])]]
+    optimizer = RMSprop([{"params": group} for group in groups], nonfinite="skip", backend=backend)
+    named = [pair for group in groups[1:] for pair in group]
+    for step in range(6):
+        for late in range(len(named)):
+            for first in range(late + 1):
+                if step < 2 and (first or late):
+                    continue
+                for i, (_, p) in enumerate(named):
+                    p.grad = torch.full_like(p, math.nan if step > 1 and i in (first, late) else 1.0)
+                optimizer.step()
+                if step > 1:
+                    assert optimizer.skipped.parameter == repr(named[first][0])
+
+
+def test_every_backend_counts_alike():
+    """Skips in all, in a row, and their end, over steps with good, bad and no gradients, from the first step on."""
+    seen = []
+    for settings in ({}, dict(backend="eager"), dict(foreach=True), dict(clip_norm=1.0), dict(capturable=True)):
+        tensors = params((3,), (LARGE,))
+        optimizer = RMSprop(tensors, nonfinite="skip", nonfinite_limit=None, **settings)
+        seen.append([])
+        for what in "bbgnbnbbngggbnngb":
+            give(tensors, bad=1 if what == "b" else None)
+            if what == "n":
+                optimizer.zero_grad()
+            optimizer.step()
+            seen[-1].append((optimizer.skipped.total, optimizer.skipped.in_a_row, optimizer.skipped.last))
+    assert all(own == seen[0] for own in seen)
+    assert [row for _, row, _ in seen[0]] == [1, 2, 0, 0, 1, 0, 1, 2, 0, 0, 0, 0, 1, 0, 0, 0, 1]
+
+
+def test_a_load_begins_a_new_row():
+    """Going back to a checkpoint, as the error of the limit advises, is followed by as many skips as ever."""
+    tensors = params((3,))
+    optimizer = RMSprop(tensors, nonfinite="skip", nonfinite_limit=3)
+    give(tensors)
+    optimizer.step()
+    saved = copy.deepcopy(optimizer.state_dict())
+    for _ in range(2):
+        for _ in range(2):
+            give(tensors, bad=0)
+            optimizer.step()
+        with pytest.raises(RuntimeError, match="3 steps in a row were skipped"):
+            optimizer.step()
+        optimizer.load_state_dict(saved)
+        assert optimizer.skipped.in_a_row == 0
+    assert optimizer.skipped.total == 6

@@ -18,6 +18,8 @@ from rmsprop.bucket import Bucket, arithmetic_dtype
 from rmsprop.dialects import CLIPS
 from rmsprop.spec import Hyper, Rule
 
+_SMALLEST = torch.finfo(torch.float32).tiny  # beyond it numbers lose their last places, or are taken for 0
+
 Group = Mapping[str, Any]
 Work = tuple[Group, Rule, Hyper, Bucket]  # of one group
 
@@ -108,7 +110,7 @@ def _clip_norms_together(works: Sequence[Work]) -> None:
     home = gradients[0].device
     wide = torch.float32 if home.type == "mps" else torch.float64
     norms = [norm.to(home, wide) for *_, bucket in works for norm in shards.norms(bucket)]
-    total = torch.linalg.vector_norm(torch.stack(norms))
+    total = shards.norm(torch.stack(norms))
     for group, _, _, bucket in works:
         bucket.grad = [_bounded(g, total.to(g.device), group["clip_global_norm"]) for g in bucket.grad]
 
@@ -116,7 +118,12 @@ def _clip_norms_together(works: Sequence[Work]) -> None:
 def _bounded(g: Tensor, norm: Tensor, bound: float) -> Tensor:
     """g·bound/max(norm, bound), and g itself where the norm is within the bound."""
     real = g.real.dtype if g.is_complex() else g.dtype
-    return g * (bound / norm.clamp(min=bound) if bound else torch.zeros_like(norm)).to(real)
+    factor = bound / norm.clamp(min=bound) if bound else torch.zeros_like(norm)
+    held = factor.clamp(min=_SMALLEST)
+    g = g * held.to(real)
+    if g.is_cpu and not torch.compiler.is_compiling() and bool(held == factor):
+        return g
+    return g * (factor / held).to(real)  # a factor below float32's normal numbers, in two
 
 
 def _widened(g: Tensor) -> Tensor:

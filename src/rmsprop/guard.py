@@ -96,6 +96,7 @@ class Guard:
         todays, places = gradients(groups)
         together = shards.groups(p for group in groups for p in group["params"])
         if not todays and not together:
+            self.restart()
             return False
         # a process without gradients decides where the others do
         alone = torch.device(together[0][1]) if together else torch.device("cpu")
@@ -114,6 +115,12 @@ class Guard:
     def passed(self) -> None:
         """Note a step that is taken."""
         self._row = 0
+
+    def restart(self) -> None:
+        """Begin a new row of skips: nothing was left out, or a state was loaded."""
+        self._row = 0
+        if self._counts is not None:
+            self._counts.restart()
 
     def stop(self, groups: Groups, place: int) -> None:
         """Note a step that is not, because of the parameter at that place.
@@ -241,7 +248,12 @@ def gradients(groups: Groups) -> tuple[list[Tensor], list[int]]:
     found = [(i, p.grad) for i, p in enumerate(p for group in groups for p in group["params"]) if p.grad is not None]
     held = [(i, shards.shard(g)) for i, g in found]
     held = [(i, g) for i, g in held if _holds(g)]
-    return [g._values() if g.is_sparse else g for _, g in held], [i for i, _ in held]
+    return [_numbers(g) for _, g in held], [i for i, _ in held]
+
+
+def _numbers(grad: Tensor) -> Tensor:
+    """What of a gradient a step takes, dense: of a sparse one its values, duplicates summed as the step sums them."""
+    return grad.coalesce().values() if grad.is_sparse else grad
 
 
 class _Counts:
@@ -270,6 +282,10 @@ class _Counts:
         place.copy_(torch.where(found, bad.to(torch.int8).argmax(), place))
         self._send()
         return found.to(torch.float32)
+
+    def restart(self) -> None:
+        """Begin a new row, in the device's own order. Mutates: the counts."""
+        self._there[1:2].zero_()
 
     def _send(self) -> None:
         """Copy the counts to the host without waiting for them."""

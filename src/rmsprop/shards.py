@@ -8,6 +8,7 @@ Two things need more than the shard: a gradient that is not summed over the proc
 have it under SequenceParallel), and norms. torch.distributed is imported only where a DTensor was met.
 """
 
+import math
 import sys
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,14 +136,26 @@ def written(bucket: Bucket) -> None:
         torch.autograd.graph.increment_version([p for p in bucket.whole.values() if not p.is_inference()])
 
 
+def norm(g: Tensor) -> Tensor:
+    """‖g‖ in float64, of any numbers: those whose squares float64 does not hold are divided by the largest first."""
+    if g.numel() and (g.dtype in (torch.float64, torch.complex128) or g.device.type == "mps"):
+        unit = torch.linalg.vector_norm(g.detach(), math.inf)
+        unit = torch.where((unit > 0) & unit.isfinite(), unit, 1.0)
+        if g.device.type != "mps":
+            unit = unit / (2 * torch.frexp(unit).mantissa)  # a power of two: nothing is rounded
+        return torch.linalg.vector_norm(g / unit) * unit
+    return torch.linalg.vector_norm(g, dtype=torch.complex128 if g.is_complex() else torch.float64)
+
+
 def norms(bucket: Bucket) -> list[Tensor]:
     """‖g‖ of every gradient, over all of its elements, wherever they are.
 
     Processes talk once for all gradients that are sharded alike; the sum is in float64.
 
+    Returns: each in float64, in which no square of a float32 gradient overflows or vanishes (MPS has no float64).
     Raises: RuntimeError for a shard of FSDP1, whose other processes are not known here.
     """
-    found = [torch.linalg.vector_norm(g) for g in bucket.grad]
+    found = [norm(g) for g in bucket.grad]
     alike: dict[Any, list[int]] = {}
     for i, p in enumerate(bucket.param):
         if getattr(p, "_fsdp_flattened", False):
@@ -159,8 +172,8 @@ def norms(bucket: Bucket) -> list[Tensor]:
         squares = torch.stack([found[i] for i in places]).to(mesh.device_type, torch.float64).square()
         for axis in axes:
             torch.distributed.all_reduce(squares, group=mesh.get_group(axis))
-        for i, norm in zip(places, squares.sqrt(), strict=True):
-            found[i] = norm.to(found[i].device, found[i].dtype)
+        for i, whole in zip(places, squares.sqrt(), strict=True):
+            found[i] = whole.to(found[i].device, found[i].dtype)
     return found
 
 

@@ -261,8 +261,7 @@ class Plan:
             if bad < -1:
                 raise RuntimeError("torch_parallel_for failed, and no gradient was looked at: nothing was changed")
             if bad >= 0:
-                mixed = len(self._works) > len(groups)  # in the works' order, the first need not be the groups' first
-                guard.stop(groups, first_unfinite(groups) if mixed else self._places[bad])
+                guard.stop(groups, self._places[bad] if self._in_order else first_unfinite(groups))
                 return True
             guard.passed()
         if code == _SAME:
@@ -290,6 +289,7 @@ class Plan:
         """The plan as csrc/plan.h has it."""
         kinds = [kind for _, _, bucket, _ in parts for kind in cpu.kinds(self._loaded, bucket)]
         self._places = [place for *_, places in parts for place in places]
+        self._in_order = self._places == sorted(self._places)  # not where a group holds several kinds
         placed = set(self._places)
         idle = [i for i in range(len(params)) if i not in placed]
         items = [self._place.get(id(key), -1) for key in state]
