@@ -204,7 +204,7 @@ def test_paddles_own_objects_are_read_by_their_class():
     ids=str,
 )
 def test_norms_hold_whatever_a_gradient_holds(dtype: torch.dtype, size: float, bound: float, how: str):
-    """Gradients whose squares overflow or vanish in their dtype are clipped to the bound, as Python's integers have it."""
+    """Gradients whose squares overflow or vanish in their dtype are clipped to the bound."""
     direction = torch.tensor([3.0, -4.0, 0.0], dtype=torch.float64)
     p = nn.Parameter(torch.zeros(3, dtype=dtype))
     # alpha = 0 and a large eps: the step is lr·g/(|g| + eps), which is g/eps of a clipped g far below it

@@ -143,8 +143,10 @@ def norm(g: Tensor) -> Tensor:
         unit = torch.where((unit > 0) & unit.isfinite(), unit, 1.0)
         if g.device.type != "mps":
             unit = unit / (2 * torch.frexp(unit).mantissa)  # a power of two: nothing is rounded
-        return torch.linalg.vector_norm(g / unit) * unit
-    return torch.linalg.vector_norm(g, dtype=torch.complex128 if g.is_complex() else torch.float64)
+        relative: Tensor = torch.linalg.vector_norm(g / unit)
+        return relative * unit
+    found: Tensor = torch.linalg.vector_norm(g, dtype=torch.complex128 if g.is_complex() else torch.float64)
+    return found
 
 
 def norms(bucket: Bucket) -> list[Tensor]:
