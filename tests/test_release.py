@@ -214,6 +214,87 @@ class Checkpointed(nn.Module):
         return x
 
 
+class _Fails(torch.autograd.Function):
+    """Hands its input on, and raises in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise ArithmeticError("a backward pass that fails")
+
+
+class Failing(nn.Module):
+    """Two layers; between them the backward pass may fail, when the second one's gradients are complete."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(6, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor, fail: bool = False) -> Tensor:
+        x = self.inner(x).tanh()
+        return self.out(_Fails.apply(x) if fail else x)
+
+
+@pytest.mark.parametrize("after", ["zero_grad", "nothing", "step"])
+def test_a_backward_pass_that_failed_moved_nothing_and_bars_no_other(after: str) -> None:
+    """What waited when an exception came has not moved; what follows is the ordinary optimizer's, to the last bit."""
+    a, b = net(Failing), net(Failing)
+    ours, plain = step_in_backward(a, lr=0.05), RMSprop(b.named_parameters(), lr=0.05)
+    for t in range(6):
+        if t in (0, 2, 3):
+            before = [p.detach().clone() for p in a.parameters()]
+            for model in (a, b):
+                with pytest.raises(ArithmeticError, match="that fails"):
+                    loss_of(model, t + 10, fail=True).backward()
+            assert all(map(torch.equal, a.parameters(), before))
+            for optimizer in (ours, plain):
+                if after != "nothing":
+                    getattr(optimizer, after)()
+            if after == "step":
+                plain.zero_grad()
+        for model in (a, b):
+            loss_of(model, t).backward()
+        for optimizer in (ours, plain):
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_equal(a, b, ours, plain)
+
+
+def test_a_step_that_is_refused_in_backward_moved_nothing_and_bars_no_other() -> None:
+    """A setting that does not work raises in the pass; put right, the next pass moves the parameters."""
+    model = net(Failing)
+    optimizer = step_in_backward(model, lr=0.05)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.param_groups[0]["alpha"] = 2.0
+    with pytest.raises(ValueError, match="alpha"):
+        loss_of(model, 0).backward()
+    assert all(map(torch.equal, model.parameters(), before))
+    optimizer.param_groups[0]["alpha"] = 0.99
+    optimizer.zero_grad()
+    loss_of(model, 0).backward()
+    optimizer.step()
+    assert not any(map(torch.equal, model.parameters(), before))
+    assert {int(entry["step"]) for entry in optimizer.state.values()} == {1}
+
+
+def test_what_moved_before_a_pass_failed_waits_for_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large gradients are used at once; after an exception the error says so, and step() begins anew."""
+    monkeypatch.setattr(release, "TOGETHER", 0)
+    model = net(Failing)
+    optimizer = step_in_backward(model, lr=0.05)
+    with pytest.raises(ArithmeticError):
+        loss_of(model, 0, fail=True).backward()
+    with pytest.raises(RuntimeError, match=r"'out\..*has moved.*step\(\)"):
+        loss_of(model, 0).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    loss_of(model, 0).backward()
+    optimizer.step()
+
+
 def test_activation_checkpoints_go_and_reentrant_ones_are_refused_where_parameters_are_shared() -> None:
     """Reentrant parts complete a shared gradient twice, which is noticed."""
     models = [net(lambda: Checkpointed(False)), net(lambda: Checkpointed(False))]

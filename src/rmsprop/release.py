@@ -70,13 +70,13 @@ class _Iteration:
         moved: ids of parameters that moved, or wait for it.
         waiting: parameters that wait, because their gradients are small.
         bytes: of the gradients that wait.
-        seen_to: whether the backward pass moves at its end what waits.
+        end: of the backward pass, which then moves what waits; autograd drops it with a pass, also with one that failed.
     """
 
     moved: set[int] = field(default_factory=set)
     waiting: list[Tensor] = field(default_factory=list)
     bytes: int = 0
-    seen_to: bool = False
+    end: Callable[[], "_End | None"] = lambda: None
 
 
 class StepInBackward(RMSprop):
@@ -170,6 +170,8 @@ class StepInBackward(RMSprop):
             if self._accumulating:
                 return
             now = self._now
+            if now.waiting and now.end() is None:  # the pass before has failed, and they have not moved
+                self._take_back(now.waiting)
             if id(param) in now.moved:
                 raise RuntimeError(
                     f"parameter {self._name(param)} has moved, and now gets another gradient: call step() after each "
@@ -181,22 +183,32 @@ class StepInBackward(RMSprop):
             now.bytes += _waits(param)
             if now.bytes >= TOGETHER:
                 self._flush()
-            elif not now.seen_to:
-                now.seen_to = True
-                torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+            elif now.end() is None:
+                end = _End(self)
+                now.end = weakref.ref(end)
+                torch.autograd.Variable._execution_engine.queue_callback(end)
 
     def _finish(self) -> None:
         """The backward pass is over."""
         with self._lock:
-            self._now.seen_to = False
             self._flush()
+
+    def _take_back(self, waiting: list[Tensor]) -> None:
+        """These parameters do not wait any more, and have not moved; their gradients stay, as of any pass that failed."""
+        now = self._now
+        now.moved.difference_update(map(id, waiting))
+        now.waiting, now.bytes = [], 0
 
     def _flush(self) -> None:
         """Move the parameters that wait, and free their gradients."""
         now = self._now
         waiting, now.waiting, now.bytes = now.waiting, [], 0
         if waiting:
-            self._advance(waiting)
+            try:
+                self._advance(waiting)
+            except BaseException:
+                self._take_back(waiting)
+                raise
         for p in waiting:
             p.grad = None
 
@@ -300,6 +312,13 @@ class _Link:
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return type(self), ()
+
+
+class _End(_Link):
+    def __call__(self) -> None:
+        optimizer = self.owner()
+        if optimizer is not None:
+            optimizer._finish()
 
 
 class _WhenComplete(_Link):
