@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rmsprop import RMSprop
 from rmsprop.kernels import native
@@ -100,3 +100,48 @@ def test_while_off_the_scaler_decides_alone() -> None:
         scaler.step(optimizer)
         scaler.update()
     assert called == [[2.0, -4.0]]
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+def test_a_scaled_step_that_raises_leaves_nothing_of_the_scaler(backend):
+    """GradScaler removes found_inf and the scale only after a step that returns; later steps are as if it had."""
+    p, q = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    ours, plain = (RMSprop([x], lr=0.1, amp_in_step=True, capturable=True, backend=backend) for x in (p, q))
+    scaler, other = (torch.amp.GradScaler("cpu", init_scale=4.0) for _ in range(2))
+    p.grad = torch.full((3,), 2.0)
+    ours.param_groups[0]["alpha"] = 2.0
+    scaler.scale(torch.ones(()))
+    with pytest.raises(ValueError, match="alpha"):
+        scaler.step(ours)
+    assert not hasattr(ours, "found_inf")
+    assert not hasattr(ours, "grad_scale")
+    ours.param_groups[0]["alpha"] = 0.99
+    scaler.update()
+    other.scale(torch.ones(()))
+    for x, optimizer, own in ((p, ours, scaler), (q, plain, other)):
+        x.grad = torch.full((3,), 2.0)
+        own.step(optimizer)
+        x.grad = torch.full((3,), 0.5)
+        optimizer.step()
+    assert torch.equal(p, q)
+
+
+def test_a_closure_that_raises_leaves_the_optimizer_as_it_was():
+    """Also with a scaler's attributes set, and whatever the guard: the next step is an ordinary one."""
+    for settings in ({}, dict(nonfinite="skip"), dict(nonfinite="raise"), dict(differentiable=True)):
+        p = torch.ones(3) if settings.get("differentiable") else nn.Parameter(torch.ones(3))
+        optimizer = RMSprop([p], lr=0.1, **settings)
+        p.grad = torch.ones(3)
+        optimizer.found_inf = torch.ones(())
+
+        def closure():
+            raise ArithmeticError("a loss that fails")
+
+        grad_mode = torch.is_grad_enabled()
+        with pytest.raises(ArithmeticError, match="that fails"):
+            optimizer.step(closure)
+        assert torch.is_grad_enabled() == grad_mode
+        assert torch.equal(p, torch.ones(3))
+        assert not optimizer.state
+        optimizer.step()
+        torch.testing.assert_close(p.detach(), torch.zeros(3), rtol=0, atol=1e-5)

@@ -218,11 +218,11 @@ class _Fails(torch.autograd.Function):
     """Hands its input on, and raises in the backward pass."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(_ctx: Any, x: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(_ctx: Any, _grad: Tensor) -> Tensor:
         raise ArithmeticError("a backward pass that fails")
 
 
@@ -388,6 +388,7 @@ def test_a_gradient_scaler_is_refused_with_the_reason() -> None:
     scaler.scale(loss_of(model, 0)).backward()
     with pytest.raises(RuntimeError, match=r"GradScaler unscales .* bfloat16"):
         scaler.step(optimizer)
+    optimizer.step()  # the scaler's attributes do not stay behind
     model = net()
     optimizer, scaler = step_in_backward(model, lr=0.01), torch.amp.GradScaler("cpu", enabled=False)
     scaler.scale(loss_of(model, 0)).backward()

@@ -27,6 +27,7 @@ from torch.nn.parameter import is_lazy
 
 import rmsprop
 from rmsprop.files import write_whole
+from rmsprop.forked import serial_after_fork
 from rmsprop.printing import printable, shown
 from rmsprop.tree import Packed, unpack
 
@@ -37,6 +38,7 @@ _NAME = "rmsprop_checkpoint"  # in the file's metadata: its version
 _LARGEST = 32_000_000  # bytes of JSON: a header of safetensors may have 100 MB, and quotes are escaped in it
 
 
+@serial_after_fork
 def save(path: str | bytes | os.PathLike[str], *, rng: bool = False, **parts: Any) -> Path:
     """Write a run's parts to one file, whole or not at all.
 
@@ -66,6 +68,7 @@ def save(path: str | bytes | os.PathLike[str], *, rng: bool = False, **parts: An
     return write_whole(path, lambda part: save_file(packed.tensors, part, metadata=notes), sync=True)
 
 
+@serial_after_fork
 def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: Any) -> dict[str, Any]:
     """Read a run's parts from one file, and put them into the objects that are given under the parts' names.
 

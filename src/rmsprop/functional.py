@@ -7,8 +7,10 @@ from torch import Tensor
 
 from rmsprop import kernels, settings, shards
 from rmsprop.bucket import Bucket, resolved
+from rmsprop.forked import serial_after_fork
 
 
+@serial_after_fork
 def rmsprop(
     params: list[Tensor],
     grads: list[Tensor],

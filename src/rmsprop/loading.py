@@ -16,6 +16,7 @@ from torch import Tensor
 from rmsprop import foreign, settings, shards
 from rmsprop.dialects import SWITCHES
 from rmsprop.entries import misfits
+from rmsprop.forked import serial_after_fork
 from rmsprop.groups import HPARAMS, Difference, Group, Settled, settle, show
 from rmsprop.matching import MATCHES, Match, hint, match, rekeyed
 from rmsprop.placing import Writes, goes_on, place_lr, place_state
@@ -57,6 +58,7 @@ class Report:
         return "\n".join(lines)
 
 
+@serial_after_fork
 def load(
     optimizer: Any,
     state_dict: Any,

@@ -15,8 +15,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rmsprop import shards
+from rmsprop.forked import serial_after_fork
 
 
+@serial_after_fork
 def effective_lr(optimizer: Optimizer) -> dict[str, Tensor]:
     """The effective learning rate lr/d of every element, by parameter name.
 
@@ -68,6 +70,7 @@ class Recorder:
         self.rows: list[LayerRecord] = []
         self._calls = 0
 
+    @serial_after_fork
     def record(self) -> None:
         """Read the optimizer's state, if this call's turn has come. Mutates `rows` only."""
         due = self._calls % self.every == 0

@@ -32,7 +32,7 @@ from rmsprop import (
     stepping,
 )
 from rmsprop.bucket import Bucket, wanted
-from rmsprop.kernels.plan import Plan, scaling
+from rmsprop.kernels.plan import Plan, drop_scaling, scaling
 from rmsprop.kernels.triton_plan import build
 from rmsprop.params import not_empty
 from rmsprop.recipe import recipes, warn
@@ -256,7 +256,11 @@ class RMSprop(Optimizer):
         Mutates: parameters and state. Never gradients.
         Raises: RuntimeError, before any parameter moves, for gradients that the rule does not take.
         """
-        return None if closure is None and self._again() else self._step(closure)
+        try:
+            return None if closure is None and self._again() else self._step(closure)
+        except BaseException:
+            drop_scaling(self)
+            raise
 
     def _again(self) -> bool:
         """Whether the plan still holds, and has stepped."""

@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop import kernels
-from rmsprop.kernels.plan import Plan, scaling
+from rmsprop.kernels.plan import Plan, drop_scaling, scaling
 from rmsprop.optimizer import RMSprop
 
 # Bytes of gradients on a CPU that may wait for one another: small parameters then share a call, which looks at all of
@@ -70,7 +70,7 @@ class _Iteration:
         moved: ids of parameters that moved, or wait for it.
         waiting: parameters that wait, because their gradients are small.
         bytes: of the gradients that wait.
-        end: of the backward pass, which then moves what waits; autograd drops it with a pass, also with one that failed.
+        end: of the backward pass, which then moves what waits; autograd drops it with the pass, failed or not.
     """
 
     moved: set[int] = field(default_factory=set)
@@ -194,7 +194,7 @@ class StepInBackward(RMSprop):
             self._flush()
 
     def _take_back(self, waiting: list[Tensor]) -> None:
-        """These parameters do not wait any more, and have not moved; their gradients stay, as of any pass that failed."""
+        """Let parameters wait no more that have not moved; their gradients stay, as of any pass that failed."""
         now = self._now
         now.moved.difference_update(map(id, waiting))
         now.waiting, now.bytes = [], 0
@@ -249,6 +249,7 @@ class StepInBackward(RMSprop):
         Raises: RuntimeError under GradScaler, and inside `accumulate()`.
         """
         if scaling(self) is not None and not self._removed:
+            drop_scaling(self)
             raise RuntimeError(_SCALER)
         if self._accumulating:
             raise RuntimeError("step() inside accumulate(): the block is for all passes but the last; leave it first")

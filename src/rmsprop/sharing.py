@@ -12,6 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from rmsprop.bucket import fresh_slot, is_half, kept
+from rmsprop.forked import serial_after_fork
 from rmsprop.settings import read
 from rmsprop.slots import make
 from rmsprop.sparse import called
@@ -22,6 +23,7 @@ _TOO_LATE = (
 )
 
 
+@serial_after_fork
 def share(optimizer: Optimizer) -> None:
     """Make all state of the optimizer now, and move it into shared memory. See RMSprop.share_memory.
 

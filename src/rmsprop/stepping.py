@@ -8,6 +8,7 @@ from torch import Tensor
 
 from rmsprop import clipping, kernels, loading, settings, shards, sharing, slots
 from rmsprop.bucket import Bucket, wanted
+from rmsprop.forked import serial_after_fork
 from rmsprop.kernels import cpu
 from rmsprop.kernels.plan import scaling
 from rmsprop.sparse import chosen, parts
@@ -16,6 +17,7 @@ from rmsprop.spec import Hyper, Rule
 Rules = MutableMapping[Tensor, Rule]  # by a group's first parameter, which is referred to weakly
 
 
+@serial_after_fork
 def take(optimizer: Any, bad: Tensor | bool | None = None) -> None:
     """Advance every parameter of an RMSprop that has a gradient by one step, in place, and make a plan for the next.
 

@@ -109,6 +109,7 @@ class Reading:
         return math.sqrt(self.step_squares / self.steps_known) if self.steps_known else None
 
 
+@serial_after_fork
 @torch.no_grad()
 def survey(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str, Any]]) -> list[list[Reading]]:
     """A reading of every parameter, by group. Lazy and meta tensors are left out.

@@ -18,6 +18,9 @@
 #if defined(__unix__) || defined(__APPLE__)
 #include <pthread.h>
 #endif
+#if defined(__SSE2__) || defined(_M_X64)
+#include <xmmintrin.h>
+#endif
 
 namespace {
 
@@ -74,9 +77,45 @@ Piece piece_for(const Work& work) {
   return (std::isinf(work.cap) ? kPieces : kCapped)[work.param_type][work.state_type];
 }
 
+// How a thread computes: whether subnormal numbers count as 0 (torch.set_flush_denormal), and how it rounds. A pool's
+// threads have the modes of their birth, so a region takes over its caller's: else the numbers would follow the threads.
+#if defined(__SSE2__) || defined(_M_X64)
+constexpr uint64_t kModes = 0xe040;
+uint64_t modes() { return _mm_getcsr(); }
+void set_modes(uint64_t word) { _mm_setcsr(uint32_t(word)); }
+#elif defined(__aarch64__)
+constexpr uint64_t kModes = 0x1c80000;
+uint64_t modes() {
+  uint64_t word;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(word));
+  return word;
+}
+void set_modes(uint64_t word) { __asm__ volatile("msr fpcr, %0" ::"r"(word)); }
+#else
+constexpr uint64_t kModes = 0;
+uint64_t modes() { return 0; }
+void set_modes(uint64_t) {}
+#endif
+
+class Modes {
+ public:
+  explicit Modes(uint64_t wanted) : before_(modes()), other_((before_ ^ wanted) & kModes) {
+    if (other_) set_modes(before_ ^ other_);
+  }
+  ~Modes() {
+    if (other_) set_modes(before_);
+  }
+  Modes(const Modes&) = delete;
+  Modes& operator=(const Modes&) = delete;
+
+ private:
+  const uint64_t before_, other_;
+};
+
 struct Works {
   Work* works;
   int64_t count;
+  uint64_t modes = 0;  // the caller's
 };
 
 // Calls each(work, tensor, first, last) for the tensors under [begin, end) of the elements of all works in a row.
@@ -97,7 +136,9 @@ void walk(const Works& all, int64_t begin, int64_t end, Each each) {
 }
 
 void region(int64_t begin, int64_t end, void* context) {
-  walk(*static_cast<const Works*>(context), begin, end,
+  const Works& all = *static_cast<const Works*>(context);
+  const Modes own(all.modes);
+  walk(all, begin, end,
        [](const Work& work, int64_t i, int64_t first, int64_t last) {
          piece_for(work)(work, i, first, last);
        });
@@ -212,7 +253,7 @@ struct Stream {
 RMSPROP_API int32_t rmsprop_step(Work* works, int64_t count, double found_inf, ParallelFor parallel_for,
                                  int64_t grain) {
   if (found_inf != 0) return 0;
-  Works all{works, count};
+  Works all{works, count, modes()};
   const int64_t total = lay_out(all);
   for (int64_t w = 0; w < count; ++w) {
     works[w].step_type == kFloat64 ? count_steps<double>(works[w]) : count_steps<float>(works[w]);

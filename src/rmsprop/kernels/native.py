@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from rmsprop.forked import in_child
+
 # Element types, in the order of csrc/rmsprop.h.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -145,7 +147,7 @@ def load(library: Path | None = None) -> Native | str:
         unfinite=unfinite,
         pieces=pieces,
         stream=stream,
-        parallel_for=_address(symbols, "torch_parallel_for"),
+        parallel_for=None if in_child() else _address(symbols, "torch_parallel_for"),  # else csrc sees the fork
         host=host,
         dtype_codes=codes,
     )
