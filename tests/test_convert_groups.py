@@ -4,15 +4,21 @@ import torch
 from test_convert_places import net, trained
 
 from rmsprop import RMSprop
-from rmsprop.convert.file import prepare, write
+from rmsprop.convert.file import prepare, write, writer
 
 
 def converted(tmp_path, content):
-    """The report's assumptions as one text, and the optimizer's state dict that is written."""
-    path, out = tmp_path / "in.pt", tmp_path / "out.pt"
+    """The report's assumptions as one text, and the state dict that is written, at once and through another file."""
+    path, through, out = tmp_path / "in.pt", tmp_path / "through.safetensors", tmp_path / "out.pt"
     torch.save(content, path)
     plan = prepare(path)
+    write(prepare(path, out=writer(through)), through, force=True)
+    write(prepare(through), out, force=True)
+    again = torch.load(out, weights_only=True)["optimizer"]
     write(plan, out, force=True)
+    once = torch.load(out, weights_only=True)["optimizer"]
+    assert again["state"].keys() == once["state"].keys()
+    assert again["param_groups"] == once["param_groups"]
     return "\n".join(plan.report.assumed), torch.load(out, weights_only=True)["optimizer"]
 
 

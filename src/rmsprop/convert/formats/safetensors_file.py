@@ -84,6 +84,7 @@ def _describe(made: Checkpoint, about: str, path: Path) -> None:
         made.groups = [([str(name) for name in names], dict(hyper)) for names, hyper in said["groups"]]
         made.kinds = {str(name): str(kind) for name, kind in said["kinds"].items()}
         made.turned = recorded(said.get("turned", {}))
+        made.numbers = [names for names, _ in made.groups] if said.get("numbered") is True else []
         order = {name: i for i, name in enumerate(map(str, said["order"]))}
         unknown = {name for names, _ in made.groups for name in names} - set(order)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
@@ -102,6 +103,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.params.items()}
     for name, slots in checkpoint.slots.items():
         tensors |= {f"{PREFIX}{slot}.{name}": np.array(value) for slot, value in slots.items()}
+    listed = [name for names, _ in checkpoint.groups for name in names]  # without state or value, maybe
     about = {
         "source": checkpoint.source,
         "step": checkpoint.step,
@@ -109,6 +111,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         "groups": checkpoint.groups,
         "kinds": checkpoint.kinds,
         "turned": checkpoint.turned,
-        "order": list(dict.fromkeys([*checkpoint.params, *checkpoint.slots])),
+        "order": list(dict.fromkeys([*checkpoint.params, *checkpoint.slots, *listed])),
+        "numbered": bool(checkpoint.numbers),
     }
     path.write_bytes(save(tensors, {KEY: json.dumps(about)}))
