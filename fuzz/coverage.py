@@ -5,8 +5,8 @@
 Atheris (`pip install atheris`) counts the branches of this package's bytecode. Two targets, half of the time each:
 
 - readers: a recorded checkpoint, one of whose files is mutated, judged as in fuzz/convert.py;
-- state: a sequence of loads, edits and steps of an optimizer, judged as in fuzz/optimizer.py; the input's bytes are its
-  random choices.
+- state: a sequence of loads, edits and steps of an optimizer, judged as in fuzz/optimizer.py, by choices that are
+  the input's bytes.
 
 Both begin with the recorded checkpoints and with fuzz/corpus, which holds inputs of earlier runs that reach branches
 that the recorded ones do not. `--keep` adds this run's there, the smallest that reach what they reach.
@@ -36,7 +36,7 @@ sys.path.append(str(HERE))
 
 
 class Choices(random.Random):
-    """Random choices that are the bytes of an input; zeros when they are used up."""
+    """Random choices that are the bytes of an input, and then the same ones for every input."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(0)
@@ -44,6 +44,8 @@ class Choices(random.Random):
 
     def getrandbits(self, k: int, /) -> int:
         """The next k bits, of whole bytes."""
+        if self._at >= len(self._data):  # zeros for ever would keep `sample` from ending
+            return super().getrandbits(k)
         count = (k + 7) // 8
         taken = self._data[self._at : self._at + count]
         self._at += count
