@@ -20,6 +20,7 @@ import sys
 import time
 import traceback
 import warnings
+from collections import OrderedDict, UserDict, UserList
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -445,6 +446,150 @@ def stepped(draw: random.Random, optimizer: RMSprop) -> None:
     judged_step(optimizer)
 
 
+def _tie(draw: random.Random, optimizer: RMSprop, params: list[Tensor]) -> None:
+    """Lay a parameter, a gradient or a slot into memory that a step writes: as it is, or shifted by an element."""
+    a, b = draw.choice(params), draw.choice(params)
+    owner = draw.choice((a, *optimizer.state.get(a, {}).values()))
+    if not isinstance(owner, Tensor):
+        return
+    memory = owner.detach().reshape(-1)
+    shift = draw.choice((0, 0, 1))
+    if memory.numel() - shift < b.numel():
+        return
+    part = memory[shift : shift + b.numel()].view(b.shape)
+    how = draw.randrange(3)
+    if how == 0 and part.dtype == b.dtype:
+        b.data = part
+    elif how == 1 and part.dtype == b.dtype:
+        b.grad = part
+    elif optimizer.state.get(b):
+        optimizer.state[b][draw.choice(sorted(optimizer.state[b]))] = part
+
+
+def _disguise(draw: random.Random, optimizer: RMSprop, params: list[Tensor]) -> None:
+    """Put something in the place of a gradient or a slot that holds it in another way."""
+    p = draw.choice(params)
+    entry = optimizer.state.get(p) or {}
+    name = draw.choice(("grad", *sorted(entry)))
+    x = p.grad if name == "grad" else entry[name]
+    if not isinstance(x, Tensor):
+        return
+    makers: tuple[Callable[[Tensor], Any], ...] = (
+        lambda x: torch._neg_view(x.clone()),
+        Stored,
+        lambda x: x.clone().as_subclass(type("Marked", (Tensor,), {})),
+        lambda x: x[None].expand(2, *x.shape)[0],
+        lambda x: x.reshape(-1).clone().view(x.shape),
+        lambda x: x.to_sparse() if x.dim() else x.long(),
+        lambda x: x.double(),
+        lambda x: x.clone().resize_(x.numel()),
+        lambda x: nn.Parameter(x.clone()),
+        lambda x: x.numpy(),
+        lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype),
+    )
+    other = draw.choice(makers)(x.detach())
+    if name == "grad":
+        p.grad = other
+    else:
+        entry[name] = other
+
+
+def _rehouse(draw: random.Random, optimizer: RMSprop, params: list[Tensor]) -> None:
+    """Put another kind of list, entry, state or setting in the place of one."""
+    group, p = draw.choice(optimizer.param_groups), draw.choice(params)
+    entry = optimizer.state.get(p)
+    how = draw.randrange(9)
+    if how == 0:
+        group["params"] = draw.choice((tuple, UserList, list))(group["params"])
+    elif how == 1 and entry:
+        optimizer.state[p] = draw.choice((UserDict, OrderedDict, dict))(entry)
+    elif how == 2 and entry:
+        optimizer.state[draw.choice(params)] = entry
+    elif how == 3 and entry:
+        entry["step"] = draw.choice((3, torch.tensor(3), torch.tensor(3.0), torch.ones(1), None, True))
+    elif how == 4:
+        group["params"].append(draw.choice((None, p, nn.Parameter(torch.ones(2)))))
+    elif how == 5:
+        group["params"].reverse()
+    elif how == 6:
+        optimizer.state = draw.choice((UserDict, dict))(optimizer.state)
+    elif how == 7:
+        name = draw.choice(("alpha", "lr", "eps", "momentum"))
+        group[name] = draw.choice((True, "0.1", torch.tensor(1), torch.tensor(0.5)))
+    elif entry:
+        entry["compensation"] = torch.zeros_like(p)
+
+
+class Stored(Tensor):
+    """A subclass whose operators see twice what is stored."""
+
+    inner: Tensor
+
+    @staticmethod
+    def __new__(cls, inner: Tensor) -> "Stored":
+        own: Stored = Tensor._make_subclass(cls, inner)
+        own.inner = inner
+        return own
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = torch.utils._pytree.tree_map(
+            lambda x: x.inner * 2 if isinstance(x, Stored) else x, (args, kwargs or {})
+        )
+        return func(*given[0], **given[1])
+
+
+def moved(draw: random.Random, optimizer: RMSprop) -> None:
+    """Move something under a plan: the next steps are those of a copy that has none, bit by bit, or as refused."""
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    if not all(type(p) is nn.Parameter and p.dtype in REAL and p.numel() and p.is_contiguous() for p in params):
+        return
+    if optimizer._guard is not None or any(group["differentiable"] for group in optimizer.param_groups):
+        return
+    try:
+        for _ in range(2):
+            for p in params:
+                p.grad = torch.full_like(p, 0.5)
+            optimizer.step()
+        other = copy.deepcopy(optimizer)
+    except Exception:  # settings that no step takes
+        return
+    if optimizer._plan is None:
+        return
+    seed = draw.randrange(2**31)
+    ends = []
+    for own in (optimizer, other):
+        again = random.Random(seed)
+        held = [p for group in own.param_groups for p in group["params"]]
+        for p in held:
+            p.grad = torch.linspace(-1, 1, p.numel()).to(p.dtype).view(p.shape)
+        try:
+            for _ in range(again.randint(1, 2)):
+                again.choice((_tie, _disguise, _rehouse))(again, own, held)
+        except (RuntimeError, TypeError, ValueError):  # what torch does not let stand there
+            pass
+        end: list[Any] = []
+        for _ in range(2):
+            own._plan = own._plan if own is optimizer else None
+            try:
+                own.step()
+                end.append("stepped")
+            except Exception as error:
+                refused("step", error)
+                end.append(str(error))
+            end += [bits(p.detach().resolve_neg()) for p in held]
+            for p in held:
+                p.grad = torch.full(p.shape, 0.25, dtype=p.dtype)
+        ends.append(end)
+    if ends[0] != ends[1]:
+        at = [i for i, (a, b) in enumerate(zip(*ends, strict=True)) if a != b]
+        raise FaultError(f"with a plan and without part at {at} of {ends[0][:1]} and {ends[1][:1]}\n{optimizer!r}")
+    optimizer.state.clear()
+    for group in optimizer.param_groups:
+        group.update(params=[nn.Parameter(torch.ones(3))], lr=0.01, alpha=0.9, eps=1e-8, momentum=0.0)
+        group["nesterov"] = False
+
+
 def mutated(draw: random.Random, optimizer: RMSprop) -> None:
     """Edit a group as schedules and people do, step, and put it back if that was refused."""
     group = draw.choice(optimizer.param_groups)
@@ -584,7 +729,7 @@ def reopened(draw: random.Random, optimizer: RMSprop, folder: Path) -> None:
             raise FaultError("checkpoint.load of a damaged file made another state")
 
 
-ACTS = (stepped, stepped, stepped, mutated, loaded, grown, reopened)
+ACTS = (stepped, stepped, stepped, mutated, loaded, grown, reopened, moved)
 
 
 def judge(number: int, folder: Path) -> str | None:

@@ -216,3 +216,21 @@ def test_a_recorded_step_refuses_a_leaf_that_requires_grad() -> None:
     optimizer.state[x]["square_avg"] = torch.ones(3, requires_grad=True)
     with pytest.raises(RuntimeError, match="square_avg of parameter 0 of its group is a leaf that requires grad"):
         optimizer.step()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_lazy_views_are_refused_as_state(backend: str) -> None:
+    """A slot or a count that is negated when it is read, or zero without memory, cannot be written."""
+    for slot in ("step", "square_avg"):
+        for lazy in (
+            lambda x: torch._neg_view(x.clone()),
+            lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype),
+        ):
+            optimizer, params = run(backend)
+            own = optimizer.state[params[2]]
+            own[slot] = lazy(own[slot])
+            kept = [p.detach().clone() for p in params]
+            gradients(params)
+            with pytest.raises(RuntimeError, match=f"{slot} of parameter 'edited' is a lazy view"):
+                optimizer.step()
+            assert all(map(torch.equal, params, kept))

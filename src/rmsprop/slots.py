@@ -159,6 +159,8 @@ def _wrong(name: str, x: Any, p: Tensor, recorded: bool) -> str | None:
         fits = x.dtype in STEPPED and x.is_complex() == p.is_complex()
     if not fits:
         return f"of {x.dtype}"
+    if x._is_zerotensor() or x.is_neg() or x.is_conj():
+        return "a lazy view, of zeros or of what is negated or conjugated when it is read"
     if not x.is_contiguous() and not dense(x.shape, x.stride()) and shares_elements(x):
         return f"a view whose elements share memory (strides {x.stride()})"
     if recorded and x.requires_grad and x.is_leaf:
@@ -201,13 +203,21 @@ def check_apart(parts: Sequence[tuple[Mapping[str, Any], Bucket]], plain: bool) 
             held = [(k, x.data_ptr(), x.nbytes) for k, x in enumerate(values)]
             spans += [(begin, begin + size, i, k, name) for k, begin, size in held if size]
     spans.sort()
+    found = []
     for before, after in pairwise(spans):
         (begin, end), next_begin, one, other = before[:2], after[0], before[2:], after[2:]
         if next_begin >= end or not (one[2] or other[2]):  # parameters may be views of one another
             continue
         if begin != next_begin and not all(_is_dense(parts[i][1], k, name) for i, k, name in (one, other)):
             continue  # they may lie between each other's elements
-        slot, its = (one, other) if one[2] else (other, one)
+        found.append(tuple(sorted((one, other), key=lambda own: (not own[2], own[:2]))))
+    if found:
+        slot, its = min(found)
+        if slot[2] == its[2] and parts[slot[0]][1].param[slot[1]] is parts[its[0]][1].param[its[1]]:
+            twice = _called(parts, *slot[:2], "")
+            raise RuntimeError(
+                f"{twice} is listed twice in the groups, and one step would take it twice; list it once"
+            )
         raise RuntimeError(
             f"{_called(parts, *slot)} shares memory with {_called(parts, *its)}, and one step would write it twice; "
             "give each a tensor of its own (clone), or delete the slot from the state to begin it afresh"
