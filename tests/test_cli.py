@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -147,3 +148,63 @@ def test_the_benchmark_refuses_what_it_does_not_know(words, says):
     code, text = invoke("bench", *words)
     assert code == 2
     assert says in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "inspect folder",
+        "inspect file",
+        "inspect IN --html folder",
+        "inspect IN --html file/x.html",
+        "convert folder x.pt",
+        "convert IN folder --force",
+        "convert IN file/x.pt",
+        "convert IN x.pt --report folder",
+        "convert IN x.pt --report file/x.json",
+        "convert IN x.pt --map folder",
+        "convert IN x.pt --model folder",
+        "race ravine --out file",
+        "demo --out file",
+        "demo --data folder",
+        "translate --from torch --to timm lr=.1 --plot folder",
+        "translate --from torch --to timm lr=.1 --plot file/x.png",
+        "bench --cases rl --seconds 0.01 --threads 1 --out folder",
+        "check folder",
+    ],
+)
+def test_a_file_that_cannot_be_read_or_written_is_one_sentence(words, tmp_path, monkeypatch):
+    """Folders in the place of files and files in the place of folders: exit code 2, named, without a traceback."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("text")
+    given = str(Path(__file__).parent / "checkpoints" / "torch_rmsprop.pt")
+    done = CliRunner().invoke(app, words.replace("IN", given).split(), env={"COLUMNS": "200", "TERM": "dumb"})
+    assert done.exit_code == 2, done.output
+    assert isinstance(done.exception, SystemExit)
+    named = "folder" if "folder" in words else "file"
+    sentence = " ".join(done.output.rpartition("Error")[2].replace("│", " ").split())
+    assert named in sentence
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["file", "folder"], ["file", "folder", "x.pt"])
+
+
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [
+        ("race ravine --format png", "matplotlib"),
+        ("demo --epochs 1", "sklearn"),
+        ("translate --from torch --to timm lr=.1 --plot x.png", "matplotlib"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_the_extra(words, package, tmp_path, monkeypatch):
+    """No traceback of an import."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package or name in USERS]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    done = CliRunner().invoke(app, words.split(), env={"COLUMNS": "200", "TERM": "dumb"})
+    assert done.exit_code == 2
+    assert f"needs {package}: pip install 'rmsprop[cli]'" in done.output
+
+
+USERS = ("rmsprop.plot", "rmsprop.race_plot", "rmsprop.race_page", "rmsprop.page", "rmsprop.data")

@@ -42,7 +42,7 @@ def _sentence(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return f"{error.filename} cannot be read or written: {error.strerror}" if error.filename else str(error)
     if isinstance(error, ModuleNotFoundError) and error.name is not None and not error.name.startswith("rmsprop"):
-        return f"this command needs {error.name}: pip install 'rmsprop[cli]'"
+        return f"this command needs {error.name.partition('.')[0]}: pip install 'rmsprop[cli]'"
     return None
 
 
