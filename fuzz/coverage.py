@@ -190,7 +190,9 @@ def child(target: str, folder: Path, arguments: list[str]) -> None:
             write(folder / "faults", data)
             (folder / "faults" / "report").open("a").write(f"--- {hashlib.sha1(data).hexdigest()}\n{fault}\n")
 
-    atheris.Setup([sys.argv[0], *arguments], one, **({"custom_mutator": mutate} if mutate is not None else {}))
+    # libFuzzer runs its first argument in a shell when it merges
+    again = f"{sys.executable} -W ignore {Path(__file__).resolve()} --child {target} --folder {folder}"
+    atheris.Setup([again, *arguments], one, **({"custom_mutator": mutate} if mutate is not None else {}))
     atheris.Fuzz()
 
 
