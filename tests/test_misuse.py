@@ -1,5 +1,7 @@
 """What `fuzz/optimizer.py` found: odd parameters, settings edited in mid-run, refusals that had changed something."""
 
+import collections
+
 import numpy as np
 import pytest
 import torch
@@ -261,3 +263,115 @@ def test_a_kernel_may_be_asked_for_before_parameters_have_storage(words):
     if words.get("backend") != "eager":
         with pytest.raises(RuntimeError, match="cannot take this step"):
             asked.step()
+
+
+@pytest.mark.parametrize("lr", [-0.25, -1e-18, np.float32(-0.5), torch.tensor(-0.125)], ids=str)
+def test_a_run_below_0_loads_what_it_saved(lr):
+    """A schedule may take lr below 0: its state dict goes back into it, into a new optimizer and into torch's."""
+    p = ones(3)
+    optimizer = RMSprop([p])
+    optimizer.step()
+    optimizer.param_groups[0]["lr"] = lr
+    optimizer.step()
+    saved = optimizer.state_dict()
+    for other in (optimizer, RMSprop([ones(3)]), torch.optim.RMSprop([ones(3)])):
+        other.load_state_dict(saved)
+        assert float(other.param_groups[0]["lr"]) == float(lr)
+        other.step()
+    with pytest.raises(ValueError, match="Invalid learning rate"):
+        RMSprop([ones(3)], lr=lr)
+
+
+def planned(steps, count=2, **words):
+    """An optimizer that has stepped that often, and copies of its parameters."""
+    params = [ones(3) for _ in range(count)]
+    optimizer = RMSprop([{"params": [p]} for p in params], **words)
+    for _ in range(steps):
+        optimizer.step()
+    return params, optimizer, [p.detach().clone() for p in params]
+
+
+@pytest.mark.parametrize("backend", ["auto", "eager"])
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda o: o.param_groups[0].update(params=None), "params of group 0 is None, a NoneType; it takes a list"),
+        (lambda o: o.param_groups[1].update(params=iter([])), "params of group 1 is <list_iterator>"),
+        (
+            lambda o: o.param_groups[1].update(params=(p for p in [ones(1)])),
+            "a generator; it takes a list of tensors",
+        ),
+        (lambda o: o.param_groups[0].update(params="ab"), "params of group 0 is 'ab', a str"),
+        (lambda o: o.param_groups[0].update(params={1: ones(1)}), "a dict; it takes a list of tensors, which every"),
+        (lambda o: o.param_groups[0].update(params=ones(2)), "a Parameter; it takes a list of tensors"),
+        (lambda o: o.param_groups[0]["params"].append(None), "params of group 0 holds None, a NoneType, at place 1"),
+        (lambda o: o.param_groups[0]["params"].append([1]), r"params of group 0 holds \[1\], a list, at place 1"),
+        (lambda o: o.param_groups[0]["params"].append(("a", ones(1))), r"holds \('a', <.*, a tuple, at place 1"),
+        (lambda o: o.param_groups[1]["params"].append(np.ones(2)), "holds <ndarray float64 .*at place 1"),
+        (lambda o: o.param_groups[0]["params"].append(nn.Linear(9, 9)), "holds <Linear>, a Linear, at place 1"),
+        (lambda o: o.param_groups[0].pop("params"), "group 0 has lost its params"),
+        (lambda o: o.param_groups[0].pop("foreach"), "a parameter group has lost its foreach; a group keeps all"),
+        (lambda o: o.param_groups[1].pop("lr"), "a parameter group has lost its lr"),
+        (lambda o: o.param_groups[0].clear(), "group 0 has lost its params"),
+        (lambda o: o.param_groups.append([ones(1)]), r"group 2 of param_groups is \[<.*, a list; a group is a dict"),
+        (lambda o: o.param_groups.insert(0, None), "group 0 of param_groups is None, a NoneType; a group is a dict"),
+        (lambda o: setattr(o, "param_groups", None), "param_groups is None, a NoneType; it takes a list of dicts"),
+        (lambda o: setattr(o, "param_groups", iter(o.param_groups)), "param_groups is <list_iterator>"),
+        (
+            lambda o: setattr(o, "param_groups", o.param_groups[0]),
+            "param_groups is {'params.*a dict; it takes a list",
+        ),
+        (
+            lambda o: o.param_groups[0]["params"].append(o.param_groups[1]["params"][0]),
+            "is listed in group 0 already",
+        ),
+        (lambda o: o.param_groups[0].update(params=o.param_groups[0]["params"] * 2), "a step moves it once, so list"),
+        (lambda o: o.param_groups.append(o.param_groups[0]), "parameter 0 of group 2 is listed in group 0 already"),
+    ],
+    ids=range(23),
+)
+def test_groups_that_were_edited_into_something_else_are_one_sentence(edit, says, steps, backend):
+    """Before anything moves, with and without a plan; so are explain, lint and state_dict of it."""
+    params, optimizer, before = planned(steps, backend=backend)
+    edit(optimizer)
+    for way in (optimizer.step, optimizer.explain, optimizer.lint, optimizer.step):
+        with pytest.raises((TypeError, ValueError), match=says):
+            way()
+    assert all(torch.equal(p.detach(), b) for p, b in zip(params, before, strict=True))
+    assert all(optimizer.state[p]["step"] == steps for p in params if steps)
+
+
+@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda o: o.param_groups[0].update(params=tuple(o.param_groups[0]["params"])),
+        lambda o: o.param_groups[0].update(params=collections.UserList(o.param_groups[0]["params"])),
+        lambda o: o.param_groups[0].update(params=collections.deque(o.param_groups[0]["params"])),
+        lambda o: o.param_groups[0].update(params=nn.ParameterList(o.param_groups[0]["params"])),
+        lambda o: o.param_groups[0].update(params=dict(enumerate(o.param_groups[0]["params"])).values()),
+        lambda o: setattr(o, "param_groups", tuple(o.param_groups)),
+        lambda o: setattr(o, "param_groups", collections.deque(map(collections.OrderedDict, o.param_groups))),
+        lambda o: setattr(o, "param_groups", [collections.UserDict(group) for group in o.param_groups]),
+        lambda o: setattr(o, "param_groups", [collections.ChainMap({}, group) for group in o.param_groups]),
+        lambda o: o.param_groups.reverse(),
+        lambda o: o.param_groups.append({**o.param_groups[0], "params": [], 3: "note", ("a",): None}),
+    ],
+    ids=range(11),
+)
+def test_groups_that_torch_steps_are_stepped_after_every_edit(edit, steps):
+    """Other kinds of list and of dict, and more of them: the run stays torch's."""
+    ends = []
+    for cls in (RMSprop, torch.optim.RMSprop):
+        params = [ones(3), ones(2, 2)]
+        optimizer = cls([{"params": params[:1], "lr": 0.1}, {"params": params[1:]}], momentum=0.5)
+        for i in range(steps + 3):
+            if i == steps:
+                edit(optimizer)
+            if i == steps + 1:
+                for group in optimizer.param_groups:
+                    group["lr"] *= 0.5
+            optimizer.step()
+        ends.append([p.detach() for p in params])
+    torch.testing.assert_close(*ends)

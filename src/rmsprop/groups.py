@@ -129,7 +129,7 @@ def _load_group(group: Group, kept: Mapping[str, Any]) -> Group:
     notes = {name: value if is_plain(value) else deepcopy(value) for name, value in own.items()}
     merged = {name: notes.get(name, group[name]) for name in settings.TORCH_GROUP}
     named = {"param_names": group["param_names"]} if "param_names" in group else {}
-    return {**notes, **settings.check_running(merged), **named, "params": group["params"]}
+    return {**notes, **settings.check_saved(merged), **named, "params": group["params"]}
 
 
 def _check_rule(i: int, group: Group, new: Group, kept: Mapping[str, Any]) -> None:

@@ -34,7 +34,7 @@ from rmsprop import (
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, drop_scaling, scaling
 from rmsprop.kernels.triton_plan import build
-from rmsprop.params import not_empty
+from rmsprop.params import check_groups, not_empty
 from rmsprop.recipe import recipes, warn
 from rmsprop.settings import is_unset, unset
 from rmsprop.spec import Hyper, Rule, check_flag, plain
@@ -326,6 +326,7 @@ class RMSprop(Optimizer):
 
         Raises: ValueError where a parameter that has state is in no group any more.
         """
+        check_groups(self.param_groups)
         loading.check_listed(self.param_groups, self.state)
         return placing.handed_out(super().state_dict())
 
@@ -399,6 +400,9 @@ class RMSprop(Optimizer):
 
     def _plain_groups(self) -> list[dict[str, Any]]:
         """The groups with Python's numbers where an edit left NumPy's."""
+        check_groups(self.param_groups)
+        for group in self.param_groups:
+            settings.check_whole(group)
         return [{name: plain(value) for name, value in group.items()} for group in self.param_groups]
 
     @property

@@ -1,6 +1,6 @@
 """What a user gives as `params`, as a list of tensors or of pairs of name and tensor; else the sentence to write."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from inspect import isgenerator
 from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any
@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from rmsprop.printing import shown
 
+_LISTS = {list, tuple}
 _METHODS = (MethodType, FunctionType, BuiltinMethodType)
 
 
@@ -84,6 +85,49 @@ def listed(params: Any) -> Any:
                 "a step cannot write each of them; give its clone()"
             )
     return found
+
+
+def check_groups(groups: Any) -> None:
+    """Refuse param_groups that no step can go through, after an edit.
+
+    Raises: TypeError, ValueError: in one sentence, with the group and what it holds.
+    """
+    if not isinstance(groups, Collection) or isinstance(groups, str | bytes | Mapping):
+        raise TypeError(f"param_groups is {shown(groups)}, a {type(groups).__name__}; it takes a list of dicts")
+    seen: dict[int, int] = {}
+    for i, group in enumerate(groups):
+        if not isinstance(group, Mapping):
+            raise TypeError(
+                f"group {i} of param_groups is {shown(group)}, a {type(group).__name__}; a group is a dict"
+            )
+        if "params" not in group:
+            raise ValueError(f"group {i} has lost its params; remove the group from param_groups, or give it a list")
+        held = group["params"]
+        many = isinstance(held, Sized) and isinstance(held, Iterable)
+        if not many or isinstance(held, (str, bytes, Mapping, set, Tensor)):
+            raise TypeError(
+                f"params of group {i} is {shown(held, 60)}, a {type(held).__name__}; it takes a list of tensors, "
+                "which every step goes through anew"
+            )
+        for place, p in enumerate(held):
+            if not isinstance(p, Tensor):
+                raise TypeError(
+                    f"params of group {i} holds {shown(p, 60)}, a {type(p).__name__}, at place {place}; it takes "
+                    "tensors"
+                )
+            if id(p) in seen:
+                raise ValueError(
+                    f"parameter {place} of group {i} is listed in group {seen[id(p)]} already; a step moves it once, "
+                    "so list it once"
+                )
+            seen[id(p)] = i
+
+
+def are_lists(groups: Any) -> bool:
+    """Whether groups and their params are lists or tuples, and no parameter is listed twice: the quick look."""
+    kinds = {type(groups), *(type(group["params"]) for group in groups)} if type(groups) in _LISTS else {None}
+    ids = [id(p) for group in groups for p in group["params"]] if kinds <= _LISTS else []
+    return kinds <= _LISTS and len(set(ids)) == len(ids)
 
 
 def _not_a_tensor(i: int, given: Any) -> str:

@@ -179,6 +179,17 @@ def check_new(group: Mapping[str, Any]) -> dict[str, Any]:
     return checked
 
 
+def check_saved(group: Mapping[str, Any]) -> dict[str, Any]:
+    """As `check`, for a group of a run that has begun: a schedule may have taken its lr below 0."""
+    lr = plain(group["lr"])
+    below = isinstance(lr, Real) and not isinstance(lr, bool) and lr < 0
+    if isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point() and not lr.is_meta:
+        below = bool(lr < 0)
+    if not below:
+        return check(group)
+    return {**check({**group, "lr": -lr}), "lr": lr if isinstance(lr, Tensor) else float(lr)}
+
+
 def check(group: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a group in plain Python types (a tensor lr stays one).
 
@@ -255,15 +266,7 @@ def check_setting(name: str, value: Any) -> Any:
     return check_flag(name, value)
 
 
-def check_running(group: Mapping[str, Any]) -> dict[str, Any]:
-    """As `check`, for a run that goes on: a schedule may have taken lr below 0, where a run cannot begin."""
-    lr = group["lr"]
-    if isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point() and not lr.is_meta:
-        return {**check({**group, "lr": 0.0}), "lr": lr}
-    if isinstance(lr, Real) and not isinstance(lr, bool) and lr < 0:
-        checked = check({**group, "lr": -lr})
-        return {**checked, "lr": -checked["lr"]}
-    return check(group)
+_LOST = object()  # a setting that an edit removed; not None, which is one of their values
 
 
 def check_edited(group: dict[str, Any], checked: dict[int, tuple[Any, ...]]) -> None:
@@ -274,22 +277,32 @@ def check_edited(group: dict[str, Any], checked: dict[int, tuple[Any, ...]]) -> 
     Mutates: checked; in the group, scalars of NumPy become Python's.
     Raises: ValueError, TypeError: a value that does not work, or two that do not go together.
     """
-    values = [group.get(name) for name in TORCH_GROUP]
+    values = [group.get(name, _LOST) for name in TORCH_GROUP]
     if not all(map(is_plain, values)):
         for name, value in zip(TORCH_GROUP, values, strict=True):
             if name in group and not is_plain(value):
                 group[name] = plain(value)
-        values = [group.get(name) for name in TORCH_GROUP]
+        values = [group.get(name, _LOST) for name in TORCH_GROUP]
     comparable = all(is_plain(x) or isinstance(x, Tensor) for x in values)
     # of a tensor all that is checked: another tensor, or group, may have its id tomorrow
     today = tuple([(x.numel(), x.dtype, x.is_meta) if isinstance(x, Tensor) else x for x in values])
     if comparable and checked.get(id(group)) == today:
         return
+    check_whole(group)
+    lr = group["lr"]
+    if isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point() and not lr.is_meta:
+        lr = 0.0
+    elif isinstance(lr, Real) and not isinstance(lr, bool) and lr < 0:
+        lr = -lr
+    check({**group, "lr": lr})
+    checked[id(group)] = today
+
+
+def check_whole(group: Mapping[str, Any]) -> None:
+    """Refuse a group that an edit took settings from. Raises: ValueError."""
     lost = [name for name in TORCH_GROUP if name not in group]
     if lost:
         raise ValueError(f"a parameter group has lost its {', '.join(lost)}; a group keeps all of its settings")
-    check_running(group)
-    checked[id(group)] = today
 
 
 def to_caller() -> int:

@@ -11,6 +11,7 @@ from rmsprop.bucket import Bucket, wanted
 from rmsprop.forked import serial_after_fork
 from rmsprop.kernels import cpu
 from rmsprop.kernels.plan import scaling
+from rmsprop.params import are_lists, check_groups
 from rmsprop.sparse import chosen, parts
 from rmsprop.spec import Hyper, Rule
 
@@ -24,10 +25,21 @@ def take(optimizer: Any, bad: Tensor | bool | None = None) -> None:
     Args:
         bad: what the guard found, where it has looked; None: it looks here.
     Mutates: parameters, state and the plan. Never gradients.
-    Raises: RuntimeError, before any parameter moves.
+    Raises: RuntimeError, before any parameter moves; TypeError, ValueError for groups that were edited into something
+        else.
     """
+    try:
+        _take(optimizer)
+    except (AttributeError, LookupError, TypeError):
+        check_groups(optimizer.param_groups)
+        raise
+
+
+def _take(optimizer: Any) -> None:
     groups = optimizer.param_groups
     compiling = torch.compiler.is_compiling()
+    if not compiling and not are_lists(groups):
+        check_groups(groups)
     if not optimizer.state and not compiling:
         for group in groups:
             settings.check_edited(group, optimizer._checked)

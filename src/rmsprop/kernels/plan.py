@@ -147,7 +147,9 @@ class Plan:
         Returns: False, with nothing written, if anything moved: then the plan is to be dropped.
         Mutates: parameters and state. Never gradients.
         """
-        if self._busy or backend != self._backend or type(state) not in _STATES or len(groups) != len(self._known):
+        if self._busy or backend != self._backend or type(state) not in _STATES:
+            return False
+        if type(groups) is not list or len(groups) != len(self._known):
             return False
         if cpu.in_mode() or not self._can(scaling, guard, due):
             return False
