@@ -180,9 +180,9 @@ def measure(case: str, variant: str, threads: int, busy: bool, seconds: float) -
     torch.set_num_threads(threads)
     try:
         generator = torch.Generator().manual_seed(0)
-        params = [torch.nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+        params = [torch.nn.Parameter(torch.randn(shape, generator=generator, device="cpu")) for shape in shapes]
         for p in params:
-            p.grad = torch.randn(p.shape, generator=generator) * 1e-3
+            p.grad = torch.randn(p.shape, generator=generator, device="cpu") * 1e-3
         with neighbours(threads if busy else 0):
             times = turn_about(contestants([*params], variant), seconds)
     finally:

@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 from torch.nn.parameter import is_lazy
-from torch.optim.optimizer import (
-    Optimizer,
-    ParamsT,
-    _use_grad_for_differentiable,
-)
+from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop import (
@@ -150,28 +146,15 @@ class RMSprop(Optimizer):
         nonfinite_limit: int | None = 100,
         **words: Any,
     ) -> None:
-        numbers = {
-            "lr": lr,
-            "alpha": alpha,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "momentum": momentum,
-        }
-        switches = {
-            "centered": centered,
-            "eps_mode": eps_mode,
-            "v_init": v_init,
-            "lr_in_buffer": lr_in_buffer,
-            "nesterov": nesterov,
-            "bias_correction": bias_correction,
-            "weight_decay_mode": weight_decay_mode,
-            "sparse": sparse,
-        }
+        numbers = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
+        switches = {"centered": centered, "eps_mode": eps_mode, "v_init": v_init, "lr_in_buffer": lr_in_buffer}
+        switches |= {"nesterov": nesterov, "bias_correction": bias_correction}
+        switches |= {"weight_decay_mode": weight_decay_mode, "sparse": sparse}
         given: dict[str, Any] = {name: value for name, value in numbers.items() if not is_unset(value)}
         given |= {name: value for name, value in switches.items() if value is not None}
-        flags: dict[str, Any] = {"maximize": maximize, "capturable": capturable, "foreach": foreach}
-        flags |= {"differentiable": differentiable, "fused": fused}
-        flags |= {"rounding": rounding, "compensation": compensation, "seed": seed, "max_update": max_update}
+        flags: dict[str, Any] = {"maximize": maximize, "capturable": capturable, "foreach": foreach, "fused": fused}
+        flags |= {"differentiable": differentiable, "rounding": rounding, "compensation": compensation}
+        flags |= {"seed": seed, "max_update": max_update}
         self.backend = kernels.check_backend(backend)
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._guard = guard.make(nonfinite, nonfinite_limit)
@@ -371,11 +354,8 @@ class RMSprop(Optimizer):
         super().__setstate__(state)
         if before:
             sharing.keep(self, before)
-        self.__dict__.setdefault("backend", "auto")
-        self.__dict__.setdefault("_guard", None)
-        self.__dict__.setdefault("_asked", frozenset(settings.TORCH_GROUP))
-        self.__dict__.setdefault("_typed", frozenset())
-        self.__dict__.setdefault("_whole", {})
+        missing: dict[str, Any] = {"backend": "auto", "_guard": None, "_typed": frozenset(), "_whole": {}}
+        self.__dict__ |= {"_asked": frozenset(settings.TORCH_GROUP), **missing} | self.__dict__
         self._rules, self._checked, self._made, self._plan = WeakIdKeyDictionary(), {}, [], None
         loading.complete(self.param_groups, self.state)
         self._begun = [(group["momentum"], False) for group in self.param_groups]

@@ -29,13 +29,13 @@ def take(optimizer: Any, bad: Tensor | bool | None = None) -> None:
         else.
     """
     try:
-        _take(optimizer)
+        _take(optimizer, bad)
     except (AttributeError, LookupError, TypeError):
         check_groups(optimizer.param_groups)
         raise
 
 
-def _take(optimizer: Any) -> None:
+def _take(optimizer: Any, bad: Tensor | bool | None) -> None:
     groups = optimizer.param_groups
     compiling = torch.compiler.is_compiling()
     if not compiling and not are_lists(groups):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rmsprop import lengths, settings, shards
+from rmsprop.forked import serial_after_fork
 from rmsprop.printing import printable
 from rmsprop.spec import Hyper, Rule
 

@@ -120,14 +120,14 @@ def model(
     if not held:
         return {}, {}
 
-    def fits(own: Mapping[str, Any]) -> int:
+    def _fits(own: Mapping[str, Any]) -> int:
         return _fit(own, names, sizes) if place is not None else 0
 
     left = {chosen: held[chosen]} if chosen is not None else held
     if len(left) > 1:
-        exact = {name: own for name, own in left.items() if any(fits(part) > 1 for part in _parts(own).values())}
-        within = {name: own for name, own in left.items() if fits(own)}
-        tiers = (_best(left, fits), _best(_together(left), fits), exact, within, left)
+        exact = {name: own for name, own in left.items() if any(_fits(part) > 1 for part in _parts(own).values())}
+        within = {name: own for name, own in left.items() if _fits(own)}
+        tiers = (_best(left, _fits), _best(_together(left), _fits), exact, within, left)
         left = _narrowed(next(tier for tier in tiers if tier), place)
     if len(left) > 1:
         raise Unreadable(
@@ -135,7 +135,7 @@ def model(
             f"{_quoted(next(iter(held)))}"
         )
     (own,) = left.values()
-    parts = {} if fits(own) > 1 else _narrowed(_best(_parts(own), fits), place)
+    parts = {} if _fits(own) > 1 else _narrowed(_best(_parts(own), _fits), place)
     return own, learned(next(iter(parts.values())) if len(parts) == 1 else own)
 
 

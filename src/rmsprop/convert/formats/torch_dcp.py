@@ -71,6 +71,7 @@ class _Reader(pickle._Unpickler):
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a name of the pickle. Raises: UnpicklingError for one that has no place in it."""
         full = f"{module}.{name}"
         if full in _RECORDS:
             return _Record
@@ -84,10 +85,10 @@ class _Reader(pickle._Unpickler):
 
 
 def _on(opcode: bytes) -> Callable[[Callable[[Any], None]], None]:
-    def register(do: Callable[[Any], None]) -> None:
+    def _register(do: Callable[[Any], None]) -> None:
         _Reader.dispatch[opcode[0]] = do
 
-    return register
+    return _register
 
 
 @_on(pickle.EMPTY_DICT)
@@ -187,7 +188,7 @@ class _Pieces:
             if whole is None:
                 if sum(math.prod(_size(c.held["sizes"])) for c in said["chunks"]) != math.prod(size):
                     raise ValueError(f"the pieces of {shown(name)} leave a gap, or overlap")
-                whole = torch.zeros(size, dtype=value.dtype)
+                whole = torch.zeros(size, dtype=value.dtype, device="cpu")
             whole[tuple(slice(a, a + n) for a, n in zip(at, shape, strict=True))] = value
         if whole is None or filled != math.prod(size):
             raise ValueError(f"{shown(name)} has no pieces")

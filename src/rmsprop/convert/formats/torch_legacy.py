@@ -45,14 +45,18 @@ def load(path: Path) -> Any:
     with path.open("rb") as file:
         whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
 
-    def record(key: str) -> Any:
+    def _record(key: str) -> Any:
         at, size = places[key]
-        made = torch.frombuffer(whole, dtype=torch.uint8, offset=at, count=size) if size else torch.empty(0).byte()
+        made = (
+            torch.frombuffer(whole, dtype=torch.uint8, offset=at, count=size)
+            if size
+            else torch.empty(0, dtype=torch.uint8, device="cpu")
+        )
         return made.clone() if made.data_ptr() % _ALIGNED else made
 
     try:
         pickle, places = _measured(whole)
-        return Machine(functools.cache(record)).run(pickle)
+        return Machine(functools.cache(_record)).run(pickle)
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # whatever a damaged pickle leads to

@@ -82,7 +82,7 @@ class _Records:
             )
             if begin + info.file_size > len(self._mapped):
                 raise ValueError(f"the record {key} past the end of the file")
-            made = torch.empty(0, dtype=torch.uint8)
+            made = torch.empty(0, dtype=torch.uint8, device="cpu")
             if info.file_size:
                 made = torch.frombuffer(self._mapped, dtype=torch.uint8, offset=begin, count=info.file_size)
             self._known[key] = made.clone() if made.data_ptr() % _ALIGNED else made

@@ -239,7 +239,7 @@ class Machine:
         if 0 not in size and reach >= flat.numel():
             raise ValueError(f"a tensor of shape {shown(size)} past the end of its storage")
         if 0 in size:
-            return torch.empty(size, dtype=flat.dtype)
+            return torch.empty(size, dtype=flat.dtype, device="cpu")
         value = torch.as_strided(flat, size, stride, offset)
         if metadata is not None:
             if not isinstance(metadata, dict) or not {"conj", "neg"} >= metadata.keys():
@@ -256,6 +256,7 @@ class _Storage:
         self.raw, self.dtype = raw, dtype
 
     def view(self, dtype: Any) -> Any:
+        """Return the bytes as numbers of a dtype; None: its own."""
         dtype = self.dtype if dtype is None else dtype
         whole = self.raw.numel() // dtype.itemsize * dtype.itemsize
         return self.raw[:whole].view(dtype)
