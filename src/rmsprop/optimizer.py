@@ -339,10 +339,7 @@ class RMSprop(Optimizer):
         Returns: what was loaded, and which settings differ; `print` shows it.
         Raises: ValueError or TypeError, before anything is changed, when it is not an RMSprop's or does not fit.
         """
-        report = loading.load(self, state_dict, strict, rename, hparams, match)
-        if self._guard is not None:
-            self._guard.restart()
-        return report
+        return loading.load(self, state_dict, strict, rename, hparams, match)
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("backend", "_step_supports_amp_scaling", "_asked", "_typed", "_whole", "_shared")
