@@ -28,7 +28,7 @@ from rmsprop import (
     stepping,
 )
 from rmsprop.bucket import Bucket, wanted
-from rmsprop.kernels.plan import Plan, drop_scaling, scaling
+from rmsprop.kernels.plan import Plan, Stepped, drop_scaling, scaling
 from rmsprop.kernels.triton_plan import build
 from rmsprop.params import check_groups, not_empty
 from rmsprop.recipe import recipes, warn
@@ -269,12 +269,12 @@ class RMSprop(Optimizer):
         stepping.take(self, bad)
         return loss
 
-    def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
-        """What the next step may rely on, if one native kernel took this one whole."""
+    def _make_plan(self, backends: list[kernels.Backend], stepped: Stepped) -> Plan | None:
+        """What the next step may rely on, if one native kernel took this one, of these groups and buckets, whole."""
         if type(self)._init_group is not RMSprop._init_group or len({backend.name for backend in backends}) != 1:
             return None
         groups = [(group, self._read(group)[0]) for group in self.param_groups]
-        return build(backends[0].name, self.backend, groups, self.state, _SETTINGS)
+        return build(backends[0].name, self.backend, groups, self.state, _SETTINGS, stepped)
 
     def _read(self, group: dict[str, Any]) -> tuple[Rule, Hyper]:
         """The group's rule and numbers; the rule must be the one that the run began with."""

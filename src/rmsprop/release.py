@@ -19,7 +19,7 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop import kernels
-from rmsprop.kernels.plan import Plan, drop_scaling, scaling
+from rmsprop.kernels.plan import Plan, Stepped, drop_scaling, scaling
 from rmsprop.optimizer import RMSprop
 
 # Bytes of gradients on a CPU that may wait for one another: small parameters then share a call, which looks at all of
@@ -233,11 +233,11 @@ class StepInBackward(RMSprop):
             self._handles.pop(p).remove()
         due[:] = [p for p in due if id(p) in own]
 
-    def _make_plan(self, backends: list[kernels.Backend]) -> Plan | None:
+    def _make_plan(self, backends: list[kernels.Backend], stepped: Stepped) -> Plan | None:
         """No plan while the first iteration makes state: each of its calls would need a new one."""
         if self._due is not None and (len(self.state) != self._stateful or backends[0].name != "cpu"):
             return None
-        return super()._make_plan(backends)
+        return super()._make_plan(backends, stepped)
 
     @_disable_dynamo  # hooks and locks are no part of a graph
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -55,13 +55,15 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
     has_complex = False
     rule, _ = read(group)
     names = {half: kept(rule, group, half) for half in (False, True)}
+    compiling = torch.compiler.is_compiling()
     for i, p in enumerate(group["params"]):
         if not isinstance(p, Tensor):
             raise RuntimeError(f"params of a group holds {shown(p)} at place {i}, and a step takes tensors alone")
-        if p.grad is None:
+        grad = p.grad
+        if grad is None:
             continue
-        if p.grad.layout != torch.strided and (group["sparse"] is None or not p.grad.is_sparse):
-            raise RuntimeError(refused(group, i, p.grad.layout))
+        if grad.layout != torch.strided and (group["sparse"] is None or not grad.is_sparse):
+            raise RuntimeError(refused(group, i, grad.layout))
         if p.dtype not in STEPPED or p.layout != torch.strided:
             raise RuntimeError(_unfit(group, i, p))
         if p.is_conj():
@@ -71,12 +73,12 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
             )
         has_complex |= p.is_complex()
         own: Any = state[p]
-        if not isinstance(own, Mapping):
+        if type(own) is not dict and not isinstance(own, Mapping):
             raise RuntimeError(
                 f"the state of parameter {called(group, i)} is {shown(own)}, and it must be a dict of tensors by "
                 "name; put one there, or delete it from optimizer.state to begin afresh"
             )
-        if not torch.compiler.is_compiling() and "step" in own:
+        if "step" in own and not compiling:
             _count(group, i, own, p, made)
         make(group, own, p, names[is_half(p.dtype)], made)
         if "compensation" in own and not group["compensation"]:
@@ -85,7 +87,7 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
                 "a part of its value; set it back to True, or delete `compensation` from its state to go on without"
             )
         into.param.append(p)
-        into.grad.append(resolved(p.grad))
+        into.grad.append(resolved(grad))
         into.square_avg.append(own["square_avg"])
         into.step.append(own["step"])
         if group["momentum"] != 0:

@@ -93,7 +93,8 @@ def _take(optimizer: Any, bad: Tensor | bool | None) -> None:
         optimizer._idle = 0 if works else optimizer._idle + 1
         optimizer._made.clear()  # it owns parameters
         whole = not clipped and not any(returns)
-        optimizer._plan = optimizer._make_plan(backends) if whole else None
+        stepped = [(group, bucket) for group, _, _, bucket in works]
+        optimizer._plan = optimizer._make_plan(backends, stepped) if whole else None
 
 
 def _make_state(optimizer: Any) -> None:

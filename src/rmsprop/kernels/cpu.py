@@ -71,9 +71,9 @@ class Lists:
     def __init__(self, rule: Rule, bucket: Bucket) -> None:
         count = len(bucket.param)
         self.rule = rule
-        self.size = (c_int64 * count)(*(p.numel() for p in bucket.param))
+        self.size = (c_int64 * count)(*map(Tensor.numel, bucket.param))
         self.address = {
-            name: (c_void_p * count)(*(x.data_ptr() for x in values))
+            name: (c_void_p * count)(*map(Tensor.data_ptr, values))
             for name, values in zip(("param", "grad", *_SLOTS, "step", "compensation"), bucket.lists(), strict=True)
             if values
         }

@@ -7,7 +7,7 @@ import ctypes
 import math
 import struct
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from itertools import chain
@@ -37,6 +37,7 @@ _STATES = (defaultdict, dict)  # a subclass may hold something else than its ite
 Scaling = tuple[Tensor | None, Tensor | None]  # the loss scale, and found_inf
 Due = list[Tensor] | None
 Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
+Stepped = Sequence[tuple[Mapping[str, Any], Bucket]]  # the group and the bucket of each work of a step
 
 
 @dataclass
@@ -96,6 +97,7 @@ class Plan:
         groups: list[tuple[dict[str, Any], Rule]],
         state: Any,
         settings: Settings,
+        stepped: Stepped = (),
     ) -> None:
         self._loaded, self._backend, self._settings = loaded, backend, settings
         self._busy = False
@@ -105,12 +107,12 @@ class Plan:
         params = [p for group, _ in groups for p in group["params"]]
         self._place = {id(p): i for i, p in enumerate(params)}  # a hint: what is found by it is compared
         self._shards = shards.Watch(params, state)
-        parts = [(i, rule, self._shards.stepped(bucket), places) for i, rule, bucket, places in _parts(groups, state)]
-        self.takes = (
-            bool(parts)
-            and type(state) in _STATES
-            and all(self._refuse(rule, bucket) is None for _, rule, bucket, _ in parts)
-        )
+        parts = _all_of(groups, stepped)
+        if not parts:
+            found = _parts(groups, state)
+            parts = [(i, rule, self._shards.stepped(bucket), places) for i, rule, bucket, places in found]
+            parts = parts if all(self._refuse(rule, bucket) is None for _, rule, bucket, _ in parts) else []
+        self.takes = bool(parts) and type(state) in _STATES
         if not self.takes:
             return
         self._host = native.host(parts[0][2].param[0].device)
@@ -333,6 +335,24 @@ class Plan:
 
 
 _Part = tuple[int, Rule, Bucket, list[int]]
+
+
+def _all_of(groups: list[tuple[dict[str, Any], Rule]], stepped: Stepped) -> list[_Part]:
+    """The buckets that a kernel has just stepped, as `_parts`, where each is a whole group of plain tensors.
+
+    Returns: nothing where they are not, such as after a step in which a parameter had no gradient.
+    """
+    parts: list[_Part] = []
+    place, todo = 0, list(stepped)
+    for i, (group, rule) in enumerate(groups):
+        count = len(group["params"])
+        if count:
+            owner, bucket = todo.pop(0) if todo else (None, Bucket())
+            if owner is not group or len(bucket.param) != count or bucket.whole:
+                return []
+            parts.append((i, rule, bucket, list(range(place, place + count))))
+        place += count
+    return parts if not todo else []
 
 
 def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_Part]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from rmsprop.bucket import Bucket
 from rmsprop.guard import Guard
 from rmsprop.kernels import cpu, native, triton
-from rmsprop.kernels.plan import Due, Plan, Scaling, Settings
+from rmsprop.kernels.plan import Due, Plan, Scaling, Settings, Stepped
 from rmsprop.spec import Hyper, Rule
 
 _NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation", "size")
@@ -116,7 +116,12 @@ def _capturing(lists: list[_Lists]) -> bool:
 
 
 def build(
-    used: str, backend: str, groups: list[tuple[dict[str, Any], Rule]], state: Any, settings: Settings
+    used: str,
+    backend: str,
+    groups: list[tuple[dict[str, Any], Rule]],
+    state: Any,
+    settings: Settings,
+    stepped: Stepped,
 ) -> Plan | None:
     """A plan for all groups; None where one native kernel does not take all of them, or the look in C is missing.
 
@@ -124,10 +129,11 @@ def build(
         used: the backend that took the step before.
         backend: the one that was asked for.
         settings: what of a group, but params and numbers, must stay as it is.
+        stepped: the groups, and their buckets, that the step before took.
     """
     kinds = {"cpu": Plan, "triton": DevicePlan}
     loaded = native.load()
     if used not in kinds or isinstance(loaded, str) or loaded.host is None:
         return None
-    plan = kinds[used](loaded, backend, groups, state, settings)
+    plan = kinds[used](loaded, backend, groups, state, settings, stepped)
     return plan if plan.takes else None
