@@ -28,7 +28,7 @@ from rmsprop import (
     stepping,
 )
 from rmsprop.bucket import Bucket, wanted
-from rmsprop.kernels.plan import Plan, Stepped, drop_scaling, scaling
+from rmsprop.kernels.plan import Plan, Stepped
 from rmsprop.kernels.triton_plan import build
 from rmsprop.params import check_groups, not_empty
 from rmsprop.recipe import recipes, warn
@@ -242,7 +242,7 @@ class RMSprop(Optimizer):
         try:
             return None if closure is None and self._again() else self._step(closure)
         except BaseException:
-            drop_scaling(self)
+            stepping.drop_scaling(self)
             raise
 
     def _again(self) -> bool:
@@ -251,7 +251,9 @@ class RMSprop(Optimizer):
             return False
         if self._guard is not None and self._plan.spread:
             return False  # processes decide together, the long way: a plan may hold here and not there
-        return self._plan.again(self.backend, self.param_groups, self.state, scaling(self), self._guard, self._due)
+        return self._plan.again(
+            self.backend, self.param_groups, self.state, stepping.scaling(self), self._guard, self._due
+        )
 
     @_use_grad_for_differentiable
     def _step(self, closure: Callable[[], float] | None) -> float | None:
@@ -264,7 +266,7 @@ class RMSprop(Optimizer):
             if self._again():
                 return loss
         bad = None
-        if torch.compiler.is_compiling() and self._guard is not None and scaling(self) is None:
+        if torch.compiler.is_compiling() and self._guard is not None and stepping.scaling(self) is None:
             bad = self._guard.look(self.param_groups)  # in this frame, which a compiler can go on with after it
         stepping.take(self, bad)
         return loss

@@ -10,7 +10,7 @@ from rmsprop import clipping, kernels, loading, settings, shards, sharing, slots
 from rmsprop.bucket import Bucket, wanted
 from rmsprop.forked import serial_after_fork
 from rmsprop.kernels import cpu
-from rmsprop.kernels.plan import scaling
+from rmsprop.kernels.plan import Scaling
 from rmsprop.params import are_lists, check_groups
 from rmsprop.sparse import chosen, parts
 from rmsprop.spec import Hyper, Rule
@@ -166,3 +166,18 @@ def _fill(optimizer: Any, group: dict[str, Any], first: int) -> list[Bucket]:
         due = set(map(id, optimizer._due))
         bucket = chosen(bucket, [i for i, p in enumerate(bucket.param) if id(p) in due])
     return list(shards.localized(bucket).split())
+
+
+def drop_scaling(optimizer: Any) -> None:
+    """Remove what torch.amp.GradScaler set for a step that raises: it does so itself only after one that returns.
+
+    What is left would scale every later gradient once more, or skip every later step.
+    """
+    for name in ("grad_scale", "found_inf"):
+        optimizer.__dict__.pop(name, None)
+
+
+def scaling(optimizer: Any) -> Scaling | None:
+    """What torch.amp.GradScaler set for this step: the scale that gradients still carry, and found_inf."""
+    found_inf = getattr(optimizer, "found_inf", None)
+    return None if found_inf is None else (getattr(optimizer, "grad_scale", None), found_inf)

@@ -384,18 +384,3 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
             place += 1
         for bucket, places in found.values():
             yield i, rule, bucket.of_its_width(), places
-
-
-def drop_scaling(optimizer: Any) -> None:
-    """Remove what torch.amp.GradScaler set for a step that raises: it does so itself only after one that returns.
-
-    What is left would scale every later gradient once more, or skip every later step.
-    """
-    for name in ("grad_scale", "found_inf"):
-        optimizer.__dict__.pop(name, None)
-
-
-def scaling(optimizer: Any) -> Scaling | None:
-    """What torch.amp.GradScaler set for this step: the scale that gradients still carry, and found_inf."""
-    found_inf = getattr(optimizer, "found_inf", None)
-    return None if found_inf is None else (getattr(optimizer, "grad_scale", None), found_inf)
