@@ -375,3 +375,64 @@ def test_groups_that_torch_steps_are_stepped_after_every_edit(edit, steps):
             optimizer.step()
         ends.append([p.detach() for p in params])
     torch.testing.assert_close(*ends)
+
+
+def wide(depth):
+    """A tuple of two to that power of numbers, which holds one tuple twice at each level."""
+    value = (1,)
+    for _ in range(depth):
+        value = (value, value)
+    return value
+
+
+@pytest.mark.parametrize(
+    "name", ["lr", "alpha", "seed", "sparse", "dialect", "eps_mode", "v_init", "note", "recipe", "rounding"]
+)
+@pytest.mark.parametrize("make", [lambda: wide(64), lambda: [0] * 10**6, lambda: "x\x1b[2J" * 10**6], ids=range(3))
+def test_a_huge_value_in_a_group_is_shown_in_part_at_once(make, name):
+    """By repr, explain, lint and the step, in a setting and in a note; none waits for the whole of it."""
+    p = ones(3)
+    optimizer = RMSprop([p])
+    optimizer.step()
+    optimizer.step()
+    optimizer.param_groups[0][name] = make()
+    shown = repr(optimizer)
+    assert len(shown) < 5000
+    assert "\x1b" not in shown
+    assert ("no equation: " in shown) is (name not in ("note", "recipe"))
+    for way in (optimizer.step, optimizer.explain, optimizer.lint):
+        if name in ("note", "recipe"):
+            way()
+            continue
+        with pytest.raises((TypeError, ValueError)) as caught:
+            way()
+        assert len(str(caught.value)) < 800
+    if name in ("dialect", "lr"):
+        for word in (name, "recipe", "backend", "nonfinite", "nonfinite_limit", "foo"):
+            with pytest.raises((TypeError, ValueError)) as caught:
+                RMSprop([ones(1)], **{word: make()})
+            assert len(str(caught.value)) < 1500
+
+
+@pytest.mark.parametrize("name", ["v_init", "clip_value", "clip_global_norm", "weight_decay", "max_update", "lr"])
+def test_an_integer_beyond_64_bits_is_a_number_in_mid_run_too(name):
+    """As at construction, where it becomes a float."""
+    ends = []
+    for value in (2**70, 2.0**70):
+        p = ones(3)
+        optimizer = RMSprop([p])
+        optimizer.param_groups[0][name] = value
+        optimizer.step()
+        optimizer.step()
+        ends.append(p.detach())
+    assert torch.equal(*(x.nan_to_num(nan=7.0) for x in ends))
+
+
+def test_a_parameter_that_was_appended_without_a_name_is_called_by_its_place():
+    """By lint, state_dict and the step: torch's names are a list of their own."""
+    optimizer = RMSprop([("weight", ones(2, 2))])
+    optimizer.param_groups[0]["params"].append(ones(2, 2))
+    optimizer.step()
+    optimizer.step()
+    optimizer.param_groups[0]["params"][1].grad = torch.full((2, 2), float("nan"))
+    assert any("group0.param1" in str(finding) for finding in optimizer.lint())

@@ -11,11 +11,13 @@ from rmsprop import clipping, kernels, lengths, settings, shards
 from rmsprop.bucket import arithmetic_dtype, is_half, kind, wanted
 from rmsprop.dialects import SWITCHES, find
 from rmsprop.guard import Guard
-from rmsprop.printing import printable
+from rmsprop.printing import printable, shown
 from rmsprop.spec import Hyper, Rule
 
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Any, Mapping[str, Any]]
+
+_LONGEST = 400  # characters of a note, such as the parameters' names
 
 
 def explain(groups: Groups, backend: str, state: State | None = None, guard: Guard | None = None) -> str:
@@ -40,9 +42,22 @@ def show(name: str, groups: Groups, backend: str, guard: Guard | None = None) ->
     lines = [f"{name} (backend: {backend}" + ("" if guard is None else f", nonfinite: {guard.mode}")]
     for i, group in enumerate(groups):
         lines.append(f"Parameter Group {i}")
-        lines += [f"    {printable(f'{name}: {group[name]}')}" for name in sorted(group) if name != "params"]
-        lines += [f"    {line}" for line in equation(group)]
+        names = sorted((name for name in group if name != "params"), key=str)
+        lines += [f"    {name}: {_value(group[name])}" for name in names]
+        try:
+            whole = dict(group)
+            settings.check_edited(whole, {})
+            lines += [f"    {line}" for line in equation(whole)]
+        except (TypeError, ValueError) as error:  # edited; the next step says so too
+            lines.append(f"    no equation: {error}")
     return "\n".join(lines) + "\n)"
+
+
+def _value(value: Any) -> str:
+    """A setting or a note as text: a number or a word as it is, anything else bounded."""
+    if isinstance(value, str):
+        return printable(value[:_LONGEST])
+    return str(value) if isinstance(value, Tensor) and value.numel() == 1 else shown(value, _LONGEST)
 
 
 def equation(group: Mapping[str, Any]) -> list[str]:
@@ -71,7 +86,7 @@ def meaning(rule: Rule, hyper: Hyper) -> list[str]:
 def _origin(group: Mapping[str, Any], rule: Rule) -> Iterator[str]:
     row = find(group["dialect"])
     if "recipe" in group:
-        yield f"recipe {printable(str(group['recipe']))}"
+        yield f"recipe {_value(group['recipe'])}"
     yield f"{row.title}; read in {row.source}"
     own = row.complete({name: group[name] for name in ("eps", "centered", "lr")}, ("eps", "centered", "lr"))
     changed = [name for name in SWITCHES if name != "centered" and getattr(rule, name) != own[name]]

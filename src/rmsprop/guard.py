@@ -16,6 +16,8 @@ from torch._compile import _disable_dynamo
 
 from rmsprop import shards
 from rmsprop.bucket import STEPPED, resolved
+from rmsprop.params import names
+from rmsprop.printing import shown
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -166,12 +168,12 @@ class Guard:
 def make(mode: Any, limit: Any) -> Guard | None:
     """The guard that `nonfinite=` asks for; None for "propagate". Raises: ValueError, TypeError."""
     if not isinstance(mode, str) or mode not in NONFINITE:
-        raise ValueError(f"Invalid nonfinite: {mode!r}; choose one of {', '.join(map(repr, NONFINITE))}")
+        raise ValueError(f"Invalid nonfinite: {shown(mode)}; choose one of {', '.join(map(repr, NONFINITE))}")
     works = "nonfinite_limit takes a whole number >= 1 of skips in a row, such as 100, or None for no limit"
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int)):
-        raise TypeError(f"Invalid nonfinite_limit: {limit!r} is a {type(limit).__name__}; {works}")
+        raise TypeError(f"Invalid nonfinite_limit: {shown(limit)} is a {type(limit).__name__}; {works}")
     if limit is not None and limit < 1:
-        raise ValueError(f"Invalid nonfinite_limit: {limit}; {works}")
+        raise ValueError(f"Invalid nonfinite_limit: {shown(limit)}; {works}")
     return None if mode == "propagate" else Guard(mode, limit)
 
 
@@ -230,8 +232,8 @@ def parameter(groups: Groups, place: int) -> str:
     """A parameter as a sentence calls it, by its place among all of them."""
     for i, group in enumerate(groups):
         if place < len(group["params"]):
-            names = group.get("param_names")
-            return repr(names[place]) if names else f"parameter {place} of group {i}"
+            known = names(group)
+            return shown(known[place]) if known else f"parameter {place} of group {i}"
         place -= len(group["params"])
     return "a parameter"
 

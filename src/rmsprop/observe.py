@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from rmsprop import shards
 from rmsprop.forked import serial_after_fork
+from rmsprop.params import names
 
 
 @serial_after_fork
@@ -91,8 +92,8 @@ def _rates(optimizer: Optimizer) -> Iterator[tuple[str, int, Tensor]]:
                 f"{type(optimizer).__name__} is no RMSprop: its parameter group {i} has no alpha and no centered, "
                 "which the effective learning rate needs"
             )
-        names = group.get("param_names") or [f"group{i}.param{j}" for j in range(len(group["params"]))]
-        for name, param in zip(names, group["params"], strict=True):
+        called = names(group) or [f"group{i}.param{j}" for j in range(len(group["params"]))]
+        for name, param in zip(called, group["params"], strict=True):
             state = optimizer.state.get(param)  # .get, because indexing would make an empty entry
             if not state or "square_avg" not in state:
                 continue

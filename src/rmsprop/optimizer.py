@@ -33,7 +33,7 @@ from rmsprop.kernels.triton_plan import build
 from rmsprop.params import check_groups, not_empty
 from rmsprop.recipe import recipes, warn
 from rmsprop.settings import is_unset, unset
-from rmsprop.spec import Hyper, Rule, check_flag, plain
+from rmsprop.spec import Hyper, Rule, check_flag
 
 # torch 2.13 renamed it; the old name still works there, with a warning.
 _CAPTURE_CHECK = next(
@@ -378,11 +378,12 @@ class RMSprop(Optimizer):
         return explain.explain(self._plain_groups(), self.backend, self.state, self._guard)
 
     def _plain_groups(self) -> list[dict[str, Any]]:
-        """The groups with Python's numbers where an edit left NumPy's."""
+        """Copies of the groups with Python's numbers. Raises: as a step does for edited groups that do not work."""
         check_groups(self.param_groups)
-        for group in self.param_groups:
-            settings.check_whole(group)
-        return [{name: plain(value) for name, value in group.items()} for group in self.param_groups]
+        groups = [dict(group) for group in self.param_groups]
+        for group in groups:
+            settings.check_edited(group, {})
+        return groups
 
     @property
     def skipped(self) -> guard.Skipped:

@@ -21,6 +21,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from rmsprop import kernels
 from rmsprop.kernels.plan import Plan, Stepped
 from rmsprop.optimizer import RMSprop
+from rmsprop.params import names
+from rmsprop.printing import shown
 from rmsprop.stepping import drop_scaling, scaling
 
 # Bytes of gradients on a CPU that may wait for one another: small parameters then share a call, which looks at all of
@@ -299,8 +301,8 @@ class StepInBackward(RMSprop):
         for i, group in enumerate(self.param_groups):
             for j, p in enumerate(group["params"]):
                 if p is param:
-                    names = group.get("param_names")
-                    return repr(names[j]) if names else f"{j} of group {i}"
+                    known = names(group)
+                    return shown(known[j]) if known else f"{j} of group {i}"
         return "of no group"
 
 

@@ -288,21 +288,18 @@ def check_edited(group: dict[str, Any], checked: dict[int, tuple[Any, ...]]) -> 
     today = tuple([(x.numel(), x.dtype, x.is_meta) if isinstance(x, Tensor) else x for x in values])
     if comparable and checked.get(id(group)) == today:
         return
-    check_whole(group)
+    lost = [name for name in TORCH_GROUP if name not in group]
+    if lost:
+        raise ValueError(f"a parameter group has lost its {', '.join(lost)}; a group keeps all of its settings")
     lr = group["lr"]
     if isinstance(lr, Tensor) and lr.numel() == 1 and lr.is_floating_point() and not lr.is_meta:
         lr = 0.0
     elif isinstance(lr, Real) and not isinstance(lr, bool) and lr < 0:
         lr = -lr
-    check({**group, "lr": lr})
+    for name, value in check({**group, "lr": lr}).items():
+        if type(group[name]) is int and type(value) is float and abs(value) >= 2**63:
+            group[name] = value  # what no 64-bit integer holds
     checked[id(group)] = today
-
-
-def check_whole(group: Mapping[str, Any]) -> None:
-    """Refuse a group that an edit took settings from. Raises: ValueError."""
-    lost = [name for name in TORCH_GROUP if name not in group]
-    if lost:
-        raise ValueError(f"a parameter group has lost its {', '.join(lost)}; a group keeps all of its settings")
 
 
 def to_caller() -> int:

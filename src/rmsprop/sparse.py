@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from rmsprop.bucket import Bucket
+from rmsprop.params import names
+from rmsprop.printing import shown
 
 WRITTEN = ("param", "square_avg", "grad_avg", "momentum_buffer", "compensation")
 
 
 def called(group: Mapping[str, Any], i: int) -> str:
     """The name of the group's parameter i, or its place."""
-    names = group.get("param_names")
-    return repr(names[i]) if names else f"{i} of its group"
+    known = names(group)
+    return shown(known[i]) if known else f"{i} of its group"
 
 
 def refused(group: Mapping[str, Any], i: int, layout: torch.layout) -> str:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from rmsprop import lengths, settings, shards
 from rmsprop.forked import serial_after_fork
+from rmsprop.params import names
 from rmsprop.printing import printable
 from rmsprop.spec import Hyper, Rule
 
@@ -123,8 +124,8 @@ def survey(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str,
     for i, group in enumerate(groups):
         rule, hyper = settings.read(group)
         peak = peak_lr(group, lengths.number(hyper.lr))
-        names = group.get("param_names") or [f"group{i}.param{j}" for j in range(len(group["params"]))]
-        for name, p in zip(names, group["params"], strict=True):
+        called = names(group) or [f"group{i}.param{j}" for j in range(len(group["params"]))]
+        for name, p in zip(called, group["params"], strict=True):
             if not _readable(p):
                 continue
             own = {key: shards.shard(x) for key, x in (state.get(p) or {}).items()}

@@ -110,7 +110,8 @@ def read_words(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
     read: dict[str, Any] = {}
     typed: dict[str, str] = {}
     for word, flag in dialect.requires.items():
-        if given.get(word) and not given.get(flag):
+        on = [isinstance(given.get(name), bool | Number) and bool(given[name]) for name in (word, flag)]
+        if on == [True, False]:
             raise ValueError(
                 f"{word}={shown(given[word])} does not work under dialect={dialect.name!r} without {flag}=True: the "
                 "framework "

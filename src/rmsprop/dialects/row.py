@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from rmsprop.printing import shown
 from rmsprop.spec import Hyper, Rule
 
 HYPERS = tuple(f.name for f in fields(Hyper) if f.name not in ("reference_lr", "max_update"))
@@ -187,7 +188,7 @@ def when_true(yes: Any, no: Any) -> Value:
 
     def _read(value: Any) -> Any:
         if not isinstance(value, bool):
-            raise TypeError(f"{value!r} is no True or False")
+            raise TypeError(f"{shown(value)} is neither True nor False")
         return yes if value else no
 
     return Value(_read, lambda value: value == yes)

@@ -5,6 +5,7 @@ from rmsprop.kernels.base import Backend
 from rmsprop.kernels.cpu import CPU
 from rmsprop.kernels.eager import EAGER
 from rmsprop.kernels.triton import TRITON
+from rmsprop.printing import shown
 from rmsprop.spec import Rule
 
 __all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "describe", "explain", "pick"]
@@ -23,7 +24,7 @@ def check_backend(name: object) -> str:
     names = ("auto", *(backend.name for backend in BACKENDS))
     if isinstance(name, str) and name in names:
         return name
-    raise ValueError(f"Unknown backend: {name!r}; choose one of {', '.join(map(repr, names))}")
+    raise ValueError(f"Unknown backend: {shown(name)}; choose one of {', '.join(map(repr, names))}")
 
 
 def pick(name: str, rule: Rule, bucket: Bucket) -> Backend:

@@ -16,6 +16,7 @@ from typing import Any
 
 from rmsprop import dialects
 from rmsprop.dialects import CLIPS, HYPERS, SWITCHES
+from rmsprop.printing import MOST, shown
 from rmsprop.recipe import games, others, vision
 from rmsprop.recipe.row import TEXTS, Recipe
 from rmsprop.spec import check_number, check_switch
@@ -64,14 +65,15 @@ def find(name: Any) -> Recipe:
     """
     if isinstance(name, str) and name in RECIPES:
         return RECIPES[name]
-    key = name.strip().lower().replace("_", "-").replace(" ", "-") if isinstance(name, str) else ""
+    short = isinstance(name, str) and len(name) <= MOST
+    key = name.strip().lower().replace("_", "-").replace(" ", "-") if short else ""
     meant: tuple[str, ...] = (key,) if key in RECIPES else _ALIASES.get(key, ())
     if key and not meant:
         held = tuple(known for known in RECIPES if key in known or known in key)
         meant = held or tuple(difflib.get_close_matches(key, RECIPES, n=1))
     if meant:
-        raise ValueError(f"Unknown recipe: {name!r}; did you mean {' or '.join(map(repr, meant))}?")
-    raise ValueError(f"Unknown recipe: {name!r}; choose one of {', '.join(map(repr, RECIPES))}")
+        raise ValueError(f"Unknown recipe: {shown(name)}; did you mean {' or '.join(map(repr, meant))}?")
+    raise ValueError(f"Unknown recipe: {shown(name)}; choose one of {', '.join(map(repr, RECIPES))}")
 
 
 def recipes(name: str, **changes: Any) -> dict[str, Any]:
@@ -211,9 +213,9 @@ def _check(name: str, value: Any) -> Any:
 def _check_dialect(row: Recipe, dialect: Any) -> None:
     if dialect != row.dialect:
         raise ValueError(
-            f"the recipe {row.name!r} fixes dialect={row.dialect!r}, and got {dialect!r}, under which its numbers "
-            f"mean something else; write RMSprop.recipe({row.name!r}, params), or RMSprop(params, "
-            f"**recipes({row.name!r})), or RMSprop(params, dialect={dialect!r}, ...) without a recipe"
+            f"the recipe {row.name!r} fixes dialect={row.dialect!r}, and got {shown(dialect)}, under which its "
+            f"numbers mean something else; write RMSprop.recipe({row.name!r}, params), or RMSprop(params, "
+            f"**recipes({row.name!r})), or RMSprop(params, dialect={shown(dialect)}, ...) without a recipe"
         )
 
 
