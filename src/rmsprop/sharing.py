@@ -79,7 +79,7 @@ def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:
                     tensor.copy_(own.get(name, start))
                     own[name] = tensor
             if p.requires_grad:
-                make(group, optimizer.state[p], p, kept(read(group)[0], group, p), [])
+                make(group, optimizer.state[p], p, kept(read(group)[0], group, is_half(p.dtype)), [])
     for tensor in _tensors(optimizer.state):
         _move(tensor)
 
