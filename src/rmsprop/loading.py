@@ -109,6 +109,8 @@ def load(
     held = place_state(optimizer.state, matched, settled, state, known, reshaped, writes)
     writes.carry_out()
     optimizer.__setstate__({"state": held, "param_groups": settled.groups})
+    if optimizer._guard is not None:
+        optimizer._guard.restart()
     for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         hook(optimizer)
     fit = [pair for pair in matched.pairs if pair.param not in reshaped]
