@@ -36,7 +36,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from cases import BUDGET, Case, as64, errors, state64
 
 import rmsprop
-from rmsprop import RMSprop, checkpoint, reference, settings
+from rmsprop import RMSprop, checkpoint, reference, settings, step_in_backward
 from rmsprop.dialects import DIALECTS
 
 SECONDS = 20
@@ -729,7 +729,223 @@ def reopened(draw: random.Random, optimizer: RMSprop, folder: Path) -> None:
             raise FaultError("checkpoint.load of a damaged file made another state")
 
 
-ACTS = (stepped, stepped, stepped, mutated, loaded, grown, reopened, moved)
+# --- circumstances: modes, counts, lazy views, guards, exceptions ------------------------------------
+
+MODES: tuple[Callable[[], Any], ...] = (
+    lambda: torch.device("meta"),
+    torch.inference_mode,
+    torch.no_grad,
+    lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+)
+WAYS: tuple[dict[str, Any], ...] = (
+    {},
+    {"backend": "eager"},
+    {"foreach": True, "momentum": 0.9},
+    {"capturable": True, "centered": True},
+    {"clip_norm": 0.5, "clip_weights": 2.0},
+    {"clip_global_norm": 1e-3, "clip_value": 0.1},
+    {"max_update": 1.0, "bias_correction": True},
+    {"sparse": "lazy", "momentum": 0.5},
+    {"sparse": "dense"},
+)
+
+
+def _own(draw: random.Random, half: bool = False) -> tuple[list[nn.Parameter], dict[str, Any]]:
+    """Parameters and settings that every way takes: what happens around the step is to be judged."""
+    dtypes = HALF if half else (torch.float32, torch.float64, torch.complex64)
+    shapes = [draw.choice(((3,), (2, 3), (7,))) for _ in range(draw.randint(1, 4))]
+    params = []
+    for shape in shapes:
+        dtype = draw.choice(dtypes)
+        x = numbers(draw, shape, wild=False).to(dtype)
+        params.append(nn.Parameter(torch.complex(x.real, x.real) if dtype.is_complex else x))
+    return params, dict(draw.choice(WAYS)) if not half else {"rounding": "stochastic"}
+
+
+def _given(draw: random.Random, p: Tensor) -> Tensor | None:
+    """A dense gradient of ordinary numbers, perhaps one that autograd left conjugated or negated lazily, or none."""
+    if draw.random() < 0.15:
+        return None
+    g = numbers(draw, tuple(p.shape), wild=False).to(p.dtype)
+    if p.is_complex():
+        g = torch.complex(g.real, g.real * 2)
+        return draw.choice((g, g.conj(), torch._neg_view(g), torch._neg_view(g.conj())))
+    return draw.choice((g, g, torch.complex(torch.zeros_like(g), -g).conj().imag))
+
+
+def _ends(optimizer: RMSprop, params: list[nn.Parameter]) -> list[Any]:
+    return [bits(p) for p in params] + [bits(x) for p in params for x in optimizer.state.get(p, {}).values()]
+
+
+def circumstanced(draw: random.Random, _optimizer: RMSprop) -> None:
+    """Steps under a global mode, of lazy views, are bit by bit those without, of the same numbers in memory."""
+    params, way = _own(draw)
+    mode = draw.choice(MODES)
+    rows = [[_given(draw, p) for p in params] for _ in range(3)]
+    ends = []
+    for context in (nullcontext, mode):
+        own = [nn.Parameter(p.detach().clone()) for p in params]
+        optimizer = RMSprop(own, lr=0.1, **way)
+        for row in rows:
+            for p, g in zip(own, row, strict=True):
+                plain = context is nullcontext and g is not None
+                p.grad = g.resolve_conj().resolve_neg().clone() if plain and g is not None else g
+            with context():
+                optimizer.step()
+        ends.append(_ends(optimizer, own))
+    if ends[0] != ends[1]:
+        raise FaultError(f"under {mode} or by lazy views another step\n{way}")
+
+
+def counted(draw: random.Random, _optimizer: RMSprop) -> None:
+    """A count goes on wherever it stands and however it came there, and no two steps draw the same random bits."""
+    half = draw.random() < 0.5
+    params, way = _own(draw, half)
+    count = draw.choice((2**24 - 1, 2**24, 2**24 + 5, 2**31, 2**32 - 1)) + draw.randrange(3)
+    optimizer = RMSprop(params, lr=2.0**-12, **{"backend": draw.choice(("auto", "eager")), **way})
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    narrow = draw.random() < 0.5  # as torch keeps it: where it stands is what float32 has for the count
+    for p in params:
+        optimizer.state[p]["step"] = torch.tensor(float(count), dtype=torch.float32 if narrow else torch.float64)
+    start = int(optimizer.state[params[0]]["step"])
+    seen = []
+    for _ in range(3):
+        for p in params:
+            p.data.fill_(1.0)
+        optimizer.step()
+        seen.append([bits(p) for p in params])
+    reached = {float(optimizer.state[p]["step"]) for p in params}
+    if reached != {start + 3.0}:
+        raise FaultError(f"three steps from {start} end at {reached}\n{optimizer!r}")
+    if half and sum(p.numel() for p in params) > 12 and seen[0] == seen[1] == seen[2]:
+        raise FaultError(f"from {start} on the same random bits recur\n{optimizer!r}")
+
+
+def guarded(draw: random.Random, _optimizer: RMSprop) -> None:
+    """Whatever the groups, backends skip the same steps, count alike, and name the first parameter at fault."""
+    groups: list[dict[str, Any]] = []
+    for _ in range(draw.randint(1, 3)):
+        params = [nn.Parameter(torch.ones(4, 2, dtype=draw.choice(REAL[:2]))) for _ in range(draw.randint(1, 3))]
+        groups.append({"params": params, "frozen": draw.random() < 0.3})
+    whole = [p for group in groups for p in group["params"]]
+    names = [(f"p{i}", p) for i, p in enumerate(whole)]
+    shared: list[Any] = []
+    for backend in ("auto", "eager"):
+        at, own = 0, []
+        for group in groups:
+            n = len(group["params"])
+            copies = [(name, nn.Parameter(p.detach().clone())) for name, p in names[at : at + n]]
+            at += n
+            own.append({"params": copies})
+        shared.append(RMSprop(own, lr=0.1, nonfinite="skip", nonfinite_limit=None, sparse="lazy", backend=backend))
+    total = row = 0
+    for _ in range(draw.randint(2, 8)):
+        kinds = [draw.choice(("good", "good", "good", "none", "bad", "sparse", "sums", "large")) for _ in whole]
+        frozen = [group["frozen"] for group in groups for _ in group["params"]]
+        kinds = ["none" if still else kind for kind, still in zip(kinds, frozen, strict=True)]
+        for optimizer in shared:
+            for p, kind in zip((p for g in optimizer.param_groups for p in g["params"]), kinds, strict=True):
+                p.grad = _kind_of_gradient(p, kind)
+            optimizer.step()
+        faults = [name for (name, _), kind in zip(names, kinds, strict=True) if kind in ("bad", "sums")]
+        total, row = (total + 1, row + 1) if faults else (total, 0)
+        for optimizer in shared:
+            seen = optimizer.skipped
+            if (seen.total, seen.in_a_row) != (total, row) or (faults and seen.parameter != repr(faults[0])):
+                raise FaultError(f"{seen} for {total}, {row}, {faults} after {kinds} by {optimizer.backend}")
+            if not all(torch.isfinite(p).all() for g in optimizer.param_groups for p in g["params"]):
+                raise FaultError(f"a skipped step was taken: {kinds} by {optimizer.backend}")
+
+
+def _kind_of_gradient(p: Tensor, kind: str) -> Tensor | None:
+    if kind == "none":
+        return None
+    if kind in ("sparse", "sums"):
+        value = torch.finfo(p.dtype).max if kind == "sums" else 1.0
+        values = torch.tensor([[value, 1.0], [value, 1.0]], dtype=p.dtype)
+        return torch.sparse_coo_tensor(torch.tensor([[2, 2]]), values, p.shape, check_invariants=True)
+    g = torch.full_like(p, 1e18 if kind == "large" else 0.5)
+    if kind == "bad":
+        g[-1, -1] = NAN
+    return g
+
+
+def clipped(draw: random.Random, _optimizer: RMSprop) -> None:
+    """Whatever a finite gradient's size, its clipped norm is the bound, as numbers without exponents have it."""
+    dtype = draw.choice(REAL[:2])
+    far = 37 if dtype == torch.float32 else 300
+    size, bound = (10.0 ** draw.randint(-far, far) for _ in range(2))
+    bound = min(max(bound, 1e-30), 1e30)
+    how = draw.choice(("clip_norm", "clip_global_norm"))
+    p = nn.Parameter(torch.zeros(2, dtype=dtype))
+    eps = 1e6 * min(size, bound)  # the step is then lr·g/eps of the clipped g
+    if not 1e-10 < eps < 1e22:  # else the step itself overflows or vanishes
+        return
+    p.grad = torch.tensor([0.6 * size, -0.8 * size], dtype=dtype)
+    RMSprop([p], lr=1.0, alpha=0.0, eps=eps, nonfinite="raise", **{how: bound}).step()
+    wanted = torch.tensor([-0.6e-6, 0.8e-6], dtype=torch.float64)
+    if not torch.allclose(p.detach().double(), wanted, rtol=1e-3, atol=0):
+        raise FaultError(f"{how}={bound} of a gradient of {size} in {dtype} steps {p.tolist()}")
+
+
+def failed(draw: random.Random, _optimizer: RMSprop) -> None:
+    """An exception in a step, a closure or a backward pass leaves nothing behind: the next step is as ever."""
+    p, q = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    backend = draw.choice(("auto", "eager"))
+    ours = RMSprop([p], lr=0.1, amp_in_step=True, capturable=True, backend=backend)
+    plain = RMSprop([q], lr=0.1, capturable=True, backend=backend)
+    ours.grad_scale, ours.found_inf = torch.tensor(4.0), torch.ones(())
+    p.grad = q.grad = torch.ones(3)
+
+    def closure() -> float:
+        raise ArithmeticError
+
+    alpha = ours.param_groups[0]["alpha"]
+    try:
+        if draw.random() < 0.5:
+            ours.step(closure)
+        else:
+            ours.param_groups[0]["alpha"] = 2.0
+            ours.step()
+        raise FaultError("a step that must raise did not")
+    except (ArithmeticError, ValueError):
+        ours.param_groups[0]["alpha"] = alpha
+    ours.step()
+    plain.step()
+    if _ends(ours, [p]) != _ends(plain, [q]):
+        raise FaultError("what a scaler had set for a step that raised is there at the next")
+    _failed_backward(draw)
+
+
+def _failed_backward(draw: random.Random) -> None:
+    nets = [nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)) for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    inside, after = step_in_backward(nets[0], lr=0.1), RMSprop(nets[1].parameters(), lr=0.1)
+    for _ in range(draw.randint(1, 4)):
+        fails, clear = draw.random() < 0.5, draw.random() < 0.5
+        for net, optimizer in zip(nets, (inside, after), strict=True):
+            if fails:
+                hidden = net[:2](torch.ones(1, 2))
+                hidden.register_hook(lambda _: 1 / 0)
+                try:
+                    net[2](hidden).sum().backward()
+                except ZeroDivisionError:
+                    if clear:
+                        optimizer.zero_grad()
+            try:
+                net(torch.ones(1, 2)).sum().backward()
+            except RuntimeError as error:
+                raise FaultError(f"a pass that failed bars the next: {error}") from error
+            optimizer.step()
+            optimizer.zero_grad()
+        if not all(map(torch.equal, *(net.parameters() for net in nets))):
+            raise FaultError("after a pass that failed another step than the ordinary optimizer's")
+
+
+AROUND = (circumstanced, counted, guarded, clipped, failed)
+ACTS = (stepped, stepped, stepped, mutated, loaded, grown, reopened, moved, *AROUND)
 
 
 def judge(number: int, folder: Path) -> str | None:

@@ -200,6 +200,7 @@ def test_paddles_own_objects_are_read_by_their_class():
         (torch.bfloat16, 1e38, 2.0),
         (torch.float64, 1e200, 1.0),
         (torch.float64, 1e-250, 1e-260),
+        (torch.float64, 1e300, 1e-30),
     ],
     ids=str,
 )

@@ -117,13 +117,17 @@ def _clip_norms_together(works: Sequence[Work]) -> None:
 
 def _bounded(g: Tensor, norm: Tensor, bound: float) -> Tensor:
     """g·bound/max(norm, bound), and g itself where the norm is within the bound."""
+    if not bound:
+        return g * 0.0
     real = g.real.dtype if g.is_complex() else g.dtype
-    factor = bound / norm.clamp(min=bound) if bound else torch.zeros_like(norm)
+    norm = norm.clamp(min=bound)
+    factor = bound / norm
     held = factor.clamp(min=_SMALLEST)
     g = g * held.to(real)
     if g.is_cpu and not torch.compiler.is_compiling() and bool(held == factor):
         return g
-    return g * (factor / held).to(real)  # a factor below float32's normal numbers, in two
+    # below float32's normal numbers in two: the factor itself may be below float64's
+    return g * torch.where(held == factor, 1.0, bound / held / norm).to(real)
 
 
 def _widened(g: Tensor) -> Tensor:
