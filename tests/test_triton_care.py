@@ -263,7 +263,7 @@ def test_the_plan_takes_over_the_table_that_was_sent(capturable: bool) -> None:
     optimizer = RMSprop([p], backend="triton", capturable=capturable, rounding="stochastic", compensation=True)
     p.grad = torch.ones_like(p)
     optimizer.step()
-    table = optimizer._plan._held[0][0].table
+    table = optimizer._plan._lists_held[0].table
     assert (table.sendings, len(triton._tables)) == (1, 0)
     for _ in range(3):
         optimizer.step()
