@@ -151,6 +151,21 @@ struct World {
     }
     return &made;
   }
+
+  // A tensor of the same shape and strides, with memory of its own.
+  Tensor* like(const Impl& other, int32_t dtype) {
+    tensors.push_back(std::make_unique<Tensor>());
+    Impl& impl = tensors.back()->held;
+    impl = other;
+    impl.keys = kPlain, impl.dtype = dtype, impl.device = 0, impl.bumped = 0;
+    int64_t extent = 1, count = 1;
+    for (int64_t d = 0; d < impl.dim; ++d) {
+      count *= impl.sizes[d];
+      extent += (impl.sizes[d] - 1) * impl.strides[d];
+    }
+    impl.data = block(count ? size_t(extent * width(dtype)) : 0);
+    return tensors.back().get();
+  }
 };
 
 struct Kind {
@@ -211,6 +226,9 @@ bool may_step(const Plan& plan, World& world, const std::vector<std::vector<int6
         if (item.first == world.keys[size_t(place)]) entry = static_cast<Dict*>(item.second);
       }
       if (entry == nullptr || entry->type != &dict_type) return false;
+      for (int64_t i = 0; i < plan.items; ++i) {  // what an entry holds besides may mean another step
+        if (plan.item[i] == place && int64_t(entry->items.size()) != plan.entry_size[i]) return false;
+      }
       const bool kept[kTensors] = {true, true, true, work.grad_avg != nullptr, work.momentum_buffer != nullptr, true,
                                    work.compensation != nullptr};
       for (int k = 0; k < kTensors; ++k) {
@@ -303,9 +321,7 @@ void run(Provider& draw) {
     for (int k = kSquareAvg; k < kTensors; ++k) {
       if ((k == kGradAvg && !centered) || (k == kMomentumBuffer && !momentum) || (k == kCompensation && !rest)) continue;
       const int32_t type = k == kStep ? kind.step : k == kCompensation ? param : kind.state;
-      Tensor* x = world.tensor(type, k == kStep ? std::vector<int64_t>{} : shape, false);
-      for (int64_t d = 0; k != kStep && d < p->held.dim; ++d) x->held.strides[d] = p->held.strides[d] ? p->held.strides[d] : x->held.strides[d];
-      if (k != kStep && !is_dense(p->held)) for (int64_t d = 0, stride = 1; d < x->held.dim; ++d) x->held.strides[x->held.dim - 1 - d] = stride, stride *= std::max<int64_t>(x->held.sizes[x->held.dim - 1 - d], 1);
+      Tensor* x = k == kStep ? world.tensor(type, {}, false) : world.like(p->held, type);
       if (k == kStep) std::memset(x->held.data, 0, size_t(width(type)));
       entry.items.emplace_back(&world.names[k], x);
     }
@@ -375,8 +391,7 @@ void run(Provider& draw) {
       const Kind kind = of_param[i];
       if (what < 6) {
         auto* p = static_cast<Tensor*>(world.params[i]);
-        Tensor* g = world.tensor(kind.param, shapes[i], what == 0);
-        if (what != 0 && is_dense(p->held)) std::memcpy(g->held.strides, p->held.strides, sizeof(g->held.strides));
+        Tensor* g = what == 0 ? world.tensor(kind.param, shapes[i], true) : world.like(p->held, kind.param);
         world.gradients[i] = g;
       } else if (what == 6) {
         world.gradients[i] = &none_object;
@@ -396,7 +411,8 @@ void run(Provider& draw) {
           auto& slot = one.items[draw.ConsumeIntegralInRange<size_t>(0, one.items.size() - 1)];
           if (slot.second != &world) {
             const Impl old = static_cast<Tensor*>(slot.second)->held;
-            Tensor* x = world.tensor(old.dtype, std::vector<int64_t>(old.sizes, old.sizes + old.dim), how == 3);
+            const std::vector<int64_t> shape(old.sizes, old.sizes + old.dim);
+            Tensor* x = how == 3 ? world.tensor(old.dtype, shape, true) : world.like(old, old.dtype);
             slot.second = x;
           }
         }
