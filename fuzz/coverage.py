@@ -8,8 +8,8 @@ Atheris (`pip install atheris`) counts the branches of this package's bytecode. 
 - state: a sequence of loads, edits and steps of an optimizer, judged as in fuzz/optimizer.py, by choices that are
   the input's bytes.
 
-Both begin with the recorded checkpoints and with fuzz/corpus, which holds inputs of earlier runs that reach branches
-that the recorded ones do not. `--keep` adds this run's there, the smallest that reach what they reach.
+Both begin with the recorded checkpoints and with fuzz/corpus, which holds inputs of earlier runs that reach lines
+that the recorded ones do not. `--keep` adds this run's there, the smallest that reach new lines.
 """
 
 import argparse
@@ -25,6 +25,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
@@ -190,9 +191,7 @@ def child(target: str, folder: Path, arguments: list[str]) -> None:
             write(folder / "faults", data)
             (folder / "faults" / "report").open("a").write(f"--- {hashlib.sha1(data).hexdigest()}\n{fault}\n")
 
-    # libFuzzer runs its first argument in a shell when it merges
-    again = f"{sys.executable} -W ignore {Path(__file__).resolve()} --child {target} --folder {folder}"
-    atheris.Setup([again, *arguments], one, **({"custom_mutator": mutate} if mutate is not None else {}))
+    atheris.Setup([sys.argv[0], *arguments], one, **({"custom_mutator": mutate} if mutate is not None else {}))
     atheris.Fuzz()
 
 
@@ -229,7 +228,7 @@ def run(target: str, seconds: int, keep: bool) -> str | None:
             f"{target}: {count} inputs; edges covered: {before} by the recorded, {first} with the corpus, {after} now"
         )
         if keep:
-            merge(call, limits, folder, own)
+            merge(target, folder, own)
         report = folder / "faults" / "report"
         found = report.read_text() if report.exists() else ""
         for crashed in folder.glob("*-*"):
@@ -247,20 +246,40 @@ def run(target: str, seconds: int, keep: bool) -> str | None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def merge(call: list[str], limits: list[str], folder: Path, own: Path) -> None:
-    """Leave in the corpus the smallest inputs that reach what the recorded checkpoints do not, up to the limit."""
-    merged = folder / "merged"
-    shutil.copytree(folder / "seeds", merged)
-    places = [str(place) for place in (merged, own, folder / "grown")]
-    subprocess.run([*call, *limits, "-merge=1", *places], capture_output=True, check=False)
-    seeds = {path.name for path in (folder / "seeds").iterdir()}
-    new = sorted((path for path in merged.iterdir() if path.name not in seeds), key=lambda path: path.stat().st_size)
+def merge(target: str, folder: Path, own: Path) -> None:
+    """Leave in the corpus the smallest inputs that reach lines which the recorded ones do not, up to the limit."""
+    judge, _ = readers(folder, folder / "seeds") if target == "readers" else states(folder / "seeds")
+    reached = set().union(*(lines(judge, path.read_bytes()) for path in (folder / "seeds").iterdir()))
+    before, total, kept = len(reached), 0, []
+    for path in sorted([*own.iterdir(), *(folder / "grown").iterdir()], key=lambda path: path.stat().st_size):
+        data = path.read_bytes()
+        new = lines(judge, data) - reached
+        if new and total + len(data) <= LIMIT:
+            reached |= new
+            total += len(data)
+            kept.append(data)
     shutil.rmtree(own)
-    total = 0
-    for path in new:
-        total += path.stat().st_size
-        if total <= LIMIT:
-            write(own, path.read_bytes())
+    for data in kept:
+        write(own, data)
+    print(f"{target}: {len(kept)} inputs in the corpus, lines reached {before} -> {len(reached)}")
+
+
+def lines(judge: Callable[[bytes], str | None], data: bytes) -> set[tuple[str, int]]:
+    """The lines of this package that an input reaches."""
+    found: set[tuple[str, int]] = set()
+
+    def trace(frame: FrameType, _event: str, _argument: object) -> Callable[..., object] | None:
+        if "rmsprop" not in Path(frame.f_code.co_filename).parts:
+            return None
+        found.add((frame.f_code.co_filename, frame.f_lineno))
+        return trace
+
+    sys.settrace(trace)
+    try:
+        judge(data)
+    finally:
+        sys.settrace(None)
+    return found
 
 
 def covered_in(said: str) -> int:
