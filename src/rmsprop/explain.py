@@ -43,7 +43,7 @@ def show(name: str, groups: Groups, backend: str, guard: Guard | None = None) ->
     for i, group in enumerate(groups):
         lines.append(f"Parameter Group {i}")
         names = sorted((name for name in group if name != "params"), key=str)
-        lines += [f"    {name}: {_value(group[name])}" for name in names]
+        lines += [f"    {printable(str(name))}: {_value(group[name])}" for name in names]
         try:
             whole = dict(group)
             settings.check_edited(whole, {})
