@@ -193,9 +193,9 @@ def test_a_plain_parameter_takes_no_distributed_state(mesh):
 
 
 def test_a_state_dict_of_plain_tensors_is_cut_up(mesh):
-    """One process's state goes to a distributed parameter, in place where it has shards; parts are no whole."""
+    """One process's state goes to a distributed parameter, in place with capturable=True; parts are no whole."""
     p, q = spread(torch.ones(3), mesh), nn.Parameter(torch.ones(3))
-    pair = RMSprop([p], momentum=0.9), RMSprop([q], momentum=0.9)
+    pair = tuple(RMSprop([x], momentum=0.9, capturable=True) for x in (p, q))
     step(pair[1], 1.0, 2.0)
     for _ in range(2):
         pair[0].load_state_dict(pair[1].state_dict())

@@ -133,17 +133,21 @@ class StepInBackward(RMSprop):
         Raises: as RMSprop's; ValueError for settings that need all gradients at once, or a parameter that another
             optimizer steps in backward.
         """
-        flag, self._step_supports_amp_scaling = self._step_supports_amp_scaling, False  # it asks for capturable=True
-        try:
-            super().add_param_group(param_group)
-        finally:
-            self._step_supports_amp_scaling = flag
+        super().add_param_group(param_group)
         try:
             _refuse_whole(self.param_groups[-1])
             self._attach()
         except ValueError:
             self.param_groups.pop()
             raise
+
+    def _check_group(self, group: dict[str, Any], tensors: list[Any]) -> None:
+        """Check a group as RMSprop does, without what amp_in_step asks for: the flag only brings GradScaler here."""
+        flag, self._step_supports_amp_scaling = self._step_supports_amp_scaling, False
+        try:
+            super()._check_group(group, tensors)
+        finally:
+            self._step_supports_amp_scaling = flag
 
     def _attach(self) -> None:
         """Give every parameter that can have one its hook; a frozen one at the first step() after its thaw."""
