@@ -57,8 +57,6 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
     names = {half: kept(rule, group, half) for half in (False, True)}
     compiling = torch.compiler.is_compiling()
     for i, p in enumerate(group["params"]):
-        if not isinstance(p, Tensor):
-            raise RuntimeError(f"params of a group holds {shown(p)} at place {i}, and a step takes tensors alone")
         grad = p.grad
         if grad is None:
             continue
