@@ -10,6 +10,7 @@ from torch import nn
 
 from rmsprop import RMSprop
 from rmsprop.check_script import Report, Watched
+from rmsprop.loading import complete
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "a\x1b[2J\n\x07\u202e<script>"
@@ -65,3 +66,12 @@ def test_an_optimizer_in_words_prints_no_control_characters():
         optimizer.param_groups[0][name] = HOSTILE
     for text in (optimizer.explain(), repr(optimizer)):
         assert all(line.isprintable() for line in text.split("\n")), text
+
+
+def test_entries_of_no_parameter_may_be_anything():
+    """The fuzzer by coverage found it: a tensor of several values, beside the entries of parameters, has no truth."""
+    state = {"tensor": torch.ones(3), "list": [1], "nothing": None}
+    before = dict(state)
+    complete([], state)
+    assert state.keys() == before.keys()
+    assert all(state[key] is before[key] for key in state)

@@ -214,16 +214,19 @@ def complete(groups: list[Group], state: Any) -> None:
     for group in groups:
         for name, value in settings.TORCH_GROUP.items():
             group.setdefault(name, value)
-    if any(own and _lacks_count(own) for own in state.values()):
+    if any(map(_lacks_count, state.values())):
         for group in groups:
             for p in group["params"]:
                 own = state.get(p)
-                if own and _lacks_count(own):
+                if _lacks_count(own):
                     own["step"] = step_tensor(float(own.get("step", 0)), p, group)
 
 
 def _lacks_count(own: Any) -> bool:
-    step = own.get("step") if type(own) is dict or isinstance(own, Mapping) else None
+    """Whether an entry of a parameter's state has no count as a tensor, or one that stops."""
+    if not (type(own) is dict or isinstance(own, Mapping)) or not own:  # what belongs to no parameter may be anything
+        return False
+    step = own.get("step")
     return not isinstance(step, Tensor) or stops(step)
 
 
