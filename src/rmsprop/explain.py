@@ -57,7 +57,8 @@ def _value(value: Any) -> str:
     """A setting or a note as text: a number or a word as it is, anything else bounded."""
     if isinstance(value, str):
         return printable(value[:_LONGEST])
-    return str(value) if isinstance(value, Tensor) and value.numel() == 1 else shown(value, _LONGEST)
+    number = isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta and not value.is_complex()
+    return f"tensor({value.item():g})" if number else shown(value, _LONGEST)
 
 
 def equation(group: Mapping[str, Any]) -> list[str]:

@@ -145,12 +145,11 @@ def _surprise(optimizer: Any, settled: Settled, hparams: str | None) -> list[str
     if hparams is not None:
         return []
     replaced = settled.surprises
-    scheduled: tuple[str, ...] = ("lr",)  # a learning rate alone is what every schedule moves
     if any(isinstance(entry, Mapping) and float(entry.get("step", 0)) for entry in optimizer.state.values()):
-        scheduled = ("lr", "momentum", "weight_decay")  # it has stepped, and may go back to before they moved
-        rule = [d for d in settled.differences if d.name in ("dialect", *SWITCHES) and d not in replaced]
-        replaced = [*rule, *replaced]
-    if all(d.name in scheduled for d in replaced):
+        # it has stepped, and may go back to a checkpoint's numbers, but not in silence to another rule
+        rule = [d for d in settled.differences if d.name in ("dialect", *SWITCHES)]
+        replaced = [*rule, *(d for d in replaced if d not in rule)] if rule else []
+    if all(d.name == "lr" for d in replaced):  # a learning rate alone is what every schedule moves
         return []
     said = ", ".join(
         f"{d.name}={show(d.here)} by {show(d.saved)}" + (f" in group {d.group}" if len(settled.groups) > 1 else "")
