@@ -68,8 +68,8 @@ BACKEND = pytest.mark.parametrize("backend", [pytest.param("cpu", marks=NEEDS_NA
 FOREACH = pytest.mark.parametrize("foreach", [True, False], ids=["foreach", "for-loop"])
 
 # The parameter is rounded once at its own size in both, and that is most of its error: which of 65,536 elements is
-# worst is luck. Measured with 800,000 elements per case: 0.79 to 1.07 times torch's, 0.99 as root mean square. So it is
-# for state: on another processor torch's own worst buffer is 2.41 units off and ours 2.67, 1.11 times as far.
+# worst is luck. Measured with 800,000 elements per case: 0.79 to 1.07 times torch's, 0.99 as root mean square. So it
+# is for state: on another processor torch's own worst buffer is 2.41 units off and ours 2.67, 1.11 times as far.
 LUCK = 1.15
 
 

@@ -298,7 +298,7 @@ MISTAKES = [
     ("NaN as a remainder", 'tl.where(tl.abs(rest) < float("inf"), rest, 0.0)', "rest"),
     ("remainder rounded to nearest", "_at_random(rest, random, param) if stochastic else", ""),
     ("counted while it is read", "not (bias_correction or stochastic)", "not bias_correction"),
-    ("the step forgotten", "low + t * 0x9E3779B9", "low"),
+    ("the step forgotten", "low + t.to(tl.uint32) * 0x9E3779B9", "low"),
 ]
 
 
