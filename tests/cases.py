@@ -99,8 +99,9 @@ assert CASES, "the table of cases is empty"
 #   grad_avg         0.55     1.00     0.55     [3] lerp
 #   momentum_buffer  2.96     3.00     3.00     [6] sqrt (torch's vectorised one is 1 off) and sum, [7], [8]
 #   param            1.82     2.00     0.50     [9], after the same
-# A processor on which torch rounds otherwise finds 3.56 in momentum_buffer, through torch's own operators (eager).
-BUDGET = {"square_avg": 4.5, "grad_avg": 1.5, "momentum_buffer": 3.6, "param": 2.5}
+BUDGET = {"square_avg": 4.5, "grad_avg": 1.5, "momentum_buffer": 3.5, "param": 2.5}
+# torch's own operators round otherwise on some processors: 3.56 was measured in momentum_buffer, through eager alone.
+EAGER_BUDGET = {**BUDGET, "momentum_buffer": 3.6}
 
 
 def shapes_and_layouts(dtype: torch.dtype, generator: torch.Generator) -> list[torch.Tensor]:

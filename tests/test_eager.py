@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases import CASES, DECAYS, DTYPES, within
+from cases import CASES, DECAYS, DTYPES, EAGER_BUDGET, within
 from runs import Run
 
 CAPTURED = [case for case in CASES if not case.rule.maximize]
@@ -14,7 +14,7 @@ FRESH = [case for case in CASES if not (case.rule.centered and case.rule.bias_co
 def test_every_rule_is_the_reference_to_the_last_places(case, dtype):
     """Each step of each rule lies within the frozen budget, for every element, while lr changes."""
     for found in Run(case, dtype, backend="eager").steps():
-        within(found)
+        within(found, EAGER_BUDGET)
 
 
 @pytest.mark.parametrize("foreach", [True, False])
