@@ -20,7 +20,7 @@ from torch import nn
 from rmsprop import RMSprop, checkpoint, files, tree
 
 HERE = Path(__file__).parent
-safetensors = pytest.importorskip("safetensors", reason="safetensors is not installed, and checkpoints need it")
+safetensors_torch = pytest.importorskip("safetensors.torch", reason="safetensors is not installed, and checkpoints need it")
 
 
 def same(one, other):
@@ -398,7 +398,7 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
     torch.save({"a": torch.ones(2)}, path)
     with pytest.raises(ValueError, match="is no whole checkpoint: it is damaged, cut short, or another kind of file"):
         checkpoint.load(path)
-    safetensors.torch.save_file({"a": torch.ones(2)}, path)
+    safetensors_torch.save_file({"a": torch.ones(2)}, path)
     with pytest.raises(ValueError, match=r"is a safetensors file, and no checkpoint of rmsprop: .*load_file reads"):
         checkpoint.load(path)
     path.write_text("{}")
@@ -477,7 +477,7 @@ def test_a_tree_of_any_size_is_a_value_or_one_short_sentence(tmp_path, name):
     """Ints, keys, names, shapes and nesting of any size, with sound checksums."""
     text = json.dumps({"a": HOSTILE_TREES[name]}) if name != "a long int" else '{"a": ' + HOSTILE_TREES[name] + "}"
     notes = {"rmsprop_checkpoint": "1", "rmsprop": "1", "tree": text, "crc32": str(zlib.crc32(text.encode()))}
-    safetensors.torch.save_file({"t": torch.ones(1)}, tmp_path / "x", metadata=notes)
+    safetensors_torch.save_file({"t": torch.ones(1)}, tmp_path / "x", metadata=notes)
     loaded = set(sys.modules)
     try:
         checkpoint.load(tmp_path / "x")
