@@ -20,7 +20,9 @@ from torch import nn
 from rmsprop import RMSprop, checkpoint, files, tree
 
 HERE = Path(__file__).parent
-safetensors_torch = pytest.importorskip("safetensors.torch", reason="safetensors is not installed, and checkpoints need it")
+safetensors_torch = pytest.importorskip(
+    "safetensors.torch", reason="safetensors is not installed, and checkpoints need it"
+)
 
 
 def same(one, other):

@@ -1,13 +1,18 @@
 """State between dialects, on arrays: names, order, units, signs, counts, and what the report says."""
 
+import itertools
+import re
+
 import numpy as np
 import pytest
 import torch
 
 import rmsprop
-from rmsprop import DIALECTS, reference
-from rmsprop.convert import Report, convert
+from rmsprop import DIALECTS, analysis, reference
+from rmsprop.analysis import matched_eps
+from rmsprop.convert import Report, convert, words
 from rmsprop.settings import read, settle
+from rmsprop.spec import EPS_MODES
 
 V, M, B = np.array([1.0, 4.0, 9.0]), np.array([0.5, -1.0, 2.0]), np.array([2.0, -3.0, 0.25])
 
@@ -46,6 +51,32 @@ def test_mxnet_changed_the_order_of_its_slots():
     np.testing.assert_array_equal(state["var"], V)
     np.testing.assert_array_equal(state["mean"], M)
     np.testing.assert_array_equal(state["mom"], B)
+
+
+MODES = {mode: next(row for row in DIALECTS.values() if row.rule.eps_mode == mode) for mode in EPS_MODES}
+PLACES = {
+    "outside": "outside the root",
+    "inside": "inside the root",
+    "both": "both inside and outside the root",
+    "floor": "as a floor under the root",
+}
+
+
+@pytest.mark.parametrize("eps", [1e-12, 1e-8, 0.003, 2.0])
+@pytest.mark.parametrize(("was", "now"), [*itertools.permutations(EPS_MODES, 2)])
+def test_a_file_and_a_call_get_the_same_eps(was, now, eps):
+    """`convert` writes the ε that `translate` says, for every pair of places, and says how far steps differ."""
+    source, target = MODES[was], MODES[now]
+    settings = {**source.complete({"eps": eps}, {"eps"}), "dialect": source.name}
+    report = Report()
+    found = words.translate(settings, target.name, report)
+    assert found["eps"] == matched_eps(was, eps, now)
+    assert analysis.cap(now, found["eps"]) == pytest.approx(analysis.cap(was, eps), rel=1e-5)
+    (sentence,) = [sentence for sentence in report.approximate if sentence.startswith("eps=")]
+    assert f"stands {PLACES[was]} in the source and {PLACES[now]} in the target: {found['eps']:g} gives" in sentence
+    share, root = map(float, re.search(r"up to (\S+)%, where √v is about (\S+),", sentence).groups())
+    steps = [analysis.denominator(mode, e, root=root) for mode, e in ((was, eps), (now, found["eps"]))]
+    assert steps[0] / steps[1] - 1 == pytest.approx(share / 100, abs=0.02)  # the root is printed in two digits
 
 
 def test_heavyball_keeps_the_corrected_average():

@@ -15,7 +15,7 @@ from torch import nn
 from torch.testing import assert_close
 from typer.testing import CliRunner
 
-from rmsprop import DIALECTS, Hyper, RMSprop, Rule, lengths, reference
+from rmsprop import DIALECTS, Hyper, RMSprop, Rule, analysis, reference
 from rmsprop.checks import CHECKS
 from rmsprop.cli import app
 from rmsprop.lint import SEVERITIES
@@ -42,7 +42,7 @@ RULES = [
 def test_the_first_step_is_as_long_as_it_says(rule):
     """In units of lr, against the reference; infinite where the variance is 0."""
     hyper = Hyper(lr=0.01, alpha=0.9, eps=1e-12, momentum=0.8 * rule.momentum)
-    said = lengths.first_step(rule, hyper)
+    said = analysis.first_step(rule, hyper)
     if math.isinf(said):
         assert rule.centered
         assert rule.bias_correction
@@ -56,19 +56,19 @@ def test_the_longest_and_the_steady_step_are_as_long_as_it_says(rule):
     """Of a run with a constant gradient, against the reference, with the step at which it comes."""
     hyper = Hyper(lr=0.01, alpha=0.9, eps=1e-12, momentum=0.8 * rule.momentum)
     run = walked(rule, hyper, 300)
-    longest, at = lengths.longest_step(rule, hyper)
+    longest, at = analysis.longest_step(rule, hyper)
     assert longest == pytest.approx(max(run), rel=1e-6)
     if not rule.bias_correction:  # its steps only grow
         assert run.index(max(run)) + 1 == at
-    assert lengths.steady_step(rule, hyper) == pytest.approx(run[-1], rel=1e-6)
+    assert analysis.steady_step(rule, hyper) == pytest.approx(run[-1], rel=1e-6)
 
 
 def test_yolos_momentum():
     """.937 makes 16 of lr, and the first steps add up to 39."""
     rule, hyper = Rule(momentum=True), Hyper(lr=0.01, alpha=0.99, eps=1e-8, momentum=0.937)
-    assert round(lengths.steady_step(rule, hyper), 1) == 15.9
-    assert round(lengths.first_step(rule, hyper), 6) == 10
-    longest, at = lengths.longest_step(rule, hyper)
+    assert round(analysis.steady_step(rule, hyper), 1) == 15.9
+    assert round(analysis.first_step(rule, hyper), 6) == 10
+    longest, at = analysis.longest_step(rule, hyper)
     assert (round(longest, 1), at) == (38.9, 18)
 
 
@@ -77,17 +77,17 @@ def test_no_gradient_is_multiplied_by_more_than_it_says(mode):
     """The bound is met where the gradient vanishes."""
     rule, hyper = Rule(eps_mode=mode), Hyper(lr=1.0, alpha=0.9, eps=1e-4)
     tiny = 1e-12
-    assert lengths.most(rule, hyper) == pytest.approx(walked(rule, hyper, 1, tiny)[0] / tiny, rel=1e-6)
+    assert analysis.most(rule, hyper) == pytest.approx(walked(rule, hyper, 1, tiny)[0] / tiny, rel=1e-6)
 
 
 def test_the_warm_up_ends_where_it_says():
     """αᵗ·v₀ falls below g² at that step."""
     rule, hyper = Rule(v_init=1.0), Hyper(lr=1.0, alpha=0.9, eps=0.0)
-    steps = lengths.warm_up(rule, hyper, 0.01)
+    steps = analysis.warm_up(rule, hyper, 0.01)
     assert 0.9 ** math.ceil(steps) < 1e-4 <= 0.9 ** math.floor(steps)
-    assert lengths.warm_up(rule, hyper, 2.0) == 0
-    assert math.isinf(lengths.warm_up(rule, hyper, 0.0))
-    assert 0.9 ** (lengths.thaw(0.9, 50.0) / 2) == pytest.approx(1 / 50)
+    assert analysis.warm_up(rule, hyper, 2.0) == 0
+    assert math.isinf(analysis.warm_up(rule, hyper, 0.0))
+    assert 0.9 ** (analysis.thaw(0.9, 50.0) / 2) == pytest.approx(1 / 50)
 
 
 def text(**words):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from rmsprop import RMSprop, checkpoint, lengths, settings
+from rmsprop import RMSprop, analysis, checkpoint, settings
 
 
 def ones(*shape, dtype=torch.float32):
@@ -214,7 +214,7 @@ def test_the_longest_step_is_not_searched_for_for_hours():
     optimizer = RMSprop([ones(4, 4)], alpha=0.9999999, momentum=0.9999999)
     assert "add up" not in optimizer.explain()
     optimizer.lint()
-    assert lengths.longest_step(*settings.read(optimizer.param_groups[0])) is None
+    assert analysis.longest_step(*settings.read(optimizer.param_groups[0])) is None
 
 
 def test_a_variance_of_0_that_max_update_bounds_is_explained():

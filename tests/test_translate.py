@@ -19,10 +19,9 @@ from typer.testing import CliRunner
 
 import rmsprop
 from rmsprop import DIALECTS, Hyper, Rule, reference, translate
+from rmsprop.analysis import denominator, matched_eps
 from rmsprop.cli import app
 from rmsprop.dialects import SWITCHES, read_words, write_words
-from rmsprop.sizes import denominator
-from rmsprop.translation import matched_eps
 
 ROOT = Path(__file__).parents[1]
 STEPS = 30
@@ -375,7 +374,7 @@ def only(found, kind):
 def test_the_matched_eps_has_the_same_cap(mode, other, eps):
     """At v = 0 both divide by the same, to six digits."""
     matched = matched_eps(mode, eps, other)
-    assert denominator(other, matched, 0) == pytest.approx(denominator(mode, eps, 0), rel=1e-5)
+    assert denominator(other, matched, 0.0) == pytest.approx(denominator(mode, eps, 0.0), rel=1e-5)
 
 
 def test_the_size_of_eps_is_where_it_is_felt():

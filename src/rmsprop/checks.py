@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from rmsprop import lengths
+from rmsprop import analysis
 from rmsprop.bucket import arithmetic_dtype
 from rmsprop.facts import Facts
 from rmsprop.group_keys import is_noted, resembling
@@ -48,7 +48,7 @@ def _nonfinite(f: Facts) -> Found:
 def _first_step(f: Facts) -> Found:
     if f.oldest or not f.weight:
         return
-    first = lengths.first_step(f.rule, f.hyper)
+    first = analysis.first_step(f.rule, f.hyper)
     length, weight = first * f.lr, f.weight
     known = [x for x in f.matrices if x.step_rms is not None]
     if known:
@@ -69,15 +69,15 @@ def _first_step(f: Facts) -> Found:
 
 
 def _centered_start(f: Facts) -> Found:
-    if f.oldest or not math.isinf(lengths.first_step(f.rule, f.hyper)):
+    if f.oldest or not math.isinf(analysis.first_step(f.rule, f.hyper)):
         return
     why = "with bias_correction: the first variance is 0" if f.rule.bias_correction else "with alpha=0: v − m² is 0"
     left = replace(f.rule, centered=False)
-    long = f.weight and lengths.first_step(left, f.hyper) * f.lr >= FIRST_SHARE * f.weight
+    long = f.weight and analysis.first_step(left, f.hyper) * f.lr >= FIRST_SHARE * f.weight
     yield (
         "error",
         f"centered {why}, so the first step is {f.lr:g}·g/ε, up to "
-        f"{f.lr * lengths.most(f.rule, f.hyper):g} times the gradient",
+        f"{f.lr * analysis.most(f.rule, f.hyper):g} times the gradient",
         "Take centered=False" + (f" with {_lr(f, f.calm_lr)}" if long else ""),
     )
 
@@ -85,7 +85,7 @@ def _centered_start(f: Facts) -> Found:
 def _momentum(f: Facts) -> Found:
     if not f.rule.momentum or f.guarded or not f.weight:
         return
-    steady, longest = lengths.steady_step(f.rule, f.hyper), lengths.longest_step(f.rule, f.hyper)
+    steady, longest = analysis.steady_step(f.rule, f.hyper), analysis.longest_step(f.rule, f.hyper)
     times = steady * f.lr / f.weight
     if times < STEADY_SHARE:
         return
@@ -166,7 +166,7 @@ def _eps_dominates(f: Facts) -> Found:
     yield (
         "note" if f.guarded else "warning",
         f"eps={f.hyper.eps:g} exceeds {'v' if inside else '√v'} in {share:.0%} of the elements (√v is {root:.2g} on "
-        f"average): they learn as by SGD with lr {f.lr * lengths.most(f.rule, f.hyper):.3g}",
+        f"average): they learn as by SGD with lr {f.lr * analysis.most(f.rule, f.hyper):.3g}",
         f"Take eps={f.fitting_eps:g}{lr} to scale by the gradients, or keep it if it is the recipe's",
     )
 
@@ -175,12 +175,12 @@ def _alpha_small(f: Facts) -> Found:
     alpha, run = f.hyper.alpha, f.run or math.inf
     rare = [x for x in f.tensors if x.steps and x.has_grad and x.touched and not x.is_lazy]
     if alpha < NEAR_SIGN and run > 1:
-        better = 0.9 if run >= lengths.memory(0.9) else _alpha_of(run)
-        longer = lengths.first_step(f.rule, replace(f.hyper, alpha=better)) * f.lr
+        better = 0.9 if run >= analysis.memory(0.9) else _alpha_of(run)
+        longer = analysis.first_step(f.rule, replace(f.hyper, alpha=better)) * f.lr
         lr = f" with {_lr(f, 0.9 * f.weight / longer * f.lr)}" if f.weight and longer >= f.weight else ""
         yield (
             "warning",
-            f"alpha={alpha:g} remembers {lengths.memory(alpha):.2g} gradients: every step is about ±lr, and a rare "
+            f"alpha={alpha:g} remembers {analysis.memory(alpha):.2g} gradients: every step is about ±lr, and a rare "
             "large gradient counts no more than a common small one",
             f"Take alpha={better:g}{lr}" + (" or larger" if math.isinf(run) and not lr else ""),
         )
@@ -193,18 +193,18 @@ def _alpha_small(f: Facts) -> Found:
         yield (
             "warning",
             f"{share:.2%} of the elements of {worst.name} that ever had a gradient have one now: each comes about "
-            f"every {1 / share:.0f} steps, and alpha={alpha:g} remembers {lengths.memory(alpha):.0f}",
+            f"every {1 / share:.0f} steps, and alpha={alpha:g} remembers {analysis.memory(alpha):.0f}",
             (f"Take alpha={1 - share / 2:.7g} or larger for {names(rare)}, or" if fits else f"For {names(rare)} take")
             + " sparse='lazy' with sparse gradients, whose averages wait",
         )
 
 
 def _alpha_long(f: Facts) -> Found:
-    memory = lengths.memory(f.hyper.alpha)
+    memory = analysis.memory(f.hyper.alpha)
     if f.run is None or not 0 < f.run < memory * (1 - 1e-9) or f.rule.bias_correction:
         return
     correctable = not (f.rule.centered or f.rule.v_init)
-    better = max(1 - 10 / f.run, 0.9) if f.run >= lengths.memory(0.9) else _alpha_of(f.run)
+    better = max(1 - 10 / f.run, 0.9) if f.run >= analysis.memory(0.9) else _alpha_of(f.run)
     change = [f"alpha={math.floor(1000 * better + 1e-9) / 1000:g} or smaller"] if f.run >= 10 else []
     change += ["bias_correction=True"] if correctable else []
     change += [f"alpha={better:g}"] if not change and better >= NEAR_SIGN else []
@@ -277,13 +277,13 @@ def _keep_updates(f: Facts, half: bool) -> str:
 
 def _schedule_in_buffer(f: Facts) -> Found:
     start = f.group.get("initial_lr")
-    if start is None or not (f.rule.lr_in_buffer and f.rule.momentum) or lengths.number(start) == f.lr:
+    if start is None or not (f.rule.lr_in_buffer and f.rule.momentum) or analysis.number(start) == f.lr:
         return
-    steady = lengths.steady_step(f.rule, f.hyper)
+    steady = analysis.steady_step(f.rule, f.hyper)
     yield (
         "note",
-        f"a schedule moved lr from {lengths.number(start):g} to {f.lr:g}, and the momentum buffer holds steps at the "
-        f"rates of the last {steady:.3g} steps",
+        f"a schedule moved lr from {analysis.number(start):g} to {f.lr:g}, and the momentum buffer holds steps at "
+        f"the rates of the last {steady:.3g} steps",
         "Right for TensorFlow's rule; lr_in_buffer=False makes a change act at once, as in torch",
     )
 
@@ -299,7 +299,7 @@ def _frozen(f: Facts) -> Found:
         "warning",
         f"√v is more than {FROZEN:g} times the present gradient in {share:.0%} of the elements, {times:.3g} times on "
         f"average, worst in {f.worst('frozen', 'touched_with_grad')}: after a spike they hardly move for about "
-        f"{lengths.thaw(f.hyper.alpha, times):.0f} steps",
+        f"{analysis.thaw(f.hyper.alpha, times):.0f} steps",
         ("Load" if f.hyper.max_update else "Take max_update=3, under which v at most doubles in a step, or load")
         + " a state from before it",
     )
@@ -311,7 +311,7 @@ def _centered_cancels(f: Facts) -> Found:
         yield (
             "warning",
             f"v − m² is rounding noise in {share:.0%} of the elements: their gradient hardly varies, so a step is up "
-            f"to {f.lr * lengths.most(f.rule, f.hyper):.3g} times it",
+            f"to {f.lr * analysis.most(f.rule, f.hyper):.3g} times it",
             "Take centered=False",
         )
 

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from rmsprop.analysis import Ranges, Settings, agreeing, cap, denominator, nth_step, ratio, steps_until_alike, worst
 from rmsprop.dialects import Dialect
-from rmsprop.sizes import Ranges, Settings, agreeing, cap, denominator, nth_step, ratio, steps_until_alike, worst
 
 GRADIENTS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
 """Constant gradients whose first steps are compared."""
@@ -112,7 +112,7 @@ def _eps(pair: _Pair) -> Finding:
         )
     middle = max(cap(meant["eps_mode"], meant["eps"]), cap(said["eps_mode"], said["eps"]))
     roots = [middle * 10**k for k in (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4)]
-    sizes = [[r / denominator(s["eps_mode"], s["eps"], r) for s in (meant, said)] for r in roots]
+    sizes = [[r / denominator(s["eps_mode"], s["eps"], root=r) for s in (meant, said)] for r in roots]
     rows = tuple((r, *pair_of, ratio(meant, said, r)) for r, pair_of in zip(roots, sizes, strict=True))
     return pair.finding(
         "eps",
@@ -242,7 +242,8 @@ def _weight_decay(pair: _Pair) -> Finding:
         "corrected": f"Multiply p by 1 − lr²/{meant['reference_lr'] or lr:g}·{wd:g} before each step: that is exact.",
     }
     rows = tuple(
-        (r, lr * wd / denominator(meant["eps_mode"], meant["eps"], r), lr * wd) for r in (1e-3, 1e-2, 0.1, 1.0, 10.0)
+        (r, lr * wd / denominator(meant["eps_mode"], meant["eps"], root=r), lr * wd)
+        for r in (1e-3, 1e-2, 0.1, 1.0, 10.0)
     )
     if mode in kinds:
         size = (

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import clipping, kernels, lengths, settings, shards
+from rmsprop import analysis, clipping, kernels, settings, shards
 from rmsprop.bucket import arithmetic_dtype, is_half, kind, wanted
 from rmsprop.dialects import SWITCHES, find
 from rmsprop.guard import Guard
@@ -80,7 +80,7 @@ def _rounding(group: Mapping[str, Any]) -> Iterator[str]:
 
 def meaning(rule: Rule, hyper: Hyper) -> list[str]:
     """What the numbers mean: ε in its units, the first step, momentum's steady factor, the warm-up in v₀."""
-    lr = lengths.number(hyper.lr)
+    lr = analysis.number(hyper.lr)
     return [*_eps(rule, hyper, lr), *_first(rule, hyper, lr), *_momentum(rule, hyper, lr), *_warm_up(rule, hyper)]
 
 
@@ -106,7 +106,7 @@ def _eps(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
     if not eps:
         yield "ε is 0: nothing bounds what a small gradient is multiplied by"
         return
-    largest = lengths.most(rule, hyper)
+    largest = analysis.most(rule, hyper)
     yield (
         f"ε = {eps:g} is in units of {unit}, {place}: gradients below about {1 / largest:g} feel it; it multiplies "
         f"a gradient by at most {inverse} = {largest:g}, so no element's lr exceeds {lr * largest:g}"
@@ -114,9 +114,9 @@ def _eps(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
 
 
 def _first(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
-    first = lengths.first_step(rule, hyper)
+    first = analysis.first_step(rule, hyper)
     if math.isinf(first):
-        largest = lr * lengths.most(rule, hyper)
+        largest = lr * analysis.most(rule, hyper)
         yield f"the first step has variance 0, so only ε bounds it: {largest:g} times the gradient"
         return
     why = {
@@ -134,9 +134,9 @@ def _first(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
 def _momentum(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
     if not rule.momentum:
         return
-    steady = lengths.steady_step(rule, hyper)
+    steady = analysis.steady_step(rule, hyper)
     yield f"a steady gradient takes steps of 1/(1−momentum) = {steady:g}·lr = {steady * lr:g}"
-    found = lengths.longest_step(rule, hyper)
+    found = analysis.longest_step(rule, hyper)
     if found is not None and found[0] > 1.05 * steady and not rule.v_init:
         yield f"before that, step {found[1]} is {found[0]:g}·lr = {found[0] * lr:g}: the long first steps add up"
     if rule.lr_in_buffer:
@@ -150,7 +150,7 @@ def _warm_up(rule: Rule, hyper: Hyper) -> Iterator[str]:
     if not rule.v_init:
         return
     known = ", ".join(
-        f"{math.ceil(lengths.warm_up(rule, hyper, size))} steps for |g| = {size:g}" for size in (0.1, 0.01, 0.001)
+        f"{math.ceil(analysis.warm_up(rule, hyper, size))} steps for |g| = {size:g}" for size in (0.1, 0.01, 0.001)
     )
     yield (
         f"v starts at {rule.v_init:g}, a warm-up: steps are about lr·|g|/√(alphaᵗ·{rule.v_init:g}) until alphaᵗ·"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from rmsprop import lengths
+from rmsprop import analysis
 from rmsprop.bucket import arithmetic_dtype
 from rmsprop.spec import Hyper, Rule
 from rmsprop.survey import DECADES, Reading, peak_lr
@@ -60,12 +60,12 @@ class Facts:
     @cached_property
     def lr(self) -> float:
         """The size of today's learning rate, which a schedule may take below 0."""
-        return abs(lengths.number(self.hyper.lr))
+        return abs(analysis.number(self.hyper.lr))
 
     @property
     def descends(self) -> bool:
         """Whether today's learning rate is 0 or above."""
-        return lengths.number(self.hyper.lr) >= 0
+        return analysis.number(self.hyper.lr) >= 0
 
     @cached_property
     def peak(self) -> float:
@@ -96,12 +96,12 @@ class Facts:
     @cached_property
     def guarded(self) -> bool:
         """Whether a large ε keeps the steps short."""
-        return lengths.most(self.rule, self.hyper) <= lengths.GUARDED
+        return analysis.most(self.rule, self.hyper) <= analysis.GUARDED
 
     @cached_property
     def calm_lr(self) -> float:
         """A learning rate, today's at most, whose first and steady steps are a tenth of the weights at most."""
-        first, steady = lengths.first_step(self.rule, self.hyper), lengths.steady_step(self.rule, self.hyper)
+        first, steady = analysis.first_step(self.rule, self.hyper), analysis.steady_step(self.rule, self.hyper)
         longest = max(steady, 1.0 if math.isinf(first) else first)
         return min(self.lr, 0.09 * self.weight / longest if self.weight else math.inf)
 

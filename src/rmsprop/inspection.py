@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rmsprop.analysis import denominator, thaw
 from rmsprop.convert import words
 from rmsprop.convert.file import read_checkpoint, refuse_stateless
 from rmsprop.convert.record import OWN, Array, Checkpoint, Report
@@ -291,33 +292,21 @@ def _measure(
         if m is not None:
             w = np.maximum(w - (m / c) ** 2, 0)  # [5]
         root = np.sqrt(w)
-        rate = float(settings["lr"]) / _denominator(mode, w, root, eps)
+        rate = float(settings["lr"]) / denominator(mode, eps, w)
         own = ~untouched & np.isfinite(root)
         count = int((~untouched).sum())
         below = own & ((w if mode in ("inside", "both") else root) < eps)
         middle = float(np.median(root[own])) if own.any() else 0.0
         frozen = own & (root > FROZEN * middle) if middle > 0 else np.zeros_like(own)
     most = float(root[frozen].max()) / middle / FROZEN if frozen.any() else 1.0
-    alpha = float(settings["alpha"])
     shares = {
         "untouched": float(untouched.mean()) if known else None,
         "below_eps": float(below.sum()) / count if count else 0.0,
         "frozen": float(frozen.sum()) / count if count else 0.0,
-        "thaw": 2 * math.log(most) / -math.log(alpha) if alpha > 0 and most > 1 else 0.0,
+        "thaw": thaw(float(settings["alpha"]), most),
     }
     low, median, high = _quantiles(rate, (0.1, 0.5, 0.9))
     return low, median, high, shares
-
-
-def _denominator(mode: str, w: Array, root: Array, eps: float) -> Array:
-    """[6]"""
-    if mode == "outside":
-        return root + eps
-    if mode == "inside":
-        return np.sqrt(w + eps)
-    if mode == "both":
-        return np.sqrt(w + eps) + eps
-    return np.maximum(root, eps)
 
 
 def _quantiles(values: Array, at: tuple[float, ...]) -> list[float]:

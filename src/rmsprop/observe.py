@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from rmsprop import shards
+from rmsprop.analysis import denominator
 from rmsprop.forked import serial_after_fork
 from rmsprop.params import names
 
@@ -113,16 +114,7 @@ def _rate(group: dict[str, Any], state: dict[str, Any], step: int) -> Tensor:
         w = (w - (_real(state["grad_avg"]) / c).square()).clamp(min=0)
     # [6] denominator
     mode = group.get("eps_mode", "outside")  # torch.optim.RMSprop has no such entry and adds eps outside
-    if mode == "outside":
-        d = w.sqrt() + eps
-    elif mode == "inside":
-        d = (w + eps).sqrt()
-    elif mode == "both":
-        d = (w + eps).sqrt() + eps
-    elif mode == "floor":
-        d = w.sqrt().clamp(min=eps)
-    else:
-        raise ValueError(f"eps_mode {mode!r} is unknown; line [6] has outside, inside, both, floor")
+    d: Tensor = denominator(mode, eps, w)
     return lr / d
 
 

@@ -142,7 +142,7 @@ def effective_lr(run: Run) -> Figure:
 
 def translation(found: Translation) -> Figure:
     """The step of a gradient as large as √v: as meant, as translated, and with the number for ε typed unchanged."""
-    from rmsprop.sizes import roots, step_size
+    from rmsprop.analysis import roots, step_size
 
     naive = {**found.said, "eps": found.meant["eps"]}
     entrants = (

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import lengths, settings, shards
+from rmsprop import analysis, settings, shards
+from rmsprop.analysis import denominator
 from rmsprop.forked import serial_after_fork
 from rmsprop.params import names
 from rmsprop.printing import printable
@@ -123,7 +124,7 @@ def survey(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mapping[str,
     found: list[tuple[int, dict[str, Any], Tensor]] = []
     for i, group in enumerate(groups):
         rule, hyper = settings.read(group)
-        peak = peak_lr(group, lengths.number(hyper.lr))
+        peak = peak_lr(group, analysis.number(hyper.lr))
         called = names(group) or [f"group{i}.param{j}" for j in range(len(group["params"]))]
         for name, p in zip(called, group["params"], strict=True):
             if not _readable(p):
@@ -217,7 +218,7 @@ def _sums(
     none = torch.zeros((), dtype=p.dtype, device=p.device)
     no, yes = torch.zeros_like(p, dtype=torch.bool), torch.ones_like(p, dtype=torch.bool)
     peak = _held(peak)
-    lr, alpha, eps = _held(lengths.number(hyper.lr)), float(hyper.alpha), _held(float(hyper.eps))
+    lr, alpha, eps = _held(analysis.number(hyper.lr)), float(hyper.alpha), _held(float(hyper.eps))
     h = g
     if g is not None and rule.weight_decay_mode == "l2" and hyper.weight_decay:
         h = g + float(hyper.weight_decay) * p  # [1]
@@ -240,12 +241,7 @@ def _sums(
             cancelled = touched & (w < CANCELLED * v / c) & stepped
         root = w.sqrt()
         eps_rules = ((w if rule.eps_mode in ("inside", "both") else root) < eps) & ~cancelled
-        d = {
-            "outside": lambda: root + eps,
-            "inside": lambda: (w + eps).sqrt(),
-            "both": lambda: (w + eps).sqrt() + eps,
-            "floor": lambda: root.clamp(min=eps),
-        }[rule.eps_mode]()  # [6]
+        d = denominator(rule.eps_mode, eps, w)  # [6]
         u = None if h is None else torch.where((h == 0) & (d == 0), 0.0, h / d)  # [7]
     move = _move(rule, hyper, u, b, stepped, lr)
     present = no if g is None else g != 0
@@ -271,7 +267,7 @@ def _sums(
     if rule.momentum and b is None:
         early /= math.sqrt(1 - float(hyper.momentum) ** 2)  # how much longer momentum makes steps of varying sign
     steady = torch.full_like(p, peak) if move is None else move.abs() * (early * (peak / abs(lr) if lr else 0.0))
-    known = move is not None or lengths.most(rule, hyper) > lengths.GUARDED
+    known = move is not None or analysis.most(rule, hyper) > analysis.GUARDED
     moving = (yes if known else no) & (steady != 0) & (p != 0)
     place = torch.exp2(p.abs().log2().floor())
     yield torch.count_nonzero(moving)
@@ -286,7 +282,7 @@ def _sums(
 def peak_lr(group: Mapping[str, Any], lr: float) -> float:
     """The size of the largest learning rate that a group is known to take: a schedule leaves what it began with."""
     known = [lr, *(group.get(name) or 0.0 for name in ("initial_lr", "max_lr"))]
-    return max(abs(lengths.number(x)) for x in known)
+    return max(abs(analysis.number(x)) for x in known)
 
 
 def _move(rule: Rule, hyper: Hyper, u: Tensor | None, b: Tensor | None, stepped: bool, lr: float) -> Tensor | None:

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from rmsprop.analysis import matched_eps
 from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, Dialect, find, read_words, write_words
 from rmsprop.differences import Finding, findings
-from rmsprop.sizes import cap
 from rmsprop.spec import check_flag, check_number, check_switch
 
 _ALWAYS = ("lr", "alpha", "eps", "centered", "momentum", "maximize", "weight_decay")
@@ -270,14 +270,6 @@ def _speak(row: Dialect, meant: Mapping[str, Any]) -> _Spoken:
 def _decays_alike(there: str, here: str) -> bool:
     """Whether one number means nearly the same as a weight decay of both kinds."""
     return there == here or {there, here} == {"decoupled", "corrected"}
-
-
-def matched_eps(mode: str, eps: float, other: str) -> float:
-    """The ε that gives another mode the same largest 1/d, at v → 0, in six digits."""
-    most = cap(mode, eps)
-    root = 2 * most / (1 + math.sqrt(1 + 4 * most))  # of x + x² = most
-    found = {"outside": most, "floor": most, "inside": most * most, "both": root * root}
-    return float(f"{found[other]:.6g}")
 
 
 def _notes(

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import clipping, kernels, lengths, shards
+from rmsprop import analysis, clipping, kernels, shards
 from rmsprop.bucket import Bucket, is_half, kept, wanted
 from rmsprop.dialects import CLIPS, find
 from rmsprop.facts import Facts
@@ -81,7 +81,7 @@ def momentum_switched(f: Facts) -> Found:
         yield (
             "warning",
             f"momentum was {begun:g} in this group and is {mu:g} now: {by}. A steady step is now "
-            f"{lengths.steady_step(f.rule, f.hyper):.3g}·lr, without it 1·lr",
+            f"{analysis.steady_step(f.rule, f.hyper):.3g}·lr, without it 1·lr",
             "Give the schedule cycle_momentum=False, or build the optimizer with that momentum and an lr for it",
         )
     else:

@@ -7,11 +7,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from rmsprop import dialects
+from rmsprop.analysis import cap, matched_eps, worst
 from rmsprop.convert.record import OWN, Checkpoint, Report
 from rmsprop.convert.state import find
 from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
 
 Settings = dict[str, Any]
+
+_PLACES = {
+    "outside": "outside the root",
+    "inside": "inside the root",
+    "both": "both inside and outside the root",
+    "floor": "as a floor under the root",
+}
 
 _OURS = (*HYPERS, *SWITCHES, *UNCLIPPED, "maximize")
 
@@ -145,29 +153,15 @@ def translate(settings: Settings, target: str, report: Report) -> Settings:
 def _eps(settings: Settings, new: Settings, report: Report) -> float:
     """ε for another place in the denominator: what caps a step alike where the gradient vanishes."""
     was, now, eps = settings["eps_mode"], new["eps_mode"], float(settings["eps"])
-    squared = was == "inside", now == "inside"
-    matched = math.sqrt(eps) if squared == (True, False) else eps**2 if squared == (False, True) else eps
-    if was == "both":
-        matched = (eps + math.sqrt(eps)) ** (2 if now == "inside" else 1)
-    place = matched if now != "inside" else math.sqrt(matched)
-    at = [10.0**power for power in range(-3, 4)]
-    sizes = [_root(now, matched, s * place) / _root(was, eps, s * place) - 1 for s in [*at, 1.0]]
-    worst = max(sizes, key=abs)
+    matched = matched_eps(was, eps, now)
+    place = cap(was, eps)  # the √v where ε begins to count; a square is taken there, and 0 only where ε is
+    found, root = worst(settings, {**new, "eps": matched})
     report.approximate.append(
-        f"eps={eps:g} stands {was} the root in the source and {now} it in the target: {matched:g} caps the "
-        f"step alike where gradients vanish; denominators differ by up to {worst:+.0%}, where √v is about "
-        f"{place:.2g}, and agree far from it"
+        f"eps={eps:g} stands {_PLACES[was]} in the source and {_PLACES[now]} in the target: {matched:g} gives the "
+        f"same largest step where gradients vanish; steps differ by up to {found - 1:+.0%}, where √v is about "
+        f"{root:.2g}, and agree where √v is far from {place:.2g}"
     )
     return matched
-
-
-def _root(mode: str, eps: float, root: float) -> float:
-    """The denominator, [6]."""
-    if mode == "outside":
-        return root + eps
-    if mode == "floor":
-        return max(root, eps)
-    return math.sqrt(root**2 + eps) + (eps if mode == "both" else 0.0)
 
 
 def speak(settings: Settings, target: str) -> Settings:
