@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from rmsprop import RMSprop, bench
-from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
 
 HERE = Path(__file__).parent
 MOST = 1.1  # what issue 6 allows the guard, on 64 M elements

@@ -43,7 +43,7 @@ CC=false CXX=false "$python" -m pip --python "$work/sdist/bin/python" install --
 "$work/sdist/bin/python" -c "
 import torch, rmsprop
 from rmsprop.kernels import native, explain
-from rmsprop.bucket import Bucket
+from rmsprop.tensors.bucket import Bucket
 assert rmsprop.__file__.startswith('$work/sdist'), rmsprop.__file__
 assert 'missing' in native.missing()
 weight = torch.nn.Parameter(torch.ones(3))

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rmsprop import reference
-from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu
 from rmsprop.spec import EPS_MODES, Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
 
 # Around the widths of vectors (4, 8, 16, 32) and of a loop's tail; 1000 runs the loop itself.
 SIZES = (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1000)

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from rmsprop import kernels
-from rmsprop.bucket import Bucket
 from rmsprop.kernels import Backend
 from rmsprop.kernels import triton as backend
 from rmsprop.kernels.cpu import refuse_call
 from rmsprop.spec import Rule
+from rmsprop.tensors.bucket import Bucket
 
 triton = pytest.importorskip("triton", reason="triton is not installed, and its interpreter runs these tests")
 BLOCK = 32  # of the interpreted kernel: full blocks, pieces of 8 and tails in small tensors

@@ -7,7 +7,7 @@ import torch
 from cases import SCHEDULE, Case, as64, errors, shapes_and_layouts, state64
 
 from rmsprop import RMSprop, reference
-from rmsprop.bucket import arithmetic_dtype
+from rmsprop.tensors.bucket import arithmetic_dtype
 
 
 class Run:

@@ -6,8 +6,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from rmsprop import RMSprop, kernels
-from rmsprop.bucket import Bucket
 from rmsprop.spec import Rule
+from rmsprop.tensors.bucket import Bucket
 
 
 class Tagged(torch.Tensor):

@@ -14,9 +14,9 @@ from test_half import check_written, rounded_as, twin
 from test_max_update import spiked
 
 import rmsprop
-from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native
 from rmsprop.spec import EPS_MODES, Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
 
 SOURCES = Path(rmsprop.__file__).parent / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("clang++")

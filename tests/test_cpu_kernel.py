@@ -13,9 +13,9 @@ from runs import Run
 from torch import Tensor
 
 from rmsprop import RMSprop
-from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native, pick
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 

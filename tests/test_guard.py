@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from rmsprop import RMSprop
-from rmsprop.guard import Guard, unfinite
 from rmsprop.kernels import native
+from rmsprop.tensors.nonfinite import Guard, unfinite
 
 compiled = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 LARGE = native.GRAIN + 7  # a step that leaves the interpreter's lock

@@ -9,11 +9,12 @@ from interpreted import interpreter, kernel_module
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rmsprop import RMSprop, guard
-from rmsprop.bucket import Bucket
-from rmsprop.guard import Guard
+from rmsprop import RMSprop
 from rmsprop.kernels import eager
 from rmsprop.spec import stream
+from rmsprop.tensors import nonfinite
+from rmsprop.tensors.bucket import Bucket
+from rmsprop.tensors.nonfinite import Guard
 
 
 class _Device:
@@ -36,9 +37,9 @@ class _Device:
 def device(monkeypatch: pytest.MonkeyPatch) -> _Device:
     """The CPU is no host today."""
     own = _Device()
-    monkeypatch.setattr(guard, "_on_host", lambda _device: False)
-    monkeypatch.setattr(guard, "_mark", own.mark)
-    monkeypatch.setattr(guard, "_capturing", lambda _device: own.capturing)
+    monkeypatch.setattr(nonfinite, "_on_host", lambda _device: False)
+    monkeypatch.setattr(nonfinite, "_mark", own.mark)
+    monkeypatch.setattr(nonfinite, "_capturing", lambda _device: own.capturing)
     return own
 
 
@@ -87,7 +88,7 @@ def test_it_counts_what_the_host_would_count(monkeypatch: pytest.MonkeyPatch) ->
         found = looked(there, params, bad, without)
         assert (found.dtype, found.shape, float(found)) == (F32, (), float(bad is not None))
         with monkeypatch.context() as patch:
-            patch.setattr(guard, "_on_host", lambda _device: True)
+            patch.setattr(nonfinite, "_on_host", lambda _device: True)
             assert here.look(groups) is (bad is not None)
         assert there.skipped(groups) == here.skipped(groups)
     assert there.skipped(groups).total == 5
@@ -273,7 +274,7 @@ def test_plain_torch_reads_nothing_from_a_gpu(words, dtype, device: _Device, mon
 
     half = dict(rounding="stochastic", compensation=True) if dtype == BF16 else {}
     device.done = False
-    monkeypatch.setattr(guard, "_buffer", lambda _device: torch.empty(3, dtype=torch.int64))
+    monkeypatch.setattr(nonfinite, "_buffer", lambda _device: torch.empty(3, dtype=torch.int64))
     with FakeTensorMode():
         params = [nn.Parameter(torch.ones(n, device="cuda", dtype=dtype)) for n in (5, 40)]
         optimizer = RMSprop(params, capturable=True, nonfinite="skip", **half, **words)

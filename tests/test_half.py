@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from rmsprop import RMSprop, checkpoint, reference
-from rmsprop.bucket import Bucket
 from rmsprop.kernels import CPU, native, rounding
 from rmsprop.kernels.eager import EAGER
 from rmsprop.spec import Hyper, Rule, stream
+from rmsprop.tensors.bucket import Bucket
 
 KINDS = {BF16: "bfloat16", F16: "float16"}
 SCALE = {BF16: 1.0, F16: 2048.0}

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from rmsprop import RMSprop, sparse
-from rmsprop.bucket import Bucket
+from rmsprop import RMSprop
+from rmsprop.tensors import sparse
+from rmsprop.tensors.bucket import Bucket
 
 with np.load(Path(__file__).parent / "golden" / "sparse.npz") as file:
     DESCRIBED = json.loads(str(file["description"]))

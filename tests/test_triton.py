@@ -13,10 +13,10 @@ from interpreted import BLOCK, SOURCE, interpreter, kernel_module
 from torch import Tensor
 
 from rmsprop import RMSprop, kernels
-from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.kernels.triton_plan import DevicePlan
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
 
 # No element; a whole block and part of a piece. Every size up to that: test_the_bits_are_the_cpu_kernels.
 SIZES = (0, BLOCK + 3)

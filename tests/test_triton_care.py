@@ -12,10 +12,10 @@ from test_half import KINDS, SCALE, SEED, check_written, rounded_as, twin
 from torch import Tensor, nn
 
 from rmsprop import RMSprop, kernels, reference
-from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.kernels.triton_plan import DevicePlan
 from rmsprop.spec import Hyper, Rule, stream
+from rmsprop.tensors.bucket import Bucket
 
 SIZES = (0, 9, BLOCK + 3)
 EVERY = tuple(case for switches in ALL_SWITCHES for case in rules(*switches))

@@ -11,9 +11,9 @@ from test_half import check_written, rounded_as, twin
 from torch import Tensor, nn
 
 from rmsprop import RMSprop, kernels
-from rmsprop.bucket import Bucket
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
 
 pytestmark = [
     pytest.mark.gpu,

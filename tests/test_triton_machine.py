@@ -16,11 +16,11 @@ from test_half import check_written, rounded_as, twin
 from torch import Tensor, nn
 
 from rmsprop import RMSprop, kernels
-from rmsprop.bucket import Bucket
 from rmsprop.kernels import Backend, cpu, native, triton
 from rmsprop.kernels.cpu import refuse_call
 from rmsprop.kernels.triton_plan import DevicePlan
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
 
 pytestmark = [
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here to build what stands for a GPU"),

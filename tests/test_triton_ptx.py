@@ -13,9 +13,9 @@ import pytest
 import torch
 from ptx_machine import Launcher, kept, machine, triton
 
-from rmsprop.bucket import Bucket
 from rmsprop.kernels import triton as backend
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 TYPES = ((F32, F32), (BF16, F32), (BF16, BF16), (F16, F32), (F32, F64), (F64, F64), (F64, F32))

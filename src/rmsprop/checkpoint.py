@@ -27,8 +27,8 @@ from torch.nn.parameter import is_lazy
 
 import rmsprop
 from rmsprop.files import write_whole
-from rmsprop.forked import serial_after_fork
 from rmsprop.printing import printable, shown
+from rmsprop.tensors.forked import serial_after_fork
 from rmsprop.tree import Packed, unpack
 
 __all__ = ["VERSION", "load", "save"]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from rmsprop import shards
 from rmsprop.groups import Settled
 from rmsprop.matching import Match, Pair
 from rmsprop.printing import shown
+from rmsprop.tensors import shards
 from rmsprop.values import excess
 
 SLOTS = ("square_avg", "grad_avg", "momentum_buffer")

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import analysis, clipping, kernels, settings, shards
-from rmsprop.bucket import arithmetic_dtype, is_half, kind, wanted
+from rmsprop import analysis, kernels, settings
 from rmsprop.dialects import SWITCHES, find
-from rmsprop.guard import Guard
 from rmsprop.printing import printable, shown
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors import clipping, shards
+from rmsprop.tensors.bucket import arithmetic_dtype, is_half, kind, wanted
+from rmsprop.tensors.nonfinite import Guard
 
 Groups = Sequence[Mapping[str, Any]]
 State = Mapping[Any, Mapping[str, Any]]

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from rmsprop import analysis
-from rmsprop.bucket import arithmetic_dtype
 from rmsprop.spec import Hyper, Rule
 from rmsprop.survey import DECADES, Reading, peak_lr
+from rmsprop.tensors.bucket import arithmetic_dtype
 
 FEW = 0.1  # of all elements
 

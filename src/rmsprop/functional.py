@@ -5,9 +5,10 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from rmsprop import kernels, settings, shards
-from rmsprop.bucket import Bucket, resolved
-from rmsprop.forked import serial_after_fork
+from rmsprop import kernels, settings
+from rmsprop.tensors import shards
+from rmsprop.tensors.bucket import Bucket, resolved
+from rmsprop.tensors.forked import serial_after_fork
 
 
 @serial_after_fork

@@ -13,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import foreign, settings, shards
+from rmsprop import foreign, settings
 from rmsprop.dialects import SWITCHES
 from rmsprop.entries import misfits
-from rmsprop.forked import serial_after_fork
 from rmsprop.groups import HPARAMS, Difference, Group, Settled, settle, show
 from rmsprop.matching import MATCHES, Match, hint, match, rekeyed
 from rmsprop.placing import Writes, goes_on, place_lr, place_state
 from rmsprop.printing import shown
 from rmsprop.slots import step_tensor, stops
+from rmsprop.tensors import shards
+from rmsprop.tensors.forked import serial_after_fork
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from rmsprop import shards
 from rmsprop.analysis import denominator
-from rmsprop.forked import serial_after_fork
-from rmsprop.params import names
+from rmsprop.tensors import shards
+from rmsprop.tensors.forked import serial_after_fork
+from rmsprop.tensors.params import names
 
 
 @serial_after_fork

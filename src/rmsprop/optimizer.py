@@ -15,25 +15,25 @@ from rmsprop import (
     dialects,
     explain,
     group_keys,
-    guard,
     hooks,
     kernels,
     lint,
     loading,
     placing,
     settings,
-    shards,
     sharing,
     slots,
     stepping,
 )
-from rmsprop.bucket import Bucket, wanted
 from rmsprop.kernels.plan import Plan, Stepped
 from rmsprop.kernels.triton_plan import build
-from rmsprop.params import check_groups, not_empty
 from rmsprop.recipe import recipes, warn
 from rmsprop.settings import is_unset, unset
 from rmsprop.spec import Hyper, Rule, check_flag
+from rmsprop.tensors import shards
+from rmsprop.tensors.bucket import Bucket, wanted
+from rmsprop.tensors.nonfinite import Skipped, make_guard, renew_guard
+from rmsprop.tensors.params import check_groups, not_empty
 
 # torch 2.13 renamed it; the old name still works there, with a warning.
 _CAPTURE_CHECK = next(
@@ -90,7 +90,7 @@ class RMSprop(Optimizer):
         nonfinite_limit: that many skips in a row raise a RuntimeError; None: no number does.
         words: settings in the dialect's own names, such as learning_rate= and beta= under "textbook"; and in every
             dialect `clip_value`, `clip_norm` (of each tensor), `clip_global_norm`, `clip_weights` and
-            `clip_after_decay`: rmsprop/clipping.py. `recipe`: see `RMSprop.recipe`.
+            `clip_after_decay`: rmsprop/tensors/clipping.py. `recipe`: see `RMSprop.recipe`.
 
     Equation: spec.py, lines [1]-[9].
     State:    per parameter `step` (a count, in float64) and `square_avg`, with momentum `momentum_buffer`, if
@@ -157,7 +157,7 @@ class RMSprop(Optimizer):
         flags |= {"seed": seed, "max_update": max_update}
         self.backend = kernels.check_backend(backend)
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
-        self._guard = guard.make(nonfinite, nonfinite_limit)
+        self._guard = make_guard(nonfinite, nonfinite_limit)
         self._whole = dict(zip(group_keys.WHOLE, (nonfinite, nonfinite_limit, backend, amp_in_step), strict=True))
         self._rules: stepping.Rules = WeakIdKeyDictionary()
         self._checked: dict[int, tuple[Any, ...]] = {}
@@ -346,7 +346,7 @@ class RMSprop(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         names = ("backend", "_step_supports_amp_scaling", "_asked", "_typed", "_whole", "_shared")
         own = {name: getattr(self, name) for name in names}
-        return {**super().__getstate__(), **own, "_guard": guard.renewed(self._guard)}
+        return {**super().__getstate__(), **own, "_guard": renew_guard(self._guard)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         before = self.state if self.__dict__.get("_shared") else {}
@@ -386,9 +386,9 @@ class RMSprop(Optimizer):
         return groups
 
     @property
-    def skipped(self) -> guard.Skipped:
+    def skipped(self) -> Skipped:
         """The steps that nonfinite="skip" left out: `total`, `in_a_row`, `last`, and whose gradient: `parameter`."""
-        return guard.Skipped() if self._guard is None else self._guard.skipped(self.param_groups)
+        return Skipped() if self._guard is None else self._guard.skipped(self.param_groups)
 
     def lint(self, steps: int | None = None) -> list[lint.Finding]:
         """What looks wrong, the worst first. `steps`: how many the whole run has, if known. Nothing is changed."""

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import shards
-from rmsprop.bucket import arithmetic_dtype, fresh_slot
 from rmsprop.entries import PLAIN, SHAPED, SLOTS
 from rmsprop.groups import Group, Settled
 from rmsprop.matching import Match, Pair
 from rmsprop.slots import step_tensor
 from rmsprop.spec import plain
+from rmsprop.tensors import shards
+from rmsprop.tensors.bucket import arithmetic_dtype, fresh_slot
 
 
 class Writes:

@@ -21,9 +21,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from rmsprop import kernels
 from rmsprop.kernels.plan import Plan, Stepped
 from rmsprop.optimizer import RMSprop
-from rmsprop.params import names
 from rmsprop.printing import shown
 from rmsprop.stepping import drop_scaling, scaling
+from rmsprop.tensors.params import names
 
 # Bytes of gradients on a CPU that may wait for one another: small parameters then share a call, which looks at all of
 # the optimizer's tensors to see whether they are where they were.

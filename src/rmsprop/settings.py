@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from rmsprop import dialects, group_keys, params, recipe
-from rmsprop.bucket import is_half
+from rmsprop import dialects, group_keys, recipe
 from rmsprop.dialects import Dialect
 from rmsprop.printing import MOST, printable, shown
 from rmsprop.spec import (
@@ -26,6 +25,8 @@ from rmsprop.spec import (
     is_plain,
     plain,
 )
+from rmsprop.tensors import params
+from rmsprop.tensors.bucket import is_half
 
 # Settings that say how a step runs, not what it computes. "fused" is torch's name: False asks for no native
 # kernel, None leaves the choice to the backend.

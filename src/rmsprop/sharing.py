@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from rmsprop.bucket import fresh_slot, is_half, kept
-from rmsprop.forked import serial_after_fork
 from rmsprop.settings import read
 from rmsprop.slots import make
-from rmsprop.sparse import called
+from rmsprop.tensors.bucket import fresh_slot, is_half, kept
+from rmsprop.tensors.forked import serial_after_fork
+from rmsprop.tensors.sparse import called
 
 _TOO_LATE = (
     "this process alone would have it: share_memory() makes the state that the settings ask for at the time; call it "

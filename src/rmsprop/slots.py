@@ -8,12 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import SLOTS, STEPPED, Bucket, arithmetic_dtype, dense, fresh_slot, is_half, kept, resolved
-from rmsprop.params import shares_elements
 from rmsprop.printing import shown
 from rmsprop.settings import read
-from rmsprop.sparse import called, refused
 from rmsprop.spec import stream
+from rmsprop.tensors.bucket import (
+    SLOTS,
+    STEPPED,
+    Bucket,
+    arithmetic_dtype,
+    dense,
+    fresh_slot,
+    is_half,
+    kept,
+    resolved,
+)
+from rmsprop.tensors.params import shares_elements
+from rmsprop.tensors.sparse import called, refused
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 

@@ -6,14 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import clipping, kernels, loading, settings, shards, sharing, slots
-from rmsprop.bucket import Bucket, wanted
-from rmsprop.forked import serial_after_fork
+from rmsprop import kernels, loading, settings, sharing, slots
 from rmsprop.kernels import cpu
 from rmsprop.kernels.plan import Scaling
-from rmsprop.params import are_lists, check_groups
-from rmsprop.sparse import chosen, parts
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors import clipping, shards
+from rmsprop.tensors.bucket import Bucket, wanted
+from rmsprop.tensors.forked import serial_after_fork
+from rmsprop.tensors.params import are_lists, check_groups
+from rmsprop.tensors.sparse import chosen, parts
 
 Rules = MutableMapping[Tensor, Rule]  # by a group's first parameter, which is referred to weakly
 

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import analysis, settings, shards
+from rmsprop import analysis, settings
 from rmsprop.analysis import denominator
-from rmsprop.forked import serial_after_fork
-from rmsprop.params import names
 from rmsprop.printing import printable
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors import shards
+from rmsprop.tensors.forked import serial_after_fork
+from rmsprop.tensors.params import names
 
 PART = 1 << 18  # a megabyte of each of some twenty temporaries
 SAMPLE = 1 << 14

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import analysis, clipping, kernels, shards
-from rmsprop.bucket import Bucket, is_half, kept, wanted
+from rmsprop import analysis, kernels
 from rmsprop.dialects import CLIPS, find
 from rmsprop.facts import Facts
 from rmsprop.printing import printable
 from rmsprop.spec import Rule
 from rmsprop.survey import Reading
+from rmsprop.tensors import clipping, shards
+from rmsprop.tensors.bucket import Bucket, is_half, kept, wanted
 
 _ITS_PLACE = re.compile("parameter 0( of the bucket)?")
 

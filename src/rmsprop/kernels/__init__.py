@@ -1,12 +1,12 @@
 """The backends, and which of them takes a bucket."""
 
-from rmsprop.bucket import Bucket
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.cpu import CPU
 from rmsprop.kernels.eager import EAGER
 from rmsprop.kernels.triton import TRITON
 from rmsprop.printing import shown
 from rmsprop.spec import Rule
+from rmsprop.tensors.bucket import Bucket
 
 __all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "describe", "explain", "pick"]
 

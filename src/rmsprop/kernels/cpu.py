@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import Bucket, dense, kind
 from rmsprop.kernels import native
 from rmsprop.kernels.base import Backend
 from rmsprop.spec import EPS_MODES, Hyper, Rule
+from rmsprop.tensors.bucket import Bucket, dense, kind
 
 _SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
 

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import Bucket, arithmetic_dtype, kind
 from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
 
 Lists = list[Tensor]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from rmsprop.forked import in_child
+from rmsprop.tensors.forked import in_child
 
 # Element types, in the order of csrc/rmsprop.h.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}

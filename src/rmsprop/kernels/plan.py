@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import shards
-from rmsprop.bucket import Bucket, is_half, kept, wanted
-from rmsprop.guard import Guard, first_unfinite
 from rmsprop.kernels import cpu, native
 from rmsprop.spec import Hyper, Rule, plain, stream
+from rmsprop.tensors import shards
+from rmsprop.tensors.bucket import Bucket, is_half, kept, wanted
+from rmsprop.tensors.nonfinite import Guard, first_unfinite
 
 # Of a bucket's lists, in their order; a parameter and its gradient are in no state.
 _NAMES = ("", "", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation")

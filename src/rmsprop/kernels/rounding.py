@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import dense
+from rmsprop.tensors.bucket import dense
 
 _WORD = 0xFFFFFFFF
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rmsprop.bucket import Bucket, arithmetic_dtype, kind
 from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.cpu import count_writes, refuse_call, refuse_memory, refuse_rule, refuse_slots
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
 
 # Elements that one program advances, and its warps: a prototype reached an H100's copy rate with these.
 BLOCK, WARPS = 4096, 8

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import Bucket
-from rmsprop.guard import Guard
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.kernels.plan import Due, Plan, Scaling, Settings, Stepped
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
+from rmsprop.tensors.nonfinite import Guard
 
 _NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation", "size")
 _MOVED = 0  # Again, in csrc/plan.h

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.bucket import Bucket
-from rmsprop.params import names
 from rmsprop.printing import shown
+from rmsprop.tensors.bucket import Bucket
+from rmsprop.tensors.params import names
 
 WRITTEN = ("param", "square_avg", "grad_avg", "momentum_buffer", "compensation")
 

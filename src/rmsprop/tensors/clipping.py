@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import shards
-from rmsprop.bucket import Bucket, arithmetic_dtype
 from rmsprop.dialects import CLIPS
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors import shards
+from rmsprop.tensors.bucket import Bucket, arithmetic_dtype
 
 _SMALLEST = torch.finfo(torch.float32).tiny  # beyond it numbers lose their last places, or are taken for 0
 

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
 
-from rmsprop import shards
-from rmsprop.bucket import STEPPED, resolved
-from rmsprop.params import names
 from rmsprop.printing import shown
+from rmsprop.tensors import shards
+from rmsprop.tensors.bucket import STEPPED, resolved
+from rmsprop.tensors.params import names
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -165,7 +165,7 @@ class Guard:
         return self._counts.count(bad, places, sum(len(group["params"]) for group in groups))
 
 
-def make(mode: Any, limit: Any) -> Guard | None:
+def make_guard(mode: Any, limit: Any) -> Guard | None:
     """The guard that `nonfinite=` asks for; None for "propagate". Raises: ValueError, TypeError."""
     if not isinstance(mode, str) or mode not in NONFINITE:
         raise ValueError(f"Invalid nonfinite: {shown(mode)}; choose one of {', '.join(map(repr, NONFINITE))}")
@@ -177,7 +177,7 @@ def make(mode: Any, limit: Any) -> Guard | None:
     return None if mode == "propagate" else Guard(mode, limit)
 
 
-def renewed(kept: Guard | None) -> Guard | None:
+def renew_guard(kept: Guard | None) -> Guard | None:
     """A guard of the same kind that has skipped nothing, for a pickle or a copy."""
     return None if kept is None else Guard(kept.mode, kept.limit)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from rmsprop.bucket import Bucket
+from rmsprop.tensors.bucket import Bucket
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _KINDS = {*_PLAIN}
