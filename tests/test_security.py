@@ -10,7 +10,7 @@ from torch import nn
 
 from rmsprop import RMSprop
 from rmsprop.check_script import Report, Watched
-from rmsprop.loading import complete
+from rmsprop.state.loading import complete
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "a\x1b[2J\n\x07\u202e<script>"

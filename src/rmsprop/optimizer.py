@@ -11,25 +11,13 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rmsprop import (
-    dialects,
-    explain,
-    group_keys,
-    hooks,
-    kernels,
-    lint,
-    loading,
-    placing,
-    settings,
-    sharing,
-    slots,
-    stepping,
-)
+from rmsprop import dialects, explain, group_keys, hooks, kernels, lint, settings, stepping
 from rmsprop.kernels.plan import Plan, Stepped
 from rmsprop.kernels.triton_plan import build
 from rmsprop.recipe import recipes, warn
 from rmsprop.settings import is_unset, unset
 from rmsprop.spec import Hyper, Rule, check_flag
+from rmsprop.state import loading, placing, shared_memory, slots
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, wanted
 from rmsprop.tensors.nonfinite import Skipped, make_guard, renew_guard
@@ -352,13 +340,15 @@ class RMSprop(Optimizer):
         before = self.state if self.__dict__.get("_shared") else {}
         super().__setstate__(state)
         if before:
-            sharing.keep(self, before)
+            shared_memory.keep(self, before)
         missing: dict[str, Any] = {"backend": "auto", "_guard": None, "_typed": frozenset(), "_whole": {}}
         self.__dict__ |= {"_asked": frozenset(settings.TORCH_GROUP), **missing} | self.__dict__
         self._rules, self._checked, self._made, self._plan = WeakIdKeyDictionary(), {}, [], None
         loading.complete(self.param_groups, self.state)
         self._begun = [(group["momentum"], False) for group in self.param_groups]
-        self._shared = self.__dict__.get("_shared", False) and sharing.shared(self)  # a copy of shared memory is not
+        self._shared = self.__dict__.get("_shared", False) and shared_memory.shared(
+            self
+        )  # a copy of shared memory is not
 
     def share_memory(self) -> "RMSprop":
         """Make all state now, and move it into shared memory: processes then step the same averages, without locks.
@@ -369,7 +359,7 @@ class RMSprop(Optimizer):
         Returns: the optimizer.
         Raises: ValueError, before anything is changed, for parameters that are not in shared memory.
         """
-        sharing.share(self)
+        shared_memory.share(self)
         self._shared, self._plan = True, None
         return self
 

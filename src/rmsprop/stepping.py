@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import kernels, loading, settings, sharing, slots
+from rmsprop import kernels, settings
 from rmsprop.kernels import cpu
 from rmsprop.kernels.plan import Scaling
 from rmsprop.spec import Hyper, Rule
+from rmsprop.state import loading, shared_memory, slots
 from rmsprop.tensors import clipping, shards
 from rmsprop.tensors.bucket import Bucket, wanted
 from rmsprop.tensors.forked import serial_after_fork
@@ -151,7 +152,7 @@ def _fill(optimizer: Any, group: dict[str, Any], first: int) -> list[Bucket]:
     """The group's parameters that have a gradient, with their state, as buckets. `first`: see slots.fill."""
     bucket = wanted(group, [])
     if optimizer._shared:
-        sharing.refuse_new(group, optimizer.state)
+        shared_memory.refuse_new(group, optimizer.state)
     half = group["compensation"] or group["rounding"] != "nearest"
     optimizer._init_group(
         group,

@@ -20,7 +20,7 @@ from rmsprop.convert.layers import by_name
 from rmsprop.convert.pairing import BUFFERS, check_order
 from rmsprop.convert.record import OWN, Array, Checkpoint, Unreadable
 from rmsprop.convert.turning import KINDS, Shape, fits, is_kind, split, turn, turn_back, turned_shape
-from rmsprop.matching import bare
+from rmsprop.state.matching import bare
 
 AS_TENSORFLOW = ("tensorflow1", "keras1", "keras2", "keras3", "sonnet2", "optax", "jax")
 # Frameworks that keep their kernels as torch does: a name proves nothing there.

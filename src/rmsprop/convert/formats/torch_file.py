@@ -10,14 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop import dialects, owners
+from rmsprop import dialects
 from rmsprop.convert import pairing
 from rmsprop.convert.formats import archive, sb3, states, torch_legacy
 from rmsprop.convert.formats.bnb import dequantize
 from rmsprop.convert.formats.torch_load import Arrays, load, refuse_code
 from rmsprop.convert.record import OWN, Checkpoint, Unreadable
 from rmsprop.convert.turning import recorded
-from rmsprop.matching import bare, is_named, rekeyed
+from rmsprop.state import owners
+from rmsprop.state.matching import bare, is_named, rekeyed
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".tar")
 _KNOWN = (

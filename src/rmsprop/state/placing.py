@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.entries import PLAIN, SHAPED, SLOTS
-from rmsprop.groups import Group, Settled
-from rmsprop.matching import Match, Pair
-from rmsprop.slots import step_tensor
 from rmsprop.spec import plain
+from rmsprop.state.entries import PLAIN, SHAPED, SLOTS
+from rmsprop.state.matching import Match, Pair
+from rmsprop.state.saved_groups import Group, Settled
+from rmsprop.state.slots import step_tensor
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import arithmetic_dtype, fresh_slot
 

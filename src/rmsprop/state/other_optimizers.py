@@ -7,11 +7,11 @@ from typing import Any
 from torch import Tensor
 
 from rmsprop.dialects import find
-from rmsprop.owners import BY_GROUP, CONVERT, owner, possessive
 from rmsprop.printing import MOST, shown
 from rmsprop.settings import TORCH_GROUP
 from rmsprop.spec import plain
-from rmsprop.values import excess
+from rmsprop.state.owners import BY_GROUP, CONVERT, owner, possessive
+from rmsprop.state.values import excess
 
 
 def check_shape(state_dict: Any) -> None:

@@ -12,7 +12,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from rmsprop.settings import read
-from rmsprop.slots import make
+from rmsprop.state.slots import make
 from rmsprop.tensors.bucket import fresh_slot, is_half, kept
 from rmsprop.tensors.forked import serial_after_fork
 from rmsprop.tensors.sparse import called

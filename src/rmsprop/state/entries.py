@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from rmsprop.groups import Settled
-from rmsprop.matching import Match, Pair
 from rmsprop.printing import shown
+from rmsprop.state.matching import Match, Pair
+from rmsprop.state.saved_groups import Settled
+from rmsprop.state.values import excess
 from rmsprop.tensors import shards
-from rmsprop.values import excess
 
 SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
 SHAPED = (*SLOTS, "compensation")

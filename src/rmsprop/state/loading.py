@@ -13,14 +13,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop import foreign, settings
+from rmsprop import settings
 from rmsprop.dialects import SWITCHES
-from rmsprop.entries import misfits
-from rmsprop.groups import HPARAMS, Difference, Group, Settled, settle, show
-from rmsprop.matching import MATCHES, Match, hint, match, rekeyed
-from rmsprop.placing import Writes, goes_on, place_lr, place_state
 from rmsprop.printing import shown
-from rmsprop.slots import step_tensor, stops
+from rmsprop.state import other_optimizers
+from rmsprop.state.entries import misfits
+from rmsprop.state.matching import MATCHES, Match, hint, match, rekeyed
+from rmsprop.state.placing import Writes, goes_on, place_lr, place_state
+from rmsprop.state.saved_groups import HPARAMS, Difference, Group, Settled, settle, show
+from rmsprop.state.slots import step_tensor, stops
 from rmsprop.tensors import shards
 from rmsprop.tensors.forked import serial_after_fork
 
@@ -88,11 +89,11 @@ def load(
     for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         changed = hook(optimizer, state_dict)
         state_dict = state_dict if changed is None else changed
-    foreign.check_shape(state_dict)
+    other_optimizers.check_shape(state_dict)
     groups, saved = optimizer.param_groups, state_dict["param_groups"]
     state, lost = rekeyed(saved, state_dict["state"])
-    foreign.check_owner(groups, saved, state)
-    foreign.check_values(saved)
+    other_optimizers.check_owner(groups, saved, state)
+    other_optimizers.check_values(saved)
     matched = match(groups, saved, rename, by)
     settled = settle(groups, saved, matched, optimizer._asked, hparams == "keep")
     _check_steps(optimizer, groups, settled.groups)
