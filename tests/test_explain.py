@@ -16,9 +16,9 @@ from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from rmsprop import DIALECTS, Hyper, RMSprop, Rule, analysis, reference
-from rmsprop.checks import CHECKS
 from rmsprop.cli import app
-from rmsprop.lint import SEVERITIES
+from rmsprop.diagnose.checks import CHECKS
+from rmsprop.diagnose.lint import SEVERITIES
 
 
 def walked(rule, hyper, steps, gradient=1.0):

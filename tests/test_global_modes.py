@@ -14,7 +14,7 @@ from rmsprop.convert import convert
 from rmsprop.convert.file import prepare, write
 from rmsprop.data import load_digits
 from rmsprop.demo import make_network
-from rmsprop.observe import Recorder, effective_lr
+from rmsprop.diagnose.effective_lr import Recorder, effective_lr
 
 
 @contextmanager

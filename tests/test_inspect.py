@@ -16,9 +16,9 @@ from rmsprop import RMSprop, inspection
 from rmsprop.cli import app
 from rmsprop.convert import Checkpoint
 from rmsprop.convert.formats import FORMATS
+from rmsprop.diagnose.effective_lr import LayerRecord, Recorder
 from rmsprop.inspection import inspect
 from rmsprop.inspection_page import HEADINGS, page
-from rmsprop.observe import LayerRecord, Recorder
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 

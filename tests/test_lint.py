@@ -8,9 +8,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from rmsprop import RMSprop
-from rmsprop.checks import CHECKS
-from rmsprop.facts import History
-from rmsprop.lint import SEVERITIES, Finding, lint
+from rmsprop.diagnose.checks import CHECKS
+from rmsprop.diagnose.facts import History
+from rmsprop.diagnose.lint import SEVERITIES, Finding, lint
 from rmsprop.recipe import RECIPES
 
 TRIGGERS = {}
@@ -426,14 +426,14 @@ def test_every_dtype_and_layout_is_read(dtype):
 
 def test_tensors_are_read_in_parts(monkeypatch):
     """The same findings whatever the size of a part."""
-    from rmsprop import survey
+    from rmsprop.diagnose import readings
 
     net = network()
     optimizer = RMSprop(net.parameters(), lr=1e-3, eps=1.0, weight_decay=0.1, momentum=0.9)
     train(net, optimizer, 20)
     whole = optimizer.lint()
     assert whole
-    monkeypatch.setattr(survey, "PART", 7)
+    monkeypatch.setattr(readings, "PART", 7)
     assert optimizer.lint() == whole
 
 

@@ -1,4 +1,4 @@
-"""What `rmsprop.observe` promises: the effective learning rate of every element, and nothing disturbed."""
+"""Promises of `rmsprop.diagnose.effective_lr`: the learning rate of every element, and nothing disturbed."""
 
 import copy
 import itertools
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rmsprop import RMSprop
-from rmsprop.observe import LayerRecord, Recorder, effective_lr
+from rmsprop.diagnose.effective_lr import LayerRecord, Recorder, effective_lr
 
 GRADIENTS = np.array([[0.5, -2.0, 1e-3], [0.0, 1.0, -1e-3], [3.0, 0.25, 2e-3]])  # (step, element)
 LR, ALPHA, EPS = 0.01, 0.9, 0.1

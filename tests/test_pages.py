@@ -15,7 +15,7 @@ from PIL import Image
 
 from rmsprop.data import Dataset
 from rmsprop.demo import OPTIMIZERS, Run, Settings
-from rmsprop.observe import LayerRecord
+from rmsprop.diagnose.effective_lr import LayerRecord
 from rmsprop.page import page
 from rmsprop.plot import (
     STYLES,

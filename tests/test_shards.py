@@ -18,8 +18,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
 from rmsprop import RMSprop
+from rmsprop.diagnose.effective_lr import Recorder, effective_lr
 from rmsprop.functional import rmsprop
-from rmsprop.observe import Recorder, effective_lr
 from rmsprop.tensors import shards
 
 pytestmark = pytest.mark.xdist_group("distributed")

@@ -77,7 +77,7 @@ FORKED = """
     from torch import nn
     from rmsprop import RMSprop, checkpoint
     from rmsprop.functional import rmsprop as functional
-    from rmsprop.observe import effective_lr
+    from rmsprop.diagnose.effective_lr import effective_lr
 
     LARGE = 1 << 18  # far above the kernel's grain and torch's
     torch.set_num_threads(2)

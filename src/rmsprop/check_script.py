@@ -26,9 +26,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from rmsprop import lint
+from rmsprop.diagnose import lint
+from rmsprop.diagnose.lint import SEVERITIES, Finding
 from rmsprop.leftover import Leftover
-from rmsprop.lint import SEVERITIES, Finding
 from rmsprop.optimizer import RMSprop
 
 WATCHED = 4  # after each step before it, and after powers of ten, gradients are watched until the next

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from rmsprop.data import Dataset
-from rmsprop.observe import LayerRecord, Recorder
+from rmsprop.diagnose.effective_lr import LayerRecord, Recorder
 
 BATCH = 64
 EPOCHS = 20

@@ -11,7 +11,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rmsprop import dialects, explain, group_keys, hooks, kernels, lint, settings, stepping
+from rmsprop import dialects, group_keys, hooks, kernels, settings, stepping
+from rmsprop.diagnose import explain, lint
 from rmsprop.kernels.plan import Plan, Stepped
 from rmsprop.kernels.triton_plan import build
 from rmsprop.recipe import recipes, warn

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:  # they bring torch
     from rmsprop.demo import Run
-    from rmsprop.observe import LayerRecord
+    from rmsprop.diagnose.effective_lr import LayerRecord
     from rmsprop.translation import Translation
 
 # Okabe and Ito's palette, with matplotlib's and plotly's word for the same dash.

@@ -1,1 +1,1 @@
-"""What an optimizer keeps: slots, loading and matching of saved state, shared memory. Imports settings and tensors."""
+"""What an optimizer keeps: slots, loading and matching of saved state, shared memory. Imports settings, tensors."""

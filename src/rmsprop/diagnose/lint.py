@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rmsprop import settings, usage
-from rmsprop.checks import CHECKS
-from rmsprop.facts import Facts, History
-from rmsprop.survey import survey
+from rmsprop import settings
+from rmsprop.diagnose import usage
+from rmsprop.diagnose.checks import CHECKS
+from rmsprop.diagnose.facts import Facts, History
+from rmsprop.diagnose.readings import survey
 
 SEVERITIES = ("error", "warning", "note")
 

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from rmsprop import analysis, kernels
+from rmsprop.diagnose.facts import Facts
+from rmsprop.diagnose.readings import Reading
 from rmsprop.dialects import CLIPS, find
-from rmsprop.facts import Facts
 from rmsprop.printing import printable
 from rmsprop.spec import Rule
-from rmsprop.survey import Reading
 from rmsprop.tensors import clipping, shards
 from rmsprop.tensors.bucket import Bucket, is_half, kept, wanted
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 import torch
 
 from rmsprop import analysis
-from rmsprop.facts import Facts
+from rmsprop.diagnose.facts import Facts
+from rmsprop.diagnose.readings import FROZEN, Reading
+from rmsprop.diagnose.usage import Found, clip_zero, momentum_switched, names, no_gradient, slow_path, zero_grad
 from rmsprop.group_keys import is_noted, resembling
 from rmsprop.printing import shown
 from rmsprop.settings import TORCH_GROUP
-from rmsprop.survey import FROZEN, Reading
 from rmsprop.tensors.bucket import arithmetic_dtype
-from rmsprop.usage import Found, clip_zero, momentum_switched, names, no_gradient, slow_path, zero_grad
 
 FIRST_SHARE = 1.0  # a first step as long as the weights replaces the initialisation
 STEADY_SHARE = 0.25  # what momentum adds up to: four steps of it replace the weights

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from rmsprop import analysis
+from rmsprop.diagnose.readings import DECADES, Reading, peak_lr
 from rmsprop.spec import Hyper, Rule
-from rmsprop.survey import DECADES, Reading, peak_lr
 from rmsprop.tensors.bucket import arithmetic_dtype
 
 FEW = 0.1  # of all elements
