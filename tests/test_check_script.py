@@ -12,9 +12,8 @@ import torch
 from typer.testing import CliRunner
 
 import rmsprop
-from rmsprop import check_script
-from rmsprop.check_script import check
 from rmsprop.cli import app
+from rmsprop.inspection.script import check
 
 TRAIN = """
 import sys
@@ -148,7 +147,7 @@ def test_an_optimizer_that_never_stepped_is_asked_all_the_same(tmp_path):
 
 def test_of_many_optimizers_the_last_are_held(tmp_path, monkeypatch):
     """Each is reported; all but the last few may be freed, once they were asked."""
-    monkeypatch.setattr(check_script, "KEPT", 2)
+    monkeypatch.setattr("rmsprop.inspection.script.KEPT", 2)
     text = """
 import gc, weakref, torch
 freed = []

@@ -13,7 +13,7 @@ from rmsprop import RMSprop
 from rmsprop.convert.file import prepare, write
 from rmsprop.convert.formats import FORMATS, bundle, keras3, mxnet, npz, optax, sstable, tensorbundle, tf_hdf5
 from rmsprop.convert.record import Unreadable
-from rmsprop.inspection import inspect
+from rmsprop.inspection.checkpoint import inspect
 
 HERE = Path(__file__).parent / "checkpoints"
 

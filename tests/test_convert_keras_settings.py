@@ -17,7 +17,7 @@ from rmsprop import RMSprop
 from rmsprop.convert import Unreadable
 from rmsprop.convert.file import prepare, read_checkpoint, write, writer
 from rmsprop.convert.formats import hdf5
-from rmsprop.inspection import inspect
+from rmsprop.inspection.checkpoint import inspect
 
 PLAIN = HERE / "tfkeras-legacy-plain.h5"
 

@@ -13,7 +13,7 @@ from test_cli import invoke
 
 from rmsprop.convert import Unreadable
 from rmsprop.convert.file import prepare, read_checkpoint, write
-from rmsprop.inspection import inspect
+from rmsprop.inspection.checkpoint import inspect
 
 SIZES = {"a": (3, 4, 2), "b": (4, 6, 3), "c": (5, 2)}
 

@@ -22,7 +22,7 @@ from test_convert_places import MODEL, STATE, trained
 from rmsprop import RMSprop
 from rmsprop.convert import Unreadable
 from rmsprop.convert.file import prepare, read_checkpoint, write
-from rmsprop.inspection import inspect
+from rmsprop.inspection.checkpoint import inspect
 
 
 def archive():

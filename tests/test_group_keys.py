@@ -12,7 +12,7 @@ from torch.optim import lr_scheduler
 
 from rmsprop import RMSprop
 from rmsprop.convert.file import prepare
-from rmsprop.inspection import inspect
+from rmsprop.inspection.checkpoint import inspect
 from rmsprop.settings import TORCH_GROUP
 
 THEIRS = torch.optim.RMSprop

@@ -12,13 +12,14 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from rmsprop import RMSprop, inspection
+from rmsprop import RMSprop
 from rmsprop.cli import app
 from rmsprop.convert import Checkpoint
 from rmsprop.convert.formats import FORMATS
 from rmsprop.diagnose.effective_lr import LayerRecord, Recorder
-from rmsprop.inspection import inspect
-from rmsprop.inspection_page import HEADINGS, page
+from rmsprop.inspection import checkpoint
+from rmsprop.inspection.checkpoint import inspect
+from rmsprop.inspection.page import HEADINGS, page
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -66,7 +67,7 @@ def test_an_average_that_is_kept_corrected_is_not_corrected_again(monkeypatch):
     rates = {}
     for source in ("heavyball", "adam"):
         held = Checkpoint(source=source, slots=slots, step=1, hyper={"lr": 1.0, "betas": (0.9, 0.75), "eps": 0.0})
-        monkeypatch.setattr(inspection, "read_checkpoint", lambda *_, held=held, **__: held)
+        monkeypatch.setattr(checkpoint, "read_checkpoint", lambda *_, held=held, **__: held)
         rates[source] = inspect(Path("state")).rows[0].lr_median
     assert rates == {"heavyball": 2.0, "adam": 1.0}
 

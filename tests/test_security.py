@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rmsprop import RMSprop
-from rmsprop.check_script import Report, Watched
+from rmsprop.inspection.script import Report, Watched
 from rmsprop.state.loading import complete
 
 ROOT = Path(__file__).parents[1]

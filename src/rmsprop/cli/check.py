@@ -51,7 +51,7 @@ def check(
         return
     if not script.is_file():
         raise typer.BadParameter(f"there is no file {str(script)!r}; rmsprop check takes a Python script")
-    from rmsprop.check_script import check as run
+    from rmsprop.inspection.script import check as run
     from rmsprop.printing import printable
 
     report = run(script, arguments or [], steps)

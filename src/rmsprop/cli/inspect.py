@@ -11,7 +11,7 @@ import typer
 from rmsprop.cli.table import say
 
 if TYPE_CHECKING:
-    from rmsprop.inspection import Inspection
+    from rmsprop.inspection.checkpoint import Inspection
 
 
 def inspect(
@@ -52,12 +52,12 @@ def inspect(
     """
     from rmsprop.cli.convert import _settings as read_settings
     from rmsprop.files import write_whole
-    from rmsprop.inspection import inspect as read
+    from rmsprop.inspection.checkpoint import inspect as read
 
     try:
         found = read(checkpoint, source, read_settings(settings or []), optimizer=optimizer, parameters=parameters)
         if html is not None:
-            from rmsprop.inspection_page import page
+            from rmsprop.inspection.page import page
 
             text = page(found)
             write_whole(html, lambda part: part.write_text(text, encoding="utf-8"))
@@ -80,7 +80,7 @@ def _print(found: Inspection) -> None:
     from rich.table import Table
 
     from rmsprop.cli.table import show
-    from rmsprop.inspection_page import HEADINGS, cells, sentences
+    from rmsprop.inspection.page import HEADINGS, cells, sentences
 
     say(*sentences(found))
     table = Table(*HEADINGS)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from rmsprop.inspection import FROZEN, Inspection, Row
+from rmsprop.inspection.checkpoint import FROZEN, Inspection, Row
 from rmsprop.printing import in_html
 
 HEADINGS = (

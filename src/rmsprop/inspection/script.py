@@ -28,7 +28,7 @@ from torch.optim.optimizer import (
 
 from rmsprop.diagnose import lint
 from rmsprop.diagnose.lint import SEVERITIES, Finding
-from rmsprop.leftover import Leftover
+from rmsprop.inspection.leftover import Leftover
 from rmsprop.optimizer import RMSprop
 
 WATCHED = 4  # after each step before it, and after powers of ten, gradients are watched until the next

@@ -1,0 +1,1 @@
+"""A run seen from outside: a checkpoint file, its page, a training script. Imports conversion, diagnose."""
