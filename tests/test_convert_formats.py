@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from rmsprop import dialects
-from rmsprop.convert.formats import FORMATS, hdf5, keras3, npz, optax, sstable, tf_hdf5
-from rmsprop.convert.formats.trainable import Unordered, Variable, assign
+from rmsprop.convert.formats import FORMATS, hdf5, npz, optax
+from rmsprop.convert.formats.keras import h5, keras3
+from rmsprop.convert.formats.keras.owners import Unordered, Variable, assign
+from rmsprop.convert.formats.tensorflow import sstable
 from rmsprop.convert.layout import torch_name, turn
 from rmsprop.convert.record import Checkpoint, Format, Unreadable
 
@@ -399,7 +401,7 @@ def test_keras_before_tensorflow_2_is_read_in_order(tmp_path):
         states["RMSprop/iterations:0"] = np.array(9)
         for name, (weight, value) in zip(names, values.items(), strict=True):
             layer[weight], states[name] = value, value**2
-    held = tf_hdf5.read(tmp_path / "x.h5")
+    held = h5.read(tmp_path / "x.h5")
     assert (held.source, held.step, held.hyper) == ("keras1", 9, {"learning_rate": 0.25, "rho": 0.9, "epsilon": 1e-7})
     for name, slots in held.slots.items():
         np.testing.assert_array_equal(slots["a"], held.params[name] ** 2)
@@ -411,9 +413,9 @@ def test_what_this_package_alone_keeps_is_named_as_dropped(tmp_path):
 
     from rmsprop import RMSprop, settings
     from rmsprop.convert.file import prepare
-    from rmsprop.convert.formats import torch_file
+    from rmsprop.convert.formats.pytorch.file import _OWN_CARE
 
-    assert torch_file._OWN_CARE == settings.CARE
+    assert _OWN_CARE == settings.CARE
     weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     optimizer = RMSprop([weight], rounding="stochastic", compensation=True, max_update=3.0)
     weight.grad = torch.ones_like(weight)

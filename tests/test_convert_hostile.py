@@ -11,7 +11,9 @@ import torch
 
 from rmsprop import RMSprop
 from rmsprop.convert.file import prepare, write
-from rmsprop.convert.formats import FORMATS, bundle, keras3, mxnet, npz, optax, sstable, tensorbundle, tf_hdf5
+from rmsprop.convert.formats import FORMATS, mxnet, npz, optax
+from rmsprop.convert.formats.keras import h5, keras3
+from rmsprop.convert.formats.tensorflow import bundle, checkpoint, sstable
 from rmsprop.convert.record import Unreadable
 from rmsprop.inspection.checkpoint import inspect
 
@@ -150,7 +152,7 @@ def _damaged(tmp_path, change):
 )
 def test_damaged_bundles_are_refused(change, match, tmp_path):
     """By the checksums of LevelDB's blocks and of every tensor."""
-    refuses(tensorbundle.read, _damaged(tmp_path, change), match)
+    refuses(checkpoint.read, _damaged(tmp_path, change), match)
 
 
 def _with_entry(tmp_path, change):
@@ -186,15 +188,15 @@ def test_lying_bundles_are_refused(key, value, match, tmp_path):
         else:
             table[key] = value
 
-    refuses(tensorbundle.read, _with_entry(tmp_path, change), match)
+    refuses(checkpoint.read, _with_entry(tmp_path, change), match)
 
 
 def test_hdf5_of_others_is_refused(tmp_path):
     """It is Keras' lists of layers that make a checkpoint of it."""
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["measurements/0"] = np.zeros(4)
-    assert tf_hdf5.sniff(tmp_path / "x.h5")
-    refuses(tf_hdf5.read, tmp_path / "x.h5", "none of Keras")
+    assert h5.sniff(tmp_path / "x.h5")
+    refuses(h5.read, tmp_path / "x.h5", "none of Keras")
 
 
 def said_by(read):

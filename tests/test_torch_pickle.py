@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from rmsprop.convert.file import prepare, read_checkpoint
-from rmsprop.convert.formats.torch_load import load
-from rmsprop.convert.formats.torch_pickle import Machine, Opaque
+from rmsprop.convert.formats.pytorch.load import load
+from rmsprop.convert.formats.pytorch.pickle import Machine, Opaque
 from rmsprop.convert.record import Unreadable
 
 

@@ -13,13 +13,13 @@ from rmsprop import dialects
 from rmsprop.convert import layout as layouts
 from rmsprop.convert import pairing, words
 from rmsprop.convert.formats import FORMATS
-from rmsprop.convert.formats.archive import shown
-from rmsprop.convert.formats.torch_write import WRITTEN
+from rmsprop.convert.formats.pytorch.write import WRITTEN
 from rmsprop.convert.formats.unknown import explain
 from rmsprop.convert.layout import Map, Move
 from rmsprop.convert.record import OWN, Checkpoint, Format, Report, Unreadable
 from rmsprop.convert.state import Side, between, find
 from rmsprop.files import write_together, write_whole
+from rmsprop.printing import shown
 
 # The formats that hold this package's own state as well as a framework's.
 _KEEPS_OURS = ("torch", "safetensors")

@@ -18,9 +18,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.reading import array, count, strange
 from rmsprop.convert.record import Array, Unreadable
+from rmsprop.printing import shown
 
 MAGIC = b"\x89HDF\r\n\x1a\n"
 REPACK = "rewrite it by `h5repack --low=0 --high=1 -f NONE -l CONTI IN OUT`"

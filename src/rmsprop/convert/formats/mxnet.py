@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.reading import array, count, strange, to_write
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
+from rmsprop.printing import shown
 
 MAGIC = 0x112
 V1, V2, V3 = 0xF993FAC8, 0xF993FAC9, 0xF993FACA

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rmsprop.convert.formats import chainer_npz, mxnet, optax, zipped
-from rmsprop.convert.formats.archive import shown
+from rmsprop.convert.formats import archives, chainer, mxnet, optax
 from rmsprop.convert.formats.reading import layout, strange
 from rmsprop.convert.record import Checkpoint, Unreadable
+from rmsprop.printing import shown
 
 
 def sniff(path: Path) -> bool:
     """A zip of .npy files."""
-    return bool(zipped.keys(path))
+    return bool(archives.keys(path))
 
 
 def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
@@ -24,14 +24,14 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
     """
     optax.refuse_parameters(path, parameters)
     with strange(path, ".npz"):
-        arrays = zipped.arrays(path)
+        arrays = archives.arrays(path)
         keys = list(arrays)
         if optax.has_state(keys):
             return optax.from_arrays(path, arrays, optimizer)
         if optimizer is not None:
             raise Unreadable(f"--optimizer {shown(optimizer)} is not in {path.name}, which holds no state of optax")
-        if chainer_npz.has_state(keys):
-            return chainer_npz.from_arrays(path, arrays)
+        if chainer.has_state(keys):
+            return chainer.from_arrays(path, arrays)
         if mxnet.has_state(keys):
             return mxnet.from_arrays(path, arrays)
         arrays = {name: value for name, value in arrays.items() if value.dtype.kind in "biufc"}
@@ -47,10 +47,10 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
     """
     if checkpoint.source == "optax":
         optax.save(path, checkpoint, template)
-    elif checkpoint.source in chainer_npz.SLOTS:
-        chainer_npz.save(path, checkpoint)
+    elif checkpoint.source in chainer.SLOTS:
+        chainer.save(path, checkpoint)
     elif checkpoint.source in mxnet.SLOTS:
-        zipped.save(path, mxnet.to_arrays(checkpoint))
+        archives.save(path, mxnet.to_arrays(checkpoint))
     else:
         raise Unreadable(
             f"an .npz is written for optax, Chainer and MXNet; there is none of {checkpoint.source or 'it'}"

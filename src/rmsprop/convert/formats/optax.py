@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.convert.formats import zipped
-from rmsprop.convert.formats.archive import shown
+from rmsprop.convert.formats import archives
 from rmsprop.convert.formats.reading import array, count, decimal, layout, strange, to_write
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
-from rmsprop.printing import printable
+from rmsprop.printing import printable, shown
 
 SLOTS = ("nu", "mu", "trace")
 Words = tuple[str, ...]
@@ -392,8 +391,8 @@ def save(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> No
     """Write an .npz with keys like opt_state/0/nu/conv/kernel, or those of a template."""
     checkpoint = to_write(checkpoint)
     if template is None:
-        zipped.save(path, {"/".join(place): value for place, value in to_tree(checkpoint).items()})
+        archives.save(path, {"/".join(place): value for place, value in to_tree(checkpoint).items()})
         return
-    held = zipped.arrays(template)
+    held = archives.arrays(template)
     tree = filled(template, {words(key): value for key, value in held.items()}, checkpoint)
-    zipped.save(path, {key: tree[words(key)] for key in held})
+    archives.save(path, {key: tree[words(key)] for key in held})

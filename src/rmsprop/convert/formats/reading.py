@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.layers import by_name
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
+from rmsprop.printing import shown
 
 _COUNTS = ("step", "iteration", "count", "t")
 

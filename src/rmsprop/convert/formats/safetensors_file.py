@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.convert.formats.archive import shown
-from rmsprop.convert.formats.torch_load import Arrays
+from rmsprop.convert.formats.pytorch.load import Arrays
 from rmsprop.convert.record import Checkpoint, Unreadable
 from rmsprop.convert.turning import recorded
+from rmsprop.printing import shown
 
 PREFIX, KEY = "optimizer.", "rmsprop"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
-from rmsprop.convert.formats import zipped
-from rmsprop.convert.formats.archive import is_archive, shown
+from rmsprop.convert.formats import archives
+from rmsprop.convert.formats.archives import is_archive
+from rmsprop.printing import shown
 
 _PACKED = {
     b"\x1f\x8b": ("gzip", "gzip -dc"),
@@ -72,7 +73,7 @@ def _zip(path: Path, head: bytes) -> str:
     if not is_archive(path):
         whose = "an archive of torch.save" if b"data.pkl" in head else "a zip archive"
         return f"{path.name} begins as {whose} and has no end: it is cut short; copy or download it again"
-    names = zipped.names(path)
+    names = archives.names(path)
     return (
         f"{path.name} is a zip archive, and not that of a checkpoint: it holds {shown(', '.join(names[:6]), 160)}; "
         "if one of these is the checkpoint, unpack it with unzip and give that"

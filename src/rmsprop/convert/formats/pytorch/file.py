@@ -12,11 +12,13 @@ import numpy as np
 
 from rmsprop import dialects
 from rmsprop.convert import pairing
-from rmsprop.convert.formats import archive, sb3, states, torch_legacy
-from rmsprop.convert.formats.bnb import dequantize
-from rmsprop.convert.formats.torch_load import Arrays, load, refuse_code
+from rmsprop.convert.formats import archives
+from rmsprop.convert.formats.pytorch import legacy, sb3, states
+from rmsprop.convert.formats.pytorch.bnb import dequantize
+from rmsprop.convert.formats.pytorch.load import Arrays, load, refuse_code
 from rmsprop.convert.record import OWN, Checkpoint, Unreadable
 from rmsprop.convert.turning import recorded
+from rmsprop.printing import shown
 from rmsprop.state import owners
 from rmsprop.state.matching import bare, is_named, rekeyed
 
@@ -40,12 +42,12 @@ def sniff(path: Path) -> bool:
     try:
         if not path.is_file():
             return False
-        if archive.is_archive(path):
+        if archives.is_archive(path):
             with zipfile.ZipFile(path) as held:
                 names = {name.rsplit("/", 1)[-1] for name in held.namelist()}
             return bool(names & {"data.pkl", "policy.pth", "policy.optimizer.pth"})
-        return torch_legacy.is_legacy(path)
-    except (*archive.BROKEN, MemoryError):
+        return legacy.is_legacy(path)
+    except (*archives.BROKEN, MemoryError):
         return False
 
 
@@ -59,7 +61,7 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
     try:
         with zipfile.ZipFile(path) as held:
             names = held.namelist()
-    except archive.BROKEN:
+    except archives.BROKEN:
         names = []
     if "policy.pth" in names:
         return understand(_read_sb3(path), path, optimizer, parameters, trained_by=sb3.optimizer_class(path))
@@ -68,14 +70,14 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
 
 def _read_sb3(path: Path) -> dict[str, Any]:
     """Stable-Baselines3's zip: files of torch.save inside it, of the policy, its optimizers and other variables."""
-    with archive.opened(path) as held, tempfile.TemporaryDirectory() as folder:
-        archive.intact(held, path)
+    with archives.opened(path) as held, tempfile.TemporaryDirectory() as folder:
+        archives.intact(held, path)
         found = {}
         for member in held.infolist():
             name = member.filename
             if name.endswith(".pth") and "/" not in name:
                 part = Path(folder) / f"{path.name}.{name}"
-                part.write_bytes(archive.content(held, member, path))
+                part.write_bytes(archives.content(held, member, path))
                 found[name.removesuffix(".pth")] = load(part)
         return found
 
@@ -100,7 +102,7 @@ def understand(
     arrays.left += 4 * size
     one = states.optimizer(found, path, optimizer)
     if found.partition is not None:
-        said = f"{archive.shown(found.partition)} is one process's partition of DeepSpeed's ZeRO"
+        said = f"{shown(found.partition)} is one process's partition of DeepSpeed's ZeRO"
         if one is None:
             raise Unreadable(f"{path.name} holds no state of whole parameters: {said}; {_UNIVERSAL}")
         arrays._note(f"{said}: its state is flat, of all parameters together; {_UNIVERSAL}")
@@ -113,7 +115,7 @@ def understand(
             for value in made_by_code.values():
                 refuse_code(value, path)
             named = isinstance(whole, Mapping)
-            kind = archive.shown(list(whole)[:8], 160) if named else f"a {type(whole).__name__}"
+            kind = shown(list(whole)[:8], 160) if named else f"a {type(whole).__name__}"
             raise Unreadable(
                 f"{path.name} holds neither a model's nor an optimizer's state dict, but {kind}; save "
                 "{'model': model.state_dict(), 'optimizer': optimizer.state_dict()}"
@@ -135,7 +137,7 @@ def understand(
     )
     made.numbers, made.trained = numbers, list(shapes) if numbers else []
     made.notes += [
-        f"{archive.shown(key)} is left out: only code can make it ({archive.shown(value.name)})"
+        f"{shown(key)} is left out: only code can make it ({shown(value.name)})"
         for key, value in states.opaque(whole).items()
         if not params and key in states.MODELS
     ]
@@ -192,7 +194,7 @@ def _sizes(order: list[Any], state: Mapping[Any, Any]) -> list[tuple[int, ...] |
 
 def _text(name: Any, path: Path) -> str:
     if not isinstance(name, str):
-        raise Unreadable(f"{path.name} names a parameter {archive.shown(name)}, which is no text")
+        raise Unreadable(f"{path.name} names a parameter {shown(name)}, which is no text")
     return name
 
 
@@ -214,8 +216,7 @@ def _parts(optimizer: Mapping[Any, Any], path: Path) -> tuple[list[dict[str, Any
         raise Unreadable(f"{path.name}: {error}") from None
     if lost:
         raise Unreadable(
-            f"{path.name} holds state under the key {archive.shown(lost[0])}, which belongs to no parameter of its "
-            "groups"
+            f"{path.name} holds state under the key {shown(lost[0])}, which belongs to no parameter of its groups"
         )
     return [dict(group) for group in groups], state
 
@@ -260,13 +261,13 @@ def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path, 
     group, slots = groups[0], {str(name) for entry in state.values() for name in entry}
     if "dialect" in group:
         if not isinstance(group["dialect"], str) or group["dialect"] not in dialects.DIALECTS:
-            raise Unreadable(f"{path.name} is of the dialect {archive.shown(group['dialect'])}, which nobody knows")
+            raise Unreadable(f"{path.name} is of the dialect {shown(group['dialect'])}, which nobody knows")
         return OWN + str(group["dialect"]), ""
     other = owners.owner(slots, group)
     told = sb3.source(trained_by)
     if other is None:
         if trained_by and not told:
-            ask = f"was trained by {archive.shown(trained_by)}: add --from torch, or sb3 or timm if it is theirs"
+            ask = f"was trained by {shown(trained_by)}: add --from torch, or sb3 or timm if it is theirs"
             return "torch", ask
         return told or ("timm" if {"lr_in_momentum", "decoupled_decay"} & set(group) else "torch"), ""
     if other.source or not slots:
@@ -275,7 +276,7 @@ def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path, 
         return told, ""
     if other.options:
         return other.options.split()[1], f"holds the state of {other.name}: {other.advice}"
-    kept = ", ".join(sorted(archive.shown(name) for name in slots)[:6])
+    kept = ", ".join(sorted(shown(name) for name in slots)[:6])
     name = "" if other.name.startswith("another") else f", {other.name}"
     raise Unreadable(
         f"{path.name} holds the state of another optimizer{name}, which keeps {kept}, where RMSprop keeps "
@@ -288,7 +289,7 @@ def _slots(source: str, entry: Mapping[Any, Any], name: str, arrays: Arrays, pat
     if source == "bitsandbytes":
         inner = entry.get(_QUANTIZED, {})
         if not isinstance(inner, Mapping):
-            raise Unreadable(f"{path.name}: the quantized state of {archive.shown(name)} is no dict")
+            raise Unreadable(f"{path.name}: the quantized state of {shown(name)} is no dict")
         entry = {**entry, **inner}
     found: dict[str, Any] = {}
     if "step" in entry:
@@ -296,15 +297,13 @@ def _slots(source: str, entry: Mapping[Any, Any], name: str, arrays: Arrays, pat
     if source == "bitsandbytes":
         average = dequantize(entry, name, arrays, path)
         if (average < 0).any():
-            raise Unreadable(
-                f"{path.name}: state1 of {archive.shown(name)} has negative elements: it is a momentum's"
-            )
+            raise Unreadable(f"{path.name}: state1 of {shown(name)} has negative elements: it is a momentum's")
         return {**found, "state1": average}
     if source in ("adam", "adamw") and "step" not in entry:
         raise Unreadable(
-            f"{path.name}: the state of {archive.shown(name)} counts no steps, by which Adam's averages are corrected"
+            f"{path.name}: the state of {shown(name)} counts no steps, by which Adam's averages are corrected"
         )
-    lost = sorted(archive.shown(name) for name in entry if name not in _KNOWN)
+    lost = sorted(shown(name) for name in entry if name not in _KNOWN)
     if lost:
         arrays._note(f"{', '.join(lost[:6])} is dropped: RMSprop keeps nothing of the kind")
     if "max_exp_avg_sq" in entry:
@@ -319,7 +318,7 @@ def _slots(source: str, entry: Mapping[Any, Any], name: str, arrays: Arrays, pat
             found[slot] = arrays.array(entry[slot], f"{slot} of {name}")
     shapes = {value.shape for slot, value in found.items() if slot != "step"}
     if len(shapes) > 1:
-        raise Unreadable(f"{path.name}: the state of {archive.shown(name)} has several shapes, {sorted(shapes)[:3]}")
+        raise Unreadable(f"{path.name}: the state of {shown(name)} has several shapes, {sorted(shapes)[:3]}")
     return found
 
 
@@ -328,7 +327,7 @@ def _count(value: Any, name: str, arrays: Arrays, path: Path) -> int:
         array = arrays.array(value, f"step of {name}")
         value = array.reshape(-1)[0].item() if array.size == 1 else None
     if not isinstance(value, (int, float)) or not 0 <= value < 2**53 or value != int(value):
-        raise Unreadable(f"{path.name}: the step of {archive.shown(name)} is no count: {archive.shown(value)}")
+        raise Unreadable(f"{path.name}: the step of {shown(name)} is no count: {shown(value)}")
     return int(value)
 
 
@@ -338,15 +337,14 @@ def _hyper(source: str, group: Mapping[str, Any], made: Checkpoint, path: Path) 
     odd = next((name for name, value in kept.items() if not _is_setting(value)), None)
     if odd is not None:
         raise Unreadable(
-            f"{path.name}: the setting {archive.shown(odd)} is {archive.shown(kept[odd])}, and no number, switch, "
-            "text or few numbers"
+            f"{path.name}: the setting {shown(odd)} is {shown(kept[odd])}, and no number, switch, text or few numbers"
         )
     if "rho" in kept and "alpha" not in kept:  # Adadelta's, whose learning rate and eps stand elsewhere in its step
         return {"alpha": kept["rho"], "weight_decay": kept.get("weight_decay", 0), "momentum": 0, "centered": False}
     if source in ("adam", "adamw", "bitsandbytes"):
         betas = kept.get("betas")
         if not isinstance(betas, tuple) or len(betas) < 2 or not all(isinstance(b, (int, float)) for b in betas):
-            raise Unreadable(f"{path.name}: betas is {archive.shown(betas)}, and no pair of numbers")
+            raise Unreadable(f"{path.name}: betas is {shown(betas)}, and no pair of numbers")
         kept["alpha"] = betas[0] if source == "bitsandbytes" else betas[1]
         if source == "bitsandbytes" and betas[1]:
             made.notes.append(f"momentum={betas[1]:g} is dropped: bitsandbytes takes it and never reads it")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.convert.formats.archive import shown
-from rmsprop.convert.formats.torch_load import Arrays
+from rmsprop.convert.formats.pytorch.load import Arrays
 from rmsprop.convert.record import Array, Unreadable
+from rmsprop.printing import shown
 
 BLOCKS = (256, 2048, 4096, 1024, 512, 128, 64)
 

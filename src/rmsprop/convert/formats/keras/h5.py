@@ -12,14 +12,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from rmsprop.convert.formats import hdf5
-from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.hdf5 import Dataset, Group
-from rmsprop.convert.formats.keras3 import sniff_weights, take_settings
-from rmsprop.convert.formats.named import LEGACY, NEWER, Owners
+from rmsprop.convert.formats.keras.keras3 import sniff_weights, take_settings
+from rmsprop.convert.formats.keras.owners import LEGACY, NEWER, Owners, Variable, assign
 from rmsprop.convert.formats.reading import decimal, layout, strange
-from rmsprop.convert.formats.trainable import Variable, assign
 from rmsprop.convert.layers import Layers
 from rmsprop.convert.record import Checkpoint, Unreadable
+from rmsprop.printing import shown
 
 STEPS = ("iter", "iteration", "iterations")
 _MOVING = ("moving_mean", "moving_variance", "running_mean", "running_std", "seed_generator_state")

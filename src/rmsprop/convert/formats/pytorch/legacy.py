@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
-from rmsprop.convert.formats.torch_pickle import Machine
+from rmsprop.convert.formats.pytorch.pickle import Machine
 from rmsprop.convert.record import Unreadable
 from rmsprop.printing import shown
 

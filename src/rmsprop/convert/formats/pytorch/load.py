@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.convert.formats import archive, torch_legacy
-from rmsprop.convert.formats.torch_pickle import Machine, Opaque
+from rmsprop.convert.formats import archives
+from rmsprop.convert.formats.pytorch import legacy
+from rmsprop.convert.formats.pytorch.pickle import Machine, Opaque
 from rmsprop.convert.record import Array, Unreadable
 from rmsprop.printing import shown
 
@@ -35,18 +36,18 @@ def load(path: Path) -> Any:
     tuple. No code is run and nothing is imported.
     Raises: Unreadable, in one sentence, for damage, an archive of others, or a file that is one such object.
     """
-    if torch_legacy.is_legacy(path):
-        value = torch_legacy.load(path)
+    if legacy.is_legacy(path):
+        value = legacy.load(path)
         refuse_code(value, path)
         return value
-    if not archive.is_archive(path):
+    if not archives.is_archive(path):
         raise Unreadable(f"{path.name} is not an archive of torch.save, or is damaged")
-    with path.open("rb") as file, archive.opened(path, file) as held:
+    with path.open("rb") as file, archives.opened(path, file) as held:
         pickle = _check(held, path)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         records = _Records(held, mapped, pickle.filename.removesuffix("data.pkl"))
         try:
-            value = Machine(records.get).run(archive.content(held, pickle, path))
+            value = Machine(records.get).run(archives.content(held, pickle, path))
         except (MemoryError, RecursionError):
             raise
         except Exception as error:  # whatever an unsound pickle leads to
@@ -114,7 +115,7 @@ def _check(held: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
         raise Unreadable(
             f"{path.name} has a pickle of {pickles[0].file_size} bytes, beside the tensors: too much to trust"
         )
-    archive.intact(held, path)
+    archives.intact(held, path)
     if f"{folder}byteorder" in names and held.read(f"{folder}byteorder") == b"big":
         raise Unreadable(f"{path.name} is big-endian: write it again with {REWRITE}")
     return pickles[0]

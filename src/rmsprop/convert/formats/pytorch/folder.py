@@ -6,10 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rmsprop.convert.formats import safetensors_file, torch_file
-from rmsprop.convert.formats.archive import shown
-from rmsprop.convert.formats.torch_load import load
+from rmsprop.convert.formats import safetensors_file
+from rmsprop.convert.formats.pytorch.file import understand
+from rmsprop.convert.formats.pytorch.load import load
 from rmsprop.convert.record import Checkpoint, Unreadable
+from rmsprop.printing import shown
 
 _STEMS = ("model", "pytorch_model", "diffusion_pytorch_model", "adapter_model")
 _ENDINGS = (".safetensors.index.json", ".bin.index.json", ".safetensors", ".bin")
@@ -44,7 +45,7 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
         files = [*files, state]
     size = sum(file.stat().st_size for file in files)
     sorted_names = any(file.suffix == ".safetensors" for file in files)
-    return torch_file.understand(whole, path, optimizer, parameters, size=size, ordered=not sorted_names)
+    return understand(whole, path, optimizer, parameters, size=size, ordered=not sorted_names)
 
 
 def _shards(model: Path) -> list[Path]:

@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from rmsprop.convert.formats import archive
+from rmsprop.convert.formats import archives
 from rmsprop.convert.record import Unreadable
 
 _MOST = 1 << 26  # bytes of the description, which holds a policy's arguments and no tensors
@@ -21,7 +21,7 @@ def optimizer_class(path: Path) -> str:
     Beside the pickles in the description, which are never loaded, stands the text of each value.
     Raises: Unreadable for a description that is not JSON.
     """
-    with archive.opened(path) as held:
+    with archives.opened(path) as held:
         if "data" not in held.namelist():
             return ""
         if held.getinfo("data").file_size > _MOST:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rmsprop.convert.formats.torch_pickle import Opaque
+from rmsprop.convert.formats.pytorch.pickle import Opaque
 from rmsprop.convert.record import Unreadable
 from rmsprop.printing import printable, shown
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from rmsprop.convert.formats import torch_file
-from rmsprop.convert.formats.archive import shown
-from rmsprop.convert.formats.torch_load import load
+from rmsprop.convert.formats.pytorch.file import understand
+from rmsprop.convert.formats.pytorch.load import load
 from rmsprop.convert.record import Checkpoint, Unreadable
+from rmsprop.printing import shown
 
 METADATA = ".metadata"
 _MOST_METADATA = 1 << 26
@@ -130,7 +130,7 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
             f"({shown(str(error) or type(error).__name__, 100)}); where it was made, turn it into a file with "
             "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'plain.pt')"
         ) from error
-    return torch_file.understand(whole, path, optimizer, parameters, size=size)
+    return understand(whole, path, optimizer, parameters, size=size)
 
 
 class _Pieces:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.convert.formats import hdf5, keras3, tf_hdf5, zipped
-from rmsprop.convert.formats.archive import shown
-from rmsprop.convert.formats.keras3 import KINDS, WEIGHTS, WORDS
-from rmsprop.convert.formats.named import Owners
+from rmsprop.convert.formats import archives, hdf5
+from rmsprop.convert.formats.keras import h5, keras3
+from rmsprop.convert.formats.keras.keras3 import KINDS, WEIGHTS, WORDS
+from rmsprop.convert.formats.keras.owners import Owners, Unordered, variables
 from rmsprop.convert.formats.reading import layout, strange, to_write
-from rmsprop.convert.formats.trainable import Unordered, variables
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
+from rmsprop.printing import shown
 
 _LEAVES = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
 _BUILT = "save the model there once, after a step of an RMSprop with the same momentum and centered, as the template"
@@ -44,9 +44,9 @@ def write_weights(path: Path, checkpoint: Checkpoint, template: Path | None = No
 def write_archive(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
     """Write a .keras: the template's program and the checkpoint's values and settings. Raises: Unreadable."""
     checkpoint = to_write(checkpoint)
-    if template is None or not zipped.is_zip(template):
+    if template is None or not archives.is_zip(template):
         raise Unreadable("a .keras file holds a model's program: give a .keras of the same model as the template")
-    members = zipped.members(template)
+    members = archives.members(template)
     with strange(template, "Keras file"):
         settings = json.loads(members["config.json"])
         compiled = (settings.get("compile_config") or {}).get("optimizer")
@@ -68,7 +68,7 @@ def write_h5(path: Path, checkpoint: Checkpoint, template: Path | None = None) -
     raw = template.read_bytes()
     with strange(template, "HDF5 file of Keras"):
         root = hdf5.read(template, io.BytesIO(raw), len(raw))
-        stored, states = tf_hdf5.weights(template, root), tf_hdf5.optimizer(template, root)
+        stored, states = h5.weights(template, root), h5.optimizer(template, root)
         owners = Owners(stored)
         places: dict[tuple[str, str], hdf5.Dataset] = {}
         for name, dataset in states.items():
@@ -83,7 +83,7 @@ def write_h5(path: Path, checkpoint: Checkpoint, template: Path | None = None) -
     values += [(places[place], value) for place, value in wanted.items()]
     for name, dataset in states.items():
         leaf = name.rsplit("/", 1)[-1]
-        if leaf in tf_hdf5.STEPS and checkpoint.step is not None:
+        if leaf in h5.STEPS and checkpoint.step is not None:
             values.append((dataset, np.array(checkpoint.step)))
         elif leaf == "learning_rate" and "learning_rate" in checkpoint.hyper:
             values.append((dataset, np.array(checkpoint.hyper["learning_rate"])))
@@ -105,7 +105,7 @@ def _library() -> Any:
 
 def _member(template: Path) -> bytes:
     """The weights of a .weights.h5 or of a .keras."""
-    return zipped.members(template, (WEIGHTS,))[WEIGHTS] if zipped.is_zip(template) else template.read_bytes()
+    return archives.members(template, (WEIGHTS,))[WEIGHTS] if archives.is_zip(template) else template.read_bytes()
 
 
 def _settle(template: Path, config: dict[str, Any], checkpoint: Checkpoint) -> None:

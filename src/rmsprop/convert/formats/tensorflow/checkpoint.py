@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.convert.formats import bundle
-from rmsprop.convert.formats.archive import shown
-from rmsprop.convert.formats.bundle import Bundle, fields, text
-from rmsprop.convert.formats.named import LEGACY, NEWER, Owners
+from rmsprop.convert.formats.keras.owners import LEGACY, NEWER, Owners
 from rmsprop.convert.formats.reading import decimal, layout, strange, to_write
-from rmsprop.convert.formats.sstable import MAGIC
+from rmsprop.convert.formats.tensorflow import bundle
+from rmsprop.convert.formats.tensorflow.bundle import Bundle, fields, text
+from rmsprop.convert.formats.tensorflow.sstable import MAGIC
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
+from rmsprop.printing import shown
 
 GRAPH, VALUE = "_CHECKPOINTABLE_OBJECT_GRAPH", "/.ATTRIBUTES/VARIABLE_VALUE"
 _SCOPES = 100

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rmsprop.convert.formats import zipped
-from rmsprop.convert.formats.archive import shown
+from rmsprop.convert.formats import archives
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
+from rmsprop.printing import shown
 
 SLOTS = {"chainer": ("ms",), "chainer_graves": ("n", "g", "delta")}
 _MODEL, _OPTIMIZER = "updater/model:", "updater/optimizer:"
@@ -74,4 +74,4 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     for name, slots in checkpoint.slots.items():
         made[f"{before}{name}/t"] = count
         made |= {f"{before}{name}/{slot}": slots[slot] for slot in SLOTS[checkpoint.source]}
-    zipped.save(path, made)
+    archives.save(path, made)

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.convert.formats import hdf5, zipped
-from rmsprop.convert.formats.archive import shown
+from rmsprop.convert.formats import archives, hdf5
+from rmsprop.convert.formats.keras.owners import Item, Shape, Unordered, Variable, assign, variables
 from rmsprop.convert.formats.reading import decimal, layout, strange
-from rmsprop.convert.formats.trainable import Item, Shape, Unordered, Variable, assign, variables
 from rmsprop.convert.layers import TABLES, Layer, Layers, hint, kind_name, known
 from rmsprop.convert.record import Array, Checkpoint, Unreadable
+from rmsprop.printing import shown
 
 WEIGHTS = "model.weights.h5"
 KINDS = ("velocity", "momentum", "average_gradient")
@@ -45,7 +45,7 @@ _BESIDE = (
 
 def sniff_archive(path: Path) -> bool:
     """A zip with Keras' members."""
-    return WEIGHTS in zipped.names(path)
+    return WEIGHTS in archives.names(path)
 
 
 def sniff_weights(path: Path) -> bool:
@@ -69,8 +69,8 @@ def read(path: Path, said: Mapping[str, Any] | None = None) -> Checkpoint:
     """
     said = dict(said or {})
     with strange(path, "Keras file"):
-        if zipped.is_zip(path):
-            members = zipped.members(path, ("config.json", WEIGHTS))
+        if archives.is_zip(path):
+            members = archives.members(path, ("config.json", WEIGHTS))
             settings = json.loads(members["config.json"])
             raw = members[WEIGHTS]
             return _understand(path, hdf5.read(path, io.BytesIO(raw), len(raw)), settings, said)

@@ -13,11 +13,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-from rmsprop.convert.formats import sstable
-from rmsprop.convert.formats.archive import shown
 from rmsprop.convert.formats.reading import array, count
-from rmsprop.convert.formats.sstable import crc32c, mask, to_varint, varint
+from rmsprop.convert.formats.tensorflow import sstable
+from rmsprop.convert.formats.tensorflow.sstable import crc32c, mask, to_varint, varint
 from rmsprop.convert.record import Array, Unreadable
+from rmsprop.printing import shown
 
 STRING = 7
 _DTYPES = {
