@@ -38,7 +38,7 @@ NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 
 
 def fixtures() -> list[tuple[str, str, Files]]:
     """The recorded checkpoints: the path that a reader is given, its format's name, and the files behind it."""
-    from rmsprop.convert.formats import FORMATS
+    from rmsprop.conversion.formats import FORMATS
 
     found = []
     names = {path.name for path in FIXTURES.iterdir()}
@@ -60,7 +60,7 @@ def rewritten() -> list[tuple[str, str, Files]]:
     import torch.distributed.checkpoint as dcp
     from safetensors.torch import save_file
 
-    from rmsprop.convert.file import recognise
+    from rmsprop.conversion.file import recognise
 
     whole = torch.load(FIXTURES / "torch_rmsprop.pt", weights_only=True)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -226,8 +226,8 @@ def hurt(draw: random.Random, data: bytes, other: bytes) -> bytes:
 
 def judge(path: Path, kind: str) -> str | None:
     """What went wrong in reading and converting a file, or None."""
-    from rmsprop.convert.file import prepare
-    from rmsprop.convert.formats import FORMATS
+    from rmsprop.conversion.file import prepare
+    from rmsprop.conversion.formats import FORMATS
 
     for row in FORMATS:
         row.sniff(path)

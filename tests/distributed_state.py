@@ -49,7 +49,7 @@ from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 from rmsprop import RMSprop
-from rmsprop.convert.file import read_checkpoint
+from rmsprop.conversion.file import read_checkpoint
 
 __all__ = ["CASES"]
 

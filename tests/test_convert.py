@@ -10,7 +10,8 @@ import torch
 import rmsprop
 from rmsprop import DIALECTS, analysis, reference
 from rmsprop.analysis import matched_eps
-from rmsprop.convert import Report, convert, words
+from rmsprop.conversion import Report, convert
+from rmsprop.conversion.settings import target_settings
 from rmsprop.settings import read, settle
 from rmsprop.spec import EPS_MODES
 
@@ -18,9 +19,9 @@ V, M, B = np.array([1.0, 4.0, 9.0]), np.array([0.5, -1.0, 2.0]), np.array([2.0, 
 
 
 def test_calling_the_package_is_calling_the_function():
-    """`rmsprop.convert(...)` and `rmsprop.convert.convert(...)` are one."""
+    """`rmsprop.convert(...)` is the function of rmsprop.conversion."""
     assert rmsprop.convert({"S": V}, "textbook", "torch").state.keys() == {"step", "square_avg"}
-    assert rmsprop.convert.convert is convert
+    assert rmsprop.convert is convert
 
 
 def test_the_velocity_takes_the_learning_rate_in_and_out_and_turns_its_sign():
@@ -69,7 +70,7 @@ def test_a_file_and_a_call_get_the_same_eps(was, now, eps):
     source, target = MODES[was], MODES[now]
     settings = {**source.complete({"eps": eps}, {"eps"}), "dialect": source.name}
     report = Report()
-    found = words.translate(settings, target.name, report)
+    found = target_settings(settings, target.name, report)
     assert found["eps"] == matched_eps(was, eps, now)
     assert analysis.cap(now, found["eps"]) == pytest.approx(analysis.cap(was, eps), rel=1e-5)
     (sentence,) = [sentence for sentence in report.approximate if sentence.startswith("eps=")]

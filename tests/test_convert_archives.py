@@ -12,8 +12,8 @@ import torch
 from test_convert_files import HERE
 from test_convert_places import MODEL, STATE
 
-from rmsprop.convert import Unreadable
-from rmsprop.convert.file import read_checkpoint
+from rmsprop.conversion import Unreadable
+from rmsprop.conversion.file import read_checkpoint
 
 BIG = 24 << 20
 

@@ -11,8 +11,8 @@ from test_convert_places import FLAT, MODEL, NAMED, STATE
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from rmsprop.convert import Unreadable
-from rmsprop.convert.file import prepare, read_checkpoint
+from rmsprop.conversion import Unreadable
+from rmsprop.conversion.file import prepare, read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, of saving in one process
 

@@ -15,10 +15,10 @@ import torch
 from test_cli import invoke
 
 from rmsprop import DIALECTS, RMSprop
-from rmsprop.convert import Checkpoint, Unreadable
-from rmsprop.convert.file import prepare, read_checkpoint, write, writer
-from rmsprop.convert.formats import FORMATS
-from rmsprop.convert.layout import Map, plan, read_map, torch_name, turn, turn_back
+from rmsprop.conversion import Checkpoint, Unreadable
+from rmsprop.conversion.file import prepare, read_checkpoint, write, writer
+from rmsprop.conversion.formats import FORMATS
+from rmsprop.conversion.layout import Map, plan, read_map, torch_name, turn, turn_back
 
 HERE = Path(__file__).parent / "checkpoints"
 sys.path.insert(0, str(HERE))

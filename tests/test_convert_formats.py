@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from rmsprop import dialects
-from rmsprop.convert.formats import FORMATS, hdf5, npz, optax
-from rmsprop.convert.formats.keras import h5, keras3
-from rmsprop.convert.formats.keras.owners import Unordered, Variable, assign
-from rmsprop.convert.formats.tensorflow import sstable
-from rmsprop.convert.layout import torch_name, turn
-from rmsprop.convert.record import Checkpoint, Format, Unreadable
+from rmsprop.conversion.formats import FORMATS, hdf5, npz, optax
+from rmsprop.conversion.formats.keras import h5, keras3
+from rmsprop.conversion.formats.keras.owners import Unordered, Variable, assign
+from rmsprop.conversion.formats.tensorflow import sstable
+from rmsprop.conversion.layout import torch_name, turn
+from rmsprop.conversion.record import Checkpoint, Format, Unreadable
 
 HERE = Path(__file__).parent / "checkpoints"
 sys.path.insert(0, str(HERE))
@@ -359,7 +359,7 @@ def test_big_arrays_of_flax_come_in_chunks(tmp_path):
 
 def test_bfloat16_is_widened():
     """Exactly, to float32."""
-    from rmsprop.convert.formats.reading import array
+    from rmsprop.conversion.formats.reading import array
 
     raw = struct.pack("<3H", 0x3F80, 0xC000, 0x7F80)
     np.testing.assert_array_equal(array(raw, "bfloat16", (3,), Path("x"), "x"), np.array([1, -2, np.inf], np.float32))
@@ -412,8 +412,8 @@ def test_what_this_package_alone_keeps_is_named_as_dropped(tmp_path):
     import torch
 
     from rmsprop import RMSprop, settings
-    from rmsprop.convert.file import prepare
-    from rmsprop.convert.formats.pytorch.file import _OWN_CARE
+    from rmsprop.conversion.file import prepare
+    from rmsprop.conversion.formats.pytorch.file import _OWN_CARE
 
     assert _OWN_CARE == settings.CARE
     weight = torch.nn.Parameter(torch.ones(3, dtype=torch.bfloat16))

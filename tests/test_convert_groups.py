@@ -4,7 +4,7 @@ import torch
 from test_convert_places import net, trained
 
 from rmsprop import RMSprop
-from rmsprop.convert.file import prepare, write, writer
+from rmsprop.conversion.file import prepare, write, writer
 
 
 def converted(tmp_path, content):

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from rmsprop import RMSprop
-from rmsprop.convert.file import prepare, write
-from rmsprop.convert.formats import FORMATS, mxnet, npz, optax
-from rmsprop.convert.formats.keras import h5, keras3
-from rmsprop.convert.formats.tensorflow import bundle, checkpoint, sstable
-from rmsprop.convert.record import Unreadable
+from rmsprop.conversion.file import prepare, write
+from rmsprop.conversion.formats import FORMATS, mxnet, npz, optax
+from rmsprop.conversion.formats.keras import h5, keras3
+from rmsprop.conversion.formats.tensorflow import bundle, checkpoint, sstable
+from rmsprop.conversion.record import Unreadable
 from rmsprop.inspection.checkpoint import inspect
 
 HERE = Path(__file__).parent / "checkpoints"

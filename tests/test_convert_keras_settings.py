@@ -14,9 +14,9 @@ from test_cli import invoke
 from test_convert_formats import HERE
 
 from rmsprop import RMSprop
-from rmsprop.convert import Unreadable
-from rmsprop.convert.file import prepare, read_checkpoint, write, writer
-from rmsprop.convert.formats import hdf5
+from rmsprop.conversion import Unreadable
+from rmsprop.conversion.file import prepare, read_checkpoint, write, writer
+from rmsprop.conversion.formats import hdf5
 from rmsprop.inspection.checkpoint import inspect
 
 PLAIN = HERE / "tfkeras-legacy-plain.h5"
@@ -84,7 +84,7 @@ def test_a_rate_that_has_decayed_does_not_decay_again_in_the_file_written(tmp_pa
 
 def test_without_a_count_nobody_is_called_untouched(tmp_path):
     """TensorFlow 1 without global_step: v began at 1 and is somewhere below; shares are of all elements."""
-    from rmsprop.convert.formats.tensorflow import bundle
+    from rmsprop.conversion.formats.tensorflow import bundle
 
     held = read_checkpoint(HERE / "tensorflow1-momentum.ckpt-20")
     assert held.step == 20

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from rmsprop.convert import Checkpoint
-from rmsprop.convert.file import prepare, read_checkpoint, write, writer
-from rmsprop.convert.layers import Layers, by_name
-from rmsprop.convert.layout import Map, doubts, plan
-from rmsprop.convert.turning import is_kind, turn, turn_back, turned_shape
+from rmsprop.conversion import Checkpoint
+from rmsprop.conversion.file import prepare, read_checkpoint, write, writer
+from rmsprop.conversion.layers import Layers, by_name
+from rmsprop.conversion.layout import Map, doubts, plan
+from rmsprop.conversion.turning import is_kind, turn, turn_back, turned_shape
 
 HERE = Path(__file__).parent / "checkpoints"
 KERAS = ("layouts-keras3.h5", "layouts-keras3.keras")

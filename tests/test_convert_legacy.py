@@ -10,8 +10,8 @@ import torch
 from test_convert_files import HERE, resaved
 from test_convert_places import MODEL, STATE
 
-from rmsprop.convert import Unreadable
-from rmsprop.convert.file import prepare, read_checkpoint, recognise
+from rmsprop.conversion import Unreadable
+from rmsprop.conversion.file import prepare, read_checkpoint, recognise
 
 CONTENT = {
     "model": {**MODEL, "half": torch.ones(3).half(), "count": torch.tensor(3), "empty": torch.empty(0)},

@@ -17,8 +17,8 @@ from oracles import _folder
 from test_cli import invoke
 
 from rmsprop import RMSprop
-from rmsprop.convert import Unreadable
-from rmsprop.convert.file import prepare, read_checkpoint, write
+from rmsprop.conversion import Unreadable
+from rmsprop.conversion.file import prepare, read_checkpoint, write
 
 HERE = Path(__file__).parent / "checkpoints"
 TORCHS = [

@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from rmsprop import RMSprop
 from rmsprop.cli import app
-from rmsprop.convert.file import prepare, write
-from rmsprop.convert.layout import Map, plan
-from rmsprop.convert.pairing import sorted_as_text, ways
-from rmsprop.convert.record import Checkpoint, Unreadable
+from rmsprop.conversion.file import prepare, write
+from rmsprop.conversion.layout import Map, plan
+from rmsprop.conversion.pairing import sorted_as_text, ways
+from rmsprop.conversion.record import Checkpoint, Unreadable
 
 LAYERS = 12
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from test_cli import invoke
 
-from rmsprop.convert import Unreadable
-from rmsprop.convert.file import prepare, read_checkpoint, write
+from rmsprop.conversion import Unreadable
+from rmsprop.conversion.file import prepare, read_checkpoint, write
 from rmsprop.inspection.checkpoint import inspect
 
 SIZES = {"a": (3, 4, 2), "b": (4, 6, 3), "c": (5, 2)}

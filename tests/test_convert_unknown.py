@@ -20,8 +20,8 @@ from test_cli import invoke
 from test_convert_places import MODEL, STATE, trained
 
 from rmsprop import RMSprop
-from rmsprop.convert import Unreadable
-from rmsprop.convert.file import prepare, read_checkpoint, write
+from rmsprop.conversion import Unreadable
+from rmsprop.conversion.file import prepare, read_checkpoint, write
 from rmsprop.inspection.checkpoint import inspect
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from rmsprop import checkpoint, files
 from rmsprop.cli import app
-from rmsprop.convert.file import prepare, recognise, write, writer
+from rmsprop.conversion.file import prepare, recognise, write, writer
 from rmsprop.files import write_together, write_whole
 
 HERE = Path(__file__).parent / "checkpoints"

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from rmsprop import RMSprop, checkpoint, landscapes
-from rmsprop.convert import convert
-from rmsprop.convert.file import prepare, write
+from rmsprop.conversion import convert
+from rmsprop.conversion.file import prepare, write
 from rmsprop.data import load_digits
 from rmsprop.demo import make_network
 from rmsprop.diagnose.effective_lr import Recorder, effective_lr

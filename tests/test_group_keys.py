@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from rmsprop import RMSprop
-from rmsprop.convert.file import prepare
+from rmsprop.conversion.file import prepare
 from rmsprop.inspection.checkpoint import inspect
 from rmsprop.settings import TORCH_GROUP
 

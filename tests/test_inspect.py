@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from rmsprop import RMSprop
 from rmsprop.cli import app
-from rmsprop.convert import Checkpoint
-from rmsprop.convert.formats import FORMATS
+from rmsprop.conversion import Checkpoint
+from rmsprop.conversion.formats import FORMATS
 from rmsprop.diagnose.effective_lr import LayerRecord, Recorder
 from rmsprop.inspection import checkpoint
 from rmsprop.inspection.checkpoint import inspect

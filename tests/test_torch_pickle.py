@@ -21,10 +21,10 @@ import pytest
 import torch
 from torch import nn
 
-from rmsprop.convert.file import prepare, read_checkpoint
-from rmsprop.convert.formats.pytorch.load import load
-from rmsprop.convert.formats.pytorch.pickle import Machine, Opaque
-from rmsprop.convert.record import Unreadable
+from rmsprop.conversion.file import prepare, read_checkpoint
+from rmsprop.conversion.formats.pytorch.load import load
+from rmsprop.conversion.formats.pytorch.pickle import Machine, Opaque
+from rmsprop.conversion.record import Unreadable
 
 
 class Settings(dict):

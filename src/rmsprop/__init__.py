@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rmsprop import checkpoint as checkpoint
     from rmsprop import functional as functional
-    from rmsprop.convert import convert as convert
+    from rmsprop.conversion import convert as convert
     from rmsprop.dialects import DIALECTS as DIALECTS
     from rmsprop.optimizer import RMSprop as RMSprop
     from rmsprop.recipe import recipes as recipes
@@ -42,6 +42,7 @@ _HOMES = {
     "RMSprop": "rmsprop.optimizer",
     "step_in_backward": "rmsprop.release",
     "DIALECTS": "rmsprop.dialects",
+    "convert": "rmsprop.conversion",
     "Rule": "rmsprop.spec",
     "Hyper": "rmsprop.spec",
     "recipes": "rmsprop.recipe",
@@ -51,7 +52,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("checkpoint", "convert", "functional"):
+    if name in ("checkpoint", "functional"):
         return import_module(f"rmsprop.{name}")
     if name in _HOMES:
         value = getattr(import_module(_HOMES[name]), name)

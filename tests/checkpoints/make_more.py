@@ -51,7 +51,7 @@ def sb3_archive() -> None:
 
 def safetensors_file() -> None:
     """A file of this package's own."""
-    from rmsprop.convert import file
+    from rmsprop.conversion import file
 
     out = inputs.HERE / "torch_rmsprop_centered.safetensors"
     plan = file.prepare(inputs.HERE / "torch_rmsprop_centered.pt", out=file.writer(out))

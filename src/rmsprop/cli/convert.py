@@ -10,7 +10,7 @@ import typer
 from rmsprop.cli.table import say
 
 if TYPE_CHECKING:
-    from rmsprop.convert.file import Plan
+    from rmsprop.conversion.file import Plan
 
 
 def convert(
@@ -75,9 +75,9 @@ def convert(
 
     rmsprop convert gan.pt generator.pt --optimizer optimizer_g --parameters generator
     """
-    from rmsprop.convert.file import prepare, write, writer
-    from rmsprop.convert.layout import read_map
-    from rmsprop.convert.pairing import MATCHES
+    from rmsprop.conversion.file import prepare, write, writer
+    from rmsprop.conversion.layout import read_map
+    from rmsprop.conversion.pairing import MATCHES
 
     if layout not in ("torch", "keep"):
         raise typer.BadParameter(f"--layout takes torch or keep; got {layout!r}")

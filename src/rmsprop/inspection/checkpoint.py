@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from rmsprop.analysis import denominator, thaw
-from rmsprop.convert import words
-from rmsprop.convert.file import read_checkpoint, refuse_stateless
-from rmsprop.convert.record import OWN, Array, Checkpoint, Report
-from rmsprop.convert.state import find
+from rmsprop.conversion.file import read_checkpoint, refuse_stateless
+from rmsprop.conversion.record import OWN, Array, Checkpoint, Report
+from rmsprop.conversion.settings import resolve_settings
+from rmsprop.conversion.state import find
 from rmsprop.dialects import HYPERS, SWITCHES, Dialect
 from rmsprop.spec import Hyper, Rule, check_number, check_switch
 
@@ -149,7 +149,7 @@ def inspect(
                 f"those of the start; or --set {row.word('lr')}=... with the rate reached"
             )
         report = Report()
-        ((_, settings),) = words.settle(own, given, report)
+        ((_, settings),) = resolve_settings(own, given, report)
         assumed += report.approximate
         settings |= {name: check_number(name, settings[name]) for name in HYPERS}
         settings |= {name: check_switch(name, settings[name]) for name in SWITCHES}

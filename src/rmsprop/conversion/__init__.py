@@ -1,0 +1,10 @@
+"""Checkpoints of other frameworks: their state in another dialect's units, and their files.
+
+state, report = rmsprop.convert(state, "tensorflow1", "torch", lr=1e-3)     # arrays: conversion/state.py
+rmsprop convert model.keras out.pt                                          # files: conversion/file.py
+"""
+
+from rmsprop.conversion.record import Checkpoint, Format, Report, Unreadable
+from rmsprop.conversion.state import Converted, convert
+
+__all__ = ["Checkpoint", "Converted", "Format", "Report", "Unreadable", "convert"]

@@ -1,0 +1,341 @@
+"""A checkpoint file from one framework to another: read, planned, converted, written beside and renamed."""
+
+from __future__ import annotations
+
+import functools
+import glob
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rmsprop import dialects
+from rmsprop.conversion import layout as layouts
+from rmsprop.conversion import pairing
+from rmsprop.conversion.formats import FORMATS
+from rmsprop.conversion.formats.pytorch.write import WRITTEN
+from rmsprop.conversion.formats.unknown import explain
+from rmsprop.conversion.layout import Map, Move
+from rmsprop.conversion.record import OWN, Checkpoint, Format, Report, Unreadable
+from rmsprop.conversion.settings import resolve_settings, target_arguments, target_settings
+from rmsprop.conversion.state import Side, between, find
+from rmsprop.files import write_together, write_whole
+from rmsprop.printing import shown
+
+# The formats that hold this package's own state as well as a framework's.
+_KEEPS_OURS = ("torch", "safetensors")
+# The formats that count the steps beside the state, whether or not the framework's rule needs the count.
+_COUNTS = ("keras", "keras weights", "keras hdf5", "tensorflow")
+
+
+@dataclass
+class Plan:
+    """A conversion that is ready to be written: nothing has been written yet."""
+
+    source: str
+    target: str
+    moves: list[Move]
+    checkpoint: Checkpoint
+    report: Report = field(default_factory=Report)
+    template: Path | None = None
+
+
+def recognise(path: Path) -> Format:
+    """The format of a file. Raises: Unreadable if there is no file, or of no known format."""
+    if not path.exists() and not list(path.parent.glob(f"{glob.escape(path.name)}.*")):
+        raise Unreadable(f"there is no file {str(path)!r}")
+    for row in FORMATS:
+        if row.sniff(path):
+            return row
+    known = ", ".join(f"{row.name} ({' '.join(row.suffixes)})" for row in FORMATS if row.suffixes)
+    raise Unreadable(
+        explain(path)
+        or f"{path.name} is of no format that is read here, or its beginning is damaged; there are {known}"
+    )
+
+
+def read_checkpoint(
+    path: Path,
+    source: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    *,
+    optimizer: str | None = None,
+    parameters: str | None = None,
+) -> Checkpoint:
+    """A checkpoint of any format, with `source` in place of what the file says of its framework.
+
+    Args:
+        given: settings in the source's words, which tell some formats what their states are.
+        optimizer: the place of the optimizer wanted in a file that holds several, such as "optimizers[0]".
+        parameters: the place of the model that goes with it.
+    Raises: Unreadable in one sentence; ValueError for a source that does not fit the state.
+    """
+    row = recognise(path)
+    chosen = {"optimizer": optimizer, "parameters": parameters}
+    if not row.chooses and any(place is not None for place in chosen.values()):
+        said = " ".join(f"--{word} {shown(place)}" for word, place in chosen.items() if place is not None)
+        raise ValueError(
+            f"{said} chooses among what a file of torch.save holds; {path.name} is {row.name}, and has one"
+        )
+    held = row.read(path, given) if row.asks else row.read(path, **chosen) if row.chooses else row.read(path)
+    if source is not None and source != held.source:
+        kept = find(source).states
+        odd = [slot for slots in held.slots.values() for slot in slots if slot not in kept]
+        if held.source and odd:
+            raise ValueError(
+                f"--from {source} does not fit {path.name}: it keeps {', '.join(kept)}, and the file holds "
+                f"{', '.join(dict.fromkeys(odd))}, as {held.source} does"
+            )
+        held.source = source
+    if held.slots and not held.source:
+        ask = held.ask or "does not say whose state it holds; say it with --from, such as --from optax"
+        raise ValueError(f"{path.name} {ask}")
+    if held.slots:
+        _check(held, path)
+    return held
+
+
+def _check(held: Checkpoint, path: Path) -> None:
+    """Slots that the framework has, of their parameters' shapes, and numbers that are ones. Raises: Unreadable."""
+    row = find(held.source)
+    settings = [item for _, hyper in [*held.groups, ([], held.hyper)] for item in hyper.items()]
+    for word, value in settings:
+        if isinstance(value, int) and value.bit_length() > 1023:
+            raise Unreadable(f"{path.name}: {shown(word)} is an integer of {value.bit_length()} bits, beyond a float")
+    if held.step is not None and not 0 <= held.step < 2**53:
+        raise Unreadable(f"{path.name} counts {shown(held.step)} steps, which no run takes")
+    for name, slots in held.slots.items():
+        unknown = next((slot for slot in slots if slot not in row.states), None)
+        if unknown is not None:
+            raise Unreadable(
+                f"{path.name}: the state of {shown(name)} holds {shown(unknown)}; {row.name} keeps "
+                f"{', '.join(row.states)}"
+            )
+        if "square_avg" not in {row.states[slot] for slot in slots}:
+            raise Unreadable(
+                f"{path.name}: the state of {shown(name)} holds {', '.join(slots)} and no average of squares"
+            )
+        shapes = {value.shape for slot, value in slots.items() if row.states[slot] != "step"}
+        shapes |= {held.params[name].shape} if name in held.params else set()
+        if len(shapes) > 1:
+            raise Unreadable(
+                f"{path.name}: {shown(name)} and its state have several shapes, {shown(sorted(shapes)[:3], 100)}"
+            )
+
+
+def refuse_stateless(held: Checkpoint, path: Path, what: str) -> None:
+    """Refuse a checkpoint without state, by what it holds in its place. Raises: Unreadable."""
+    if held.slots:
+        return
+    kept = "parameters and no optimizer state"
+    if held.groups or held.hyper:
+        kept = "an optimizer that has not taken a step, so it has no state"
+    raise Unreadable(f"{path.name} holds {kept}; there is nothing to {what}")
+
+
+def prepare(
+    path: Path,
+    target: str = "rmsprop",
+    *,
+    source: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    model: Path | None = None,
+    chart: Map | None = None,
+    layout: str = "torch",
+    out: Format | None = None,
+    optimizer: str | None = None,
+    parameters: str | None = None,
+    match: str | None = None,
+) -> Plan:
+    """Read a checkpoint and convert it, without writing anything.
+
+    Args:
+        target: "rmsprop" for this package's RMSprop in the source's dialect, or a dialect's name.
+        given: settings in the source's words that stand over the file's.
+        model: a file with the target's names and shapes.
+        chart: renames and transposes by hand.
+        out: the format to write; None stands for `.pt`.
+        optimizer, parameters: which optimizer and which model of a file that holds several, by their places.
+        match: "order" where parameters that cannot be told apart follow the model's order, "number" to keep numbers.
+    Raises: Unreadable, ValueError or TypeError, in one sentence.
+    """
+    held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
+    refuse_stateless(held, path, "convert")
+    report = Report(assumed=list(held.notes))
+    if target != "rmsprop":
+        dialects.find(target)
+    shapes = None
+    if model is not None:
+        row = recognise(model)
+        told = {word: held.hyper[word] for word in ("momentum", "centered") if word in held.hyper}
+        other = row.read(model, told) if row.asks else row.read(model)
+        shapes = {name: tuple(value.shape) for name, value in other.params.items()}
+        if not shapes:
+            raise Unreadable(f"{model.name} holds no parameters; --model wants a model's state dict")
+        if not held.params and layout == "torch":
+            report.assumed.append(f"the model's values are those of {model.name}, since {path.name} holds none")
+    if held.numbers:
+        chart = chart or Map()
+        own = pairing.learned(shapes or {name: held.params[name].shape for name in held.trained})
+        held, rename = pairing.named(held, own, chart.rename, match, report, wanted=shapes is not None)
+        chart = Map(dict(rename), chart.transpose)
+    groups = resolve_settings(held, given or {}, report)
+    if target == "rmsprop" and out is not None and out.name not in _KEEPS_OURS:
+        target = groups[0][1]["dialect"]
+    way = _layout(layout, held, target, out)
+    shapes = None if held.numbers else shapes
+    moves = layouts.plan(held, way, chart, shapes, other.kinds if model is not None else None, match)
+    report.assumed += layouts.doubts(held, moves, way)
+    made = _convert(held, groups, moves, target, out, given or {}, report)
+    if model is not None and not held.params:
+        made.params = dict(other.params)
+    template = model if out is not None and out.template and model is not None else None
+    return Plan(held.source, target, moves, made, report, template)
+
+
+def _layout(asked: str, held: Checkpoint, target: str, out: Format | None) -> str:
+    """Which way kernels turn: to torch's layout, to TensorFlow's, or neither."""
+    turned = out is not None and out.name not in _KEEPS_OURS and target in layouts.AS_TENSORFLOW
+    if asked == "keep" or not turned:
+        return asked
+    return "keep" if held.source in layouts.AS_TENSORFLOW and not held.turned else "tensorflow"
+
+
+def _convert(
+    held: Checkpoint,
+    groups: list[tuple[list[str], dict[str, Any]]],
+    moves: list[Move],
+    target: str,
+    out: Format | None,
+    given: Mapping[str, Any],
+    report: Report,
+) -> Checkpoint:
+    """The checkpoint in the target's names, units and layouts."""
+    start_row = find(held.source)
+    by_torch = out is None or out.name == "torch"
+    ours = target == "rmsprop" or (by_torch and target not in WRITTEN)
+    dialect = groups[0][1]["dialect"] if target == "rmsprop" else target
+    made = Checkpoint(source=OWN + dialect if ours else target)
+    made.step, made.numbers = held.step, held.numbers
+    place = {move.source: move for move in moves}
+    for i, (names, own) in enumerate(groups):
+        settings = _rate(own, held.source, given, report)
+        end_settings = settings if target == "rmsprop" else target_settings(settings, target, report)
+        row = find(OWN + dialect if ours else dialect)
+        start = Side(start_row, settings, frozenset(("alpha",)))
+        for name in names:
+            if name in held.slots:
+                slots = {start_row.states[slot]: value for slot, value in held.slots[name].items()}
+                move = place[name]
+                turned = {slot: move.turned(value) if value.ndim else value for slot, value in slots.items()}
+                made.slots[move.target] = between(
+                    turned, start, Side(row, end_settings), own["lr"], held.step, report
+                )
+        kept = _group(end_settings) if ours or by_torch else target_arguments(end_settings, row.name)
+        own_names = set(names)
+        order = held.numbers[i] if held.numbers else [move.target for move in moves if move.source in own_names]
+        if len(order) < len(names):  # without state or value: there is nothing to move
+            order = [place[name].target if name in place else name for name in names]
+        made.groups.append((order, kept))
+    if out is not None and out.name in _COUNTS and made.step is not None:
+        report.dropped = [sentence for sentence in report.dropped if not sentence.startswith("step: ")]
+    made.hyper = dict(made.groups[0][1])
+    order = [move.target for move in moves if move.target in made.slots]
+    made.slots = {name: made.slots[name] for name in order}
+    made.params = {m.target: m.turned(held.params[m.source]) for m in moves if m.source in held.params}
+    made.kinds = {m.target: m.kind for m in moves if m.back}
+    made.kinds |= {m.target: held.kinds[m.source] for m in moves if m.kind == "keep" and m.source in held.kinds}
+    made.turned = layouts.record(held, moves)
+    _say_idle(held, report)
+    return made
+
+
+def _say_idle(held: Checkpoint, report: Report) -> None:
+    """Report which of the model's tensors have no state, and why, as far as the file says."""
+    listed = [name for names, _ in held.groups for name in names] or list(held.slots)
+    fresh = [name for name in listed if name not in held.slots]
+    outside = [name for name in held.params if name not in set(listed) and name not in held.tied]
+    if fresh:
+        report.assumed.append(f"{_named(fresh, 'parameter')} in the optimizer without state, as if new")
+    if held.numbers:  # pairing has said what that means
+        return
+    strange = [name for name in listed if name not in held.params]
+    if held.params and strange:
+        report.assumed.append(f"{_named(strange, 'name')} the state's, and not the model's")
+    elif outside:
+        report.assumed.append(
+            f"{_named(outside, 'tensor')} not in the optimizer: frozen, buffers, or trained by another one"
+        )
+    for second, first in held.tied.items():
+        if first not in listed:
+            continue
+        report.assumed.append(f"{shown(second)} is {shown(first)} under another name, whose state is both's")
+
+
+def _named(names: list[str], what: str) -> str:
+    """A count with the first names: 3 parameters (a, b, c) are."""
+    one = len(names) == 1
+    listed = ", ".join(shown(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
+    return f"{len(names)} {what}{'' if one else 's'} ({listed}) {'is' if one else 'are'}"
+
+
+def _rate(own: dict[str, Any], source: str, given: Mapping[str, Any], report: Report) -> dict[str, Any]:
+    """The settings, with the learning rate that goes with a momentum made of Adam's first moment."""
+    if source not in ("adam", "adamw") or own["momentum"] == 0 or "lr" in given:
+        return own
+    report.approximate.append(f"lr is {1 - own['momentum']:g} of Adam's {own['lr']:g}, which momentum adds up again")
+    return {**own, "lr": own["lr"] * (1 - own["momentum"])}
+
+
+def _group(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter group of rmsprop.RMSprop: all its settings, and how a step runs by default."""
+    from rmsprop.settings import TORCH_GROUP, check
+
+    return check({**TORCH_GROUP, **settings})
+
+
+def write(plan: Plan, out: Path, *, force: bool = False, also_not: Path | None = None) -> Path:
+    """Write a plan's checkpoint beside `out`, then rename.
+
+    Args:
+        also_not: the input, which is never written to.
+    Raises: ValueError if `out` is the input, exists and is not forced, or is of a format that is not written.
+    """
+    row = writer(out)
+    start = out
+    for ending in row.parts:
+        start = start.with_name(start.name.removesuffix(ending))
+    made = [start.with_name(start.name + ending) for ending in row.parts] or [out]
+    read = [] if also_not is None else [also_not, *_siblings(also_not)]
+    if any(new.exists() and old.exists() and new.samefile(old) for new in made for old in read):
+        raise ValueError(f"{out} is the input, which is never changed; name another file")
+    there = [str(new) for new in made if new.exists()]
+    if there and not force:
+        raise ValueError(f"{' and '.join(there)} exists; name another file, or add --force to replace it")
+    save = row.write
+    assert save is not None
+    if row.template and plan.template is not None:
+        save = functools.partial(save, template=plan.template)
+    try:
+        if row.parts:
+            return write_together(out, row.parts, lambda part: save(part, plan.checkpoint))
+        return write_whole(out, lambda part: save(part, plan.checkpoint))
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{shown(error.object)} is not text that a {row.name} file can hold; write a .pt") from error
+
+
+def _siblings(path: Path) -> list[Path]:
+    """The files of a folder, or of a TensorFlow checkpoint that is given by its beginning or by its index."""
+    if path.is_dir():
+        return [file for file in path.rglob("*") if file.is_file()]
+    start = path.with_name(path.name.removesuffix(".index"))
+    return [start.with_name(f"{start.name}.index"), *start.parent.glob(f"{glob.escape(start.name)}.data-*")]
+
+
+def writer(out: Path) -> Format:
+    """The format that a file's name asks for. Raises: ValueError if no written format has such names."""
+    for row in FORMATS:
+        if row.write is not None and any(out.name.endswith(suffix) for suffix in row.suffixes):
+            return row
+    known = ", ".join(suffix for row in FORMATS if row.write is not None for suffix in row.suffixes)
+    raise ValueError(f"{out.name}: no format with that name is written here; there are {known}")

@@ -1,0 +1,16 @@
+"""The files that a checkpoint may come in: one row per format, asked in this order."""
+
+from __future__ import annotations
+
+from rmsprop.conversion.formats import keras, mxnet, npz, optax, pytorch, safetensors_file, tensorflow
+from rmsprop.conversion.record import Format
+
+FORMATS: tuple[Format, ...] = (
+    *pytorch.FORMATS,
+    Format("safetensors", (".safetensors",), safetensors_file.sniff, safetensors_file.read, safetensors_file.write),
+    *keras.FORMATS,
+    *tensorflow.FORMATS,
+    Format("npz", (".npz",), npz.sniff, npz.read, npz.write, template=True, chooses=True),
+    Format("mxnet", (".nd", ".params"), mxnet.sniff, mxnet.read, mxnet.write),
+    Format("flax", (".msgpack",), optax.sniff, optax.read, optax.write, template=True, chooses=True),
+)

@@ -1,0 +1,364 @@
+"""Keras 3's .keras archives and .weights.h5 files, and tf_keras' of the same names.
+
+A .keras is a zip of config.json, which has the optimizer's settings, and model.weights.h5. In that, a layer is a
+group named after its class, its variables are vars/0, vars/1, ..., and the optimizer's are optimizer/vars/0
+(iteration), 1 (learning_rate; not in tf_keras), then all velocities, all momenta, all average gradients, in the order
+of model.trainable_variables. Written by hdf5_write.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmsprop.conversion.formats import archives, hdf5
+from rmsprop.conversion.formats.keras.owners import Item, Shape, Unordered, Variable, assign, variables
+from rmsprop.conversion.formats.reading import decimal, layout, strange
+from rmsprop.conversion.layers import TABLES, Layer, Layers, hint, kind_name, known
+from rmsprop.conversion.record import Array, Checkpoint, Unreadable
+from rmsprop.printing import shown
+
+WEIGHTS = "model.weights.h5"
+KINDS = ("velocity", "momentum", "average_gradient")
+WORDS = (
+    *("learning_rate", "rho", "momentum", "epsilon", "centered"),
+    *("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"),
+)
+# Groups whose parts are in the order of a list, and layers whose parts' order among the variables is known.
+_LISTS = ("layers", "_layer_checkpoint_dependencies", "cells")
+_PARTS = (
+    ("query_dense", "key_dense", "value_dense", "output_dense"),
+    ("forward_layer", "backward_layer"),
+)
+_WRAPPED = ("cell", "layer", "forward_layer", "backward_layer")
+_NOT_THE_MODEL = ("optimizer", "metrics", "seed_generator", "_dropout_layer", "_softmax", "quantizers")
+_BESIDE = (
+    "save the whole model with model.save('model.h5'), which names every state after its variable, and convert that"
+)
+
+
+def sniff_archive(path: Path) -> bool:
+    """A zip with Keras' members."""
+    return WEIGHTS in archives.names(path)
+
+
+def sniff_weights(path: Path) -> bool:
+    """HDF5 with numbered variables, and without the lists of layers of the older kind."""
+    if not hdf5.is_hdf5(path):
+        return False
+    found = hdf5.top(path)
+    if found & {"model_weights", "layer_names", "layer_names0"}:
+        return False
+    return (
+        bool(found & {"layers", "optimizer", "vars", "_layer_checkpoint_dependencies"}) or ".weights.h5" in path.name
+    )
+
+
+def read(path: Path, said: Mapping[str, Any] | None = None) -> Checkpoint:
+    """The model's variables and the optimizer's states.
+
+    Args:
+        said: settings that the caller knows: momentum and centered say which states a .weights.h5 holds.
+    Raises: Unreadable.
+    """
+    said = dict(said or {})
+    with strange(path, "Keras file"):
+        if archives.is_zip(path):
+            members = archives.members(path, ("config.json", WEIGHTS))
+            settings = json.loads(members["config.json"])
+            raw = members[WEIGHTS]
+            return _understand(path, hdf5.read(path, io.BytesIO(raw), len(raw)), settings, said)
+        with path.open("rb") as file:
+            return _understand(path, hdf5.read(path, file, path.stat().st_size), None, said)
+
+
+def tree(root: hdf5.Group, config: Any = None) -> tuple[list[Item], dict[str, tuple[hdf5.Dataset, str, str]]]:
+    """The model's variables as their order is known.
+
+    Returns: them, and for each name the dataset, its path, and the layout hint.
+    """
+    found: dict[str, tuple[hdf5.Dataset, str, str]] = {}
+    return _Tree(_layers(config), Layers(config), found).group(root, "", "", "", Layer("", {}), True), found
+
+
+def optimizer(root: hdf5.Group) -> list[hdf5.Dataset]:
+    """The optimizer's variables in its order; none if the file has no optimizer."""
+    group = root.group("optimizer/vars")
+    if group is None:
+        return []
+    return [group.datasets[str(index)] for index in range(len(group.datasets)) if str(index) in group.datasets]
+
+
+def _understand(path: Path, root: hdf5.Group, settings: Any, said: dict[str, Any]) -> Checkpoint:
+    items, found = tree(root, (settings or {}).get("config"))
+    made = Checkpoint("keras3")
+    made.params = {variable.name: found[variable.name][0].read() for variable in variables(items)}
+    made.kinds = {name: found[name][2] for name in made.params}
+    kinds = _settings(path, settings, made) if settings else []
+    stored = optimizer(root)
+    if not stored:
+        made.notes.append("The file holds no state of an optimizer.")
+        return made
+    made.step = int(stored[0].read())
+    rest = stored[1:]
+    if rest and rest[0].shape == ():
+        made.hyper["learning_rate"] = decimal(float(rest[0].read()))
+        rest = rest[1:]
+    kinds, names = fit(path, made, items, rest, kinds, {**made.hyper, **said})
+    values = [dataset.read() for dataset in rest]
+    if not settings:
+        _check_velocity(path, made, kinds, values, len(names))
+    if len(kinds) == 2 and kinds[1] == "":
+        kinds[1] = _second(path, values[: len(names)], values[len(names) :], said, made)
+    for index, name in enumerate(names):
+        states = zip(kinds, values[index :: len(names)], strict=True)
+        made.slots[name] = {kind: state for kind, state in states if kind in KINDS}
+    return made
+
+
+def _settings(path: Path, settings: Any, made: Checkpoint) -> list[str]:
+    """Take the optimizer's settings over. Returns: the kinds of state that it keeps, in its order."""
+    compiled = (settings.get("compile_config") or {}).get("optimizer") or {}
+    if not compiled:
+        made.notes.append("The model was saved without its optimizer's settings.")
+        return []
+    kind = compiled.get("class_name", "") if isinstance(compiled, dict) else str(compiled)
+    if str(kind).split(">")[-1].lower() != "rmsprop":
+        raise Unreadable(f"{path.name} holds the state of the optimizer {shown(kind)}, not of RMSprop")
+    config = compiled.get("config", {}) if isinstance(compiled, dict) else {}
+    take_settings(config, made)
+    kept = ["average"] * bool(config.get("use_ema")) + ["accumulator"] * bool(
+        config.get("gradient_accumulation_steps")
+    )
+    if kept:
+        made.notes.append("The averaged weights, or the gradients accumulated so far, are left out.")
+    kept += ["velocity"] + ["momentum"] * bool(config.get("momentum", 0.0) > 0)
+    return kept + ["average_gradient"] * bool(config.get("centered"))
+
+
+def take_settings(config: Mapping[str, Any], made: Checkpoint) -> None:
+    """The settings of an optimizer's get_config that have an effect."""
+    for word in WORDS:
+        value = config.get(word)
+        if isinstance(value, (bool, int, float)):
+            made.hyper[word] = decimal(value) if isinstance(value, float) else value
+        elif value is not None:
+            kind = value.get("class_name", "an object") if isinstance(value, dict) else type(value).__name__
+            made.notes.append(f"{word} was {kind}, not a number: give today's with --set {word}=...")
+
+
+def fit(
+    path: Path,
+    made: Checkpoint,
+    items: list[Item],
+    rest: list[hdf5.Dataset],
+    kinds: list[str],
+    said: Mapping[str, Any],
+) -> tuple[list[str], list[str]]:
+    """Returns: the kinds of state, "" for one that the file does not name, and the variables' names."""
+    shapes = [dataset.shape for dataset in rest]
+    found = []
+    for guess in [kinds] if kinds else _kinds(said):
+        each, left = divmod(len(shapes), len(guess))
+        if left or any(shapes[i] != shapes[i % each] for i in range(len(shapes))):
+            continue
+        way = assign(items, shapes[:each])
+        if way is not None:
+            found.append((way[1], guess, way[0], way[2]))
+    if not found:
+        raise Unreadable(
+            f"{path.name} holds {len(shapes)} states of an optimizer, which do not fit its {len(made.params)} "
+            f"variables; {_BESIDE}"
+        )
+    attempt, guess, names, only = min(found, key=lambda way: way[0])
+    if not only or sum(way[0] == attempt for way in found) > 1:
+        raise Unreadable(
+            f"{path.name} does not say which variables its optimizer's states belong to, and their shapes fit in "
+            f"more than one way; {_BESIDE}"
+        )
+    return list(guess), names
+
+
+def _check_velocity(path: Path, made: Checkpoint, kinds: list[str], values: Sequence[Array], each: int) -> None:
+    """Refuse a list of states whose first kind is no average of squares. Raises: Unreadable.
+
+    Averaged weights (use_ema) and accumulated gradients come first, and a .weights.h5 does not name them.
+    """
+    at = kinds.index("velocity") * each
+    first = values[at : at + each]
+    with np.errstate(invalid="ignore"):
+        odd = any(bool((v < 0).any()) for v in first)
+    still = len(values) > each and bool(made.step) and not any(bool(v.any()) for v in first)
+    if odd or (still and any(bool(v.any()) for v in values)):
+        raise Unreadable(
+            f"{path.name} has what is no average of squares where its optimizer's averages would be: averaged "
+            "weights (use_ema), accumulated gradients, or momentum beside frozen layers; give --set momentum=... "
+            f"--set centered=... if it is the last, or {_BESIDE}"
+        )
+
+
+def _kinds(said: Mapping[str, Any]) -> list[list[str]]:
+    """The kinds of state that there may be."""
+    if "momentum" in said and "centered" in said:
+        known = ["velocity"] + ["momentum"] * bool(said["momentum"]) + ["average_gradient"] * bool(said["centered"])
+        return [known]
+    return [list(KINDS), ["velocity", ""], ["velocity"]]
+
+
+def _second(
+    path: Path,
+    velocity: Sequence[Array],
+    second: Sequence[Array],
+    said: Mapping[str, Any],
+    made: Checkpoint,
+) -> str:
+    """Whether a second kind of state is the momentum: as said, or as no average of gradients can be."""
+    if "centered" in said or "momentum" in said:
+        centered = said["centered"] if "centered" in said else not said["momentum"]
+        return "average_gradient" if centered else "momentum"
+    # The square of an average is nowhere above the average of squares.
+    with np.errstate(all="ignore"):
+        above = any(np.any(np.square(m) > v * 1.001 + 1e-30) for v, m in zip(velocity, second, strict=True))
+    if above:
+        made.notes.append(
+            "The file does not name its second kind of state; no average of gradients can be like it, "
+            "so it is the momentum."
+        )
+        return "momentum"
+    raise Unreadable(
+        f"{path.name} does not name its second kind of state, momentum or average_gradient: "
+        "give --set momentum=... or --set centered=true"
+    )
+
+
+@dataclasses.dataclass
+class _Tree:
+    """The groups of layers, walked.
+
+    Attributes: configs: every object's settings by its name; found: what it fills; again: how often a name was met.
+    """
+
+    configs: Mapping[str, Mapping[str, Any]]
+    graph: Layers
+    found: dict[str, tuple[hdf5.Dataset, str, str]]
+    again: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def group(
+        self, group: hdf5.Group, path: str, prefix: str, base: str, owner: Layer, trainable: bool
+    ) -> list[Item]:
+        """A layer's own variables, then its parts'.
+
+        Args:
+            base: its class, or what its owner calls it.
+            owner: the layer that it is a part of.
+        """
+        own = group.groups.get("vars", hdf5.Group(0))
+        name = str(own.attrs.get("name", "")) or path.rsplit("/", 1)[-1]
+        here = f"{prefix}/{name}" if prefix and name else prefix or name
+        here = "" if not path else here
+        config = self.configs.get(name, {})
+        trainable = trainable and config.get("trainable") is not False
+        layer = self._layer(name, base, owner)
+        rows = self.graph.rows(name) if name in self.graph.found else layer.rows
+        layer = dataclasses.replace(layer, rows=rows)
+        items: list[Item] = []
+        stored = [own.datasets[str(i)] for i in range(len(own.datasets)) if str(i) in own.datasets]
+        leaves = _leaves(base, [dataset.shape for dataset in stored], config, layer.kind)
+        for index, (leaf, moving) in enumerate(leaves):
+            full = f"{here}/{leaf}" if here else leaf
+            again = self.again[full] = self.again.get(full, -1) + 1
+            full += "_" * again if again < 10 else f"_{again}"
+            while full in self.found:
+                full += "_"
+            dataset = stored[index]
+            lies = hint(layer.kind, leaf, dataset.shape, layer.config, rows)
+            lies = lies or layout(f"{base}/{leaf}", np.empty((0,) * len(dataset.shape)))
+            self.found[full] = dataset, f"{path}/vars/{index}".lstrip("/"), lies
+            items.append(Variable(full, dataset.shape, trainable and not moving))
+
+        def _part(child: str, group: hdf5.Group, base: str) -> list[Item]:
+            return self.group(group, f"{path}/{child}".lstrip("/"), here, base, layer, trainable)
+
+        parts: dict[str, list[tuple[Item, ...]]] = {}
+        for child, below in group.groups.items():
+            if child in _NOT_THE_MODEL or child == "vars":
+                continue
+            if child in _LISTS:
+                parts[child] = [
+                    tuple(_part(f"{child}/{one}", layer, _class(one))) for one, layer in below.groups.items()
+                ]
+            else:
+                parts[child] = [tuple(_part(child, below, f"{base}/{child}" if child == "cell" else child))]
+        parts = {child: made for child, made in parts.items() if any(made)}
+        for known_parts in _PARTS:
+            if parts.keys() <= set(known_parts):
+                parts = {child: parts[child] for child in known_parts if child in parts}
+                break
+        else:
+            if len(parts) > 1:
+                return [*items, Unordered(tuple(map(tuple, parts.values())))]
+        return items + [item for made in parts.values() for layer in made for item in layer]
+
+    def _layer(self, name: str, base: str, owner: Layer) -> Layer:
+        """What is known of the layer: by the configuration, its class's group or its default name, else its owner."""
+        told = self.graph.found.get(name)
+        if told is not None and known(told.kind):
+            return told
+        for guess in (base.rsplit("/", 1)[-1], name):
+            if known(kind_name(guess)):
+                return Layer(kind_name(guess), told.config if told else {}, rows=owner.rows)
+        return owner if base.rsplit("/", 1)[-1] in _WRAPPED else Layer("", {})
+
+
+def _class(name: str) -> str:
+    """dense_12 is the thirteenth dense."""
+    base, _, number = name.rpartition("_")
+    return base if base and number.isdecimal() else name
+
+
+def _leaves(base: str, shapes: list[Shape], config: Mapping[str, Any], kind: str) -> list[tuple[str, bool]]:
+    """What a layer calls its variables, and whether it moves them itself, not the optimizer."""
+    flat = all(len(shape) == 1 for shape in shapes)
+    if "batch_normalization" in base or (len(shapes) == 4 and flat and len(set(shapes)) == 1):
+        scaled = ["gamma"] * (config.get("scale") is not False) + ["beta"] * (config.get("center") is not False)
+        scaled = scaled if len(scaled) == len(shapes) - 2 else [str(i) for i in range(len(shapes) - 2)]
+        return [(leaf, False) for leaf in scaled] + [("moving_mean", True), ("moving_variance", True)][: len(shapes)]
+    names: Sequence[str]
+    if base.endswith("cell"):
+        names = ("kernel", "recurrent_kernel", "bias")
+    elif kind.startswith("separableconv"):
+        names = ("depthwise_kernel", "pointwise_kernel", "bias")
+    elif kind in TABLES:
+        names = ("embeddings",)
+    elif flat and len(shapes) == 2:
+        names = ("gamma", "beta")
+    elif len(shapes) in (1, 2) and len(shapes[0]) > 1:
+        names = ("kernel", "bias")
+    else:
+        names = ()
+    names = names if len(names) >= len(shapes) else [str(index) for index in range(len(shapes))]
+    return [(leaf, False) for leaf in names[: len(shapes)]]
+
+
+def _layers(config: Any) -> dict[str, Mapping[str, Any]]:
+    """Every layer's settings by its name, of nested models too."""
+    found: dict[str, Mapping[str, Any]] = {}
+    pending = [config]
+    for _ in range(100_000):
+        if not pending:
+            break
+        here = pending.pop()
+        if isinstance(here, dict):
+            inside = here.get("config")
+            if isinstance(inside, dict) and isinstance(inside.get("name"), str):
+                found[inside["name"]] = inside
+            pending.extend(value for value in here.values() if isinstance(value, (dict, list)))
+        elif isinstance(here, list):
+            pending.extend(value for value in here if isinstance(value, (dict, list)))
+    return found

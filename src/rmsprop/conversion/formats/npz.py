@@ -1,0 +1,57 @@
+"""NumPy's .npz, which many frameworks' users save: the names in it say whose it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from rmsprop.conversion.formats import archives, chainer, mxnet, optax
+from rmsprop.conversion.formats.reading import layout, strange
+from rmsprop.conversion.record import Checkpoint, Unreadable
+from rmsprop.printing import shown
+
+
+def sniff(path: Path) -> bool:
+    """A zip of .npy files."""
+    return bool(archives.keys(path))
+
+
+def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
+    """Parameters and states of optax, Chainer or MXNet; or parameters alone.
+
+    Args:
+        optimizer: the place of the state wanted, of several of optax.
+    Raises: Unreadable, also for a choice that is not there.
+    """
+    optax.refuse_parameters(path, parameters)
+    with strange(path, ".npz"):
+        arrays = archives.arrays(path)
+        keys = list(arrays)
+        if optax.has_state(keys):
+            return optax.from_arrays(path, arrays, optimizer)
+        if optimizer is not None:
+            raise Unreadable(f"--optimizer {shown(optimizer)} is not in {path.name}, which holds no state of optax")
+        if chainer.has_state(keys):
+            return chainer.from_arrays(path, arrays)
+        if mxnet.has_state(keys):
+            return mxnet.from_arrays(path, arrays)
+        arrays = {name: value for name, value in arrays.items() if value.dtype.kind in "biufc"}
+        kinds = {name: layout(name, value) for name, value in arrays.items()}
+        return Checkpoint("", params=arrays, kinds=kinds, notes=["The file holds no state of an optimizer."])
+
+
+def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
+    """Write the arrays under the names that the checkpoint's framework gives them.
+
+    Args:
+        template: for optax, a file with the keys wanted.
+    """
+    if checkpoint.source == "optax":
+        optax.save(path, checkpoint, template)
+    elif checkpoint.source in chainer.SLOTS:
+        chainer.save(path, checkpoint)
+    elif checkpoint.source in mxnet.SLOTS:
+        archives.save(path, mxnet.to_arrays(checkpoint))
+    else:
+        raise Unreadable(
+            f"an .npz is written for optax, Chainer and MXNet; there is none of {checkpoint.source or 'it'}"
+        )

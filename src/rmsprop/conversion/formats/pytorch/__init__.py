@@ -1,0 +1,10 @@
+"""PyTorch files: torch.save archives, older files, folders and distributed checkpoints. No pickle is run."""
+
+from rmsprop.conversion.formats.pytorch import dcp, file, folder, write
+from rmsprop.conversion.record import Format
+
+FORMATS = (
+    Format("torch", file.SUFFIXES, file.sniff, file.read, write.write, chooses=True),
+    Format("torch dcp", (), dcp.sniff, dcp.read, chooses=True),
+    Format("torch folder", (), folder.sniff, folder.read, chooses=True),
+)

@@ -1,0 +1,237 @@
+"""Folders of torch.distributed.checkpoint: `.metadata`, a pickle that says where each piece is, and `*.distcp`.
+
+The pickle is read by an unpickler that makes nothing but numbers, texts, lists and blank records. Every piece is an
+archive of torch.save, and is read as one.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from io import BytesIO
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+from rmsprop.conversion.formats.pytorch.file import understand
+from rmsprop.conversion.formats.pytorch.load import load
+from rmsprop.conversion.record import Checkpoint, Unreadable
+from rmsprop.printing import shown
+
+METADATA = ".metadata"
+_MOST_METADATA = 1 << 26
+_PIECES = 1_000_000
+_RECORDS = {
+    f"torch.distributed.checkpoint.{name}"
+    for name in (
+        "metadata.Metadata",
+        "metadata.TensorStorageMetadata",
+        "metadata.BytesStorageMetadata",
+        "metadata.ChunkStorageMetadata",
+        "metadata.TensorProperties",
+        "metadata.MetadataIndex",
+        "metadata.StorageMeta",
+        "metadata._MEM_FORMAT_ENCODING",
+        "filesystem._StorageInfo",
+    )
+}
+_LEFT_OUT = {
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib._local.PosixPath",
+    "torch.serialization._get_layout",
+}
+
+
+class _Pairs(list[tuple[Any, Any]]):
+    """Stands for a dict: its items, whose keys are not hashed."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self.append((key, value))
+
+
+class _Record:
+    """Stands for an object: its attributes."""
+
+    held: Mapping[str, Any] = MappingProxyType({})
+
+    def __new__(cls, *_: Any) -> _Record:
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, _Pairs):
+            self.held = {name: value for name, value in state if isinstance(name, str)}
+
+
+class _Reader(pickle._Unpickler):
+    """An unpickler in Python, which imports nothing of the file's and hashes none of its keys."""
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return what stands for a name of the pickle. Raises: UnpicklingError for one that has no place in it."""
+        full = f"{module}.{name}"
+        if full in _RECORDS:
+            return _Record
+        if full == "torch.Size":
+            return _size
+        if full in _LEFT_OUT:
+            return _nothing
+        if module == "torch" and name.isalnum():  # a dtype
+            return name
+        raise pickle.UnpicklingError(f"it names {shown(full)}, which has no place in it")
+
+
+def _on(opcode: bytes) -> Callable[[Callable[[Any], None]], None]:
+    def _register(do: Callable[[Any], None]) -> None:
+        _Reader.dispatch[opcode[0]] = do
+
+    return _register
+
+
+@_on(pickle.EMPTY_DICT)
+def _empty_dict(reader: Any) -> None:
+    reader.append(_Pairs())
+
+
+for _opcode in (pickle.DICT, pickle.EMPTY_SET, pickle.FROZENSET, pickle.ADDITEMS):
+    del _Reader.dispatch[_opcode[0]]
+
+
+def _size(sizes: Any = ()) -> tuple[int, ...]:
+    """What torch.Size makes."""
+    if not isinstance(sizes, (tuple, list)) or len(sizes) > 64 or any(type(n) is not int or n < 0 for n in sizes):
+        raise ValueError("a shape that no tensor has")
+    return tuple(sizes)
+
+
+def _nothing(*_: Any) -> None:
+    """What is left out."""
+
+
+def sniff(path: Path) -> bool:
+    """A folder with `.metadata` and pieces beside it."""
+    return path.is_dir() and (path / METADATA).is_file() and any(path.glob("*.distcp"))
+
+
+def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
+    """The model and the optimizer, put together from all processes' pieces. Raises: Unreadable."""
+    files = {file.name: file for file in path.glob("*.distcp")}
+    size = sum(file.stat().st_size for file in files.values())
+    try:
+        whole = _nested(_Pieces(path, files, size))
+    except Unreadable:
+        raise
+    except Exception as error:  # a damaged pickle fails in any way
+        raise Unreadable(
+            f"{path.name} is a folder of torch.distributed.checkpoint that cannot be read "
+            f"({shown(str(error) or type(error).__name__, 100)}); where it was made, turn it into a file with "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'plain.pt')"
+        ) from error
+    return understand(whole, path, optimizer, parameters, size=size)
+
+
+class _Pieces:
+    """What the metadata lists: each entry's kind, where its pieces are, and its place in the nested dict."""
+
+    def __init__(self, path: Path, files: dict[str, Path], size: int) -> None:
+        self.path, self.files = path, files
+        raw = (path / METADATA).read_bytes() if (path / METADATA).stat().st_size <= _MOST_METADATA else b""
+        said = _Reader(BytesIO(raw)).load().held
+        self.entries: dict[str, Any] = {
+            name: own for name, own in said["state_dict_metadata"] if isinstance(name, str)
+        }
+        self.places = {name: place for name, place in said.get("planner_data") or () if isinstance(name, str)}
+        self.stored: dict[tuple[str, tuple[int, ...]], tuple[str, int, int]] = {}
+        total = 0
+        for index, info in said["storage_data"]:
+            own, where = index.held, info.held
+            if where.get("transform_descriptors"):
+                raise ValueError(f"its pieces are transformed by {shown(where['transform_descriptors'])}")
+            at = where["relative_path"], int(where["offset"]), int(where["length"])
+            self.stored[str(own["fqn"]), tuple(own.get("offset") or ())] = at
+            total += at[2]
+            if at[0] not in files:
+                raise ValueError(f"{shown(at[0])} is not there")
+            if min(at[1:]) < 0 or at[1] + at[2] > files[at[0]].stat().st_size or total > size:
+                raise ValueError("it lists more bytes than its pieces have: one of them is cut short")
+
+    def get(self, name: str, offset: tuple[int, ...] = ()) -> Any:
+        """One piece. Raises: Unreadable, KeyError for one that is not listed."""
+        if (name, offset) not in self.stored and not any(offset):
+            offset = ()
+        file, start, length = self.stored[name, offset]
+        with tempfile.TemporaryDirectory() as folder:
+            part = Path(folder) / f"{self.path.name}.{file}"
+            with self.files[file].open("rb") as stream:
+                stream.seek(start)
+                part.write_bytes(stream.read(length))
+            value = load(part)
+            return value.clone() if hasattr(value, "untyped_storage") else value
+
+    def tensor(self, name: str, said: Mapping[str, Any]) -> Any:
+        """A tensor of all its chunks. Raises: ValueError for chunks that leave a gap."""
+        import torch
+
+        size, whole, filled = _size(said["size"]), None, 0
+        for chunk in said["chunks"]:
+            at, shape = _size(chunk.held["offsets"]), _size(chunk.held["sizes"])
+            value = self.get(name, at)
+            sound = isinstance(value, torch.Tensor) and tuple(value.shape) == shape
+            if not sound or not len(at) == len(shape) == len(size):
+                raise ValueError(f"a piece of {shown(name)} is not what the metadata says")
+            if shape == size:
+                return value
+            filled += math.prod(shape)
+            if whole is None:
+                if sum(math.prod(_size(c.held["sizes"])) for c in said["chunks"]) != math.prod(size):
+                    raise ValueError(f"the pieces of {shown(name)} leave a gap, or overlap")
+                whole = torch.zeros(size, dtype=value.dtype, device="cpu")
+            whole[tuple(slice(a, a + n) for a, n in zip(at, shape, strict=True))] = value
+        if whole is None or filled != math.prod(size):
+            raise ValueError(f"{shown(name)} has no pieces")
+        return whole
+
+
+def _nested(pieces: _Pieces) -> Any:
+    """The nested dict that was saved. What only code can make is left out."""
+    whole: dict[Any, Any] = {}
+    for name, entry in pieces.entries.items():
+        held = entry.held
+        try:
+            value = pieces.tensor(name, held) if "size" in held else pieces.get(name)
+        except Unreadable:
+            if "size" in held:
+                raise
+            continue
+        place = pieces.places.get(name, (name,))
+        if not isinstance(place, tuple) or not place or len(place) > 100:
+            raise ValueError(f"{shown(name)} has no place")
+        _put(whole, place, value)
+    return _listed(whole)
+
+
+def _put(whole: dict[Any, Any], place: tuple[Any, ...], value: Any) -> None:
+    for key in _plain(place[:-1]):
+        whole = whole.setdefault(key, {})
+    (last,) = _plain(place[-1:])
+    whole[last] = value
+
+
+def _plain(place: tuple[Any, ...]) -> Iterator[Any]:
+    for key in place:
+        if type(key) not in (str, int):
+            raise ValueError("a place that is neither a name nor a number")
+        yield key
+
+
+def _listed(value: Any) -> Any:
+    """Nested dicts whose keys are numbers are lists: names of dicts were made texts."""
+    if not isinstance(value, dict):
+        return value
+    items = {key: _listed(item) for key, item in value.items()}
+    if items and all(type(key) is int for key in items):
+        return [items[key] for key in sorted(items)]
+    return items

@@ -1,0 +1,117 @@
+"""`.safetensors`: parameters by name; as written here, also state, as `optimizer.SLOT.PARAMETER`, and settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rmsprop.conversion.formats.pytorch.load import Arrays
+from rmsprop.conversion.record import Checkpoint, Unreadable
+from rmsprop.conversion.turning import recorded
+from rmsprop.printing import shown
+
+PREFIX, KEY = "optimizer.", "rmsprop"
+
+
+def sniff(path: Path) -> bool:
+    """Whether it begins with the length of a JSON header, and the header's brace."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+        return len(head) == 9 and head[8:] == b"{" and 0 < int.from_bytes(head[:8], "little") < path.stat().st_size
+    except OSError:
+        return False
+
+
+def _library() -> Any:
+    try:
+        import safetensors
+    except ModuleNotFoundError:
+        raise Unreadable(
+            "a .safetensors file needs the package safetensors: pip install 'rmsprop[convert]'"
+        ) from None
+    return safetensors
+
+
+def tensors(path: Path) -> dict[str, Any]:
+    """Every tensor of a file, in its order. Raises: Unreadable with one sentence."""
+    return _read(path)[0]
+
+
+def read(path: Path) -> Checkpoint:
+    """Parameters, and the optimizer's state where this package wrote it. Raises: Unreadable with one sentence."""
+    held, about = _read(path)
+    arrays = Arrays(path)
+    made = Checkpoint(notes=arrays.notes)
+    for key, value in held.items():
+        _put(made, key, arrays.array(value, key), about is not None)
+    if about is not None:
+        _describe(made, about, path)
+    return made
+
+
+def _read(path: Path) -> tuple[dict[str, Any], str | None]:
+    """Every tensor of a file, and what this package noted in it."""
+    library = _library()
+    try:
+        with library.safe_open(path, framework="pt", device="cpu") as file:
+            keys = file.offset_keys() if hasattr(file, "offset_keys") else file.keys()
+            return {key: file.get_tensor(key) for key in keys}, (file.metadata() or {}).get(KEY)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception as error:  # the library's own, OSError, and what torch makes of a strange dtype
+        raise Unreadable(f"{path.name} is no sound safetensors file: {shown(str(error), 120)}") from error
+
+
+def _put(made: Checkpoint, key: str, value: Any, ours: bool) -> None:
+    parts = key.removeprefix(PREFIX).split(".", 1)
+    if ours and key.startswith(PREFIX) and len(parts) == 2:
+        made.slots.setdefault(parts[1], {})[parts[0]] = value
+    else:
+        made.params[key] = value
+
+
+def _describe(made: Checkpoint, about: str, path: Path) -> None:
+    """What the metadata says: whose state, the count, the settings, the order."""
+    try:
+        said = json.loads(about)
+        made.source = str(said["source"])
+        made.step = None if said["step"] is None else int(said["step"])
+        made.hyper = dict(said["hyper"])
+        made.groups = [([str(name) for name in names], dict(hyper)) for names, hyper in said["groups"]]
+        made.kinds = {str(name): str(kind) for name, kind in said["kinds"].items()}
+        made.turned = recorded(said.get("turned", {}))
+        made.numbers = [names for names, _ in made.groups] if said.get("numbered") is True else []
+        order = {name: i for i, name in enumerate(map(str, said["order"]))}
+        unknown = {name for names, _ in made.groups for name in names} - set(order)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
+        raise Unreadable(f"{path.name} has metadata that this package did not write: {shown(str(error))}") from error
+    if unknown:
+        raise Unreadable(f"{path.name} has a group with {shown(min(unknown))}, which it does not hold")
+    made.params = dict(sorted(made.params.items(), key=lambda item: order.get(item[0], len(order))))
+    made.slots = dict(sorted(made.slots.items(), key=lambda item: order.get(item[0], len(order))))
+
+
+def write(path: Path, checkpoint: Checkpoint) -> None:
+    """Write parameters, state and settings. Raises: Unreadable if the package safetensors is missing."""
+    _library()
+    from safetensors.numpy import save
+
+    tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.params.items()}
+    for name, slots in checkpoint.slots.items():
+        tensors |= {f"{PREFIX}{slot}.{name}": np.array(value) for slot, value in slots.items()}
+    listed = [name for names, _ in checkpoint.groups for name in names]  # without state or value, maybe
+    about = {
+        "source": checkpoint.source,
+        "step": checkpoint.step,
+        "hyper": checkpoint.hyper,
+        "groups": checkpoint.groups,
+        "kinds": checkpoint.kinds,
+        "turned": checkpoint.turned,
+        "order": list(dict.fromkeys([*checkpoint.params, *checkpoint.slots, *listed])),
+        "numbered": bool(checkpoint.numbers),
+    }
+    path.write_bytes(save(tensors, {KEY: json.dumps(about)}))
