@@ -17,7 +17,8 @@ import pytest
 import torch
 from torch import nn
 
-from rmsprop import RMSprop, checkpoint, files, tree
+from rmsprop import RMSprop, checkpoint, files
+from rmsprop.checkpoint import packing
 
 HERE = Path(__file__).parent
 safetensors_torch = pytest.importorskip(
@@ -448,7 +449,7 @@ def test_a_newer_format_is_refused_with_both_versions(tmp_path, monkeypatch):
 def test_a_tree_without_meaning_is_refused(node):
     """Only the kinds that are written are read: no name in a file is looked up as code."""
     with pytest.raises(ValueError, match="its tree has no meaning"):
-        tree.unpack({"a": [node]}, {"t": torch.ones(1)}.__getitem__)
+        packing.unpack({"a": [node]}, {"t": torch.ones(1)}.__getitem__)
 
 
 HOSTILE_TREES = {
@@ -495,7 +496,7 @@ def test_a_tree_of_any_size_is_a_value_or_one_short_sentence(tmp_path, name):
 def test_a_tree_with_random_nodes_is_a_value_or_a_value_error():
     """A thousand trees of real ones with a node replaced, moved or doubled."""
     draw = random.Random(0)
-    packed = tree.Packed(
+    packed = packing.Packed(
         {"a": [1, 2.5, (3, {4}), torch.ones(2), {"k": b"b"}], "n": np.float32(1), "c": Counter("aab")}
     )
     odd = [
@@ -529,7 +530,7 @@ def test_a_tree_with_random_nodes_is_a_value_or_a_value_error():
             where[key] = copy.deepcopy(draw.choice([*odd, other.get(name) if isinstance(other, dict) else 0]))
         said = ""
         try:
-            tree.unpack(made, packed.tensors.__getitem__)
+            packing.unpack(made, packed.tensors.__getitem__)
         except ValueError as error:
             said = str(error)
         assert len(said) < 300

@@ -26,10 +26,10 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 import rmsprop
+from rmsprop.checkpoint.packing import Packed, unpack
 from rmsprop.files import write_whole
 from rmsprop.printing import printable, shown
 from rmsprop.tensors.forked import serial_after_fork
-from rmsprop.tree import Packed, unpack
 
 __all__ = ["VERSION", "load", "save"]
 
