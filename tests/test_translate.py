@@ -306,7 +306,7 @@ def test_what_differs_is_named_and_differs_in_a_run(source, target, words, kinds
 
 def test_every_measure_is_among_these_cases():
     """No kind of finding goes untested."""
-    from rmsprop.differences import _MEASURES
+    from rmsprop.translation.findings import _MEASURES
 
     assert {names[0] for names, _ in _MEASURES} <= set().union(*(kinds for *_, kinds in INEXACT))
 

@@ -10,8 +10,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from rmsprop.differences import Finding
     from rmsprop.translation import Translation
+    from rmsprop.translation.findings import Finding
 
 
 def translate(

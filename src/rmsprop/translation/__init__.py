@@ -15,8 +15,8 @@ from typing import Any
 
 from rmsprop.analysis import matched_eps
 from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, Dialect, find, read_words, write_words
-from rmsprop.differences import Finding, findings
 from rmsprop.spec import check_flag, check_number, check_switch
+from rmsprop.translation.findings import Finding, findings
 
 _ALWAYS = ("lr", "alpha", "eps", "centered", "momentum", "maximize", "weight_decay")
 _DEPENDENT = ("eps_mode", "nesterov", "lr_in_buffer", "reference_lr", "clip_after_decay", "clip_value_last")
