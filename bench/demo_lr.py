@@ -10,8 +10,8 @@ from statistics import mean
 
 import torch
 
-from rmsprop.data import _split, load_digits
-from rmsprop.demo import Run, Settings, one_thread, train
+from rmsprop.demo.data import _split, load_digits
+from rmsprop.demo.training import Run, Settings, one_thread, train
 
 GRID = {
     "sgd": (0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0),

@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rmsprop.plot import STYLES
+from rmsprop.demo.figures import STYLES
 
 # The demo's colours and dashes; RMSprop with momentum is black, long dashes.
 LOOKS: dict[str, dict[str, Any]] = {

@@ -1,10 +1,10 @@
-"""What `rmsprop.data` promises: digits without a download, and tables read strictly or refused in one sentence."""
+"""What `rmsprop.demo.data` promises: digits without a download, and tables read strictly or refused in one sentence."""
 
 import numpy as np
 import pytest
 import torch
 
-from rmsprop.data import DataError, load_digits, load_file
+from rmsprop.demo.data import DataError, load_digits, load_file
 
 
 def table(tmp_path, text, name="table.csv", encoding="utf-8"):

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 import rmsprop
 from rmsprop.cli.demo import demo as command
-from rmsprop.data import load_digits, load_file
-from rmsprop.demo import (
+from rmsprop.demo.data import load_digits, load_file
+from rmsprop.demo.training import (
     BATCH,
     OPTIMIZERS,
     Run,
@@ -109,7 +109,7 @@ def test_same_seed_same_run(digits):
 
 def test_each_row_once_an_epoch(digits):
     """Every epoch passes over each training row once, in batches of even size."""
-    from rmsprop.demo import _batches
+    from rmsprop.demo.training import _batches
 
     batches = list(_batches(len(digits.y_train), Settings(epochs=2)))
     half = len(batches) // 2

@@ -12,8 +12,8 @@ from torch import nn
 from rmsprop import RMSprop, checkpoint, landscapes
 from rmsprop.conversion import convert
 from rmsprop.conversion.file import prepare, write
-from rmsprop.data import load_digits
-from rmsprop.demo import make_network
+from rmsprop.demo.data import load_digits
+from rmsprop.demo.training import make_network
 from rmsprop.diagnose.effective_lr import Recorder, effective_lr
 
 

@@ -13,11 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rmsprop.data import Dataset
-from rmsprop.demo import OPTIMIZERS, Run, Settings
-from rmsprop.diagnose.effective_lr import LayerRecord
-from rmsprop.page import page
-from rmsprop.plot import (
+from rmsprop.demo.data import Dataset
+from rmsprop.demo.figures import (
     STYLES,
     accuracy_floor,
     curves,
@@ -29,6 +26,9 @@ from rmsprop.plot import (
     to_png,
     window,
 )
+from rmsprop.demo.page import page
+from rmsprop.demo.training import OPTIMIZERS, Run, Settings
+from rmsprop.diagnose.effective_lr import LayerRecord
 
 HOSTILE = "<script>alert(1)</script>"
 SPOILED = '"><img src=x onerror="document.title=\'spoiled\'">'

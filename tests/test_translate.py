@@ -600,9 +600,9 @@ def test_the_plot_is_a_png(tmp_path):
 
 def test_the_plot_shows_three_settings():
     """The source is the thick line at ratio 1; the number typed unchanged is off by 1/√ε at small v."""
-    from rmsprop import plot
+    from rmsprop.demo import figures
 
-    figure = plot.translation(translate("optax", "torch", learning_rate=0.1, eps=1e-4))
+    figure = figures.translation(translate("optax", "torch", learning_rate=0.1, eps=1e-4))
     steps, ratios = figure.axes
     assert [line.get_label() for line in steps.lines] == [
         "optax, as meant",

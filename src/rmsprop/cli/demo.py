@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rmsprop.data import Dataset
-    from rmsprop.demo import Run, Settings
+    from rmsprop.demo.data import Dataset
+    from rmsprop.demo.training import Run, Settings
 
 
 def demo(
@@ -52,8 +52,8 @@ def demo(
     rmsprop demo --data pictures.npz --target labels --device cuda
     """
     # Imported here so that `rmsprop --help` need not wait for torch.
-    from rmsprop.data import load_digits, load_file
-    from rmsprop.demo import OPTIMIZERS, Run, Settings, check_device
+    from rmsprop.demo.data import load_digits, load_file
+    from rmsprop.demo.training import OPTIMIZERS, Run, Settings, check_device
 
     try:
         names = _names(optimizers, list(OPTIMIZERS))
@@ -132,7 +132,7 @@ def _train(runs: list[Run], dataset: Dataset, settings: Settings) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from rmsprop.demo import one_thread, train
+    from rmsprop.demo.training import one_thread, train
 
     console = Console()
     every = max(1, settings.epochs // 4)
@@ -160,7 +160,7 @@ def _print(runs: list[Run]) -> None:
     from rich.table import Table
 
     from rmsprop.cli.table import show
-    from rmsprop.demo import HEADINGS, cells
+    from rmsprop.demo.training import HEADINGS, cells
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
@@ -180,12 +180,12 @@ def _write(runs: list[Run], dataset: Dataset, settings: Settings, out: Path) -> 
     import json
     from functools import partial
 
-    from rmsprop import plot
-    from rmsprop.demo import results, summary
+    from rmsprop.demo import figures
+    from rmsprop.demo.page import page
+    from rmsprop.demo.training import results, summary
     from rmsprop.files import write_whole
-    from rmsprop.page import page
 
-    pictures = {"Training loss and test accuracy": plot.to_png(plot.curves(runs))}
+    pictures = {"Training loss and test accuracy": figures.to_png(figures.curves(runs))}
     files = {
         "results.json": json.dumps(results(runs, dataset, settings), indent=1, allow_nan=False).encode(),
         "results.csv": b"",
@@ -199,6 +199,8 @@ def _write(runs: list[Run], dataset: Dataset, settings: Settings, out: Path) -> 
     (out / "effective_lr.png").unlink(missing_ok=True)  # an earlier run's picture would seem to belong to this one
     for run in runs:
         if run.layers:
-            files["effective_lr.png"] = pictures["Effective learning rates"] = plot.to_png(plot.effective_lr(run))
+            files["effective_lr.png"] = pictures["Effective learning rates"] = figures.to_png(
+                figures.effective_lr(run)
+            )
     files["index.html"] = page(runs, dataset, settings, pictures).encode()
     return [write_whole(out / name, partial(Path.write_bytes, data=content)) for name, content in files.items()]

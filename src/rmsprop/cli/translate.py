@@ -46,14 +46,14 @@ def translate(
         found = _translate(source, target, **_read(settings or []))
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    if plot is not None:
-        _draw(found, plot)
+    if figures is not None:
+        _draw(found, figures)
     if as_json:
         _print_json(found)
     else:
         _print(found)
-        if plot is not None:
-            typer.echo(f"wrote {plot}")
+        if figures is not None:
+            typer.echo(f"wrote {figures}")
 
 
 def _read(words: list[str]) -> dict[str, Any]:
@@ -80,10 +80,10 @@ def _value(text: str) -> Any:
 
 
 def _draw(found: Translation, path: Path) -> None:
-    from rmsprop import plot
+    from rmsprop.demo import figures
     from rmsprop.files import write_whole
 
-    picture = plot.to_png(plot.translation(found))
+    picture = figures.to_png(figures.translation(found))
     try:
         write_whole(path, lambda part: part.write_bytes(picture))
     except OSError as error:

@@ -11,9 +11,8 @@ from typing import Any
 from plotly import graph_objects
 from plotly.offline import get_plotlyjs
 
-from rmsprop.data import Dataset
-from rmsprop.demo import BATCH, HEADINGS, Run, Settings, cells
-from rmsprop.plot import (
+from rmsprop.demo.data import Dataset
+from rmsprop.demo.figures import (
     BAND,
     MEDIAN,
     NOMINAL,
@@ -26,6 +25,7 @@ from rmsprop.plot import (
     rate_limits,
     window,
 )
+from rmsprop.demo.training import BATCH, HEADINGS, Run, Settings, cells
 from rmsprop.printing import in_html
 
 CSS = """

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 if TYPE_CHECKING:  # they bring torch
-    from rmsprop.demo import Run
+    from rmsprop.demo.training import Run
     from rmsprop.diagnose.effective_lr import LayerRecord
     from rmsprop.translation import Translation
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from rmsprop.data import Dataset
+from rmsprop.demo.data import Dataset
 from rmsprop.diagnose.effective_lr import LayerRecord, Recorder
 
 BATCH = 64
