@@ -207,4 +207,10 @@ def test_a_package_that_is_missing_is_named_with_the_extra(words, package, tmp_p
     assert f"needs {package}: pip install 'rmsprop[cli]'" in done.output
 
 
-USERS = ("rmsprop.demo.figures", "rmsprop.race_plot", "rmsprop.race_page", "rmsprop.demo.page", "rmsprop.demo.data")
+USERS = (
+    "rmsprop.demo.figures",
+    "rmsprop.race.figures",
+    "rmsprop.race.page",
+    "rmsprop.demo.page",
+    "rmsprop.demo.data",
+)

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from rmsprop import RMSprop, checkpoint, landscapes
+from rmsprop import RMSprop, checkpoint
 from rmsprop.conversion import convert
 from rmsprop.conversion.file import prepare, write
 from rmsprop.demo.data import load_digits
 from rmsprop.demo.training import make_network
 from rmsprop.diagnose.effective_lr import Recorder, effective_lr
+from rmsprop.race import landscapes
 
 
 @contextmanager

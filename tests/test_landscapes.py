@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmsprop.landscapes import (
+from rmsprop.race.landscapes import (
     ENTRANTS,
     LANDSCAPES,
     OPTIMIZERS,
@@ -314,6 +314,6 @@ def test_what_cannot_work_is_refused_in_words(attempt, words: list[str]) -> None
 
 def test_no_drawing_library_is_imported() -> None:
     """Racing needs neither matplotlib nor plotly."""
-    code = "import sys, rmsprop.landscapes; print({'matplotlib', 'plotly', 'PIL'} & set(sys.modules))"
+    code = "import sys, rmsprop.race.landscapes; print({'matplotlib', 'plotly', 'PIL'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 
 from rmsprop.cli.race import race as command
 from rmsprop.files import write_whole
-from rmsprop.landscapes import LANDSCAPES, OPTIMIZERS, race
-from rmsprop.race_page import page
-from rmsprop.race_plot import FRAMES, LOOKS, animation, figure, moments
+from rmsprop.race.figures import FRAMES, LOOKS, animation, figure, moments
+from rmsprop.race.landscapes import LANDSCAPES, OPTIMIZERS, race
+from rmsprop.race.page import page
 
 app = typer.Typer()
 app.command("race")(command)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from rmsprop.landscapes import Landscape, Trajectory
+    from rmsprop.race.landscapes import Landscape, Trajectory
 
 FORMATS = ("png", "gif", "webp", "html")
 
@@ -52,7 +52,7 @@ def race(
     rmsprop race all --format png --out pictures
     """
     # Imported here so that `rmsprop --help` need not wait for torch.
-    from rmsprop import landscapes
+    from rmsprop.race import landscapes
 
     if show:
         _list()
@@ -119,8 +119,8 @@ def _rates(text: str) -> float | dict[str, float]:
 
 def _draw(place: Landscape, runs: list[Trajectory], out: Path, formats: list[str]) -> list[Path]:
     """Write the files asked for. Returns: their paths."""
-    from rmsprop.race_page import page
-    from rmsprop.race_plot import animation, figure
+    from rmsprop.race.figures import animation, figure
+    from rmsprop.race.page import page
 
     drawers = {"png": figure, "gif": animation, "webp": animation, "html": page}
     try:
@@ -153,7 +153,7 @@ def _list() -> None:
     from rich.table import Table
 
     from rmsprop.cli.table import show
-    from rmsprop.landscapes import LANDSCAPES, OPTIMIZERS, RAVINES
+    from rmsprop.race.landscapes import LANDSCAPES, OPTIMIZERS, RAVINES
 
     places = Table("landscape", "what it is", "steps", title="Landscapes", title_justify="left")
     for name, place in LANDSCAPES.items():

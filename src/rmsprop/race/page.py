@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from rmsprop.files import write_whole
-from rmsprop.landscapes import TARGET, Landscape, Trajectory
 from rmsprop.printing import in_html
-from rmsprop.race_plot import LOOKS, Races, loss_range, moments, surface
+from rmsprop.race.figures import LOOKS, Races, loss_range, moments, surface
+from rmsprop.race.landscapes import TARGET, Landscape, Trajectory
 
 
 def page(landscape: Landscape, runs: Races, path: Path) -> Path:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rmsprop.files import write_whole
-from rmsprop.landscapes import TARGET, Floats, Landscape, Trajectory
+from rmsprop.race.landscapes import TARGET, Floats, Landscape, Trajectory
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
