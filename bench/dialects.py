@@ -18,7 +18,8 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 
 import oracles  # noqa: E402
 
-from rmsprop import RMSprop, bench  # noqa: E402
+from rmsprop import RMSprop  # noqa: E402
+from rmsprop.bench import cpu
 
 # What issue 5 asks for: theirs over ours.
 BARS = {"timm on mobilenet": 3.0, "sb3 on a2c": 4.0}
@@ -27,7 +28,7 @@ RECIPE = dict(lr=0.048, alpha=0.9, eps=1e-3, momentum=0.9, weight_decay=1e-5)  #
 
 def params(case: str) -> list[torch.nn.Parameter]:
     """The case's parameters, with gradients."""
-    made = [torch.nn.Parameter(torch.randn(shape)) for shape in bench.CASES[case]()]
+    made = [torch.nn.Parameter(torch.randn(shape)) for shape in cpu.CASES[case]()]
     for p in made:
         p.grad = torch.randn_like(p) * 1e-3
     return made
@@ -37,7 +38,7 @@ def timm_steps() -> dict[str, Callable[[], Any]]:
     """timm's class and our dialect on MobileNetV3-Large."""
     theirs = oracles.timm()
     return {
-        bench.OURS: RMSprop(params("mobilenet"), dialect="timm", **RECIPE).step,
+        cpu.OURS: RMSprop(params("mobilenet"), dialect="timm", **RECIPE).step,
         "loop": theirs(params("mobilenet"), foreach=False, **RECIPE).step,
         "foreach": theirs(params("mobilenet"), foreach=True, **RECIPE).step,
     }
@@ -48,7 +49,7 @@ def sb3_steps() -> dict[str, Callable[[], Any]]:
     theirs = oracles.sb3()
     words = dict(lr=7e-4, alpha=0.99, eps=1e-5)
     return {
-        bench.OURS: RMSprop(params("a2c"), dialect="sb3", **words).step,
+        cpu.OURS: RMSprop(params("a2c"), dialect="sb3", **words).step,
         "loop": theirs(params("a2c"), **words).step,
     }
 
@@ -56,7 +57,7 @@ def sb3_steps() -> dict[str, Callable[[], Any]]:
 def lazy_steps(rows: int) -> dict[str, Callable[[], Any]]:
     """One embedding of 100,000 rows of 64, of which a few have a gradient."""
     made: dict[str, Callable[[], Any]] = {}
-    for name, meaning in ((bench.OURS, "lazy"), ("dense", "dense")):
+    for name, meaning in ((cpu.OURS, "lazy"), ("dense", "dense")):
         table = torch.nn.Parameter(torch.randn(100_000, 64))
         indices = torch.randint(0, 100_000, (1, rows))
         table.grad = torch.sparse_coo_tensor(
@@ -80,19 +81,19 @@ def main(seconds: float) -> None:
         best: dict[str, float] = {}
         for threads in sorted({1, cores}):
             torch.set_num_threads(threads)
-            times = bench.turn_about(make(), seconds)
+            times = cpu.turn_about(make(), seconds)
             for name, time in times.items():
                 best[name] = min(best.get(name, float("inf")), time.median)
             shown = "  ".join(f"{name} {time.median:9.1f}" for name, time in times.items())
             rows.append({"case": case, "threads": threads, "times": {n: vars(t) for n, t in times.items()}})
             print(f"{case:30} {threads} threads  {shown}", flush=True)
-        ratio = min(time for name, time in best.items() if name != bench.OURS) / best[bench.OURS]
+        ratio = min(time for name, time in best.items() if name != cpu.OURS) / best[cpu.OURS]
         print(f"{case:30} theirs over ours: {ratio:.1f}")
         if case in BARS:
             bars.append((case, ratio, BARS[case], ratio >= BARS[case]))
     torch.set_num_threads(cores)
-    found = {"machine": bench.machine(), "unit": "microseconds", "bars": bench.judged(bars), "results": rows}
-    bench.save(found, HERE / "results" / "dialects.json")
+    found = {"machine": cpu.machine(), "unit": "microseconds", "bars": cpu.judged(bars), "results": rows}
+    cpu.save(found, HERE / "results" / "dialects.json")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from rmsprop import RMSprop, bench
+from rmsprop import RMSprop
+from rmsprop.bench import cpu
 
 HERE = Path(__file__).parent
 WORLDS = (1, 2, 4)
@@ -38,7 +39,7 @@ def contestants(case: str) -> dict[str, Callable[[], Any]]:
 
     mesh = init_device_mesh("cpu", (dist.get_world_size(),))
     classes: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        bench.OURS: lambda params: RMSprop(params, lr=1e-6, backend="cpu"),
+        cpu.OURS: lambda params: RMSprop(params, lr=1e-6, backend="cpu"),
         LOOP: lambda params: torch.optim.RMSprop(params, lr=1e-6, foreach=False),
         FOREACH: lambda params: torch.optim.RMSprop(params, lr=1e-6, foreach=True),
     }
@@ -46,7 +47,7 @@ def contestants(case: str) -> dict[str, Callable[[], Any]]:
     for name, make in classes.items():
         torch.manual_seed(0)
         params = []
-        for shape in bench.CASES[case]():
+        for shape in cpu.CASES[case]():
             whole = torch.randn(shape)
             params.append(torch.nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None)))
             params[-1].grad = torch.ones_like(params[-1]) * 1e-3
@@ -110,14 +111,14 @@ def main(rounds: int) -> None:
     rows = []
     for world in WORLDS:
         for case, times in measure(world, rounds).items():
-            elements = sum(torch.Size(shape).numel() for shape in bench.CASES[case]())
+            elements = sum(torch.Size(shape).numel() for shape in cpu.CASES[case]())
             for name, clocks in times.items():
-                row = {"case": case, "tensors": len(bench.CASES[case]()), "elements": elements, "world": world}
+                row = {"case": case, "tensors": len(cpu.CASES[case]()), "elements": elements, "world": world}
                 rows.append({**row, "name": name, **{clock: spread(values) for clock, values in clocks.items()}})
             shown = "  ".join(f"{name} {spread(clocks['cpu'])['median']:10.0f}" for name, clocks in times.items())
             print(f"{world} processes  {case:10}  {shown}", flush=True)
-    found = {"machine": bench.machine(), "cores": os.cpu_count(), "unit": "microseconds", "rounds": rounds}
-    bench.save({**found, "results": rows}, HERE / "results" / "distributed.json")
+    found = {"machine": cpu.machine(), "cores": os.cpu_count(), "unit": "microseconds", "rounds": rounds}
+    cpu.save({**found, "results": rows}, HERE / "results" / "distributed.json")
 
 
 if __name__ == "__main__":

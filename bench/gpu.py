@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from rmsprop import bench_cuda
+from rmsprop.bench import cuda
 
 HERE = Path(__file__).parent
 BRIEF = ("resnet50", "vit")  # compiling foreach for these too would take longer than five minutes
@@ -30,7 +30,7 @@ def parity() -> dict[str, Any]:
 
 def line(case: str, contestant: str, cells: list[str]) -> str:
     """One line of the table."""
-    heads = [head for head, _ in bench_cuda.COLUMNS.values()]
+    heads = [head for head, _ in cuda.COLUMNS.values()]
     return f"{case:<11}{contestant:<18}" + "".join(
         f"{cell:>{max(11, len(head) + 2)}}" for cell, head in zip(cells, heads, strict=True)
     )
@@ -39,18 +39,16 @@ def line(case: str, contestant: str, cells: list[str]) -> str:
 def main() -> None:
     """Check, measure, print, write. Raises: SystemExit where there is no GPU, or if a test fails."""
     words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument(
-        "--cases", default=",".join(bench_cuda.DEFAULT), help=f"comma list from {', '.join(bench_cuda.CASES)}"
-    )
+    words.add_argument("--cases", default=",".join(cuda.DEFAULT), help=f"comma list from {', '.join(cuda.CASES)}")
     words.add_argument("--seconds", type=float, default=0.5, help="for each contestant's wall time")
     words.add_argument("--no-tests", action="store_true", help="measure only")
     words.add_argument("--out", type=Path, default=HERE / "results" / "gpu.json")
     asked = words.parse_args()
     cases = asked.cases.split(",")
-    unknown = [case for case in cases if case not in bench_cuda.CASES]
+    unknown = [case for case in cases if case not in cuda.CASES]
     if unknown:
-        words.error(f"--cases: unknown {', '.join(unknown)}; choose from {', '.join(bench_cuda.CASES)}")
-    reason = bench_cuda.missing()
+        words.error(f"--cases: unknown {', '.join(unknown)}; choose from {', '.join(cuda.CASES)}")
+    reason = cuda.missing()
     if reason is not None:
         raise SystemExit(f"nothing was measured: {reason}")
     begin = time.perf_counter()
@@ -58,21 +56,21 @@ def main() -> None:
     if tested is not None:
         print(f"GPU tests {'pass' if tested['passed'] else 'FAIL'} in {tested['seconds']} s")
         print("\n".join(tested["said"]), flush=True)
-    rate = bench_cuda.copy_rate()
-    about = bench_cuda.machine(rate)
-    print(f"\n{bench_cuda.headline(about)}\n")
-    heads = line("case", "who", [head for head, _ in bench_cuda.COLUMNS.values()])
+    rate = cuda.copy_rate()
+    about = cuda.machine(rate)
+    print(f"\n{cuda.headline(about)}\n")
+    heads = line("case", "who", [head for head, _ in cuda.COLUMNS.values()])
     print(f"{heads}\n(as it goes; the whole table follows)")
     found = {}
-    for result in bench_cuda.run(cases, asked.seconds, rate, BRIEF):
+    for result in cuda.run(cases, asked.seconds, rate, BRIEF):
         found[result.case, result.contestant] = result
-        print(line(result.case, result.contestant, bench_cuda.cells(result)), flush=True)
+        print(line(result.case, result.contestant, cuda.cells(result)), flush=True)
     print(f"\n{heads}")
     for result in found.values():
-        print(line(result.case, result.contestant, bench_cuda.cells(result)))
-    print("\n".join(["", *bench_cuda.remarks(found.values())]))
+        print(line(result.case, result.contestant, cuda.cells(result)))
+    print("\n".join(["", *cuda.remarks(found.values())]))
     took = round(time.perf_counter() - begin, 1)
-    bench_cuda.write(found.values(), about, asked.out, seconds=took, parity=tested)
+    cuda.write(found.values(), about, asked.out, seconds=took, parity=tested)
     print(f"wrote {asked.out} after {took} s")
     if tested is not None and not tested["passed"]:
         raise SystemExit("the GPU tests fail")

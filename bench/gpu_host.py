@@ -13,7 +13,8 @@ from typing import Any
 import torch
 import triton
 
-from rmsprop import RMSprop, bench, kernels
+from rmsprop import RMSprop, kernels
+from rmsprop.bench import cpu
 from rmsprop.kernels import triton as backend
 from rmsprop.kernels.triton_plan import DevicePlan
 
@@ -29,7 +30,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 def median(case: str, settings: dict[str, Any], steps: int = 5000) -> float:
     """Microseconds of one planned step."""
-    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in bench.CASES[case]()]
+    params = [torch.nn.Parameter(torch.zeros(shape)) for shape in cpu.CASES[case]()]
     for p in params:
         p.grad = torch.zeros_like(p)
     optimizer = RMSprop(params, backend="triton", **settings)

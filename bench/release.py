@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rmsprop import RMSprop, bench, step_in_backward
+from rmsprop import RMSprop, step_in_backward
+from rmsprop.bench import cpu
 
 RESULTS = Path(__file__).parent / "results" / "release.json"
 RETURN = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
@@ -104,7 +105,7 @@ def main() -> None:
                 f"{case:22} {name:21} gradients {row['gradients'] / 1e6:4.0f} MB, transient "
                 f"{row['transient'] / 1e6:4.0f} MB, resident {row['resident'] / 1e6:5.0f} MB"
             )
-    bench.save({"machine": bench.machine(), "unit": "bytes", "results": found}, RESULTS)
+    cpu.save({"machine": cpu.machine(), "unit": "bytes", "results": found}, RESULTS)
 
 
 if __name__ == "__main__":

@@ -12,8 +12,9 @@ from unittest.mock import MagicMock
 import pytest
 import torch
 
-from rmsprop import RMSprop, bench, bench_cuda
-from rmsprop.bench_cuda import COLUMNS, OURS, OURS_GRAPH, Result
+from rmsprop import RMSprop
+from rmsprop.bench import cpu, cuda
+from rmsprop.bench.cuda import COLUMNS, OURS, OURS_GRAPH, Result
 
 ROOT = Path(__file__).parents[1]
 GOOD = {
@@ -68,10 +69,10 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict:
         yield from RESULTS
 
     about = {"gpu": "A GPU", "copy_gb_s": 3000.0, "torch": "2.15", "triton": "3.9", "rmsprop": "0.1"}
-    monkeypatch.setattr(bench_cuda, "missing", lambda: None)
-    monkeypatch.setattr(bench_cuda, "copy_rate", lambda: 3e12)
-    monkeypatch.setattr(bench_cuda, "machine", lambda rate: about | {"copy_gb_s": rate / 1e9})
-    monkeypatch.setattr(bench_cuda, "run", run)
+    monkeypatch.setattr(cuda, "missing", lambda: None)
+    monkeypatch.setattr(cuda, "copy_rate", lambda: 3e12)
+    monkeypatch.setattr(cuda, "machine", lambda rate: about | {"copy_gb_s": rate / 1e9})
+    monkeypatch.setattr(cuda, "run", run)
     return asked
 
 
@@ -79,8 +80,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict:
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU in the GPU's place: a step takes 2 ms on it, one of 5 kernels, and nothing is held."""
     memory([0] * 100, monkeypatch)
-    monkeypatch.setattr(bench_cuda, "DEVICE", "cpu")
-    monkeypatch.setattr(bench_cuda, "stream", lambda _: 2.0)
+    monkeypatch.setattr(cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(cuda, "stream", lambda _: 2.0)
 
     def trace(step, steps):
         for _ in range(steps):
@@ -88,7 +89,7 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
         calls = [event("cudaLaunchKernel")] * (3 + 5 * steps)
         return [*calls, *[event("work", "CUDA")] * (5 * steps), event("cudaDeviceSynchronize")]
 
-    monkeypatch.setattr(bench_cuda, "_trace", trace)
+    monkeypatch.setattr(cuda, "_trace", trace)
 
 
 @pytest.mark.parametrize(
@@ -104,22 +105,22 @@ def test_why_nothing_can_be_measured(hip, cuda, says, monkeypatch):
     monkeypatch.setattr(torch.version, "hip", hip)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert says in bench_cuda.missing()
+    assert says in cuda.missing()
     if cuda:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        assert bench_cuda.missing() is None
+        assert cuda.missing() is None
 
 
 def test_the_shapes_are_the_networks():
     """As many tensors and elements as torchvision's."""
-    found = {name: shapes() for name, shapes in bench_cuda.CASES.items()}
+    found = {name: shapes() for name, shapes in cuda.CASES.items()}
     counts = {name: (len(shapes), sum(map(math.prod, shapes))) for name, shapes in found.items()}
     assert counts["mobilenet"] == (174, 5_483_032)
     assert counts["resnet50"] == (161, 25_557_032)
     assert counts["vit"] == (152, 86_567_656)
     assert counts["256M"] == (1, 1 << 28)
-    assert set(bench_cuda.DEFAULT) <= set(found)
-    assert {case for case, *_ in bench_cuda.BARS} <= set(bench_cuda.DEFAULT)
+    assert set(cuda.DEFAULT) <= set(found)
+    assert {case for case, *_ in cuda.BARS} <= set(cuda.DEFAULT)
 
 
 def test_a_trace_is_counted_by_what_its_events_are():
@@ -139,25 +140,25 @@ def test_a_trace_is_counted_by_what_its_events_are():
     events = [event(name) for name in (*launches, *waits, *others)]
     events += [event(name, "CUDA") for name in (*ran, *copies, *nobodys)]
     expected = {"launches": len(launches), "kernels": len(ran), "copies": len(copies), "waits": len(waits)}
-    assert bench_cuda.tally(iter(events)) == expected
-    assert bench_cuda.tally([]) == dict.fromkeys(expected, 0)
+    assert cuda.tally(iter(events)) == expected
+    assert cuda.tally([]) == dict.fromkeys(expected, 0)
 
 
 @pytest.mark.usefixtures("on_cpu")
 def test_what_opening_a_trace_costs_is_taken_off():
     """The launches and waits of a trace without steps are not a step's; the rest is told for one step."""
     calls = []
-    assert bench_cuda.traced(lambda: calls.append(1)) == {"launches": 5, "kernels": 5, "copies": 0, "waits": 0}
+    assert cuda.traced(lambda: calls.append(1)) == {"launches": 5, "kernels": 5, "copies": 0, "waits": 0}
     assert len(calls) == 5
 
 
 def test_a_graph_holds_what_its_capture_set_aside(monkeypatch):
     """A replay takes no memory, since the capture took it for good: that counts as the step's."""
     memory([64, 512], monkeypatch)
-    assert bench_cuda.extra(lambda: None) == 64
-    replay = bench_cuda.Replay.__new__(bench_cuda.Replay)
+    assert cuda.extra(lambda: None) == 64
+    replay = cuda.Replay.__new__(cuda.Replay)
     replay.graph, replay.held = SimpleNamespace(replay=lambda: None), 4096
-    assert bench_cuda.extra(replay) == 512 + 4096
+    assert cuda.extra(replay) == 512 + 4096
 
 
 def test_a_capture_follows_three_steps_and_its_memory_is_kept(monkeypatch):
@@ -177,8 +178,8 @@ def test_a_capture_follows_three_steps_and_its_memory_is_kept(monkeypatch):
         done.append("end")
 
     monkeypatch.setattr(torch.cuda, "graph", capture)
-    replay = bench_cuda.Replay(SimpleNamespace(step=lambda: done.append("step")))
-    assert bench_cuda.extra(replay) == 4096
+    replay = cuda.Replay(SimpleNamespace(step=lambda: done.append("step")))
+    assert cuda.extra(replay) == 4096
     assert done == ["step", "step", "step", "begin", "step", "end", "replay"]
 
 
@@ -189,11 +190,11 @@ def test_stream_time_is_the_best_of_three_per_step(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", lambda **_: moment)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda _: done.append("spin"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
-    assert bench_cuda.stream(lambda: done.append("step")) == 2.0
+    assert cuda.stream(lambda: done.append("step")) == 2.0
     assert done == ["spin", "moment", *["step"] * 20, "moment", "wait"] * 3
     small = torch.zeros(1000)
     monkeypatch.setattr(torch, "zeros", lambda *_, **__: small)
-    assert bench_cuda.copy_rate() == 2 * 4000 / 2e-3
+    assert cuda.copy_rate() == 2 * 4000 / 2e-3
 
 
 def test_a_trace_opens_with_kernels_that_may_be_lost(monkeypatch):
@@ -204,7 +205,7 @@ def test_a_trace_opens_with_kernels_that_may_be_lost(monkeypatch):
     monkeypatch.setattr(torch.profiler, "profile", lambda **_: profile)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda _: done.append("spin"))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: done.append("wait"))
-    assert bench_cuda._trace(lambda: done.append("step"), 2) == ["seen"]
+    assert cuda._trace(lambda: done.append("step"), 2) == ["seen"]
     assert done == ["wait", *["spin"] * 256, "step", "step", "wait"]
 
 
@@ -212,23 +213,23 @@ def test_the_machine_is_told_with_its_versions(monkeypatch):
     """The GPU, its copy rate and what may be missing, beside what the CPU's benchmark tells."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
-    monkeypatch.setattr(bench_cuda, "_version", {"triton": "3.9"}.get)
-    about = bench_cuda.machine(3.02e12)
+    monkeypatch.setattr(cuda, "_version", {"triton": "3.9"}.get)
+    about = cuda.machine(3.02e12)
     assert (about["gpu"], about["compute_capability"], about["copy_gb_s"]) == ("A GPU", "9.0", 3020.0)
     assert (about["triton"], about["bitsandbytes"], about["torch"]) == ("3.9", None, torch.__version__)
-    assert bench_cuda.headline(about).startswith("A GPU, copies 3,020.0 GB/s · torch ")
-    assert "triton missing" in bench_cuda.headline(about | {"triton": None})
+    assert cuda.headline(about).startswith("A GPU, copies 3,020.0 GB/s · torch ")
+    assert "triton missing" in cuda.headline(about | {"triton": None})
 
 
 def test_everyone_whom_issue_4_names_is_there(monkeypatch):
     """bitsandbytes where installed; without those that take long if few are asked for."""
-    monkeypatch.setattr(bench_cuda, "_version", lambda _: None)
-    few, most = bench_cuda.contestants(brief=True), bench_cuda.contestants()
+    monkeypatch.setattr(cuda, "_version", lambda _: None)
+    few, most = cuda.contestants(brief=True), cuda.contestants()
     assert list(few) == [OURS, OURS_GRAPH, "torch foreach", "Adam fused", "SGD fused"]
     assert set(most) - set(few) == {"torch loop", "foreach graph", "foreach compiled"}
-    monkeypatch.setattr(bench_cuda, "_version", lambda _: "0.50")
-    assert set(bench_cuda.contestants()) - set(most) == {"bitsandbytes"}
-    assert OURS == bench.OURS
+    monkeypatch.setattr(cuda, "_version", lambda _: "0.50")
+    assert set(cuda.contestants()) - set(most) == {"bitsandbytes"}
+    assert OURS == cpu.OURS
 
 
 @pytest.mark.usefixtures("on_cpu")
@@ -249,8 +250,8 @@ def test_all_times_are_taken_before_the_first_trace(monkeypatch):
         "torch foreach": lambda ps: torch.optim.RMSprop(ps, foreach=True).step,
         "late": failing_later,
     }
-    monkeypatch.setattr(bench_cuda, "contestants", lambda brief: dict(list(makes.items())[: 1 if brief else 9]))
-    found = list(bench_cuda.run(["rl", "a2c"], 0.01, 1e9, brief=["a2c"]))
+    monkeypatch.setattr(cuda, "contestants", lambda brief: dict(list(makes.items())[: 1 if brief else 9]))
+    found = list(cuda.run(["rl", "a2c"], 0.01, 1e9, brief=["a2c"]))
     first, second = found[:5], found[5:]
     assert [(r.case, r.contestant) for r in first] == [*(("rl", name) for name in makes), ("a2c", OURS)]
     assert [r.contestant for r in second] == [OURS, "torch foreach", "late", OURS]
@@ -267,7 +268,7 @@ def test_all_times_are_taken_before_the_first_trace(monkeypatch):
 @pytest.mark.usefixtures("on_cpu")
 def test_a_kernel_that_refuses_is_a_finding():
     """Ours where the Triton kernel does not run: the reason it gives, and torch's figures all the same."""
-    found = {r.contestant: r for r in bench_cuda.run(["rl"], 0.01, 1e9, brief=["rl"])}
+    found = {r.contestant: r for r in cuda.run(["rl"], 0.01, 1e9, brief=["rl"])}
     assert "the parameters are on cpu" in found[OURS].failed
     assert found["torch foreach"].failed is None
     assert found["SGD fused"].figures["launches"] == 5
@@ -275,15 +276,15 @@ def test_a_kernel_that_refuses_is_a_finding():
 
 def test_figures_become_cells_in_the_order_of_the_columns():
     """Formatted, empty where unknown, and one word for who failed."""
-    assert bench_cuda.cells(RESULTS[0]) == ["0.0730", "0.0400", "2,742", "91.4%", "1", "1", "0", "0", "0.00"]
-    assert bench_cuda.cells(Result("rl", OURS, 6, 4610, {"wall_ms": 0.05})) == ["0.0500", *[""] * 8]
-    assert bench_cuda.cells(RESULTS[3]) == ["failed", *[""] * 8]
+    assert cuda.cells(RESULTS[0]) == ["0.0730", "0.0400", "2,742", "91.4%", "1", "1", "0", "0", "0.00"]
+    assert cuda.cells(Result("rl", OURS, 6, 4610, {"wall_ms": 0.05})) == ["0.0500", *[""] * 8]
+    assert cuda.cells(RESULTS[3]) == ["failed", *[""] * 8]
     assert set(COLUMNS) == set(GOOD) - {"wall_p10_ms", "wall_p90_ms"}
 
 
 def test_bars_are_judged_from_the_right_side():
     """A time, a count and memory may be at most the bar; a part of the copy rate at least."""
-    found = {what: (reached, met) for what, reached, _, met in bench_cuda.verdicts(RESULTS)}
+    found = {what: (reached, met) for what, reached, _, met in cuda.verdicts(RESULTS)}
     assert found == {
         f"mobilenet, {OURS}: wall ms": (0.073, True),
         f"mobilenet, {OURS}: launches": (1.0, True),
@@ -291,14 +292,14 @@ def test_bars_are_judged_from_the_right_side():
         f"vit, {OURS}: of copy": (0.914, False),
     }
     worse = [Result("mobilenet", OURS, 174, 1, GOOD | {"wall_ms": 0.13, "waits": 1.0, "launches": 2.0})]
-    assert [met for *_, met in bench_cuda.verdicts(worse)] == [False, False, False]
-    assert bench_cuda.verdicts([RESULTS[3]]) == []
+    assert [met for *_, met in cuda.verdicts(worse)] == [False, False, False]
+    assert cuda.verdicts([RESULTS[3]]) == []
 
 
 def test_the_json_has_every_figure(tmp_path):
     """Machine, bars, what was added, and a row for each contestant, failed or not."""
     path = tmp_path / "made" / "gpu.json"
-    bench_cuda.write(iter(RESULTS), {"gpu": "A GPU"}, path, parity={"passed": True})
+    cuda.write(iter(RESULTS), {"gpu": "A GPU"}, path, parity={"passed": True})
     saved = json.loads(path.read_text())
     assert list(saved) == ["machine", "parity", "bars", "results"]
     first = {"case": "mobilenet", "contestant": OURS, "tensors": 174, "elements": 5_483_032}
@@ -312,7 +313,7 @@ def test_the_command_prints_a_table_and_writes_json(measured, tmp_path):
     out = tmp_path / "gpu.json"
     code, text = invoke("bench", "--device", "cuda", "--seconds", "0.2", "--out", str(out))
     assert code == 0, text
-    assert measured == {"cases": list(bench_cuda.DEFAULT), "seconds": 0.2, "rate": 3e12, "brief": ()}
+    assert measured == {"cases": list(cuda.DEFAULT), "seconds": 0.2, "rate": 3e12, "brief": ()}
     assert "A GPU, copies 3,000.0 GB/s · torch 2.15 · triton 3.9 · rmsprop 0.1" in text
     for part in (*(head for head, _ in COLUMNS.values()), "torch foreach", "1.9900", "42.5", "91.4%"):
         assert part in text
@@ -351,7 +352,7 @@ def test_the_command_refuses_what_it_would_ignore(words, says, measured):
 
 def test_without_a_gpu_the_command_says_so(monkeypatch):
     """One sentence and exit code 2."""
-    monkeypatch.setattr(bench_cuda, "missing", lambda: "there is no NVIDIA GPU here")
+    monkeypatch.setattr(cuda, "missing", lambda: "there is no NVIDIA GPU here")
     code, text = invoke("bench", "--device", "cuda")
     assert code == 2
     assert "--device cuda: there is no NVIDIA GPU here" in text
@@ -392,7 +393,7 @@ def test_the_script_checks_measures_and_writes(passed, script, measured, monkeyp
 
 def test_the_script_needs_a_gpu_and_cases_it_knows(script, monkeypatch, capsys):
     """One sentence for each."""
-    monkeypatch.setattr(bench_cuda, "missing", lambda: "there is no NVIDIA GPU here")
+    monkeypatch.setattr(cuda, "missing", lambda: "there is no NVIDIA GPU here")
     monkeypatch.setattr(sys, "argv", ["gpu.py"])
     with pytest.raises(SystemExit, match="nothing was measured: there is no NVIDIA GPU here"):
         script.main()
@@ -408,7 +409,7 @@ def test_the_script_runs_tests_that_exist(script):
         assert "pytest.mark.gpu" in (ROOT / name).read_text(encoding="utf-8")
 
 
-needs_gpu = pytest.mark.skipif(bench_cuda.missing() is not None, reason=f"not measured: {bench_cuda.missing()}")
+needs_gpu = pytest.mark.skipif(cuda.missing() is not None, reason=f"not measured: {cuda.missing()}")
 
 
 @pytest.mark.gpu
@@ -416,8 +417,8 @@ needs_gpu = pytest.mark.skipif(bench_cuda.missing() is not None, reason=f"not me
 @pytest.mark.filterwarnings("default")  # of drivers and compilers that are not ours
 def test_on_a_gpu_ours_is_one_launch_without_waiting():
     """The benchmark's own figures: one launch, no copy, no wait, no memory; torch's show that it can tell."""
-    rate = bench_cuda.copy_rate()
-    found = {r.contestant: r for r in bench_cuda.run(["500x1024"], 0.02, rate, brief=["500x1024"])}
+    rate = cuda.copy_rate()
+    found = {r.contestant: r for r in cuda.run(["500x1024"], 0.02, rate, brief=["500x1024"])}
     assert {r.failed for r in found.values()} == {None}
     ours, graph, foreach = (found[name].figures for name in (OURS, OURS_GRAPH, "torch foreach"))
     expected = {"launches": 1, "kernels": 1, "copies": 0, "waits": 0}
@@ -435,5 +436,5 @@ def test_on_a_gpu_ours_is_one_launch_without_waiting():
 def test_on_a_gpu_a_wait_is_seen():
     """Asking for a number waits for the device and copies."""
     x = torch.ones(1000, device="cuda")
-    assert bench_cuda.traced(x.sum().item)["waits"] >= 1
-    assert bench_cuda.traced(lambda: (x.sum().item(), x.sum().item()))["waits"] >= 2
+    assert cuda.traced(x.sum().item)["waits"] >= 1
+    assert cuda.traced(lambda: (x.sum().item(), x.sum().item()))["waits"] >= 2

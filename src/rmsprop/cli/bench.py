@@ -76,7 +76,7 @@ def _on_cpu(cases: str, variants: str, threads: str, busy: bool, seconds: float,
     from rich.console import Console
     from rich.table import Table
 
-    from rmsprop import bench as timing
+    from rmsprop.bench import cpu as timing
     from rmsprop.cli.table import show
 
     chosen = _chosen("--cases", cases, list(timing.CASES))
@@ -125,7 +125,7 @@ def _on_cuda(cases: str | None, seconds: float, out: Path | None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from rmsprop import bench_cuda as timing
+    from rmsprop.bench import cuda as timing
     from rmsprop.cli.table import show
 
     chosen = list(timing.DEFAULT) if cases is None else _chosen("--cases", cases, list(timing.CASES))

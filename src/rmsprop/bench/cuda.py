@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 import rmsprop
-from rmsprop import bench
-from rmsprop.bench import OURS, TRAFFIC, Shapes
+from rmsprop.bench import cpu
+from rmsprop.bench.cpu import OURS, TRAFFIC, Shapes
 
 Step = Callable[[], Any]
 Make = Callable[[list[Tensor]], Step]
@@ -28,7 +28,7 @@ Make = Callable[[list[Tensor]], Step]
 DEVICE = "cuda"
 OURS_GRAPH = f"{OURS} graph"
 
-CASES: dict[str, Callable[[], Shapes]] = {**bench.CASES, "256M": lambda: [(1 << 28,)]}
+CASES: dict[str, Callable[[], Shapes]] = {**cpu.CASES, "256M": lambda: [(1 << 28,)]}
 DEFAULT = ("mobilenet", "resnet50", "vit", "256M", "rl")
 
 # What is measured, as a table's head and format. gb_s counts the bytes that a plain step must move, whatever a
@@ -155,7 +155,7 @@ def _version(package: str) -> str | None:
 # --- what is measured ----------------------------------------------------------------------------
 
 
-def wall(step: Step, seconds: float) -> bench.Times:
+def wall(step: Step, seconds: float) -> cpu.Times:
     """Times of one step with its synchronisation, in microseconds."""
     times: list[float] = []
     end = time.perf_counter() + seconds
@@ -164,7 +164,7 @@ def wall(step: Step, seconds: float) -> bench.Times:
         step()
         torch.cuda.synchronize()
         times.append((time.perf_counter() - begin) * 1e6)
-    return bench.summary(times)
+    return cpu.summary(times)
 
 
 def stream(step: Step, repeat: int = 20) -> float:
@@ -335,7 +335,7 @@ def _in_its_stride(shapes: Shapes, make: Make) -> Step:
 
 def machine(rate: float) -> dict[str, Any]:
     """What was measured on, and with what."""
-    return bench.machine() | {
+    return cpu.machine() | {
         "gpu": torch.cuda.get_device_name(),
         "compute_capability": ".".join(map(str, torch.cuda.get_device_capability())),
         "copy_gb_s": round(rate / 1e9, 1),
@@ -389,4 +389,4 @@ def write(results: Iterable[Result], about: dict[str, Any], path: Path, **more: 
     for r in results:
         row = {"case": r.case, "contestant": r.contestant, "tensors": r.tensors, "elements": r.elements, **r.figures}
         rows.append(row if r.failed is None else row | {"failed": r.failed})
-    bench.save({"machine": about, **more, "bars": bench.judged(verdicts(results)), "results": rows}, path)
+    cpu.save({"machine": about, **more, "bars": cpu.judged(verdicts(results)), "results": rows}, path)
