@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rmsprop import RMSprop
-from rmsprop.release import step_in_backward
+from rmsprop.in_backward import step_in_backward
 
 SETTINGS = {
     "plain": {},

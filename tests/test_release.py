@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim import lr_scheduler
 from torch.utils.checkpoint import checkpoint
 
-from rmsprop import RMSprop, release, step_in_backward
+from rmsprop import RMSprop, in_backward, step_in_backward
 
 EVERYTHING = dict(momentum=0.9, centered=True, weight_decay=0.01, eps_mode="inside", nesterov=True)
 
@@ -75,7 +75,7 @@ def assert_equal(a: nn.Module, b: nn.Module, first: RMSprop, second: RMSprop) ->
 @pytest.fixture(params=[0, 300, 1 << 20], ids=["at once", "some", "together"])
 def together(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many bytes of gradients wait for one another."""
-    monkeypatch.setattr(release, "TOGETHER", request.param)
+    monkeypatch.setattr(in_backward, "TOGETHER", request.param)
     return int(request.param)
 
 
@@ -282,7 +282,7 @@ def test_a_step_that_is_refused_in_backward_moved_nothing_and_bars_no_other() ->
 
 def test_what_moved_before_a_pass_failed_waits_for_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """Large gradients are used at once; after an exception the error says so, and step() begins anew."""
-    monkeypatch.setattr(release, "TOGETHER", 0)
+    monkeypatch.setattr(in_backward, "TOGETHER", 0)
     model = net(Failing)
     optimizer = step_in_backward(model, lr=0.05)
     with pytest.raises(ArithmeticError):
@@ -716,5 +716,5 @@ def test_the_docstrings_example_is_true() -> None:
     """step_in_backward's docstring runs."""
     import doctest
 
-    assert doctest.testmod(release).failed == 0
-    assert doctest.testmod(release).attempted > 0
+    assert doctest.testmod(in_backward).failed == 0
+    assert doctest.testmod(in_backward).attempted > 0

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from rmsprop import functional as functional
     from rmsprop.conversion import convert as convert
     from rmsprop.dialects import DIALECTS as DIALECTS
+    from rmsprop.in_backward import step_in_backward as step_in_backward
     from rmsprop.optimizer import RMSprop as RMSprop
     from rmsprop.recipe import recipes as recipes
-    from rmsprop.release import step_in_backward as step_in_backward
     from rmsprop.spec import Hyper as Hyper
     from rmsprop.spec import Rule as Rule
     from rmsprop.translation import Translation as Translation
@@ -40,7 +40,7 @@ __all__ = [
 
 _HOMES = {
     "RMSprop": "rmsprop.optimizer",
-    "step_in_backward": "rmsprop.release",
+    "step_in_backward": "rmsprop.in_backward",
     "DIALECTS": "rmsprop.dialects",
     "convert": "rmsprop.conversion",
     "Rule": "rmsprop.spec",
