@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from rmsprop import RMSprop
-from rmsprop.bench import cpu
+from rmsprop.bench.cpu import CASES, OURS, judged, machine, save, turn_about
 from rmsprop.kernels import cpu, native
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
@@ -56,24 +56,24 @@ def look(size: int) -> Callable[[], Any]:
 def cases() -> dict[str, Callable[[], dict[str, Callable[[], Any]]]]:
     """By name: what is timed, of which bench.OURS is the plain step."""
     f32, bf16 = torch.float32, torch.bfloat16
-    net = cpu.CASES["rl"]()
+    net = CASES["rl"]()
     many = [(1 << 20,)] * 16
     return {
         "guard, 64 M": lambda: {
-            cpu.OURS: optimizer([(64 << 20,)], f32),
+            OURS: optimizer([(64 << 20,)], f32),
             "skip": optimizer([(64 << 20,)], f32, nonfinite="skip"),
             "look": look(64 << 20),
         },
         "guard, RL net": lambda: {
-            cpu.OURS: optimizer(net, f32),
+            OURS: optimizer(net, f32),
             "skip": optimizer(net, f32, nonfinite="skip"),
         },
         "max_update, 16 x 1 M": lambda: {
-            cpu.OURS: optimizer(many, f32),
+            OURS: optimizer(many, f32),
             "max_update": optimizer(many, f32, max_update=3.0),
         },
         "bfloat16, 16 x 1 M": lambda: {
-            cpu.OURS: optimizer(many, bf16),
+            OURS: optimizer(many, bf16),
             "stochastic": optimizer(many, bf16, rounding="stochastic"),
             "compensation": optimizer(many, bf16, compensation=True),
             "both": optimizer(many, bf16, rounding="stochastic", compensation=True),
@@ -90,8 +90,8 @@ def main(seconds: float) -> None:
     for case, make in cases().items():
         for threads in sorted({1, cores}):
             torch.set_num_threads(threads)
-            times = cpu.turn_about(make(), seconds)
-            plain = times[cpu.OURS].median
+            times = turn_about(make(), seconds)
+            plain = times[OURS].median
             shown = "  ".join(f"{name} {time.median:.1f} ({time.median / plain:.2f})" for name, time in times.items())
             rows.append({"case": case, "threads": threads, "times": {n: vars(t) for n, t in times.items()}})
             print(f"{case:22} {threads} threads  {shown}", flush=True)
@@ -99,8 +99,8 @@ def main(seconds: float) -> None:
                 ratio = times["skip"].median / plain
                 bars.append((f"{case}: guarded over plain", ratio, MOST, ratio <= MOST))
     torch.set_num_threads(cores)
-    found = {"machine": cpu.machine(), "unit": "microseconds", "bars": cpu.judged(bars), "results": rows}
-    cpu.save(found, HERE / "results" / "robust.json")
+    found = {"machine": machine(), "unit": "microseconds", "bars": judged(bars), "results": rows}
+    save(found, HERE / "results" / "robust.json")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `rmsprop.demo.data` promises: digits without a download, and tables read strictly or refused in one sentence."""
+"""Promises of `rmsprop.demo.data`: digits without a download, and tables read strictly or refused in one sentence."""
 
 import numpy as np
 import pytest

@@ -682,23 +682,23 @@ def _sharded(rank: int, store: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     found = []
-    for in_backward in (False, True):
+    for early in (False, True):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 7), nn.Tanh(), nn.Linear(7, 1))  # uneven
         for layer in (model[0], model[2], model[4], model):
             fully_shard(layer)
-        made = step_in_backward if in_backward else lambda m, **settings: RMSprop(m.named_parameters(), **settings)
+        made = step_in_backward if early else lambda m, **settings: RMSprop(m.named_parameters(), **settings)
         optimizer = made(model, lr=0.01, momentum=0.5)
         for t in range(6):
             optimizer.zero_grad()
             for i in range(2):
-                wait = t > 2 and in_backward  # for the second pass: by our block, or by keeping gradients unreduced
+                wait = t > 2 and early  # for the second pass: by our block, or by keeping gradients unreduced
                 model.set_requires_gradient_sync(wait or i == 1)
                 with optimizer.accumulate(i == 0) if wait else nullcontext():
                     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(4 * t + 2 * i + rank))
                     model(x).square().sum().backward()
             left = [p.grad for p in model.parameters() if p.grad is not None]
-            assert not (in_backward and left)
+            assert not (early and left)
             optimizer.step()
         state = [value.full_tensor() for p in model.parameters() for value in list(optimizer.state[p].values())[1:]]
         found.append([p.full_tensor() for p in model.parameters()] + state)

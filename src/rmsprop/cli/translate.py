@@ -46,14 +46,14 @@ def translate(
         found = _translate(source, target, **_read(settings or []))
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
-    if figures is not None:
-        _draw(found, figures)
+    if plot is not None:
+        _draw(found, plot)
     if as_json:
         _print_json(found)
     else:
         _print(found)
-        if figures is not None:
-            typer.echo(f"wrote {figures}")
+        if plot is not None:
+            typer.echo(f"wrote {plot}")
 
 
 def _read(words: list[str]) -> dict[str, Any]:

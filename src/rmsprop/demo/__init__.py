@@ -1,1 +1,1 @@
-"""`rmsprop demo`: RMSprop, SGD, momentum and Adam trained on real data, with figures and a page. Imports optimizer."""
+"""`rmsprop demo`: four optimizers train on real data, with figures and a page. Imports optimizer."""
