@@ -22,7 +22,7 @@ from rmsprop import kernels
 from rmsprop.kernels.plan import Plan, Stepped
 from rmsprop.optimizer import RMSprop
 from rmsprop.printing import shown
-from rmsprop.stepping import drop_scaling, scaling
+from rmsprop.step import drop_scaling, scaling
 from rmsprop.tensors.params import names
 
 # Bytes of gradients on a CPU that may wait for one another: small parameters then share a call, which looks at all of

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rmsprop import dialects, group_keys, hooks, kernels, settings, stepping
+from rmsprop import dialects, group_keys, hooks, kernels, settings, step
 from rmsprop.diagnose import explain, lint
 from rmsprop.kernels.plan import Plan, Stepped
 from rmsprop.kernels.triton_plan import build
@@ -148,7 +148,7 @@ class RMSprop(Optimizer):
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._guard = make_guard(nonfinite, nonfinite_limit)
         self._whole = dict(zip(group_keys.WHOLE, (nonfinite, nonfinite_limit, backend, amp_in_step), strict=True))
-        self._rules: stepping.Rules = WeakIdKeyDictionary()
+        self._rules: step.Rules = WeakIdKeyDictionary()
         self._checked: dict[int, tuple[Any, ...]] = {}
         self._made: slots.Made = []
         self._plan: Plan | None = None
@@ -231,7 +231,7 @@ class RMSprop(Optimizer):
         try:
             return None if closure is None and self._again() else self._step(closure)
         except BaseException:
-            stepping.drop_scaling(self)
+            step.drop_scaling(self)
             raise
 
     def _again(self) -> bool:
@@ -241,7 +241,7 @@ class RMSprop(Optimizer):
         if self._guard is not None and self._plan.spread:
             return False  # processes decide together, the long way: a plan may hold here and not there
         return self._plan.again(
-            self.backend, self.param_groups, self.state, stepping.scaling(self), self._guard, self._due
+            self.backend, self.param_groups, self.state, step.scaling(self), self._guard, self._due
         )
 
     @_use_grad_for_differentiable
@@ -255,9 +255,9 @@ class RMSprop(Optimizer):
             if self._again():
                 return loss
         bad = None
-        if torch.compiler.is_compiling() and self._guard is not None and stepping.scaling(self) is None:
+        if torch.compiler.is_compiling() and self._guard is not None and step.scaling(self) is None:
             bad = self._guard.look(self.param_groups)  # in this frame, which a compiler can go on with after it
-        stepping.take(self, bad)
+        step.take(self, bad)
         return loss
 
     def _make_plan(self, backends: list[kernels.Backend], stepped: Stepped) -> Plan | None:
@@ -269,7 +269,7 @@ class RMSprop(Optimizer):
 
     def _read(self, group: dict[str, Any]) -> tuple[Rule, Hyper]:
         """The group's rule and numbers; the rule must be the one that the run began with."""
-        return stepping.read(self._rules, self._checked, group)
+        return step.read(self._rules, self._checked, group)
 
     def _init_group(
         self,
