@@ -11,12 +11,12 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rmsprop import dialects, group_keys, hooks, kernels, settings, step
+from rmsprop import dialects, hooks, kernels, settings, step
 from rmsprop.diagnose import explain, lint
 from rmsprop.kernels.plan import Plan, Stepped
 from rmsprop.kernels.triton_plan import build
 from rmsprop.recipe import recipes, warn
-from rmsprop.settings import is_unset, unset
+from rmsprop.settings import group_keys, is_unset, unset
 from rmsprop.spec import Hyper, Rule, check_flag
 from rmsprop.state import loading, placing, shared_memory, slots
 from rmsprop.tensors import shards

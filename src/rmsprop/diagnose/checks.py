@@ -10,9 +10,9 @@ from rmsprop import analysis
 from rmsprop.diagnose.facts import Facts
 from rmsprop.diagnose.readings import FROZEN, Reading
 from rmsprop.diagnose.usage import Found, clip_zero, momentum_switched, names, no_gradient, slow_path, zero_grad
-from rmsprop.group_keys import is_noted, resembling
 from rmsprop.printing import shown
 from rmsprop.settings import TORCH_GROUP
+from rmsprop.settings.group_keys import is_noted, resembling
 from rmsprop.tensors.bucket import arithmetic_dtype
 
 FIRST_SHARE = 1.0  # a first step as long as the weights replaces the initialisation

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rmsprop import settings
 from rmsprop.dialects import DIALECTS, SWITCHES, find, read_words
-from rmsprop.group_keys import is_anothers, is_wrappers
+from rmsprop.settings.group_keys import is_anothers, is_wrappers
 from rmsprop.spec import is_plain
 from rmsprop.state.matching import Match
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from rmsprop import dialects, group_keys, recipe
+from rmsprop import dialects, recipe
 from rmsprop.dialects import Dialect
 from rmsprop.printing import MOST, printable, shown
+from rmsprop.settings import group_keys
 from rmsprop.spec import (
     ROUNDINGS,
     Hyper,
