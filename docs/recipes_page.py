@@ -5,9 +5,9 @@ from pathlib import Path
 
 from rmsprop.cli.recipes import equation, settings, unsure
 from rmsprop.files import write_whole
-from rmsprop.recipe import RECIPES, TEXTS, Recipe, call
+from rmsprop.recipes import RECIPES, TEXTS, Recipe, call
 
-NOTE = "<!-- Written by docs/recipes_page.py from rmsprop.recipe. Run `make docs` to renew it. -->\n\n"
+NOTE = "<!-- Written by docs/recipes_page.py from rmsprop.recipes. Run `make docs` to renew it. -->\n\n"
 
 HEAD = """# Recipes
 
@@ -16,7 +16,7 @@ mean here what they meant there.
 
 ```python
 import torch
-from rmsprop import RMSprop, recipes
+from rmsprop import RMSprop, recipe
 
 model = torch.nn.Linear(4, 2)
 optimizer = RMSprop.recipe("efficientnet", model.parameters(), lr=0.048)
@@ -30,21 +30,21 @@ learning rate or a bound for clipping. Batch size, schedule, clipping and what e
 words, since an optimizer does not do them; `clip_global_norm=0.5` and the like are arguments of `RMSprop`, and may be
 given with a recipe.
 
-`recipes(name)` is the same as keyword arguments, for libraries that make the optimizer themselves. The learning rate
+`recipe(name)` is the same as keyword arguments, for libraries that make the optimizer themselves. The learning rate
 is not among them, so that a library can pass its own, as Stable-Baselines3 does; where it passes none, the recipe's
 is taken. The values are plain: they go through JSON and pickle.
 
 ```python
 # stable_baselines3.A2C("MlpPolicy", env, policy_kwargs=policy_kwargs)
-policy_kwargs = dict(optimizer_class=RMSprop, optimizer_kwargs=recipes("a2c-sb2"))
+policy_kwargs = dict(optimizer_class=RMSprop, optimizer_kwargs=recipe("a2c-sb2"))
 
 # transformers.Trainer(model, args, optimizer_cls_and_kwargs=choice)
-choice = (RMSprop, recipes("dpo", lr=1e-6))
+choice = (RMSprop, recipe("dpo", lr=1e-6))
 
 
 # lightning.LightningModule
 def configure_optimizers(module):
-    return RMSprop(module.parameters(), **recipes("dqn-nature"))
+    return RMSprop(module.parameters(), **recipe("dqn-nature"))
 ```
 
 A star marks a number that nobody has looked up, or that its source does not state; the recipe's section says which.

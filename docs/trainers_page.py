@@ -55,7 +55,7 @@ TRAINERS = (
         (
             "A2C replaces `optimizer_kwargs` by its own (alpha 0.99, eps 1e-5) and takes torch's RMSprop where "
             "`policy_kwargs` names no `optimizer_class`. Name both",
-            "A2C's default is torch's rule; Stable-Baselines 2 had TensorFlow's, which `recipes('a2c-sb2')` is. "
+            "A2C's default is torch's rule; Stable-Baselines 2 had TensorFlow's, which `recipe('a2c-sb2')` is. "
             "`rms_prop_eps=` does nothing beside an `optimizer_class`",
         ),
     ),
@@ -141,7 +141,7 @@ TRAINERS = (
             "class with alpha 0.9 and momentum 0.9, not with torch's 0.99 and 0",
             "A name with `_` in it is not found: only what follows the last one is looked up",
             "`create_optimizer_v2` takes names only, no class",
-            "A recipe goes into `defaults=recipes('timm-efficientnet-b0')`; its weight decay goes into the call",
+            "A recipe goes into `defaults=recipe('timm-efficientnet-b0')`; its weight decay goes into the call",
         ),
     ),
     Trainer(

@@ -7,7 +7,7 @@ import torch
 from stable_baselines3 import A2C
 from stable_baselines3.common.evaluation import evaluate_policy
 
-from rmsprop import RMSprop, recipes
+from rmsprop import RMSprop, recipe
 
 
 def train(steps: int = 5_000, learning_rate=7e-4) -> A2C:
@@ -17,7 +17,7 @@ def train(steps: int = 5_000, learning_rate=7e-4) -> A2C:
         "CartPole-v1",
         learning_rate=learning_rate,  # a number, or a schedule: SB3 writes it into the groups at every update
         # Name the class: without it A2C replaces optimizer_kwargs by torch's RMSprop with its own numbers.
-        policy_kwargs=dict(optimizer_class=RMSprop, optimizer_kwargs=recipes("a2c-sb2")),
+        policy_kwargs=dict(optimizer_class=RMSprop, optimizer_kwargs=recipe("a2c-sb2")),
         seed=0,
         device="cpu",
     )

@@ -11,7 +11,7 @@ from rmsprop import RMSprop
 from rmsprop.diagnose.checks import CHECKS
 from rmsprop.diagnose.facts import History
 from rmsprop.diagnose.lint import SEVERITIES, Finding, lint
-from rmsprop.recipe import RECIPES
+from rmsprop.recipes import RECIPES
 
 TRIGGERS = {}
 

@@ -14,10 +14,10 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from rmsprop import RMSprop, recipes
+from rmsprop import RMSprop, recipe
 from rmsprop.cli import app
 from rmsprop.dialects import DIALECTS, HYPERS, SWITCHES, read_words
-from rmsprop.recipe import _ALIASES, RECIPES, TEXTS, call, find
+from rmsprop.recipes import _ALIASES, RECIPES, TEXTS, call, find
 
 DOCS = Path(__file__).parents[1] / "docs"
 sys.path.insert(0, str(DOCS))
@@ -183,7 +183,7 @@ def test_a_near_name_is_answered(name, meant):
 def test_an_unknown_name_lists_those_there_are(name):
     """Whatever is given, and not only text."""
     with pytest.raises(ValueError, match=re.escape(f"Unknown recipe: {name!r}; choose one of 'dqn-nature', ")):
-        recipes(name)
+        recipe(name)
 
 
 def test_aliases_lead_to_recipes():
@@ -226,21 +226,21 @@ def test_other_changed_numbers_are_one_warning_at_the_users_line():
             "efficientnet; lr=0.1 instead of 0.016; eps=0.01 instead of 0.001; momentum=0.8 instead of 0.9"
         )
     with pytest.warns(UserWarning, match="alpha=0.95 instead of 0.9") as caught:
-        RMSprop([weight()], **recipes("efficientnet", decay=0.95))
+        RMSprop([weight()], **recipe("efficientnet", decay=0.95))
     assert [warning.filename for warning in caught] == [__file__]
 
 
 def test_a_number_that_groups_have_from_the_recipe_is_no_change():
     """timm and transformers give weight decay to groups and 0 to the constructor: warned of if no group has it."""
     decayed, plain = dict(params=[weight()], weight_decay=1e-5), dict(params=[weight()], weight_decay=0.0)
-    optimizer = RMSprop([plain, decayed], **recipes("timm-efficientnet-b0", weight_decay=0.0), lr=0.048)
+    optimizer = RMSprop([plain, decayed], **recipe("timm-efficientnet-b0", weight_decay=0.0), lr=0.048)
     assert [group["recipe"] for group in optimizer.param_groups] == [
         "timm-efficientnet-b0; weight_decay=0.0 instead of 1e-05",
         "timm-efficientnet-b0",
     ]
     plain = dict(params=[weight()], weight_decay=0.0)
     with pytest.warns(UserWarning, match="weight_decay=0.0 instead of 1e-05: ") as caught:
-        RMSprop([plain], **recipes("timm-efficientnet-b0", weight_decay=0.0), lr=0.048)
+        RMSprop([plain], **recipe("timm-efficientnet-b0", weight_decay=0.0), lr=0.048)
     assert [warning.filename for warning in caught] == [__file__]
 
 
@@ -273,15 +273,15 @@ def test_explain_and_repr_show_the_recipe():
 def test_a_bad_value_is_refused_early():
     """By `recipes` itself, in the sentences of the constructor."""
     with pytest.raises(ValueError, match="Invalid epsilon value: -1"):
-        recipes("efficientnet", epsilon=-1)
+        recipe("efficientnet", epsilon=-1)
     with pytest.raises(TypeError, match="Invalid learning rate: 'fast'"):
-        recipes("efficientnet", lr="fast")
+        recipe("efficientnet", lr="fast")
     with pytest.raises(TypeError, match=re.escape("write decay=... here")):
-        recipes("efficientnet", rho=0.9)
+        recipe("efficientnet", rho=0.9)
     with pytest.raises(TypeError, match="did you mean 'epsilon'"):
-        recipes("efficientnet", epsilom=0.9)
+        recipe("efficientnet", epsilom=0.9)
     with pytest.raises(TypeError, match=re.escape("learning_rate=0.1 and lr=0.2 both set lr")):
-        recipes("efficientnet", learning_rate=0.1, lr=0.2)
+        recipe("efficientnet", learning_rate=0.1, lr=0.2)
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -306,7 +306,7 @@ def test_a_bad_value_is_refused_early():
 )
 def test_what_breaks_its_meaning_is_refused(name, change, says):
     """The sentence says what the recipe fixes and why; the call that it offers instead works."""
-    for make in (lambda: RMSprop.recipe(name, [weight()], **change), lambda: recipes(name, **change)):
+    for make in (lambda: RMSprop.recipe(name, [weight()], **change), lambda: recipe(name, **change)):
         with pytest.raises(ValueError, match="fixes") as caught:
             make()
         assert says in str(caught.value)
@@ -315,16 +315,16 @@ def test_what_breaks_its_meaning_is_refused(name, change, says):
             optimizer = eval(offered, {"RMSprop": RMSprop, "params": [weight()]})
             assert all(optimizer.param_groups[0].get(word, value) == value for word, value in change.items())
     with pytest.raises(ValueError, match="fixes"):  # the same through keyword arguments that were made before
-        RMSprop([weight()], **{**recipes(name), **change})
+        RMSprop([weight()], **{**recipe(name), **change})
 
 
 def test_another_dialect_is_refused():
     """By every way in: the numbers would mean something else."""
     for make in (
         lambda: RMSprop.recipe("efficientnet", [weight()], dialect="torch"),
-        lambda: recipes("efficientnet", dialect="keras3"),
+        lambda: recipe("efficientnet", dialect="keras3"),
         lambda: RMSprop([weight()], recipe="efficientnet"),
-        lambda: RMSprop([weight()], **{**recipes("efficientnet"), "dialect": "caffe2"}),
+        lambda: RMSprop([weight()], **{**recipe("efficientnet"), "dialect": "caffe2"}),
     ):
         with pytest.raises(ValueError, match="the recipe 'efficientnet' fixes dialect='tensorflow1', and got '"):
             make()
@@ -409,7 +409,7 @@ def test_settings_from_a_file_without_a_record_are_no_recipe():
 @ROWS
 def test_keyword_arguments_are_plain_and_make_the_same_optimizer(row):
     """They survive JSON and pickle; with no learning rate of the library's own it is the recipe's."""
-    kwargs = recipes(row.name)
+    kwargs = recipe(row.name)
     assert json.loads(json.dumps(kwargs)) == kwargs == pickle.loads(pickle.dumps(kwargs))
     assert {type(value) for value in kwargs.values()} <= {str, float, bool}
     assert not {"lr", DIALECTS[row.dialect].word("lr")} & kwargs.keys()
@@ -420,7 +420,7 @@ def test_keyword_arguments_are_plain_and_make_the_same_optimizer(row):
 @ROWS
 def test_a_library_that_passes_its_own_learning_rate_works(row):
     """As Stable-Baselines3 does; the record says whose number it is."""
-    agent = Agent(RMSprop, recipes(row.name), learning_rate=0.125)
+    agent = Agent(RMSprop, recipe(row.name), learning_rate=0.125)
     group = agent.optimizer.param_groups[0]
     assert group["lr"] == 0.125
     assert group["recipe"] == f"{row.name}; lr=0.125 instead of {NUMBERS[row.name][1]!r}"
@@ -430,8 +430,8 @@ def test_a_library_that_passes_its_own_learning_rate_works(row):
 
 
 def test_stable_baselines3_needs_one_argument():
-    """recipes("a2c-sb2") under A2C's own learning rate is the recipe, unchanged."""
-    policy_kwargs = dict(optimizer_class=RMSprop, optimizer_kwargs=recipes("a2c-sb2"))
+    """recipe("a2c-sb2") under A2C's own learning rate is the recipe, unchanged."""
+    policy_kwargs = dict(optimizer_class=RMSprop, optimizer_kwargs=recipe("a2c-sb2"))
     assert Agent(**policy_kwargs).optimizer.param_groups[0]["recipe"] == "a2c-sb2"
     assert policy_kwargs["optimizer_kwargs"] == {"recipe": "a2c-sb2", "dialect": "sb3", "alpha": 0.99, "eps": 1e-5}
 
@@ -439,29 +439,29 @@ def test_stable_baselines3_needs_one_argument():
 def test_a_changed_learning_rate_is_among_the_arguments():
     """For libraries that pass none; numpy's numbers become plain."""
     np = pytest.importorskip("numpy")
-    assert recipes("dpo", lr=1e-6)["lr"] == 1e-6
-    kwargs = recipes("efficientnet", learning_rate=np.float32(0.5))
+    assert recipe("dpo", lr=1e-6)["lr"] == 1e-6
+    kwargs = recipe("efficientnet", learning_rate=np.float32(0.5))
     assert type(kwargs["learning_rate"]) is float
     assert json.dumps(kwargs)
 
 
 def test_the_table_is_not_shared():
     """Changing what `recipes` returned changes no recipe."""
-    recipes("wgan")["alpha"] = 0.5
-    assert recipes("wgan")["alpha"] == 0.99
+    recipe("wgan")["alpha"] = 0.5
+    assert recipe("wgan")["alpha"] == 0.99
 
 
 def test_recipes_need_no_torch():
-    """`from rmsprop import recipes` and a call leave torch out; the doctest runs."""
-    code = "import sys\nfrom rmsprop import recipes\nrecipes('a2c-sb2', lr=1)\nprint('torch' in sys.modules)"
+    """`from rmsprop import recipe` and a call leave torch out; the doctest runs."""
+    code = "import sys\nfrom rmsprop import recipe\nrecipes('a2c-sb2', lr=1)\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     import doctest
 
-    import rmsprop.recipe
+    import rmsprop.recipes
 
-    assert doctest.testmod(rmsprop.recipe).failed == 0
-    assert doctest.testmod(rmsprop.recipe).attempted > 0
+    assert doctest.testmod(rmsprop.recipes).failed == 0
+    assert doctest.testmod(rmsprop.recipes).attempted > 0
 
 
 # --- the command and the page ----------------------------------------------------------------------

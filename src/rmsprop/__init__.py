@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rmsprop.dialects import DIALECTS as DIALECTS
     from rmsprop.in_backward import step_in_backward as step_in_backward
     from rmsprop.optimizer import RMSprop as RMSprop
-    from rmsprop.recipe import recipes as recipes
+    from rmsprop.recipes import recipe as recipe
     from rmsprop.spec import Hyper as Hyper
     from rmsprop.spec import Rule as Rule
     from rmsprop.translation import Translation as Translation
@@ -33,7 +33,7 @@ __all__ = [
     "checkpoint",
     "convert",
     "functional",
-    "recipes",
+    "recipe",
     "step_in_backward",
     "translate",
 ]
@@ -45,7 +45,7 @@ _HOMES = {
     "convert": "rmsprop.conversion",
     "Rule": "rmsprop.spec",
     "Hyper": "rmsprop.spec",
-    "recipes": "rmsprop.recipe",
+    "recipe": "rmsprop.recipes",
     "Translation": "rmsprop.translation",
     "translate": "rmsprop.translation",
 }

@@ -15,7 +15,7 @@ from rmsprop import dialects, hooks, kernels, settings, step
 from rmsprop.diagnose import explain, lint
 from rmsprop.kernels.plan import Plan, Stepped
 from rmsprop.kernels.triton_plan import build
-from rmsprop.recipe import recipes, warn
+from rmsprop.recipes import recipe, warn
 from rmsprop.settings import group_keys, is_unset, unset
 from rmsprop.spec import Hyper, Rule, check_flag
 from rmsprop.state import loading, placing, shared_memory, slots
@@ -164,7 +164,7 @@ class RMSprop(Optimizer):
     @classmethod
     def recipe(cls, name: str, params: ParamsT, **changes: Any) -> "RMSprop":
         """The optimizer of a published result, see `rmsprop recipes`; numbers may be changed: rmsprop/recipe."""
-        return cls(params, **recipes(name, **changes))
+        return cls(params, **recipe(name, **changes))
 
     profile_hook_step = staticmethod(hooks.watch)
 

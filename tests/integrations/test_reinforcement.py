@@ -9,7 +9,7 @@ import torch
 from cases import Case
 from judge import example, judging, needs
 
-from rmsprop import RMSprop, recipes
+from rmsprop import RMSprop, recipe
 from rmsprop.spec import Hyper, Rule
 
 SB2 = Case(Rule(eps_mode="inside", v_init=1.0), Hyper(lr=7e-4, alpha=0.99, eps=1e-5))
@@ -67,7 +67,7 @@ def test_sb3_takes_recipes_of_other_dialects(name: str) -> None:
     """SB3 passes lr=, torch's name; recipes in words of their own (learning_rate, decay, epsilon) take it too."""
     from stable_baselines3 import A2C
 
-    kwargs: dict[str, Any] = dict(optimizer_class=RMSprop, optimizer_kwargs=recipes(name))
+    kwargs: dict[str, Any] = dict(optimizer_class=RMSprop, optimizer_kwargs=recipe(name))
     optimizer = A2C("MlpPolicy", "CartPole-v1", 3e-4, policy_kwargs=kwargs, device="cpu").policy.optimizer
     assert optimizer.param_groups[0]["lr"] == 3e-4
     assert f"recipe {name}; lr=0.0003 instead of" in optimizer.explain()

@@ -7,7 +7,7 @@ import torch
 from cases import Case
 from judge import example, judging, needs
 
-from rmsprop import RMSprop, recipes
+from rmsprop import RMSprop, recipe
 from rmsprop.spec import Hyper, Rule
 
 timm = needs("timm", "torchvision", "sklearn")
@@ -58,7 +58,7 @@ def test_timm_takes_a_recipe() -> None:
     from timm.optim import OptimInfo, create_optimizer_v2
     from timm.optim._optim_factory import default_registry
 
-    default_registry.register(OptimInfo("rmspropb0", RMSprop, defaults=recipes("timm-efficientnet-b0")))
+    default_registry.register(OptimInfo("rmspropb0", RMSprop, defaults=recipe("timm-efficientnet-b0")))
     model = package.create_model("test_efficientnet")
     optimizer = create_optimizer_v2(model, "rmspropb0", lr=0.048, weight_decay=1e-5)
     assert [group["recipe"] for group in optimizer.param_groups] == [

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rmsprop.dialects import HYPERS, SWITCHES
-from rmsprop.recipe import RECIPES, TEXTS, Recipe, call, complete, find
+from rmsprop.recipes import RECIPES, TEXTS, Recipe, call, complete, find
 from rmsprop.spec import Hyper, Rule
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-from rmsprop import dialects, recipe
+from rmsprop import dialects, recipes
 from rmsprop.dialects import Dialect
 from rmsprop.printing import MOST, printable, shown
 from rmsprop.settings import group_keys
@@ -92,13 +92,13 @@ def settle(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], froz
     words = _checked(dialects.read_words(row, {name: value for name, value in given.items() if name not in apart}))
     followed = given.get("recipe")
     if followed is not None:
-        words = recipe.follow(followed, row.name, words)
+        words = recipes.follow(followed, row.name, words)
     group = {**TORCH_GROUP, **row.complete(words, words), "dialect": row.name, **execution}
     if group["lr"] is None and "lr" not in words:
         return {**check_new({**group, "lr": 0.0}), "lr": None}, frozenset(words)
     group = check_new(group)
     if followed is not None:
-        group["recipe"] = recipe.note(followed, group)
+        group["recipe"] = recipes.note(followed, group)
     return group, frozenset(words)
 
 
@@ -130,7 +130,7 @@ def own_group(
     kept = asked if same else frozenset()
     read = _checked(under_ours | dialects.read_words(row, words))
     if followed is not None:
-        read = recipe.follow(followed, row.name, read)
+        read = recipes.follow(followed, row.name, read)
     followed = followed or defaults.get("recipe")
     settings = {**base, **row.complete({**base, **read}, kept | read.keys()), **execution}
     if settings["reference_lr"] is not None and "reference_lr" not in read and base["lr"] is not None:
@@ -142,7 +142,7 @@ def own_group(
         )
     group = {**rest, **check_new(settings)}
     if followed is not None:
-        group["recipe"] = recipe.note(followed, group)
+        group["recipe"] = recipes.note(followed, group)
     group["params"] = params.listed(group["params"])
     _check_complex(row, group["params"])
     for name, value in keys.left.items():

@@ -1,7 +1,7 @@
 """Published settings by name: a dialect, its numbers, and in words what belongs to them.
 
     RMSprop.recipe("efficientnet", model.parameters(), lr=0.048)
-    A2C("MlpPolicy", env, policy_kwargs=dict(optimizer_class=RMSprop, optimizer_kwargs=recipes("a2c-sb2")))
+    A2C("MlpPolicy", env, policy_kwargs=dict(optimizer_class=RMSprop, optimizer_kwargs=recipe("a2c-sb2")))
 
 A recipe fixes its dialect, the dialect's switches and whether there is momentum: other values are refused. Its
 numbers may be changed; what was changed stands in the parameter group, under "recipe", as "efficientnet; lr=0.048
@@ -17,11 +17,11 @@ from typing import Any
 from rmsprop import dialects
 from rmsprop.dialects import CLIPS, HYPERS, SWITCHES
 from rmsprop.printing import MOST, shown
-from rmsprop.recipe import games, others, vision
-from rmsprop.recipe.row import TEXTS, Recipe
+from rmsprop.recipes import games, others, vision
+from rmsprop.recipes.row import TEXTS, Recipe
 from rmsprop.spec import check_number, check_switch
 
-__all__ = ["RECIPES", "TEXTS", "Recipe", "call", "complete", "find", "follow", "note", "recipes", "warn"]
+__all__ = ["RECIPES", "TEXTS", "Recipe", "call", "complete", "find", "follow", "note", "recipe", "warn"]
 
 RECIPES: Mapping[str, Recipe] = {row.name: row for module in (games, vision, others) for row in module.ROWS}
 
@@ -76,7 +76,7 @@ def find(name: Any) -> Recipe:
     raise ValueError(f"Unknown recipe: {shown(name)}; choose one of {', '.join(map(repr, RECIPES))}")
 
 
-def recipes(name: str, **changes: Any) -> dict[str, Any]:
+def recipe(name: str, **changes: Any) -> dict[str, Any]:
     """A recipe as keyword arguments of `RMSprop`, for libraries that make the optimizer themselves.
 
     The learning rate is left out unless it is changed: libraries that pass their own can, and under the others
@@ -88,7 +88,7 @@ def recipes(name: str, **changes: Any) -> dict[str, Any]:
     Raises:
         ValueError, TypeError: a name, word or value that does not work, or that breaks the recipe's meaning.
 
-    >>> recipes("a2c-sb2")
+    >>> recipe("a2c-sb2")
     {'recipe': 'a2c-sb2', 'dialect': 'sb3', 'alpha': 0.99, 'eps': 1e-05}
     """
     row = find(name)
@@ -215,7 +215,7 @@ def _check_dialect(row: Recipe, dialect: Any) -> None:
         raise ValueError(
             f"the recipe {row.name!r} fixes dialect={row.dialect!r}, and got {shown(dialect)}, under which its "
             f"numbers mean something else; write RMSprop.recipe({row.name!r}, params), or RMSprop(params, "
-            f"**recipes({row.name!r})), or RMSprop(params, dialect={shown(dialect)}, ...) without a recipe"
+            f"**recipe({row.name!r})), or RMSprop(params, dialect={shown(dialect)}, ...) without a recipe"
         )
 
 

@@ -1,6 +1,6 @@
 """Recipes of image classification, all on ImageNet."""
 
-from rmsprop.recipe.row import Recipe
+from rmsprop.recipes.row import Recipe
 
 _TF1 = (
     "v starts at 1, ε stands inside the root and the learning rate inside the momentum buffer, so that a cut of the "

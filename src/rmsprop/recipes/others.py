@@ -1,6 +1,6 @@
 """Recipes of sequences, generative models and language."""
 
-from rmsprop.recipe.row import Recipe
+from rmsprop.recipes.row import Recipe
 
 _GRAVES = "it is centered, with ε inside the root and the learning rate inside the momentum"
 

@@ -1,6 +1,6 @@
 """Recipes of reinforcement learning."""
 
-from rmsprop.recipe.row import Recipe
+from rmsprop.recipes.row import Recipe
 
 _NO_HEAVY_BALL = (
     "its 0.95s are the decays of the two averages, of g² and of the g that centering subtracts; there is no "
