@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import training_page
-from claims import CLAIMS, Finding, measure
+from claims import CLAIMS, Measured, measure
 from distributed_page import distributed_page
 from figures import FIGURES, MEASURED
 from matplotlib.figure import Figure
@@ -30,7 +30,7 @@ from trainers_page import trainers_page
 
 from rmsprop import spec
 from rmsprop.dialects import DIALECTS, Dialect
-from rmsprop.dialects.describe import Part, denominator, describe, number, overview, own_words, ticked, v_start
+from rmsprop.dialects.describe import Part, denominator, describe, number, overview, own_arguments, ticked, v_start
 from rmsprop.files import write_whole
 from rmsprop.spec import EPS_MODES, WEIGHT_DECAY_MODES, Hyper, Rule
 
@@ -44,7 +44,7 @@ NOTE = "<!-- Written by docs/build.py from {}. Run `make docs` to renew it. -->\
 # --- choosing.md ---------------------------------------------------------------------------------
 
 
-def block(name: str, finding: Finding) -> str:
+def block(name: str, finding: Measured) -> str:
     """The generated lines of a claim: its table and, where it has one, its figure."""
     lines = table(finding.header, finding.rows)
     if name in FIGURES:
@@ -136,11 +136,11 @@ def equation_page() -> str:
 
 
 def switch_values() -> dict[str, Sequence[Any]]:
-    """The values to show for each switch of the Rule: all of them, or for v_init the two in use."""
+    """The values to show for each switch of the Rule: all of them, or for square_avg_init the two in use."""
     choices: Mapping[str, Sequence[Any]] = {
         "eps_mode": EPS_MODES,
         "weight_decay_mode": WEIGHT_DECAY_MODES,
-        "v_init": (0.0, 1.0),
+        "square_avg_init": (0.0, 1.0),
     }
     return {f.name: choices.get(f.name, (False, True)) for f in fields(Rule)}
 
@@ -208,7 +208,7 @@ def readme_page() -> str:
             denominator(row),
             v_start(row),
             ", ".join(number(getattr(row.hyper, name)) for name in ("lr", "alpha", "eps")),
-            ticked(own_words(row)),
+            ticked(own_arguments(row)),
         ]
         for row in DIALECTS.values()
     ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import distributed_page
 import training_page
-from claims import CONDITIONS, NEAR, Finding
+from claims import CONDITIONS, NEAR, Measured
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -32,7 +32,7 @@ SIZE: Any = {
 }
 
 
-def ravine(finding: Finding) -> Figure:
+def ravine(finding: Measured) -> Figure:
     """The distance left against the condition of the ravine, along the axes and turned."""
     figure, (left, right) = _canvas(2)
     for axes, degrees, title in ((left, 0, "along the axes"), (right, 45, "turned by 45 degrees")):
@@ -48,7 +48,7 @@ def ravine(finding: Finding) -> Figure:
     return figure
 
 
-def digits(finding: Finding) -> Figure:
+def digits(finding: Measured) -> Figure:
     """Test accuracy against the learning rate, one line per optimizer."""
     figure, (axes,) = _canvas(1)
     axes.axhline(95, color="#666666", linewidth=1)
@@ -60,7 +60,7 @@ def digits(finding: Finding) -> Figure:
     return figure
 
 
-def hover(finding: Finding) -> Figure:
+def hover(finding: Measured) -> Figure:
     """The weight over the steps, near the minimum."""
     figure, panels = _canvas(3)
     shown = (("RMSprop, lr 0.1", "#D55E00"), ("RMSprop, lr 0.1 falling to 0", "#D55E00"), ("SGD, lr 0.1", "#0072B2"))
@@ -73,7 +73,7 @@ def hover(finding: Finding) -> Figure:
     return figure
 
 
-def drift(finding: Finding) -> Figure:
+def drift(finding: Measured) -> Figure:
     """The net move per step against alpha, for two kinds of rare gradients."""
     figure, panels = _canvas(2)
     memory = [1 / (1 - alpha) for alpha in finding.data["alphas"]]
@@ -92,7 +92,7 @@ def drift(finding: Finding) -> Figure:
     return figure
 
 
-def first_step(finding: Finding) -> Figure:
+def first_step(finding: Measured) -> Figure:
     """The length of the first thousand steps under a steady gradient."""
     figure, (axes,) = _canvas(1)
     curves = finding.data["curves"]
@@ -100,7 +100,10 @@ def first_step(finding: Finding) -> Figure:
         ("alpha=0.99 (torch's default)", 1.0): ("alpha=0.99 (torch's default)", {"color": "#D55E00"}),
         ("alpha=0.9", 1.0): ("alpha=0.9", {"color": "#CC79A7", "linestyle": "-."}),
         ("bias_correction=True", 1.0): ("bias_correction=True", {"color": "#009E73", "linestyle": "--"}),
-        ("v_init=1.0", 0.001): ("v_init=1.0, gradient 0.001", {"color": "#0072B2", "linestyle": ":"}),
+        ("square_avg_init=1.0", 0.001): (
+            "square_avg_init=1.0, gradient 0.001",
+            {"color": "#0072B2", "linestyle": ":"},
+        ),
     }
     for key, (label, style) in looks.items():
         axes.plot(range(1, 1001), curves[key], label=label, **style)
@@ -111,7 +114,7 @@ def first_step(finding: Finding) -> Figure:
     return figure
 
 
-def eps(finding: Finding) -> Figure:
+def eps(finding: Measured) -> Figure:
     """The length of a step against the size of the gradient, for four values and places of ε."""
     figure, (axes,) = _canvas(1)
     styles: tuple[dict[str, Any], ...] = (
@@ -128,7 +131,7 @@ def eps(finding: Finding) -> Figure:
 
 
 # Each figure with the words for readers who do not see it.
-FIGURES: Mapping[str, tuple[Callable[[Finding], Figure], str]] = {
+FIGURES: Mapping[str, tuple[Callable[[Measured], Figure], str]] = {
     "ravine": (
         ravine,
         "Distance left against condition. Along the axes RMSprop arrives at every condition; turned by 45 degrees it "

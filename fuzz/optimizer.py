@@ -68,7 +68,7 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "maximize": (False, True),
     "differentiable": (False, False, False, True),
     "eps_mode": ("outside", "inside", "both", "floor"),
-    "v_init": (0, 1, 1e-3, 1e30, 1e300),
+    "square_avg_init": (0, 1, 1e-3, 1e30, 1e300),
     "lr_in_buffer": (False, True),
     "nesterov": (False, True),
     "bias_correction": (False, True),
@@ -183,9 +183,9 @@ def words(draw: random.Random, bad: float, few: int = 4) -> dict[str, Any]:
     if draw.random() < 0.25:
         row = DIALECTS[draw.choice(sorted(DIALECTS))]
         given["dialect"] = row.name
-        for word in draw.sample(sorted(row.words), draw.randint(0, min(2, len(row.words)))):
-            given[word] = draw.choice((*GOOD.get(row.words[word], (0.1,)), *(ODD if draw.random() < bad else ())))
-        if row.defaults()["lr"] is None and "lr" not in row.words.values():
+        for word in draw.sample(sorted(row.arguments), draw.randint(0, min(2, len(row.arguments)))):
+            given[word] = draw.choice((*GOOD.get(row.arguments[word], (0.1,)), *(ODD if draw.random() < bad else ())))
+        if row.defaults()["lr"] is None and "lr" not in row.arguments.values():
             given["lr"] = 0.01
     if draw.random() < bad / 3:
         given[draw.choice(("rho", "lrr", "betas", "dialect", "seeds", "", "recipe"))] = draw.choice((0.9, *ODD))
@@ -335,7 +335,14 @@ def tame(group: dict[str, Any], p: Tensor) -> bool:
     sizes = p.grad.detach().abs()[p.grad.detach() != 0].double()
     fits = sizes.numel() == 0 or bool((sizes >= 1e-3).all() and (sizes <= 1e3).all())
     finite = bool(torch.isfinite(p).all()) and bool((p.detach().abs() < 1e3).all())
-    return ordinary and fits and finite and float(group["lr"]) <= 1 and group["v_init"] <= 10 and not _aliased(p)
+    return (
+        ordinary
+        and fits
+        and finite
+        and float(group["lr"]) <= 1
+        and group["square_avg_init"] <= 10
+        and not _aliased(p)
+    )
 
 
 def _aliased(p: Tensor) -> bool:

@@ -70,8 +70,8 @@ def _cases() -> list[Case]:
     for i, (eps_mode, centered, (momentum, nesterov, lr_in_buffer), (wd, wd_mode), bias, maximize) in enumerate(
         table
     ):
-        v_init = float(i % 3 == 0)  # matters to fresh starts alone, so it needs no dimension of its own
-        rule = Rule(eps_mode, v_init, centered, momentum, nesterov, lr_in_buffer, wd_mode, bias, maximize)
+        square_avg_init = float(i % 3 == 0)  # matters to fresh starts alone, so it needs no dimension of its own
+        rule = Rule(eps_mode, square_avg_init, centered, momentum, nesterov, lr_in_buffer, wd_mode, bias, maximize)
         hyper = Hyper(lr=0.01, alpha=0.9, eps=1e-3, momentum=0.8 if momentum else 0.0, weight_decay=wd)
         cases.append(Case(rule, hyper))
     return cases

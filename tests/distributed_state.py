@@ -148,7 +148,7 @@ def begin(mesh: DeviceMesh | None = None, *, empty: bool = False, **settings: An
     groups: list[dict[str, Any]] = [{"params": named[0], "momentum": 0.5}, {"params": named[1], "lr": 0.02}]
     if empty:  # torch takes no empty group beside named ones
         groups = [{**group, "params": [p for _, p in group["params"]]} for group in groups] + [{"params": []}]
-    return model, RMSprop(groups, backend="cpu", **{**EVERYTHING, "v_init": 1.0, **settings})
+    return model, RMSprop(groups, backend="cpu", **{**EVERYTHING, "square_avg_init": 1.0, **settings})
 
 
 def forward(model: Block, tokens: torch.Tensor) -> torch.Tensor:
@@ -250,7 +250,12 @@ def _reshard(here: Here, pair: Any, options: StateDictOptions) -> None:
 @case(2, 4)
 def a_getter_changes_nothing(_: Here) -> None:
     """D16: reading the state of a fresh optimizer makes the state of a fresh start, on empty shards too."""
-    for settings in (dict(v_init=1.0), dict(weight_decay=0.5), dict(eps=0.0), dict(momentum=0.9, centered=True)):
+    for settings in (
+        dict(square_avg_init=1.0),
+        dict(weight_decay=0.5),
+        dict(eps=0.0),
+        dict(momentum=0.9, centered=True),
+    ):
         for lr in (0.01, torch.tensor(0.01)):
             model, twin = sharded(block()), sharded(block())
             optimizer, other = (RMSprop(m.parameters(), **{"lr": lr, **settings}) for m in (model, twin))
@@ -259,7 +264,7 @@ def a_getter_changes_nothing(_: Here) -> None:
             for p in model.parameters():
                 own = optimizer.state[p]
                 assert float(own["step"]) == 0.0
-                assert bool((own["square_avg"].to_local() == settings.get("v_init", 0.0)).all())
+                assert bool((own["square_avg"].to_local() == settings.get("square_avg_init", 0.0)).all())
                 assert_spread_alike(own["square_avg"], p)
                 assert all(not own[name].to_local().any() for name in own if name not in ("step", "square_avg"))
             go_on_with(model, optimizer)

@@ -46,7 +46,11 @@ def params():
         ),
         ({"eps_mode": True}, TypeError, "Invalid eps_mode: True"),
         ({"weight_decay_mode": "adamw"}, ValueError, "choose one of 'l2', 'decoupled'"),
-        ({"v_init": -1}, ValueError, "Invalid v_init value: -1; v_init takes a finite number >= 0"),
+        (
+            {"square_avg_init": -1},
+            ValueError,
+            "Invalid square_avg_init value: -1; square_avg_init takes a finite number >= 0",
+        ),
         ({"nesterov": True}, ValueError, "give momentum > 0"),
         ({"foreach": True, "differentiable": True}, ValueError, "leave foreach as None or False"),
         ({"backend": "cuda"}, ValueError, "Unknown backend: 'cuda'; choose one of 'auto'"),
@@ -426,7 +430,9 @@ NUMPY = [
 @pytest.mark.parametrize("how", ["constructor", "group", "added", "edited", "scheduled"])
 def test_numpys_scalars_are_pythons_numbers(how, kind, tmp_path):
     """As lr and every other number: the same steps bit for bit, and a state dict that weights_only reads."""
-    numbers = dict(lr=1, alpha=0.5, eps=1, weight_decay=1, momentum=0.25, max_update=3, clip_value=2, v_init=1)
+    numbers = dict(
+        lr=1, alpha=0.5, eps=1, weight_decay=1, momentum=0.25, max_update=3, clip_value=2, square_avg_init=1
+    )
     given = {name: kind(value) for name, value in numbers.items()}
     plain = {name: float(value) for name, value in given.items()}
     runs = []
@@ -437,10 +443,10 @@ def test_numpys_scalars_are_pythons_numbers(how, kind, tmp_path):
         elif how == "group":
             optimizer = RMSprop([{"params": [p], **words}])
         elif how == "added":
-            optimizer = RMSprop(params(), v_init=1.0)
+            optimizer = RMSprop(params(), square_avg_init=1.0)
             optimizer.add_param_group({"params": [p], **words})
         elif how == "edited":
-            optimizer = RMSprop([p], v_init=1.0)
+            optimizer = RMSprop([p], square_avg_init=1.0)
             optimizer.param_groups[0].update(words)
             optimizer.param_groups[0]["betas"] = (words["alpha"], words["alpha"])
         else:
@@ -461,7 +467,9 @@ def test_numpys_scalars_are_pythons_numbers(how, kind, tmp_path):
         assert all(type(g["lr"]) is float or type(g["lr"]) is int for g in loaded["param_groups"])
         RMSprop([torch.ones_like(x, requires_grad=True) for g in optimizer.param_groups for x in g["params"]]) if (
             how == "added"
-        ) else RMSprop([torch.ones(5, requires_grad=True)], v_init=1.0).load_state_dict(loaded, hparams="load")
+        ) else RMSprop([torch.ones(5, requires_grad=True)], square_avg_init=1.0).load_state_dict(
+            loaded, hparams="load"
+        )
         runs.append(p.detach())
     assert torch.equal(*runs) or (how == "scheduled" and torch.allclose(*runs, rtol=1e-2))
 

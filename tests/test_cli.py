@@ -63,7 +63,7 @@ def test_a_dialect_is_shown_in_full(name):
     assert code == 0
     assert max(map(len, text.splitlines())) <= 100
     limits = (part for word, limit in row.limits.items() for part in (word, limit.reason))
-    parts = (row.title, row.source, row.call, row.example, *row.words, *row.states, *row.refused, *row.traps)
+    parts = (row.title, row.source, row.call, row.example, *row.arguments, *row.states, *row.refused, *row.traps)
     for part in (*parts, *row.refused.values(), *limits):
         assert said(part) in said(text)
     given = {"lr": 3.0} if row.hyper.lr is None else {}

@@ -41,7 +41,9 @@ def weights(model):
     return [p.detach().clone() for p in model.parameters()]
 
 
-EVERYTHING = dict(momentum=0.9, centered=True, weight_decay=0.01, eps_mode="inside", v_init=1.0, lr_in_buffer=True)
+EVERYTHING = dict(
+    momentum=0.9, centered=True, weight_decay=0.01, eps_mode="inside", square_avg_init=1.0, lr_in_buffer=True
+)
 
 
 def test_it_is_an_optimizer_of_torch_with_torchs_signature():
@@ -290,7 +292,8 @@ def test_lr_may_change_between_float_and_tensor():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("eps_mode", "inside"), ("centered", True), ("v_init", 1.0), ("bias_correction", True)]
+    ("name", "value"),
+    [("eps_mode", "inside"), ("centered", True), ("square_avg_init", 1.0), ("bias_correction", True)],
 )
 def test_the_rule_does_not_change_during_a_run(name, value):
     """A switch that is flipped in mid-run raises and says what to do; nothing has moved."""

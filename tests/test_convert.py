@@ -10,9 +10,9 @@ import torch
 import rmsprop
 from rmsprop import DIALECTS, analysis, reference
 from rmsprop.analysis import matched_eps
-from rmsprop.conversion import Report, convert
+from rmsprop.conversion import ConversionReport, convert
 from rmsprop.conversion.settings import target_settings
-from rmsprop.settings import read, settle
+from rmsprop.settings import read, resolve_settings
 from rmsprop.spec import EPS_MODES
 
 V, M, B = np.array([1.0, 4.0, 9.0]), np.array([0.5, -1.0, 2.0]), np.array([2.0, -3.0, 0.25])
@@ -69,7 +69,7 @@ def test_a_file_and_a_call_get_the_same_eps(was, now, eps):
     """`convert` writes the ε that `translate` says, for every pair of places, and says how far steps differ."""
     source, target = MODES[was], MODES[now]
     settings = {**source.complete({"eps": eps}, {"eps"}), "dialect": source.name}
-    report = Report()
+    report = ConversionReport()
     found = target_settings(settings, target.name, report)
     assert found["eps"] == matched_eps(was, eps, now)
     assert analysis.cap(now, found["eps"]) == pytest.approx(analysis.cap(was, eps), rel=1e-5)
@@ -184,7 +184,7 @@ def test_every_dialect_converts_to_torch_and_back(name):
     row = DIALECTS[name]
     values = {"step": np.asarray(6), "square_avg": V, "grad_avg": M, "momentum_buffer": B}
     slots = {theirs: values[ours] for theirs, ours in row.states.items()}
-    alpha = {"dialect": name, row.word("alpha"): (0.0, 0.9) if row.word("alpha") == "betas" else 0.9}
+    alpha = {"dialect": name, row.argument("alpha"): (0.0, 0.9) if row.argument("alpha") == "betas" else 0.9}
     there, _ = convert(slots, alpha, "torch", lr=0.25, step=6)
     back, _ = convert(there, {"dialect": "torch", "alpha": 0.9}, alpha, lr=0.25, step=6)
     assert list(back) == list(slots)
@@ -245,7 +245,7 @@ def test_a_run_goes_on_as_it_would_have(source, target):
     draw = np.random.default_rng(5)
     lr, gradients, p = 0.02, draw.normal(size=(24, 6)), draw.normal(size=6)
     given = {"lr": lr, "alpha": 0.9, "eps": 0.0, "momentum": 0.9, "centered": centered}
-    (rule, hyper), (after, _) = (read(settle(name, given)[0]) for name in (source, target))
+    (rule, hyper), (after, _) = (read(resolve_settings(name, given)[0]) for name in (source, target))
     state = reference.start(rule, p)
     for g in gradients[:12]:
         p, state = reference.step(rule, hyper, p, g, state)
@@ -270,6 +270,6 @@ def test_a_run_goes_on_as_it_would_have(source, target):
 
 def test_a_report_reads_as_lines_and_merges_without_doubles():
     """Each line begins with its kind."""
-    report = Report(exact=["v: unchanged"], dropped=["g: not needed"])
-    report.merge(Report(exact=["v: unchanged", "m: unchanged"]))
+    report = ConversionReport(exact=["v: unchanged"], dropped=["g: not needed"])
+    report.merge(ConversionReport(exact=["v: unchanged", "m: unchanged"]))
     assert str(report) == "exact: v: unchanged\nexact: m: unchanged\ndropped: g: not needed"

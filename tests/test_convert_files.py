@@ -116,8 +116,8 @@ def test_a_recorded_run_goes_on_as_it_went_on_there(name, tmp_path):
     before = source.read_bytes() if source.is_file() else None
     held = read_checkpoint(source, said["dialect"])
     row = DIALECTS[said["dialect"]]
-    known = {row.words.get(word, word) for word in held.hyper}
-    given = {word: value for word, value in said["words"].items() if row.words.get(word, word) not in known}
+    known = {row.arguments.get(word, word) for word in held.hyper}
+    given = {word: value for word, value in said["words"].items() if row.arguments.get(word, word) not in known}
     model = shapes_file(tmp_path, "table.weight" in saved)
     made = prepare(source, source=said["dialect"], given=given, model=model)
     write(made, out)

@@ -93,7 +93,7 @@ def test_recorded_files_are_read_with_names_order_kinds_and_values(file):
     held, told = file.read(), file.told
     record = np.load(HERE / f"{file.record}.npz")
     assert held.source == told["dialect"]
-    row = dialects.find(held.source)
+    row = dialects.find_dialect(held.source)
     names = {name: BY_HAND.get(name) or torch_name(name) for name in held.slots}
     assert sorted(names.values()) == sorted(inputs.SHAPES)
     assert list(held.slots) == [name for name in held.params or held.slots if name in held.slots]
@@ -121,7 +121,7 @@ def test_recorded_files_are_read_with_names_order_kinds_and_values(file):
 def test_states_are_the_averages_of_the_recorded_gradients(file):
     """No two slots are mixed up: v is the average of squares and m of gradients; the velocity is what is left."""
     held, words = file.read(), file.told["words"]
-    row = dialects.find(held.source)
+    row = dialects.find_dialect(held.source)
     rho = next(words[word] for word in ("rho", "decay", "alpha", "gamma1") if word in words)
     decay = words.get("weight_decay", words.get("wd", 0.0))
     for name, slots in held.slots.items():

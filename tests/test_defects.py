@@ -109,7 +109,7 @@ def test_d06_the_first_step_is_announced_and_can_be_one_lr(backend):
     """1/√(1−α) = 10 times lr, and 1/(1−μ) times more later: explain and lint say so, bias_correction mends it."""
     p = run(RMSprop([weight(1.0)], bias_correction=True, backend=backend), [3.0])
     assert p.item() == pytest.approx(1 - 0.01, rel=1e-6)
-    p = run(RMSprop([weight(1.0)], v_init=1.0, backend=backend), [0.5])  # TensorFlow's way: a warm-up
+    p = run(RMSprop([weight(1.0)], square_avg_init=1.0, backend=backend), [0.5])  # TensorFlow's way: a warm-up
     assert 1 - p.item() < 0.01
     plain = RMSprop([nn.Parameter(torch.full((4, 4), 0.01))], momentum=0.9, backend=backend)
     assert "the first step is 10·lr = 0.1 long (1/√(1−alpha)), whatever g is" in plain.explain()

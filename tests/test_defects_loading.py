@@ -140,7 +140,7 @@ SETTINGS = {
     "centered": {"centered": True, "momentum": 0.9},
 }
 OURS = {
-    "from-one": {"v_init": 1.0, "centered": True, "momentum": 0.9},
+    "from-one": {"square_avg_init": 1.0, "centered": True, "momentum": 0.9},
     "lr-in-buffer": {"dialect": "tensorflow1", "lr": 0.01, "momentum": 0.9},
     "decoupled": {"weight_decay": 0.5, "weight_decay_mode": "decoupled"},
     "textbook": {"dialect": "textbook"},
@@ -166,12 +166,12 @@ def test_d16_a_getter_of_distributed_checkpoints_moves_nothing(settings, lr, cap
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = RMSprop(model.named_parameters(), capturable=capturable, **settings)
     get_optimizer_state_dict(model, optimizer)
-    v_init = optimizer.param_groups[0]["v_init"]
+    square_avg_init = optimizer.param_groups[0]["square_avg_init"]
     for name, p in model.named_parameters():
         state = optimizer.state[p]
         assert torch.equal(p, before[name])
         assert (state["step"] == 0).all()
-        assert (state["square_avg"] == v_init).all()
+        assert (state["square_avg"] == square_avg_init).all()
         assert all((state[slot] == 0).all() for slot in state.keys() - {"step", "square_avg"})
         assert set(state) == set(RMSprop([p], **settings)._read(optimizer.param_groups[0])[0].slots())
     twin = nn.Linear(2, 2)

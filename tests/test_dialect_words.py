@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from rmsprop import RMSprop, dialects
-from rmsprop.dialects import DIALECTS, FOREIGN, UNFIT, find, read_words, write_words
+from rmsprop.dialects import DIALECTS, FOREIGN, UNFIT, find_dialect, read_arguments, write_arguments
 from rmsprop.settings import TORCH_GROUP
 from rmsprop.spec import Hyper, Rule
 
@@ -53,7 +53,7 @@ ROWS = pytest.mark.parametrize("row", DIALECTS.values(), ids=lambda row: row.nam
 
 def make(dialect: str, **words: object) -> RMSprop:
     row = DIALECTS[dialect]
-    if row.hyper.lr is None and not {"lr", *(w for w, o in row.words.items() if o == "lr")} & words.keys():
+    if row.hyper.lr is None and not {"lr", *(w for w, o in row.arguments.items() if o == "lr")} & words.keys():
         words["lr"] = 0.1
     return RMSprop([nn.Parameter(torch.ones(3))], dialect=dialect, **words)
 
@@ -78,7 +78,7 @@ def test_a_row_is_complete(row):
     assert all(trap.endswith(".") for trap in row.traps)
     made = RMSprop([nn.Parameter(torch.ones(2))], dialect=row.name, **eval(f"dict({row.example})"))
     assert made.param_groups[0]["dialect"] == row.name
-    assert set(row.words.values()) <= dialects.__dict__["_OURS"]
+    assert set(row.arguments.values()) <= dialects.__dict__["_OURS"]
 
 
 @ROWS
@@ -105,7 +105,7 @@ def test_torchs_words_are_taken_too(row):
 def test_a_word_of_a_third_framework_is_refused_with_the_right_one(row):
     """Every foreign word: one sentence with the word to write here."""
     for word in FOREIGN:
-        if word in row.words or word in row.refused or word in row.limits or word in TORCH_GROUP:
+        if word in row.arguments or word in row.refused or word in row.limits or word in TORCH_GROUP:
             continue
         with pytest.raises(TypeError, match=rf"takes no {word}=.* write .*=\.\.\. here"):
             make(row.name, **{word: 0.5})
@@ -117,9 +117,9 @@ def test_a_learning_rate_that_the_framework_asks_for_is_asked_for(row):
     if row.hyper.lr is not None:
         assert RMSprop([nn.Parameter(torch.ones(1))], dialect=row.name).param_groups[0]["lr"] == row.hyper.lr
         return
-    with pytest.raises(TypeError, match=rf"no default learning rate, .*give {row.word('lr')}=\.\.\."):
+    with pytest.raises(TypeError, match=rf"no default learning rate, .*give {row.argument('lr')}=\.\.\."):
         RMSprop([nn.Parameter(torch.ones(1))], dialect=row.name)
-    own = RMSprop([{"params": [nn.Parameter(torch.ones(1))], row.word("lr"): 0.25}], dialect=row.name)
+    own = RMSprop([{"params": [nn.Parameter(torch.ones(1))], row.argument("lr"): 0.25}], dialect=row.name)
     assert own.param_groups[0]["lr"] == 0.25
 
 
@@ -138,18 +138,18 @@ def test_limits_take_their_value_and_no_other(row):
 
 @ROWS
 def test_words_are_written_as_they_are_read(row):
-    """write_words is the inverse of read_words, for every setting the dialect has a word for."""
+    """write_arguments is the inverse of read_arguments, for every setting the dialect has a word for."""
     given = {"lr": 0.25, "eps": 0.125, "weight_decay": 0.5}
     for switch in ("lr_in_buffer", "centered"):
-        given |= {switch: True} if switch in row.words.values() else {}
-    given |= {"eps_mode": "outside"} if "eps_mode" in row.words.values() else {}
+        given |= {switch: True} if switch in row.arguments.values() else {}
+    given |= {"eps_mode": "outside"} if "eps_mode" in row.arguments.values() else {}
     given |= {"weight_decay_mode": "decoupled"} if row.name == "timm" else {}
-    spoken = write_words(row, given)
-    assert read_words(row, spoken) == given
+    spoken = write_arguments(row, given)
+    assert read_arguments(row, spoken) == given
     if row.name == "timm":
-        corrected = write_words(row, {"weight_decay_mode": "corrected"})
+        corrected = write_arguments(row, {"weight_decay_mode": "corrected"})
         assert corrected == {"decoupled_decay": True, "corrected_weight_decay": True}
-        assert read_words(row, dict(reversed(corrected.items()))) == {"weight_decay_mode": "corrected"}
+        assert read_arguments(row, dict(reversed(corrected.items()))) == {"weight_decay_mode": "corrected"}
 
 
 @ROWS
@@ -204,8 +204,8 @@ def test_bitsandbytes_ignored_momentum_is_refused():
 
 def test_dl4j_starts_at_eps():
     """v₀ = ε, whatever ε is; an explicit start wins."""
-    assert group("dl4j", epsilon=0.25)["v_init"] == 0.25
-    assert group("dl4j", epsilon=0.25, v_init=0.0)["v_init"] == 0.0
+    assert group("dl4j", epsilon=0.25)["square_avg_init"] == 0.25
+    assert group("dl4j", epsilon=0.25, square_avg_init=0.0)["square_avg_init"] == 0.0
 
 
 def test_timms_reference_lr_is_the_constructors_in_every_group():
@@ -251,14 +251,14 @@ def test_climins_run_by_hand():
 def test_what_does_not_fit_is_refused_by_name(name):
     """With the reason, and what there is instead."""
     with pytest.raises(ValueError, match=rf"dialect={name!r} is not offered: .*dialect='"):
-        find(name)
+        find_dialect(name)
 
 
 @pytest.mark.parametrize(("name", "meant"), [("tf", "tensorflow1"), ("Keras", "keras3"), ("rmsproptf", "timm")])
 def test_a_near_name_is_suggested(name, meant):
     """Names that people try."""
     with pytest.raises(ValueError, match=f"did you mean .*'{meant}'"):
-        find(name)
+        find_dialect(name)
 
 
 def test_complex_parameters_are_refused_where_the_square_is_another():

@@ -140,13 +140,13 @@ def test_every_dialect_is_documented(name: str) -> None:
     assert tables.count(f"| [`{name}`](dialects/{name}.md) |") == 2
     page = (DOCS / "dialects" / f"{name}.md").read_text(encoding="utf-8").replace("\\|", "|")
     assert page.split("\n")[2] == f"# {name}"
-    for word in (*row.words, *row.refused, *row.limits, *row.exclusive, *row.requires, *row.states):
+    for word in (*row.arguments, *row.refused, *row.limits, *row.exclusive, *row.requires, *row.states):
         assert f"`{word}" in page, word
     limits = [limit.reason for limit in row.limits.values()]
     for sentence in (row.title, row.source, row.complex, *row.traps, *row.refused.values(), *limits):
         assert sentence in page, sentence
     for condition in row.when:
-        assert f"With `{row.word(condition.setting)}=" in page
+        assert f"With `{row.argument(condition.setting)}=" in page
     for given in ({}, *({condition.setting: 0.9} for condition in row.when)):
         denominator = {"outside": "d ← √w + ", "inside": "d ← √(w + ", "both": "d ← √(w + ", "floor": "d ← max(√w, "}
         assert f"[6] {denominator[row.complete(given, given)['eps_mode']]}" in page

@@ -65,6 +65,6 @@ def test_the_rarer_modes_of_weight_decay_obey_the_same_budget(case, options):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("case", FRESH[::7], ids=str)
 def test_a_fresh_start_is_the_references(case, dtype):
-    """The first steps from no state: v from v_init, the rest from 0, counted from 1."""
+    """The first steps from no state: v from square_avg_init, the rest from 0, counted from 1."""
     for found in Run(case, dtype, fresh=True, backend="eager").steps((0.01, 0.02)):
         within(found)

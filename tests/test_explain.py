@@ -82,12 +82,12 @@ def test_no_gradient_is_multiplied_by_more_than_it_says(mode):
 
 def test_the_warm_up_ends_where_it_says():
     """αᵗ·v₀ falls below g² at that step."""
-    rule, hyper = Rule(v_init=1.0), Hyper(lr=1.0, alpha=0.9, eps=0.0)
+    rule, hyper = Rule(square_avg_init=1.0), Hyper(lr=1.0, alpha=0.9, eps=0.0)
     steps = analysis.warm_up(rule, hyper, 0.01)
     assert 0.9 ** math.ceil(steps) < 1e-4 <= 0.9 ** math.floor(steps)
     assert analysis.warm_up(rule, hyper, 2.0) == 0
     assert math.isinf(analysis.warm_up(rule, hyper, 0.0))
-    assert 0.9 ** (analysis.thaw(0.9, 50.0) / 2) == pytest.approx(1 / 50)
+    assert 0.9 ** (analysis.steps_stuck(0.9, 50.0) / 2) == pytest.approx(1 / 50)
 
 
 def text(**words):
@@ -122,7 +122,7 @@ def text(**words):
             ["the first step is 19·lr = 0.19 long (1/√(1−alpha), times 1 + momentum)"],
         ),
         (
-            {"v_init": 1.0},
+            {"square_avg_init": 1.0},
             ["v starts at 1, a warm-up: steps are about lr·|g|/√(alphaᵗ·1)", "917 steps for |g| = 0.01"],
         ),
         ({"lr_in_buffer": True, "momentum": 0.9}, ["the old rate fades over some 1/(1−momentum) = 10 steps"]),
@@ -142,7 +142,7 @@ def test_the_numbers_are_explained(words, parts):
 def test_a_dialect_as_it_is_differs_in_nothing(name):
     """ "not as there" appears for switches that were changed, and for no dialect's own."""
     row = DIALECTS[name]
-    found = text(dialect=name, **({row.word("lr"): 1e-3} if row.hyper.lr is None else {}))
+    found = text(dialect=name, **({row.argument("lr"): 1e-3} if row.hyper.lr is None else {}))
     assert row.title in found
     assert row.source in found
     assert "not as there" not in found

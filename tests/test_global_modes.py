@@ -163,14 +163,16 @@ def test_shared_memory_and_files_under_a_global_mode_hold_the_same(mode, tmp_pat
         for p in params:
             p.share_memory_()
         with context():
-            optimizer = RMSprop(params, momentum=0.9, v_init=1.0, bias_correction=True)
+            optimizer = RMSprop(params, momentum=0.9, square_avg_init=1.0, bias_correction=True)
             optimizer.share_memory()
             for p in params:
                 p.grad = torch.full_like(p, 0.25)
             optimizer.step()
             checkpoint.save(tmp_path / f"{i}.safetensors", optimizer=optimizer, step=1)
             torch.save({"optimizer": optimizer.state_dict()}, tmp_path / f"{i}.pt")
-            again = RMSprop([nn.Parameter(x) for x in _tensors()], momentum=0.9, v_init=1.0, bias_correction=True)
+            again = RMSprop(
+                [nn.Parameter(x) for x in _tensors()], momentum=0.9, square_avg_init=1.0, bias_correction=True
+            )
             checkpoint.load(tmp_path / f"{i}.safetensors", optimizer=again)
             parts = checkpoint.load(tmp_path / f"{i}.safetensors")
             write(prepare(tmp_path / f"{i}.pt", "textbook"), tmp_path / f"{i}.out.pt")

@@ -50,7 +50,7 @@ def test_the_runs_cover_what_they_should():
         runs = [case for case in CASES if case.dialect == dialect]
         assert {case.dtype for case in runs} >= {"float32"}
         if "grad_avg" in DIALECTS[dialect].states.values() and not DIALECTS[dialect].rule.centered:
-            word = DIALECTS[dialect].word("centered")
+            word = DIALECTS[dialect].argument("centered")
             assert {bool(case.words.get(word, False)) for case in runs} == {False, True}, dialect
 
 
@@ -63,7 +63,9 @@ def test_what_a_framework_ignores_is_refused_here(case: Recorded):
         RMSprop([torch.nn.Parameter(torch.ones(1))], dialect=case.dialect, **given)
 
 
-@pytest.mark.parametrize("wrong", [{"lr_in_buffer": False}, {"eps_mode": "outside"}, {"v_init": 0.0}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"lr_in_buffer": False}, {"eps_mode": "outside"}, {"square_avg_init": 0.0}], ids=str
+)
 def test_a_wrong_rule_is_noticed(wrong: dict[str, object]):
     """The same comparison fails by far where ε, the learning rate or the start is elsewhere."""
     start, worst = parameters(), 0.0

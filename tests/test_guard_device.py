@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rmsprop import RMSprop
 from rmsprop.kernels import eager
-from rmsprop.spec import stream
+from rmsprop.spec import random_key
 from rmsprop.tensors import nonfinite
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.nonfinite import Guard
@@ -248,7 +248,7 @@ def test_plain_torch_steps_or_does_not(types) -> None:
                 fresh = copied(bucket)
                 fresh.capturable = True
                 if half:
-                    fresh.rounding, fresh.streams = "stochastic", [stream(3, i) for i in range(3)]
+                    fresh.rounding, fresh.random_keys = "stochastic", [random_key(3, i) for i in range(3)]
                     fresh.compensation = [p * 1e-3 for p in fresh.param]
                 return fresh
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from rmsprop import RMSprop, checkpoint, reference
 from rmsprop.kernels import CPU, native, rounding
 from rmsprop.kernels.eager import EAGER
-from rmsprop.spec import Hyper, Rule, stream
+from rmsprop.spec import Hyper, Rule, random_key
 from rmsprop.tensors.bucket import Bucket
 
 KINDS = {BF16: "bfloat16", F16: "float16"}
@@ -31,7 +31,7 @@ def rounded_as(bucket: Bucket, *, stochastic: bool, compensated: bool, generator
     """The same bucket, to be rounded like that; remainders as large as they can be."""
     bucket = copied(bucket)
     if stochastic:
-        bucket.rounding, bucket.streams = "stochastic", [stream(SEED, i) for i in range(len(bucket.param))]
+        bucket.rounding, bucket.random_keys = "stochastic", [random_key(SEED, i) for i in range(len(bucket.param))]
     if compensated:
         for p in bucket.param:
             unit = p.float().abs() * torch.finfo(p.dtype).eps / 4
@@ -62,7 +62,7 @@ def check_written(bucket: Bucket, wide: Bucket, before: Bucket) -> None:
             kept = bucket.compensation[i].double().numpy()
             wanted = (
                 reference.round_stochastically(rest, words, kind)
-                if bucket.streams
+                if bucket.random_keys
                 else torch.from_numpy(rest).to(got.dtype).double().numpy()
             )
             assert np.array_equal(wanted, kept)
@@ -94,7 +94,7 @@ def test_plain_torch_rounds_with_the_references_bits(dtype):
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(5000, generator=generator) * torch.logspace(-12, 6, 5000)
     x[:6] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45])
-    words = rounding.word(stream(SEED, 4), torch.tensor(17.0), x.shape, x.device)
+    words = rounding.word(random_key(SEED, 4), torch.tensor(17.0), x.shape, x.device)
     wanted = reference.bits(SEED, 4, 17, 5000)
     assert np.array_equal(wanted, words.numpy())
     rounded = reference.round_stochastically(x.numpy(), wanted, KINDS[dtype])
@@ -120,7 +120,7 @@ def test_the_backends_draw_the_same_bits(dtype):
         for c in bucket.compensation:
             c.mul_(0)
         one, other = bucket, copied(bucket)
-        other.rounding, other.streams = bucket.rounding, bucket.streams
+        other.rounding, other.random_keys = bucket.rounding, bucket.random_keys
         for _ in range(3):
             CPU.step(rule, hyper, one)
             EAGER.step(rule, hyper, other)
@@ -142,7 +142,7 @@ def test_the_number_of_threads_changes_no_bit(dtype, compensated):
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             own = copied(bucket)
-            own.rounding, own.streams = bucket.rounding, bucket.streams
+            own.rounding, own.random_keys = bucket.rounding, bucket.random_keys
             CPU.step(Rule(), Hyper(1e-3, 0.9, 1e-8), own)
             found.append(own)
     finally:

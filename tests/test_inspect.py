@@ -50,15 +50,15 @@ def test_a_small_state_worked_by_hand(tmp_path):
     assert (row.slots, row.dtype, row.bytes) == (("square_avg",), "float32", 36)
     assert row.untouched == 1 / 9
     assert row.below_eps == 1 / 8  # √1e-20 is below 1e-8
-    assert row.frozen == 1 / 8  # √1e6 is 1000 times the median root, √2500 is 50 times
-    assert row.thaw == pytest.approx(2 * math.log(10) / -math.log(0.9))  # until √v has fallen from 1000 to 100
+    assert row.stuck == 1 / 8  # √1e6 is 1000 times the median root, √2500 is 50 times
+    assert row.steps_stuck == pytest.approx(2 * math.log(10) / -math.log(0.9))  # until √v has fallen from 1000 to 100
     assert (row.nonfinite, row.nonfinite_params) == (1, 0)
     assert row.lr_median == pytest.approx(0.1, rel=1e-6)
     ordered = sorted([1e-4, 0.002, 0.1, 0.1, 0.1, 0.1, 0.1 / (1e-10 + 1e-8), 0.1 / 1e-8])
     assert row.lr_low == pytest.approx(ordered[0] + 0.7 * (ordered[1] - ordered[0]), rel=1e-6)
     assert row.lr_high == pytest.approx(ordered[6] + 0.3 * (ordered[7] - ordered[6]), rel=1e-6)
     assert found.assumed == []
-    assert found.totals()["frozen"] == pytest.approx(1 / 8)
+    assert found.totals()["stuck"] == pytest.approx(1 / 8)
 
 
 def test_an_average_that_is_kept_corrected_is_not_corrected_again(monkeypatch):
@@ -187,9 +187,9 @@ def test_groups_keep_their_own_settings(tmp_path):
         ([math.inf, 1.0, 1.0, 1.0], {}, "nonfinite", 1),
         ([math.nan] * 4, {}, "lr_median", math.nan),
         ([], {}, "lr_median", math.nan),
-        ([1e12] * 4, {}, "frozen", 0.0),  # a spike that met all alike
+        ([1e12] * 4, {}, "stuck", 0.0),  # a spike that met all alike
         ([4.0 + 0.0j] * 2, {}, "elements", 4),
-        ([1.0] * 4, {"alpha": 0.0}, "thaw", 0.0),
+        ([1.0] * 4, {"alpha": 0.0}, "steps_stuck", 0.0),
     ],
     ids=str,
 )

@@ -15,7 +15,7 @@ from rmsprop.race.landscapes import (
     RAVINES,
     Landscape,
     Trajectory,
-    find,
+    find_landscape,
     noisy_ravine,
     race,
     ravine,
@@ -267,7 +267,7 @@ def test_divergence_ends_a_trajectory(name: str, lr: float) -> None:
 
 def test_start_can_be_moved() -> None:
     """Another start is raced from, and the window grows to show it; the row in the table stays as it is."""
-    moved = find("ravine").starting_at(-9, 2)
+    moved = find_landscape("ravine").starting_at(-9, 2)
     assert tuple(race(moved, ["sgd"], steps=1)[0].points[0]) == (-9, 2)
     assert moved.window[0] < -9
     assert moved.window[3] > 2
@@ -293,14 +293,14 @@ def test_start_can_be_moved() -> None:
         (lambda: race("ravine", lr={"sgd": math.nan}), ["lr=nan for sgd"]),
         (lambda: race("ravine", ["sgd"], lr={"adam": 0.1}), ["'adam'", "not in this race"]),
         (lambda: race("ravine", seed=-1), ["seed=-1", "whole number"]),
-        (lambda: race(find("ravine").starting_at(0, 0)), ["start=0,0", "minimum"]),
-        (lambda: find("ravine").starting_at(math.nan, 0), ["start=nan,0", "between"]),
-        (lambda: find("ravine").starting_at(0, 1e9), ["start=0,1e+09", "between"]),
+        (lambda: race(find_landscape("ravine").starting_at(0, 0)), ["start=0,0", "minimum"]),
+        (lambda: find_landscape("ravine").starting_at(math.nan, 0), ["start=nan,0", "between"]),
+        (lambda: find_landscape("ravine").starting_at(0, 1e9), ["start=0,1e+09", "between"]),
         (lambda: ravine(0.5), ["condition=0.5", "from 1"]),
         (lambda: ravine(math.nan), ["condition=nan", "from 1"]),
         (lambda: noisy_ravine(math.inf), ["condition=inf", "from 1"]),
         (lambda: tilted_ravine(-3), ["condition=-3", "from 1"]),
-        (lambda: find("beale", 10), ["condition=10", "'beale'", *RAVINES]),
+        (lambda: find_landscape("beale", 10), ["condition=10", "'beale'", *RAVINES]),
     ],
 )
 def test_what_cannot_work_is_refused_in_words(attempt, words: list[str]) -> None:

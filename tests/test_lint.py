@@ -212,7 +212,7 @@ def schedule_in_buffer():
 
 
 @trigger
-def frozen():  # D14
+def stuck():  # D14
     p = weight(4, 4, grad=1.0)
     optimizer = RMSprop([p], lr=1e-4)
     for t in range(20):
@@ -403,12 +403,12 @@ def test_no_recipe_is_warned_of(name):
 
 
 def test_the_warm_up_of_v_is_no_spike():
-    """v starts at 1, far above small gradients: that is TensorFlow's rule, and no frozen element."""
+    """v starts at 1, far above small gradients: that is TensorFlow's rule, and no stuck element."""
     p = weight(4, 4, grad=1e-4)
     optimizer = RMSprop([p], dialect="tensorflow1", learning_rate=1e-3)
     for _ in range(20):
         optimizer.step()
-    assert "frozen" not in names(optimizer.lint())
+    assert "stuck" not in names(optimizer.lint())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex64, torch.bfloat16], ids=str)

@@ -372,7 +372,7 @@ def test_what_a_schedule_moved_is_no_surprise(schedule, attached):
 def test_keep_keeps_a_whole_group_but_no_rule_of_another_state():
     """Numbers and execution settings stay, and so do notes; a switch that differs is refused in a sentence."""
     kept = saved(lr=0.5, momentum=0.9, foreach=True, nesterov=True)
-    optimizer = RMSprop(params(), lr=0.1, momentum=0.5, nesterov=True, v_init=1.0)
+    optimizer = RMSprop(params(), lr=0.1, momentum=0.5, nesterov=True, square_avg_init=1.0)
     optimizer.param_groups[0]["tag"] = "mine"
     before = dict(optimizer.param_groups[0])
     report = optimizer.load_state_dict(kept, hparams="keep")
@@ -381,7 +381,7 @@ def test_keep_keeps_a_whole_group_but_no_rule_of_another_state():
         "lr": (0.1, 0.5),
         "momentum": (0.5, 0.9),
         "foreach": (None, True),
-        "v_init": (1.0, 0.0),
+        "square_avg_init": (1.0, 0.0),
     }
     other = RMSprop(params(), lr_in_buffer=True, momentum=0.5)
     with pytest.raises(

@@ -157,7 +157,7 @@ def test_numpys_switches_are_switches_in_mid_run_too(backend):
     assert torch.equal(p, q)
 
 
-@pytest.mark.parametrize("setting", ["lr", "eps", "weight_decay", "v_init"])
+@pytest.mark.parametrize("setting", ["lr", "eps", "weight_decay", "square_avg_init"])
 @pytest.mark.parametrize("eps_mode", ["outside", "inside", "floor"])
 def test_numbers_beyond_float32_are_infinite_there_on_every_backend(setting, eps_mode):
     """1e300 beside float32 parameters is what float32 makes of it; torch refuses the number in mid-step."""
@@ -386,7 +386,7 @@ def wide(depth):
 
 
 @pytest.mark.parametrize(
-    "name", ["lr", "alpha", "seed", "sparse", "dialect", "eps_mode", "v_init", "note", "recipe", "rounding"]
+    "name", ["lr", "alpha", "seed", "sparse", "dialect", "eps_mode", "square_avg_init", "note", "recipe", "rounding"]
 )
 @pytest.mark.parametrize("make", [lambda: wide(64), lambda: [0] * 10**6, lambda: "x\x1b[2J" * 10**6], ids=range(3))
 def test_a_huge_value_in_a_group_is_shown_in_part_at_once(make, name):
@@ -414,7 +414,9 @@ def test_a_huge_value_in_a_group_is_shown_in_part_at_once(make, name):
             assert len(str(caught.value)) < 1500
 
 
-@pytest.mark.parametrize("name", ["v_init", "clip_value", "clip_global_norm", "weight_decay", "max_update", "lr"])
+@pytest.mark.parametrize(
+    "name", ["square_avg_init", "clip_value", "clip_global_norm", "weight_decay", "max_update", "lr"]
+)
 def test_an_integer_beyond_64_bits_is_a_number_in_mid_run_too(name):
     """As at construction, where it becomes a float."""
     ends = []

@@ -120,7 +120,7 @@ def test_the_readmes_dialect_table_is_the_rows():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     for row in rmsprop.DIALECTS.values():
         line = next(line for line in text.splitlines() if line.startswith(f"| `{row.name}`"))
-        for word in row.words or ("lr", "alpha", "eps"):
+        for word in row.arguments or ("lr", "alpha", "eps"):
             assert f"`{word}`" in line
 
 

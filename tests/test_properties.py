@@ -98,7 +98,7 @@ def test_flipping_every_sign_flips_the_path(case, shapes, seed):
 @given(cases, shapes, seeds, st.integers(-20, 20))
 def test_rescaled_gradients_take_the_same_path_at_eps_0(case, shapes, seed, power):
     """At eps = 0 and v from 0, gradients 2ᵏ times as large give the same run, bitwise (no l2, which adds p)."""
-    options = dict(eps=0.0, v_init=0.0, bias_correction=case.rule.bias_correction)
+    options = dict(eps=0.0, square_avg_init=0.0, bias_correction=case.rule.bias_correction)
     if case.rule.weight_decay_mode == "l2":
         options["weight_decay"] = 0.0
     if case.rule.centered and case.rule.bias_correction:
@@ -151,7 +151,7 @@ def test_the_functional_form_is_the_optimizers_step(case, shapes, seed):
     rule, hyper = case.rule, case.hyper
     tensors = values(start)
     kept = [g.clone() for g in gradients]
-    square_avgs = [torch.full_like(x, rule.v_init) for x in tensors]
+    square_avgs = [torch.full_like(x, rule.square_avg_init) for x in tensors]
     grad_avgs = [torch.zeros_like(x) for x in tensors]
     buffers = [torch.zeros_like(x) for x in tensors]
     steps = [torch.tensor(0.0) for _ in tensors]

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 
 from rmsprop import RMSprop, recipe
 from rmsprop.cli import app
-from rmsprop.dialects import DIALECTS, HYPERS, SWITCHES, read_words
-from rmsprop.recipes import _ALIASES, RECIPES, TEXTS, call, find
+from rmsprop.dialects import DIALECTS, HYPERS, SWITCHES, read_arguments
+from rmsprop.recipes import _ALIASES, RECIPES, TEXTS, call, find_recipe
 
 DOCS = Path(__file__).parents[1] / "docs"
 sys.path.insert(0, str(DOCS))
@@ -120,9 +120,9 @@ def test_a_row_is_complete(row):
     assert row.fixes
     assert len(row.source) > 15
     assert all(getattr(row, text) for text in TEXTS if text != "other")
-    settings = read_words(DIALECTS[row.dialect], row.settings)
+    settings = read_arguments(DIALECTS[row.dialect], row.settings)
     assert settings["lr"] > 0
-    words = {*DIALECTS[row.dialect].words, *HYPERS, *SWITCHES}
+    words = {*DIALECTS[row.dialect].arguments, *HYPERS, *SWITCHES}
     assert set(row.settings) <= words
     assert set(row.from_memory) <= {*row.settings, *TEXTS}
     assert set(row.assumed) <= set(row.settings)
@@ -191,7 +191,7 @@ def test_aliases_lead_to_recipes():
     for name, meant in _ALIASES.items():
         assert set(meant) <= set(RECIPES)
         with pytest.raises(ValueError, match=re.escape(" or ".join(map(repr, meant)))):
-            find(name)
+            find_recipe(name)
 
 
 # --- changes -------------------------------------------------------------------------------------
@@ -291,7 +291,7 @@ def test_a_bad_value_is_refused_early():
     ("name", "change", "says"),
     [
         ("efficientnet", {"eps_mode": "outside"}, "fixes eps_mode='inside', and got 'outside'"),
-        ("efficientnet", {"v_init": 0.0}, "fixes v_init=1.0, and got 0.0"),
+        ("efficientnet", {"square_avg_init": 0.0}, "fixes square_avg_init=1.0, and got 0.0"),
         ("efficientnet", {"lr_in_buffer": False}, "fixes lr_in_buffer=True, and got False"),
         ("efficientnet", {"nesterov": True}, "fixes nesterov=False, and got True"),
         ("efficientnet", {"centered": True}, "fixes centered=False, and got True"),
@@ -350,8 +350,8 @@ def test_a_group_may_change_numbers_and_says_so():
 def test_a_group_may_not_break_the_meaning():
     """Neither by a switch nor by another dialect."""
     optimizer = RMSprop.recipe("efficientnet", [weight()])
-    with pytest.raises(ValueError, match=re.escape("fixes v_init=1.0")):
-        optimizer.add_param_group({"params": [weight()], "v_init": 0.0})
+    with pytest.raises(ValueError, match=re.escape("fixes square_avg_init=1.0")):
+        optimizer.add_param_group({"params": [weight()], "square_avg_init": 0.0})
     with pytest.raises(ValueError, match="fixes dialect='tensorflow1', and got 'torch'"):
         optimizer.add_param_group({"params": [weight()], "dialect": "torch"})
     assert len(optimizer.param_groups) == 1
@@ -412,7 +412,7 @@ def test_keyword_arguments_are_plain_and_make_the_same_optimizer(row):
     kwargs = recipe(row.name)
     assert json.loads(json.dumps(kwargs)) == kwargs == pickle.loads(pickle.dumps(kwargs))
     assert {type(value) for value in kwargs.values()} <= {str, float, bool}
-    assert not {"lr", DIALECTS[row.dialect].word("lr")} & kwargs.keys()
+    assert not {"lr", DIALECTS[row.dialect].argument("lr")} & kwargs.keys()
     made = RMSprop([weight()], **kwargs)
     assert group_of(made) == group_of(RMSprop.recipe(row.name, [weight()]))
 

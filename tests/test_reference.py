@@ -119,7 +119,7 @@ def test_the_state_is_exactly_the_slots(case):
     p, g = np.array([1.0, -2.0]), np.array([0.5, 0.0])
     state = reference.start(case.rule, p)
     assert set(state) == set(case.rule.slots())
-    assert state["square_avg"][0] == case.rule.v_init
+    assert state["square_avg"][0] == case.rule.square_avg_init
     _, new = reference.step(case.rule, case.hyper, p, g, state)
     assert set(new) == set(case.rule.slots())
     assert (p == [1.0, -2.0]).all()

@@ -50,7 +50,7 @@ def step(optimizer, *sizes):
 
 SETTINGS = {
     "plain": {},
-    "all": dict(momentum=0.9, centered=True, weight_decay=0.1, bias_correction=True, v_init=1.0),
+    "all": dict(momentum=0.9, centered=True, weight_decay=0.1, bias_correction=True, square_avg_init=1.0),
     "clipped": dict(clip_norm=0.5, clip_global_norm=0.4, clip_weights=1.5, eps=0.1),
     "eager": dict(backend="eager", centered=True, momentum=0.9),
     "foreach": dict(foreach=True, centered=True),
@@ -371,7 +371,7 @@ def test_nothing_is_imported_before_there_is_a_distributed_tensor():
         "from rmsprop import bucket, shards\n"
         "class Own(torch.Tensor): pass\n"
         "x = torch.ones(3).as_subclass(Own)\n"
-        "assert not shards.is_spread(x) and shards.shard(x) is x\n"
+        "assert not shards.is_dtensor(x) and shards.shard(x) is x\n"
         "own = bucket.Bucket(param=[x], grad=[x])\n"
         "assert shards.localized(own) is own and len(shards.norms(own)) == 1\n"
         "assert 'torch.distributed.tensor' not in sys.modules, 'imported'\n"

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:Runtime
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 STARTS = [pytest.param("fork", marks=FORK), "spawn"]
-EVERYTHING = dict(momentum=0.9, centered=True, v_init=1.0, lr=0.01)
+EVERYTHING = dict(momentum=0.9, centered=True, square_avg_init=1.0, lr=0.01)
 
 
 def made(size: int = 3, **settings: Any) -> tuple[nn.Module, RMSprop]:

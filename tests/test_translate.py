@@ -21,7 +21,7 @@ import rmsprop
 from rmsprop import DIALECTS, Hyper, Rule, reference, translate
 from rmsprop.analysis import denominator, matched_eps
 from rmsprop.cli import app
-from rmsprop.dialects import SWITCHES, read_words, write_words
+from rmsprop.dialects import SWITCHES, read_arguments, write_arguments
 
 ROOT = Path(__file__).parents[1]
 STEPS = 30
@@ -41,11 +41,11 @@ def read_back(found):
     """What the words of a translation amount to: nothing but the target's row, and what it composes."""
     row = DIALECTS[found.target]
     composed = {
-        name: found.said[name]
+        name: found.target_settings[name]
         for name in (" ".join(row.own.composed).replace("l1", "weight_decay_mode")).split()
         if name not in row.own.takes or name.startswith("weight_decay")
     }
-    read = read_words(row, found.words) | composed
+    read = read_arguments(row, found.arguments) | composed
     return {"maximize": False, **row.complete(read, read)}
 
 
@@ -99,7 +99,7 @@ def material(seed=0, unit=1.0):
 def apart(found, seed=0, unit=1.0):
     """The largest relative difference between a run as meant and one of the words read back."""
     gradients, rates = material(seed, unit)
-    one, other = run(found.meant, gradients, rates), run(read_back(found), gradients, rates)
+    one, other = run(found.source_settings, gradients, rates), run(read_back(found), gradients, rates)
     assert np.isfinite(one).all()
     return float((np.abs(one - other) / (np.abs(one) + np.abs(one).max() * 1e-3)).max())
 
@@ -115,7 +115,7 @@ ASKED = (
     {"centered": True, "momentum": 0.9, "lr_in_buffer": True, "eps": 1e-4, "eps_mode": "inside"},
     {"weight_decay": 1e-2, "weight_decay_mode": "decoupled"},
     {"weight_decay": 1e-2, "weight_decay_mode": "l1"},
-    {"v_init": 1.0, "eps_mode": "inside", "eps": 1e-5},
+    {"square_avg_init": 1.0, "eps_mode": "inside", "eps": 1e-5},
     {"momentum": 0.9, "nesterov": True, "lr_in_buffer": True},
     {"clip_global_norm": 1.0, "weight_decay": 1e-2},
     {"clip_value": 0.5, "weight_decay": 1e-2, "clip_after_decay": True},
@@ -127,7 +127,7 @@ def translated(source, target, asked):
     """The translation of settings under our names, or None where the source does not take them."""
     row = DIALECTS[source]
     try:
-        return translate(source, target, **write_words(row, {"lr": 0.01, **asked}))
+        return translate(source, target, **write_arguments(row, {"lr": 0.01, **asked}))
     except (TypeError, ValueError):
         return None
 
@@ -157,7 +157,7 @@ NUMBERS = {
     "eps": st.sampled_from([0.0, 1e-16, 1e-8, 3e-5, 0.1, 1.0]),
     "momentum": st.sampled_from([0.0, 0.5, 0.9]),
     "weight_decay": st.sampled_from([0.0, 1e-2]),
-    "v_init": st.sampled_from([0.0, 1e-8, 1.0]),
+    "square_avg_init": st.sampled_from([0.0, 1e-8, 1.0]),
     "eps_mode": st.sampled_from(["outside", "inside", "both", "floor"]),
     "weight_decay_mode": st.sampled_from(["l2", "l1", "decoupled", "corrected"]),
     **{name: st.booleans() for name in ("centered", "nesterov", "lr_in_buffer", "bias_correction", "maximize")},
@@ -179,7 +179,7 @@ def test_no_approximation_is_called_exact(source, target, asked, seed):
     """For any pair and settings: exact means the same run; else every record can be printed as strict JSON."""
     found = translated(source, target, asked)
     assume(found is not None)
-    meant = found.meant
+    meant = found.source_settings
     # v − m² is 0 at α = 0, and without ε nothing divides by it: the run as meant is no numbers
     assume(not (meant["centered"] and meant["alpha"] == 0 and meant["eps"] == 0))
     assert found.exact == (not found.findings)
@@ -242,9 +242,14 @@ def test_what_is_equal_is_found_equal(source, target, words, call):
 
 
 INEXACT = [
-    ("tensorflow1", "torch", {"lr": 0.045, "momentum": 0.9, "epsilon": 1.0}, {"eps", "v_init", "lr_in_buffer"}),
-    ("torch", "tensorflow1", {"momentum": 0.9}, {"eps", "v_init", "lr_in_buffer"}),
-    ("tensorflow1", "keras3", {"lr": 0.01}, {"v_init"}),
+    (
+        "tensorflow1",
+        "torch",
+        {"lr": 0.045, "momentum": 0.9, "epsilon": 1.0},
+        {"eps", "square_avg_init", "lr_in_buffer"},
+    ),
+    ("torch", "tensorflow1", {"momentum": 0.9}, {"eps", "square_avg_init", "lr_in_buffer"}),
+    ("tensorflow1", "keras3", {"lr": 0.01}, {"square_avg_init"}),
     ("torch", "optax", {"momentum": 0.9, "eps": 0.01}, {"lr_in_buffer"}),
     ("torch", "mlx", {"momentum": 0.9}, {"momentum"}),
     ("torch", "mlx", {"centered": True}, {"centered"}),
@@ -256,13 +261,13 @@ INEXACT = [
         {"nesterov", "lr_in_buffer"},
     ),
     ("torch", "keras3", {"weight_decay": 0.1, "eps": 0.0}, {"weight_decay"}),
-    ("keras3", "timm", {"weight_decay": 0.1, "v_init": 1.0}, set()),
+    ("keras3", "timm", {"weight_decay": 0.1, "square_avg_init": 1.0}, set()),
     ("keras3", "torch", {"weight_decay": 0.1, "epsilon": 0.0}, {"weight_decay"}),
     ("caffe", "torch", {"base_lr": 0.1, "weight_decay": 0.1, "regularization_type": "L1"}, {"weight_decay"}),
     (
         "timm",
         "keras3",
-        {"weight_decay": 0.1, "decoupled_decay": True, "corrected_weight_decay": True, "v_init": 0.0},
+        {"weight_decay": 0.1, "decoupled_decay": True, "corrected_weight_decay": True, "square_avg_init": 0.0},
         {"weight_decay_mode"},
     ),
     ("keras3", "keras1", {"global_clipnorm": 0.1, "epsilon": 0.0}, set()),
@@ -274,10 +279,10 @@ INEXACT = [
     ("heavyball", "torch", {}, {"eps", "bias_correction"}),
     ("torch", "heavyball", {"eps": 0.0}, {"bias_correction"}),
     ("torch", "keras1", {"maximize": True}, {"maximize"}),
-    ("torch", "climin", {"eps": 1e-3}, {"eps", "v_init"}),
+    ("torch", "climin", {"eps": 1e-3}, {"eps", "square_avg_init"}),
     ("hinton2012", "keras2", {"lr": 0.1}, {"eps"}),
     ("tensorflow1", "climin", {"lr": 0.1, "decay": 0.5, "epsilon": 1.001e-8}, {"eps"}),
-    ("torch", "dl4j", {"eps": 1e-3}, {"v_init"}),
+    ("torch", "dl4j", {"eps": 1e-3}, {"square_avg_init"}),
     ("mlx", "mlx", {"learning_rate": 0.1, "momentum": 0.9}, {"momentum"}),
     (
         "timm",
@@ -300,8 +305,8 @@ def test_what_differs_is_named_and_differs_in_a_run(source, target, words, kinds
     assert {finding.kind for finding in found.findings} == kinds
     assert (max(apart(found, unit=unit) for unit in (1.0, 1e-4, 1e-30)) > 1e-10) == bool(kinds)
     for finding in found.findings:
-        assert finding.source == found.meant[finding.kind]
-        assert finding.target == found.said[finding.kind]
+        assert finding.source == found.source_settings[finding.kind]
+        assert finding.target == found.target_settings[finding.kind]
 
 
 def test_every_measure_is_among_these_cases():
@@ -320,17 +325,17 @@ def test_the_words_are_the_targets_own(target):
     row = DIALECTS[target]
     for asked in ASKED:
         found = translated("torch", target, asked)
-        ours = set(read_words(row, found.words))
+        ours = set(read_arguments(row, found.arguments))
         implied = {"weight_decay_mode"} if "weight_decay" in row.own.takes else set()
         assert ours <= {"lr", "alpha", "eps", *row.own.takes, *implied} - set(row.own.fixed)
         if target in ("caffe", "caffe2", "dl4j", "flux", "torch7"):
-            assert all(repr(value) in found.call for value in found.words.values() if not isinstance(value, bool))
+            assert all(repr(value) in found.call for value in found.arguments.values() if not isinstance(value, bool))
             continue
         keywords = [
             k for node in ast.walk(ast.parse(found.call)) if isinstance(node, ast.Call) for k in node.keywords
         ]
         typed = {k.arg: ast.unparse(k.value) for k in keywords}
-        assert {word: ast.literal_eval(typed[word]) for word in found.words} == dict(found.words)
+        assert {word: ast.literal_eval(typed[word]) for word in found.arguments} == dict(found.arguments)
 
 
 @pytest.mark.parametrize("source", ["keras1", "keras2", "mlx", "caffe", "mindspore_experimental", "flux", "torch7"])
@@ -348,7 +353,7 @@ def test_torchs_call_makes_the_run_that_was_meant(source):
             p.grad = torch.from_numpy(g)
         optimizer.step()
         trail.append(torch.cat([p.detach().ravel() for p in params]).numpy().copy())
-    np.testing.assert_allclose(np.array(trail), run(found.meant, gradients, rates), rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(np.array(trail), run(found.source_settings, gradients, rates), rtol=1e-11, atol=1e-13)
 
 
 @pytest.mark.parametrize(("source", "target", "words", "kinds"), INEXACT, ids=_shown)
@@ -356,8 +361,8 @@ def test_our_own_call_is_the_source(source, target, words, kinds):
     """`ours`, pasted, is this package's optimizer with the settings that were meant."""
     found = translate(source, target, **words)
     weight = torch.nn.Parameter(torch.zeros(1))
-    group = eval(found.ours, {"RMSprop": rmsprop.RMSprop, "params": [weight]}).param_groups[0]
-    assert {name: group[name] for name in found.meant} == dict(found.meant)
+    group = eval(found.rmsprop_call, {"RMSprop": rmsprop.RMSprop, "params": [weight]}).param_groups[0]
+    assert {name: group[name] for name in found.source_settings} == dict(found.source_settings)
     assert kinds or found.exact
 
 
@@ -415,10 +420,10 @@ def first_alike(one, other, g, tolerance=0.01):
 @pytest.mark.parametrize(
     ("source", "target", "words", "kind"),
     [
-        ("tensorflow1", "keras3", {"lr": 0.1, "epsilon": 1e-10}, "v_init"),
-        ("tensorflow1", "keras3", {"lr": 0.1, "epsilon": 1.0}, "v_init"),
-        ("keras3", "tensorflow1", {"lr": 0.1, "epsilon": 1e-3}, "v_init"),
-        ("torch", "dl4j", {"eps": 1e-3}, "v_init"),
+        ("tensorflow1", "keras3", {"lr": 0.1, "epsilon": 1e-10}, "square_avg_init"),
+        ("tensorflow1", "keras3", {"lr": 0.1, "epsilon": 1.0}, "square_avg_init"),
+        ("keras3", "tensorflow1", {"lr": 0.1, "epsilon": 1e-3}, "square_avg_init"),
+        ("torch", "dl4j", {"eps": 1e-3}, "square_avg_init"),
         ("heavyball", "mlx", {}, "bias_correction"),
     ],
     ids=str,
@@ -428,7 +433,9 @@ def test_the_size_of_a_start_is_that_of_a_run(source, target, words, kind):
     found = translate(source, target, **words)
     finding = only(found, kind)
     for g, _, _, ratio, steps in finding.rows:
-        measured, alike = first_alike(found.meant, {**found.meant, kind: found.said[kind]}, g)
+        measured, alike = first_alike(
+            found.source_settings, {**found.source_settings, kind: found.target_settings[kind]}, g
+        )
         assert ratio == pytest.approx(measured, rel=1e-9)
         assert steps == alike
 
@@ -471,12 +478,12 @@ def test_filling_the_average_makes_the_start_exact():
     """The advice, followed by hand: v filled with 1 gives TensorFlow 1's run under Keras 3's rule."""
     found = translate("tensorflow1", "keras3", lr=0.01, momentum=0.9)
     gradients, rates = material()
-    rule, hyper = body(found.said)
+    rule, hyper = body(found.target_settings)
     p, state = np.linspace(-2, 2, 5), reference.start(rule, np.zeros(5))
     state["square_avg"] = np.full(5, 1.0)
     for grads, rate in zip(gradients, rates, strict=True):
         p, state = reference.step(rule, replace(hyper, lr=0.01 * rate), p, grads[0], state)
-    np.testing.assert_allclose(p, run(found.meant, gradients, rates)[-1][:5], rtol=1e-12)
+    np.testing.assert_allclose(p, run(found.source_settings, gradients, rates)[-1][:5], rtol=1e-12)
 
 
 def test_notes_say_what_nobody_typed():

@@ -31,7 +31,7 @@ def moved(bucket: Bucket, device: str, steps: bool = False) -> Bucket:
     """The bucket on another device; its step counters too, if asked."""
     *lists, rests = ([x.to(device, copy=True) for x in values] for values in bucket.tensors())
     counters = [t.to(device if steps else "cpu", copy=True) for t in bucket.step]
-    words = dict(capturable=steps, rounding=bucket.rounding, streams=list(bucket.streams))
+    words = dict(capturable=steps, rounding=bucket.rounding, random_keys=list(bucket.random_keys))
     return Bucket(*lists, counters, rests, **words)
 
 

@@ -60,7 +60,7 @@ def gpu(h100: type[Launcher], monkeypatch: pytest.MonkeyPatch) -> type[Launcher]
 def again(bucket: Bucket) -> Bucket:
     """A copy that is rounded with the same random bits, and counted in the same place."""
     other = copied(bucket)
-    other.rounding, other.streams, other.capturable = bucket.rounding, list(bucket.streams), bucket.capturable
+    other.rounding, other.random_keys, other.capturable = bucket.rounding, list(bucket.random_keys), bucket.capturable
     return other
 
 

@@ -56,7 +56,7 @@ def compiled(
     param, state = types
     one, kept = torch.ones(1, dtype=param), torch.ones(1, dtype=state)
     bucket = Bucket([one], [one], [kept], [], [], [torch.tensor(0.0)], capturable=scaled)
-    bucket.streams, bucket.compensation = [1] * rounding[0], [one] * rounding[1]
+    bucket.random_keys, bucket.compensation = [1] * rounding[0], [one] * rounding[1]
     kernel = KERNELS.advance
     work = backend.Work(rule, bucket)
     fixed = {**work.fixed, **work.bounded(capped)}
@@ -207,7 +207,7 @@ def test_a_launch_compiles_to_the_same(
     """What `launch` hands to Triton, from Python's numbers and tensors, is what these tests compile and look at."""
     one = torch.ones(5, dtype=dtype)
     bucket = Bucket([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=scaled)
-    bucket.streams, bucket.compensation = [(1 << 64) - 1] * how[0], [one] * how[1]
+    bucket.random_keys, bucket.compensation = [(1 << 64) - 1] * how[0], [one] * how[1]
     rule = RULES["full"]
     table = backend.Table((5,), torch.device("cpu"))
     table.look(bucket)

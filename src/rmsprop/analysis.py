@@ -120,9 +120,9 @@ def longest_step(rule: Rule, hyper: Hyper) -> tuple[float, int] | None:
 
 def warm_up(rule: Rule, hyper: Hyper, gradient: float) -> float:
     """How many steps until what is left of v₀, αᵗ·v₀, is below the square of a gradient of that size."""
-    if rule.v_init <= gradient * gradient or gradient <= 0:
+    if rule.square_avg_init <= gradient * gradient or gradient <= 0:
         return 0.0 if gradient > 0 else math.inf
-    return math.log(gradient * gradient / rule.v_init) / math.log(hyper.alpha) if hyper.alpha else 1.0
+    return math.log(gradient * gradient / rule.square_avg_init) / math.log(hyper.alpha) if hyper.alpha else 1.0
 
 
 def memory(alpha: float) -> float:
@@ -130,7 +130,7 @@ def memory(alpha: float) -> float:
     return 1 / (1 - alpha)
 
 
-def thaw(alpha: float, times: float) -> float:
+def steps_stuck(alpha: float, times: float) -> float:
     """How many steps √v takes to fall to the given fraction of itself, when no gradient comes in."""
     return 2 * math.log(times) / -math.log(alpha) if alpha and times > 1 else 0.0
 
@@ -188,7 +188,7 @@ def _edge(meant: Settings, said: Settings, tolerance: float, good: float, bad: f
 def nth_step(settings: Settings, g: float, t: int) -> float:
     """The t-th step, in units of lr, of a constant gradient without momentum and centering."""
     decayed = settings["alpha"] ** t
-    v = decayed * settings["v_init"] + (1 - decayed) * g * g
+    v = decayed * settings["square_avg_init"] + (1 - decayed) * g * g
     v = v / (1 - decayed) if settings["bias_correction"] else v
     return float(g / denominator(settings["eps_mode"], settings["eps"], v))
 

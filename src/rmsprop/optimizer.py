@@ -56,7 +56,7 @@ class RMSprop(Optimizer):
         dialect: whose rule, defaults and argument names: see `rmsprop dialects`. Each keyword below overrides
             one of its switches; None leaves it.
         eps_mode: "outside" √v + ε, "inside" √(v + ε), "both" √(v + ε) + ε, "floor" max(√v, ε).
-        v_init: what `square_avg` starts at.
+        square_avg_init: what `square_avg` starts at.
         lr_in_buffer: multiply by lr on the way into the momentum buffer (TensorFlow), not on the way out.
         nesterov: look one momentum step ahead; needs momentum > 0.
         bias_correction: divide the averages by 1 − alphaᵗ, as Adam does.
@@ -118,7 +118,7 @@ class RMSprop(Optimizer):
         *,
         dialect: str = "torch",
         eps_mode: str | None = None,
-        v_init: float | None = None,
+        square_avg_init: float | None = None,
         lr_in_buffer: bool | None = None,
         nesterov: bool | None = None,
         bias_correction: bool | None = None,
@@ -136,7 +136,12 @@ class RMSprop(Optimizer):
         **words: Any,
     ) -> None:
         numbers = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
-        switches = {"centered": centered, "eps_mode": eps_mode, "v_init": v_init, "lr_in_buffer": lr_in_buffer}
+        switches = {
+            "centered": centered,
+            "eps_mode": eps_mode,
+            "square_avg_init": square_avg_init,
+            "lr_in_buffer": lr_in_buffer,
+        }
         switches |= {"nesterov": nesterov, "bias_correction": bias_correction}
         switches |= {"weight_decay_mode": weight_decay_mode, "sparse": sparse}
         given: dict[str, Any] = {name: value for name, value in numbers.items() if not is_unset(value)}
@@ -154,7 +159,7 @@ class RMSprop(Optimizer):
         self._plan: Plan | None = None
         self._shared = False
         self._begun: list[tuple[float, bool]] = []  # per group, for lint: momentum, whether others had stepped
-        defaults, self._asked = settings.settle(dialect, given | flags | words)
+        defaults, self._asked = settings.resolve_settings(dialect, given | flags | words)
         chosen = {name for name, value in flags.items() if value is not settings.TORCH_GROUP[name]}
         self._typed = frozenset({*given, *words, *chosen, *(["dialect"] if dialect != "torch" else [])})
         super().__init__(not_empty(params), defaults)
@@ -281,13 +286,13 @@ class RMSprop(Optimizer):
         grad_avgs: list[Tensor],
         state_steps: list[Tensor],
         compensations: list[Tensor] | None = None,
-        streams: list[int] | None = None,
+        random_keys: list[int] | None = None,
         first: int = 0,
     ) -> bool:
         """Fill the lists, and make the slots that are missing; torch.compile calls this by its name and order."""
         lists = Bucket(params_with_grad, grads, square_avgs, grad_avgs, momentum_buffer_list, state_steps)
         lists.compensation = [] if compensations is None else compensations
-        lists.streams = [] if streams is None else streams
+        lists.random_keys = [] if random_keys is None else random_keys
         made = [] if torch.compiler.is_compiling() else self._made  # a compiler would watch the list
         return slots.fill(group, self.state, lists, first, made)
 
@@ -313,7 +318,7 @@ class RMSprop(Optimizer):
         rename: Mapping[str, str] | None = None,
         hparams: str | None = None,
         match: str | None = None,
-    ) -> loading.Report:
+    ) -> loading.LoadReport:
         """Go on from a saved state: RMSprop's of this package or of torch, of any version.
 
         Parameters are matched by name where both sides have names, as of `model.named_parameters()`, whatever their

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmsprop.spec import Hyper, Rule, stream
+from rmsprop.spec import Hyper, Rule, random_key
 
 Array = NDArray[np.float64]
 State = dict[str, Any]
@@ -36,7 +36,7 @@ def start(rule: Rule, p: Array) -> State:
 
     Shapes: every slot but `step` has the shape of p.
     """
-    fresh = {"step": 0, "square_avg": np.full(p.shape, rule.v_init, dtype=np.float64)}
+    fresh = {"step": 0, "square_avg": np.full(p.shape, rule.square_avg_init, dtype=np.float64)}
     return {slot: fresh.get(slot, np.zeros(p.shape)) for slot in rule.slots()}
 
 
@@ -116,7 +116,7 @@ def bits(seed: int, place: int, t: int, count: int) -> Words:
 
     Source: the finalizer `lowbias32` of C. Wellons, with a second key added between its two multiplications.
     """
-    own = stream(seed, place)
+    own = random_key(seed, place)
     first = _mix(np.uint32((own + t * 0x9E3779B9) & 0xFFFFFFFF), np.uint32(t >> 32))
     second = _mix(np.uint32((own >> 32) ^ int(first)), np.uint32(0))
     index = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B1)

@@ -35,7 +35,7 @@ class Rule:
 
     Attributes:
         eps_mode: where ε stands in [6]: "outside" or "floor" (ε in units of g), "inside" (ε in units of g²), "both".
-        v_init: what `square_avg` starts at, in units of g² (0 in torch, 1 in TensorFlow 1).
+        square_avg_init: what `square_avg` starts at, in units of g² (0 in torch, 1 in TensorFlow 1).
         centered: whether [3] runs and [5] subtracts m̂².
         momentum: whether [8] runs, and `momentum_buffer` exists.
         nesterov: whether [8] looks one momentum step ahead.
@@ -50,7 +50,7 @@ class Rule:
     """
 
     eps_mode: str = "outside"
-    v_init: float = 0.0
+    square_avg_init: float = 0.0
     centered: bool = False
     momentum: bool = False
     nesterov: bool = False
@@ -85,7 +85,7 @@ class Rule:
                 "corrected": f"p ← p − {lr}²/{most}·{wd}·p",
             }
             lines.append(f"[1] {decay[self.weight_decay_mode]}")
-        start = f"   from v = {self.v_init:g}" if self.v_init else ""
+        start = f"   from v = {self.square_avg_init:g}" if self.square_avg_init else ""
         cap = None if hyper is None or hyper.max_update is None else f"{hyper.max_update:g}"
         grown = f"{alpha}·v + {rest}·g²"
         lines.append(f"[2] v ← {grown if cap is None else f'min({grown}, 2·v)'}{start}")
@@ -158,7 +158,7 @@ _RANGES = {
     "eps": ("epsilon value", "a finite number >= 0, such as 1e-8"),
     "momentum": ("momentum value", "0 <= momentum < 1, such as 0.9"),
     "weight_decay": ("weight_decay value", "a finite number >= 0, such as 1e-4"),
-    "v_init": ("v_init value", "a finite number >= 0: 0 as in torch, 1 as in TensorFlow 1"),
+    "square_avg_init": ("square_avg_init value", "a finite number >= 0: 0 as in torch, 1 as in TensorFlow 1"),
     "reference_lr": ("reference_lr value", "a finite number >= 0, the highest learning rate of the schedule"),
     "max_update": ("max_update", "a finite number > 0, the longest step in units of lr, such as 3, or None"),
     "clip_value": ("clip_value", "a finite number >= 0, the largest size of a gradient's element"),
@@ -222,7 +222,7 @@ def check_seed(value: Any) -> int:
     return int(value)
 
 
-def stream(seed: int, place: int) -> int:
+def random_key(seed: int, place: int) -> int:
     """64 bits that are a parameter's own: its random bits follow from them, its step count and an element's index.
 
     Args:
@@ -258,7 +258,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 def check_switch(name: str, value: Any) -> Any:
     """Return the value of a Rule's field in its plain type, or say what the field takes."""
-    if name == "v_init":
+    if name == "square_avg_init":
         return check_number(name, value)
     if name in _CHOICES:
         choices = _CHOICES[name]

@@ -162,7 +162,7 @@ def _fill(optimizer: Any, group: dict[str, Any], first: int) -> list[Bucket]:
         bucket.momentum_buffer,
         bucket.grad_avg,
         bucket.step,
-        *((bucket.compensation, bucket.streams, first) if half else ()),
+        *((bucket.compensation, bucket.random_keys, first) if half else ()),
     )
     if optimizer._due is not None:
         due = set(map(id, optimizer._due))

@@ -38,7 +38,7 @@ def test_a_number_that_did_not_arrive_is_caught(wrong: dict[str, float]) -> None
         _run(Case(GIVEN.rule, replace(GIVEN.hyper, **wrong)))
 
 
-@pytest.mark.parametrize("wrong", [{"eps_mode": "inside"}, {"v_init": 1.0}, {"lr_in_buffer": True}], ids=str)
+@pytest.mark.parametrize("wrong", [{"eps_mode": "inside"}, {"square_avg_init": 1.0}, {"lr_in_buffer": True}], ids=str)
 def test_a_rule_that_did_not_arrive_is_caught(wrong: dict[str, Any]) -> None:
     """ε elsewhere, v from another start, lr in the buffer: each fails the run."""
     with pytest.raises(AssertionError, match="units in the last place"):

@@ -12,7 +12,7 @@ from judge import example, judging, needs
 from rmsprop import RMSprop, recipe
 from rmsprop.spec import Hyper, Rule
 
-SB2 = Case(Rule(eps_mode="inside", v_init=1.0), Hyper(lr=7e-4, alpha=0.99, eps=1e-5))
+SB2 = Case(Rule(eps_mode="inside", square_avg_init=1.0), Hyper(lr=7e-4, alpha=0.99, eps=1e-5))
 sb3 = needs("gymnasium", "stable_baselines3")
 
 

@@ -16,7 +16,7 @@ timm = needs("timm", "torchvision", "sklearn")
 @timm
 def test_timm_steps_ours_with_its_groups() -> None:
     """timm's own rule under its name in the registry: momentum 0.9 put in by timm, weight decay on matrices only."""
-    rule = Rule("inside", v_init=1.0, momentum=True, lr_in_buffer=True)
+    rule = Rule("inside", square_avg_init=1.0, momentum=True, lr_in_buffer=True)
 
     def wanted(_step: int, group: int) -> Case:
         return Case(rule, Hyper(2e-3, alpha=0.9, eps=1e-3, momentum=0.9, weight_decay=(0.0, 1e-5)[group]))

@@ -10,7 +10,7 @@ import typer
 from rmsprop.cli.table import say
 
 if TYPE_CHECKING:
-    from rmsprop.conversion.file import Plan
+    from rmsprop.conversion.file import Conversion
 
 
 def convert(
@@ -143,7 +143,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _tell(plan: Plan, out: Path | None, report: Path | None) -> None:
+def _tell(plan: Conversion, out: Path | None, report: Path | None) -> None:
     """Print the report, and write it where asked."""
     import dataclasses
     import json

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from rmsprop.dialects import find
+from rmsprop.dialects import find_dialect
 from rmsprop.dialects.describe import Part, describe, overview
 
 WIDTH = 100
@@ -26,7 +26,7 @@ def dialects(name: Annotated[str | None, typer.Argument(help="One dialect, in fu
         typer.echo(show("RMSprop's dialects", overview()))
         return
     try:
-        row = find(name)
+        row = find_dialect(name)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     typer.echo(show(f"{row.name}: {row.title}", describe(row)))

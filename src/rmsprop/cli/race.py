@@ -64,7 +64,7 @@ def race(
     names = list(landscapes.LANDSCAPES) if landscape == "all" else [landscape]
     try:
         # Everything is checked before the first file is written.
-        places = [landscapes.find(name, condition) for name in names]
+        places = [landscapes.find_landscape(name, condition) for name in names]
         if start is not None:
             places = [place.starting_at(*_pair(start)) for place in places]
         rates = None if lr is None else _rates(lr)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rmsprop.dialects import HYPERS, SWITCHES
-from rmsprop.recipes import RECIPES, TEXTS, Recipe, call, complete, find
+from rmsprop.recipes import RECIPES, TEXTS, Recipe, call, complete, find_recipe
 from rmsprop.spec import Hyper, Rule
 
 
@@ -25,7 +25,7 @@ def recipes(name: Annotated[str | None, typer.Argument(help="One recipe, in full
         _table()
         return
     try:
-        row = find(name)
+        row = find_recipe(name)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     typer.echo(describe(row))

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from rmsprop.translation import Translation
-    from rmsprop.translation.findings import Finding
+    from rmsprop.translation.findings import Difference
 
 
 def translate(
@@ -101,7 +101,7 @@ def _print(found: Translation) -> None:
     """The call, then each difference with its size, then what to know besides."""
     from rich.console import Console
 
-    from rmsprop.dialects import find
+    from rmsprop.dialects import find_dialect
 
     console = Console(highlight=False, markup=False, emoji=False)
     console.print(f"{found.call}\n", soft_wrap=True)
@@ -110,8 +110,8 @@ def _print(found: Translation) -> None:
         _print_finding(console, number, finding)
     if not found.exact:
         console.print("\nThe same steps in PyTorch, exactly, with `from rmsprop import RMSprop`:")
-        console.print(f"  {found.ours}", soft_wrap=True)
-    traps = find(found.target).traps if found.target != found.source else ()
+        console.print(f"  {found.rmsprop_call}", soft_wrap=True)
+    traps = find_dialect(found.target).traps if found.target != found.source else ()
     for heading, lines in (("Besides:", found.notes), (f"Worth knowing of {found.target}:", traps)):
         if lines:
             console.print(f"\n{heading}")
@@ -128,7 +128,7 @@ def _verdict(found: Translation) -> str:
     return f"Not exact: {count} difference{'s' if count > 1 else ''}."
 
 
-def _print_finding(console: Console, number: int, finding: Finding) -> None:
+def _print_finding(console: Console, number: int, finding: Difference) -> None:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 

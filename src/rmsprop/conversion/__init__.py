@@ -4,7 +4,7 @@ state, report = rmsprop.convert(state, "tensorflow1", "torch", lr=1e-3)     # ar
 rmsprop convert model.keras out.pt                                          # files: conversion/file.py
 """
 
-from rmsprop.conversion.record import Checkpoint, Format, Report, Unreadable
+from rmsprop.conversion.record import Checkpoint, ConversionReport, Format, Unreadable
 from rmsprop.conversion.state import Converted, convert
 
-__all__ = ["Checkpoint", "Converted", "Format", "Report", "Unreadable", "convert"]
+__all__ = ["Checkpoint", "ConversionReport", "Converted", "Format", "Unreadable", "convert"]

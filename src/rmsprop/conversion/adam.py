@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.conversion.record import Report
+from rmsprop.conversion.record import ConversionReport
 from rmsprop.dialects import Dialect
 from rmsprop.dialects.row import Value
 from rmsprop.spec import Hyper, Rule
@@ -28,7 +28,7 @@ def _row(name: str, title: str, decay: str, weight_decay: float) -> Dialect:
         rule=Rule(eps_mode="outside", bias_correction=True, weight_decay_mode=decay),
         hyper=Hyper(lr=1e-3, alpha=0.999, eps=1e-8, weight_decay=weight_decay),
         source="torch 2.15.0, torch/optim/adam.py",
-        words={"betas": "alpha", "beta2": "alpha"},
+        arguments={"betas": "alpha", "beta2": "alpha"},
         values={"betas": Value(lambda pair: float(tuple(pair)[1]))},
         states=_STATES,
         call=f"torch.optim.{title}",
@@ -44,7 +44,7 @@ def moments(
     end: Mapping[str, Any],
     count: int | None,
     lr: float | None,
-    report: Report,
+    report: ConversionReport,
 ) -> dict[str, Any]:
     """Adam's state without `exp_avg`; with `momentum_buffer` in its place if the target has momentum.
 

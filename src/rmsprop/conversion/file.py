@@ -16,9 +16,9 @@ from rmsprop.conversion.formats import FORMATS
 from rmsprop.conversion.formats.pytorch.write import WRITTEN
 from rmsprop.conversion.formats.unknown import explain
 from rmsprop.conversion.layout import Map, Move
-from rmsprop.conversion.record import OWN, Checkpoint, Format, Report, Unreadable
+from rmsprop.conversion.record import OWN, Checkpoint, ConversionReport, Format, Unreadable
 from rmsprop.conversion.settings import resolve_settings, target_arguments, target_settings
-from rmsprop.conversion.state import Side, between, find
+from rmsprop.conversion.state import Side, between, find_row
 from rmsprop.files import write_together, write_whole
 from rmsprop.printing import shown
 
@@ -29,14 +29,14 @@ _COUNTS = ("keras", "keras weights", "keras hdf5", "tensorflow")
 
 
 @dataclass
-class Plan:
+class Conversion:
     """A conversion that is ready to be written: nothing has been written yet."""
 
     source: str
     target: str
     moves: list[Move]
     checkpoint: Checkpoint
-    report: Report = field(default_factory=Report)
+    report: ConversionReport = field(default_factory=ConversionReport)
     template: Path | None = None
 
 
@@ -79,7 +79,7 @@ def read_checkpoint(
         )
     held = row.read(path, given) if row.asks else row.read(path, **chosen) if row.chooses else row.read(path)
     if source is not None and source != held.source:
-        kept = find(source).states
+        kept = find_row(source).states
         odd = [slot for slots in held.slots.values() for slot in slots if slot not in kept]
         if held.source and odd:
             raise ValueError(
@@ -97,7 +97,7 @@ def read_checkpoint(
 
 def _check(held: Checkpoint, path: Path) -> None:
     """Slots that the framework has, of their parameters' shapes, and numbers that are ones. Raises: Unreadable."""
-    row = find(held.source)
+    row = find_row(held.source)
     settings = [item for _, hyper in [*held.groups, ([], held.hyper)] for item in hyper.items()]
     for word, value in settings:
         if isinstance(value, int) and value.bit_length() > 1023:
@@ -146,7 +146,7 @@ def prepare(
     optimizer: str | None = None,
     parameters: str | None = None,
     match: str | None = None,
-) -> Plan:
+) -> Conversion:
     """Read a checkpoint and convert it, without writing anything.
 
     Args:
@@ -161,9 +161,9 @@ def prepare(
     """
     held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
     refuse_stateless(held, path, "convert")
-    report = Report(assumed=list(held.notes))
+    report = ConversionReport(assumed=list(held.notes))
     if target != "rmsprop":
-        dialects.find(target)
+        dialects.find_dialect(target)
     shapes = None
     if model is not None:
         row = recognise(model)
@@ -190,7 +190,7 @@ def prepare(
     if model is not None and not held.params:
         made.params = dict(other.params)
     template = model if out is not None and out.template and model is not None else None
-    return Plan(held.source, target, moves, made, report, template)
+    return Conversion(held.source, target, moves, made, report, template)
 
 
 def _layout(asked: str, held: Checkpoint, target: str, out: Format | None) -> str:
@@ -208,10 +208,10 @@ def _convert(
     target: str,
     out: Format | None,
     given: Mapping[str, Any],
-    report: Report,
+    report: ConversionReport,
 ) -> Checkpoint:
     """The checkpoint in the target's names, units and layouts."""
-    start_row = find(held.source)
+    start_row = find_row(held.source)
     by_torch = out is None or out.name == "torch"
     ours = target == "rmsprop" or (by_torch and target not in WRITTEN)
     dialect = groups[0][1]["dialect"] if target == "rmsprop" else target
@@ -221,7 +221,7 @@ def _convert(
     for i, (names, own) in enumerate(groups):
         settings = _rate(own, held.source, given, report)
         end_settings = settings if target == "rmsprop" else target_settings(settings, target, report)
-        row = find(OWN + dialect if ours else dialect)
+        row = find_row(OWN + dialect if ours else dialect)
         start = Side(start_row, settings, frozenset(("alpha",)))
         for name in names:
             if name in held.slots:
@@ -250,8 +250,8 @@ def _convert(
     return made
 
 
-def _say_idle(held: Checkpoint, report: Report) -> None:
-    """Report which of the model's tensors have no state, and why, as far as the file says."""
+def _say_idle(held: Checkpoint, report: ConversionReport) -> None:
+    """ConversionReport which of the model's tensors have no state, and why, as far as the file says."""
     listed = [name for names, _ in held.groups for name in names] or list(held.slots)
     fresh = [name for name in listed if name not in held.slots]
     outside = [name for name in held.params if name not in set(listed) and name not in held.tied]
@@ -279,7 +279,7 @@ def _named(names: list[str], what: str) -> str:
     return f"{len(names)} {what}{'' if one else 's'} ({listed}) {'is' if one else 'are'}"
 
 
-def _rate(own: dict[str, Any], source: str, given: Mapping[str, Any], report: Report) -> dict[str, Any]:
+def _rate(own: dict[str, Any], source: str, given: Mapping[str, Any], report: ConversionReport) -> dict[str, Any]:
     """The settings, with the learning rate that goes with a momentum made of Adam's first moment."""
     if source not in ("adam", "adamw") or own["momentum"] == 0 or "lr" in given:
         return own
@@ -294,7 +294,7 @@ def _group(settings: Mapping[str, Any]) -> dict[str, Any]:
     return check({**TORCH_GROUP, **settings})
 
 
-def write(plan: Plan, out: Path, *, force: bool = False, also_not: Path | None = None) -> Path:
+def write(plan: Conversion, out: Path, *, force: bool = False, also_not: Path | None = None) -> Path:
     """Write a plan's checkpoint beside `out`, then rename.
 
     Args:

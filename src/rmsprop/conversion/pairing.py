@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rmsprop.conversion.record import Checkpoint, Report
+from rmsprop.conversion.record import Checkpoint, ConversionReport
 
 MATCHES = ("order", "number")
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
@@ -104,7 +104,12 @@ def ambiguous(groups: Sequence[Sequence[Any]], two: Sequence[Mapping[Any, str]])
 
 
 def named(
-    held: Checkpoint, model: Shapes, chart: Mapping[str, str], match: str | None, report: Report, wanted: bool
+    held: Checkpoint,
+    model: Shapes,
+    chart: Mapping[str, str],
+    match: str | None,
+    report: ConversionReport,
+    wanted: bool,
 ) -> tuple[Checkpoint, Mapping[str, str]]:
     """A checkpoint whose numbers have become names of the model, where that is decided.
 

@@ -18,7 +18,7 @@ OWN = "rmsprop:"
 
 
 @dataclasses.dataclass
-class Report:
+class ConversionReport:
     """What a conversion did, in sentences: exactly, nearly and by how much, not at all; and what it assumed."""
 
     exact: list[str] = dataclasses.field(default_factory=list)
@@ -26,7 +26,7 @@ class Report:
     dropped: list[str] = dataclasses.field(default_factory=list)
     assumed: list[str] = dataclasses.field(default_factory=list)
 
-    def merge(self, other: Report) -> None:
+    def merge(self, other: ConversionReport) -> None:
         """Add the sentences of another report that this one lacks."""
         for name, sentences in dataclasses.asdict(other).items():
             own = getattr(self, name)

@@ -8,8 +8,8 @@ from typing import Any
 
 from rmsprop import dialects
 from rmsprop.analysis import cap, matched_eps, worst
-from rmsprop.conversion.record import OWN, Checkpoint, Report
-from rmsprop.conversion.state import find
+from rmsprop.conversion.record import OWN, Checkpoint, ConversionReport
+from rmsprop.conversion.state import find_row
 from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
 
 Settings = dict[str, Any]
@@ -25,7 +25,7 @@ _OURS = (*HYPERS, *SWITCHES, *UNCLIPPED, "maximize")
 
 
 def resolve_settings(
-    checkpoint: Checkpoint, given: Mapping[str, Any], report: Report
+    checkpoint: Checkpoint, given: Mapping[str, Any], report: ConversionReport
 ) -> list[tuple[list[str], Settings]]:
     """The parameter groups with all their settings under our names.
 
@@ -34,61 +34,72 @@ def resolve_settings(
     Raises: ValueError, in one sentence, for settings that neither the file nor `given` holds; TypeError or ValueError
         for words that the framework does not know.
     """
-    row = find(checkpoint.source)
+    row = find_row(checkpoint.source)
     groups = checkpoint.groups or [(list(checkpoint.slots), checkpoint.hyper)]
     return [(names, _group(checkpoint, row, names, {**hyper}, given, report)) for names, hyper in groups]
 
 
 def _group(
-    checkpoint: Checkpoint, row: Dialect, names: list[str], hyper: Settings, given: Mapping[str, Any], report: Report
+    checkpoint: Checkpoint,
+    row: Dialect,
+    names: list[str],
+    hyper: Settings,
+    given: Mapping[str, Any],
+    report: ConversionReport,
 ) -> Settings:
     """One group's settings."""
     if checkpoint.source.startswith(OWN):
         own = {name: value for name, value in hyper.items() if name in _OURS}
-        return {**row.complete(own | dialects.read_words(row, given), {*own, *given}), "dialect": row.name}
+        return {**row.complete(own | dialects.read_arguments(row, given), {*own, *given}), "dialect": row.name}
     if "square_avg" in row.states:  # a group of torch, which carries the keys of schedulers, trainers and wrappers
-        carried = [word for word in hyper if word not in (*row.words, *row.refused, *row.limits, *_OURS)]
+        carried = [word for word in hyper if word not in (*row.arguments, *row.refused, *row.limits, *_OURS)]
         hyper = {word: value for word, value in hyper.items() if word not in carried}
         if carried:
             report.dropped.append(f"{', '.join(carried)} in the group: no setting of {row.title}")
     hyper, given = _decayed(checkpoint, row, hyper, given, report)
-    meant = {row.words.get(word, word) for word in given}
-    words = {word: value for word, value in hyper.items() if row.words.get(word, word) not in meant} | dict(given)
-    ours = {row.words.get(word, word) for word in words}
+    meant = {row.arguments.get(word, word) for word in given}
+    words = {word: value for word, value in hyper.items() if row.arguments.get(word, word) not in meant} | dict(given)
+    ours = {row.arguments.get(word, word) for word in words}
     slots = [checkpoint.slots[name] for name in names if name in checkpoint.slots]
     buffers = _slot(row, slots, "momentum_buffer")
     moving = any(bool((b != 0).any()) for b in buffers)
     if "centered" not in ours:
         words["centered"] = bool(_slot(row, slots, "grad_avg"))
-    missing = [name for name in ("lr", "alpha", "eps") if name not in ours or words.get(row.word(name), 0) is None]
+    missing = [
+        name for name in ("lr", "alpha", "eps") if name not in ours or words.get(row.argument(name), 0) is None
+    ]
     if moving and "momentum" not in ours:
         missing.append("momentum")
     if missing:
         example = {"lr": "0.001", "alpha": "0.9", "eps": "1e-7", "momentum": "0.9"}
-        asked = " ".join(f"--set {row.word(name)}={example[name]}" for name in missing)
+        asked = " ".join(f"--set {row.argument(name)}={example[name]}" for name in missing)
         raise ValueError(
-            f"the file does not hold {', '.join(row.word(name) for name in missing)}, which {row.name} trained with: "
-            f"add {asked} with the run's own values"
+            f"the file does not hold {', '.join(row.argument(name) for name in missing)}, which {row.name} trained "
+            f"with: add {asked} with the run's own values"
         )
     if buffers and not moving and "momentum" not in ours:
-        report.assumed.append(f"{row.word('momentum')} is 0, since the momentum of every parameter is")
+        report.assumed.append(f"{row.argument('momentum')} is 0, since the momentum of every parameter is")
         words["momentum"] = 0.0
-        if "momentum" in row.limits or row.word("momentum") in row.limits:
+        if "momentum" in row.limits or row.argument("momentum") in row.limits:
             del words["momentum"]
-    read = dialects.read_words(row, words)
+    read = dialects.read_arguments(row, words)
     if "weight_decay" not in read and row.hyper.weight_decay == 0 and "weight_decay" not in row.limits:
-        report.assumed.append(f"{row.word('weight_decay')} is 0, which the file does not say")
+        report.assumed.append(f"{row.argument('weight_decay')} is 0, which the file does not say")
     settings = row.complete(read, read)
-    if "alpha" not in {row.words.get(word, word) for word in hyper}:  # a file that holds no settings
-        open_ = {name: settings[name] for name in SWITCHES if name not in read and name not in ("v_init", "centered")}
-        shown = ", ".join(f"{word}={value!r}" for word, value in dialects.write_words(row, open_).items())
+    if "alpha" not in {row.arguments.get(word, word) for word in hyper}:  # a file that holds no settings
+        open_ = {
+            name: settings[name]
+            for name in SWITCHES
+            if name not in read and name not in ("square_avg_init", "centered")
+        }
+        shown = ", ".join(f"{word}={value!r}" for word, value in dialects.write_arguments(row, open_).items())
         report.assumed.append(f"the rest is {row.name}'s default, which the file does not say: {shown}")
     settings["dialect"] = row.name if row.name in dialects.DIALECTS else "torch"
     return settings
 
 
 def _decayed(
-    checkpoint: Checkpoint, row: Dialect, hyper: Settings, given: Mapping[str, Any], report: Report
+    checkpoint: Checkpoint, row: Dialect, hyper: Settings, given: Mapping[str, Any], report: ConversionReport
 ) -> tuple[Settings, Mapping[str, Any]]:
     """Settings with the learning rate that Keras' older `decay` has reached: lr/(1 + decay·t) after t steps."""
     decay = given.get("decay", hyper.get("decay"))
@@ -96,12 +107,12 @@ def _decayed(
         return hyper, given
     hyper = {word: value for word, value in hyper.items() if word != "decay"}
     rest = {word: value for word, value in given.items() if word != "decay"}
-    given_lr = [word for word in rest if row.words.get(word, word) == "lr"]
+    given_lr = [word for word in rest if row.arguments.get(word, word) == "lr"]
     if given_lr:
         report.assumed.append(f"{given_lr[0]} is that of the next step, so decay={decay:g} is not applied to it")
         return hyper, rest
-    count, word = checkpoint.step, row.word("lr")
-    held = next((value for name, value in hyper.items() if row.words.get(name, name) == "lr" and value), None)
+    count, word = checkpoint.step, row.argument("lr")
+    held = next((value for name, value in hyper.items() if row.arguments.get(name, name) == "lr" and value), None)
     if not isinstance(held, (int, float)) or not 0 <= decay < math.inf:
         return hyper, rest
     if count is None:
@@ -116,7 +127,7 @@ def _decayed(
         f"decay={decay:g} went on: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: "
         f"{1 + decay * count:.9g} / ({1 + decay * count:.9g} + {decay:g} * t)) goes on as well"
     )
-    hyper = {name: reached if row.words.get(name, name) == "lr" else value for name, value in hyper.items()}
+    hyper = {name: reached if row.arguments.get(name, name) == "lr" else value for name, value in hyper.items()}
     return hyper, rest
 
 
@@ -124,13 +135,13 @@ def _slot(row: Dialect, slots: list[dict[str, Any]], ours: str) -> list[Any]:
     return [value for kept in slots for name, value in kept.items() if row.states.get(name) == ours]
 
 
-def target_settings(settings: Settings, target: str, report: Report) -> Settings:
+def target_settings(settings: Settings, target: str, report: ConversionReport) -> Settings:
     """The settings under another dialect's rule: its switches, and these numbers, with what that changes reported."""
-    row = dialects.find(target)
+    row = dialects.find_dialect(target)
     numbers = {name: settings[name] for name in HYPERS}
     given = {**numbers, "centered": settings["centered"]}
     for name in CLIPS:
-        if settings[name] is not None and row.word(name) != name:
+        if settings[name] is not None and row.argument(name) != name:
             given[name] = settings[name]
         elif settings[name] is not None:
             report.dropped.append(f"{name}={settings[name]:g}: the target's optimizer has no such argument")
@@ -152,7 +163,7 @@ def target_settings(settings: Settings, target: str, report: Report) -> Settings
     return new
 
 
-def _eps(settings: Settings, new: Settings, report: Report) -> float:
+def _eps(settings: Settings, new: Settings, report: ConversionReport) -> float:
     """ε for another place in the denominator: what caps a step alike where the gradient vanishes."""
     was, now, eps = settings["eps_mode"], new["eps_mode"], float(settings["eps"])
     matched = matched_eps(was, eps, now)
@@ -168,10 +179,12 @@ def _eps(settings: Settings, new: Settings, report: Report) -> float:
 
 def target_arguments(settings: Settings, target: str) -> Settings:
     """Settings in the target's own words: what a file of that framework holds."""
-    row = dialects.find(target)
-    kept = {name: settings[name] for name in (*HYPERS, "centered") if row.word(name) not in row.limits}
-    kept |= {name: settings[name] for name in SWITCHES if name in row.words.values() and name != "v_init"}
-    kept |= {name: settings[name] for name in CLIPS if settings[name] is not None and name in row.words.values()}
+    row = dialects.find_dialect(target)
+    kept = {name: settings[name] for name in (*HYPERS, "centered") if row.argument(name) not in row.limits}
+    kept |= {
+        name: settings[name] for name in SWITCHES if name in row.arguments.values() and name != "square_avg_init"
+    }
+    kept |= {name: settings[name] for name in CLIPS if settings[name] is not None and name in row.arguments.values()}
     if settings["reference_lr"] is not None:
         kept["reference_lr"] = settings["reference_lr"]
-    return dialects.write_words(row, kept)
+    return dialects.write_arguments(row, kept)

@@ -17,7 +17,7 @@ import numpy as np
 
 from rmsprop import dialects
 from rmsprop.conversion import adam
-from rmsprop.conversion.record import OWN, Report
+from rmsprop.conversion.record import OWN, ConversionReport
 from rmsprop.dialects import Dialect
 
 Slots = Mapping[str, Any]
@@ -34,7 +34,7 @@ class Converted(NamedTuple):
     """What `convert` returns: the state in the target's names and units, and what was exact."""
 
     state: dict[str, Any]
-    report: Report
+    report: ConversionReport
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def convert(
     >>> print(report.assumed[0])
     step is set to 0: tensorflow1 counts none
     """
-    report = Report()
+    report = ConversionReport()
     if state and all(isinstance(value, Mapping) for value in state.values()):
         converted = {
             name: _one(slots, source, target, _rate(lr, name), step, report) for name, slots in state.items()
@@ -91,8 +91,8 @@ def convert(
 def side(given: str | Settings, keeps: set[str], target: bool = False) -> Side:
     """A dialect with its settings: those given, and what they leave open from the slots that the state has."""
     words = {"dialect": given} if isinstance(given, str) else dict(given)
-    row = find(words.pop("dialect", "torch"))
-    read = dialects.read_words(row, words)
+    row = find_row(words.pop("dialect", "torch"))
+    read = dialects.read_arguments(row, words)
     own = row.complete({}, ())
     found = {
         "centered": "grad_avg" in keeps or (target and own["centered"]),
@@ -106,11 +106,11 @@ def side(given: str | Settings, keeps: set[str], target: bool = False) -> Side:
     return Side(row, settings, frozenset(read))
 
 
-def find(name: str) -> Dialect:
+def find_row(name: str) -> Dialect:
     """The row of a dialect; or of Adam, which only ever is a source; or of "rmsprop:NAME", with our state."""
     if name.startswith(OWN):
-        return dataclasses.replace(dialects.find(name.removeprefix(OWN)), **KEPT_AS_OURS)
-    return adam.ROWS[name] if name in adam.ROWS else dialects.find(name)
+        return dataclasses.replace(dialects.find_dialect(name.removeprefix(OWN)), **KEPT_AS_OURS)
+    return adam.ROWS[name] if name in adam.ROWS else dialects.find_dialect(name)
 
 
 def _rate(lr: float | Mapping[str, float] | None, name: str | None) -> float | None:
@@ -128,10 +128,15 @@ def _rate(lr: float | Mapping[str, float] | None, name: str | None) -> float | N
 
 
 def _one(
-    slots: Slots, source: str | Settings, target: str | Settings, lr: float | None, step: int | None, report: Report
+    slots: Slots,
+    source: str | Settings,
+    target: str | Settings,
+    lr: float | None,
+    step: int | None,
+    report: ConversionReport,
 ) -> dict[str, Any]:
     """The state of one parameter."""
-    start = find(source if isinstance(source, str) else source.get("dialect", "torch"))
+    start = find_row(source if isinstance(source, str) else source.get("dialect", "torch"))
     unknown = [name for name in slots if name not in start.states]
     if unknown:
         raise ValueError(
@@ -143,7 +148,7 @@ def _one(
 
 
 def between(
-    held: Slots, start: Side, end: Side, lr: float | None, step: int | None, report: Report
+    held: Slots, start: Side, end: Side, lr: float | None, step: int | None, report: ConversionReport
 ) -> dict[str, Any]:
     """State under our names in the source's units, to the target's names and units."""
     if "square_avg" not in held:
@@ -184,7 +189,7 @@ def between(
     return out
 
 
-def _say_dropped(held: Slots, out: Slots, start: Side, end: Side, report: Report) -> None:
+def _say_dropped(held: Slots, out: Slots, start: Side, end: Side, report: ConversionReport) -> None:
     kept = {end.row.states[name] for name in out}
     names = {ours: theirs for theirs, ours in start.row.states.items()}
     if "grad_avg" in held and "grad_avg" not in kept:
@@ -198,7 +203,7 @@ def _say_dropped(held: Slots, out: Slots, start: Side, end: Side, report: Report
     report.dropped = list(dict.fromkeys(report.dropped))
 
 
-def _average(value: Any, start: Side, end: Side, count: int | None, report: Report) -> Any:
+def _average(value: Any, start: Side, end: Side, count: int | None, report: ConversionReport) -> Any:
     """v or m, where one side divides it by 1 − alphaᵗ and the other does not."""
     power = end.c - start.c
     corrected = bool(start.settings["bias_correction"]), bool(end.settings["bias_correction"])
@@ -228,7 +233,7 @@ def _average(value: Any, start: Side, end: Side, count: int | None, report: Repo
     return {1: _times, -1: _over, 0: _times}[int(power)](value, factor if power else 1.0)
 
 
-def _velocity(held: Slots, start: Side, end: Side, lr: float | None, report: Report, theirs: str) -> Any:
+def _velocity(held: Slots, start: Side, end: Side, lr: float | None, report: ConversionReport, theirs: str) -> Any:
     """b: its sign, and the learning rate inside it or out."""
     if "momentum_buffer" not in held:
         report.exact.append(f"{theirs} starts at 0: {start.row.name} had no momentum")

@@ -172,7 +172,7 @@ void count_steps(const Work& work) {
     }
     work.correction[i] = correction;
     if (work.stochastic) {
-      const uint64_t own = work.stream[i], count = uint64_t(t);
+      const uint64_t own = work.random_key[i], count = uint64_t(t);
       work.key[2 * i] = mix(uint32_t(own) + uint32_t(count) * 0x9e3779b9u, uint32_t(count >> 32));
       work.key[2 * i + 1] = mix(uint32_t(own >> 32) ^ work.key[2 * i], 0);
     }

@@ -15,7 +15,7 @@ struct Work {
   double cap;                                     // max_update: bounds [2], [7] and [9]; infinity where there is none
   int32_t param_type, state_type, step_type;
   int32_t eps_mode, centered, has_momentum, nesterov, lr_in_buffer, decoupled, bias_correction, maximize;
-  int32_t stochastic;      // half precision is rounded by random bits, which follow from `stream`
+  int32_t stochastic;      // half precision is rounded by random bits, which follow from `random_key`
   int64_t count;           // tensors
   const int64_t* size;     // [count] elements of each; -1: it has no gradient today and is left alone
   void* const* param;      // [count] addresses; each tensor's elements lie dense, in one order for all of its slots
@@ -27,7 +27,7 @@ struct Work {
   void* const* step;       // [count] one float32 or float64 each
   int64_t* end;            // [count] scratch: running sum of size, over all works of a call
   double* correction;      // [count] scratch: 1 − αᵗ, or 1
-  const uint64_t* stream;  // [count] read only if stochastic: spec.py stream
+  const uint64_t* random_key;  // [count] read only if stochastic: spec.py random_key
   uint32_t* key;           // [2·count] scratch, if stochastic: of the words of this step
 };
 

@@ -144,18 +144,18 @@ def translation(found: Translation) -> Figure:
     """The step of a gradient as large as √v: as meant, as translated, and with the number for ε typed unchanged."""
     from rmsprop.analysis import roots, step_size
 
-    naive = {**found.said, "eps": found.meant["eps"]}
+    naive = {**found.target_settings, "eps": found.source_settings["eps"]}
     entrants = (
-        (f"{found.source}, as meant", found.meant, "#000000", "-"),
-        (f"{found.target}, translated", found.said, *STYLES["rmsprop"][:2]),
+        (f"{found.source}, as meant", found.source_settings, "#000000", "-"),
+        (f"{found.target}, translated", found.target_settings, *STYLES["rmsprop"][:2]),
         (f"{found.target}, ε typed unchanged", naive, *STYLES["momentum"][:2]),
     )
-    where = roots(found.meant, found.said, naive)
+    where = roots(found.source_settings, found.target_settings, naive)
     figure, (left, right) = _figure(1, 2, (13, 5.6))
     for i, (label, settings, colour, dash) in enumerate(entrants):
         style: dict[str, Any] = {"color": colour, "linestyle": dash if i else "-", "linewidth": 4.5 - 1.3 * i}
         left.plot(where, [step_size(settings, root) for root in where], label=label, **style)
-        right.plot(where, [step_size(settings, r) / step_size(found.meant, r) for r in where], **style)
+        right.plot(where, [step_size(settings, r) / step_size(found.source_settings, r) for r in where], **style)
     low = min(step_size(settings, root) for _, settings, *_ in entrants for root in where[80:])
     high = max(step_size(settings, where[-1]) for _, settings, *_ in entrants)
     left.set(xscale="log", yscale="log", xlabel="√v", ylabel="step / lr", ylim=(low / 2, high * 2))

@@ -8,7 +8,7 @@ import torch
 
 from rmsprop import analysis
 from rmsprop.diagnose.facts import Facts
-from rmsprop.diagnose.readings import FROZEN, Reading
+from rmsprop.diagnose.readings import STUCK, Reading
 from rmsprop.diagnose.usage import Found, clip_zero, momentum_switched, names, no_gradient, slow_path, zero_grad
 from rmsprop.printing import shown
 from rmsprop.settings import TORCH_GROUP
@@ -53,13 +53,15 @@ def _first_step(f: Facts) -> Found:
     known = [x for x in f.matrices if x.step_rms is not None]
     if known:
         length, weight = _lengths(known)
-    elif f.rule.v_init or f.guarded or math.isinf(first):
+    elif f.rule.square_avg_init or f.guarded or math.isinf(first):
         return
     times = length / weight
     if times >= FIRST_SHARE and math.isfinite(times):
         rule = "" if math.isinf(first) else f", where lr is {f.lr:g} and 1/√(1−alpha) makes {first:.3g} of it"
         lr = _lr(f, f.lr / times / 10)
-        corrected = not (f.rule.centered or f.rule.v_init or f.rule.bias_correction) and f.lr < 0.9 * f.weight
+        corrected = (
+            not (f.rule.centered or f.rule.square_avg_init or f.rule.bias_correction) and f.lr < 0.9 * f.weight
+        )
         yield (
             "error" if times >= TENFOLD * FIRST_SHARE else "warning",
             f"the first step will be {length:.3g} long, {times:.3g} times the weights' RMS of {weight:.3g}{rule}",
@@ -90,7 +92,7 @@ def _momentum(f: Facts) -> Found:
     if times < STEADY_SHARE:
         return
     early = ""
-    if longest is not None and not f.rule.v_init and longest[0] > steady:
+    if longest is not None and not f.rule.square_avg_init and longest[0] > steady:
         early = f", and step {longest[1]} of a run, while v fills, {longest[0]:.3g}·lr"
     lr = min(f.lr, 0.8 * STEADY_SHARE * f.weight) / steady
     yield (
@@ -203,15 +205,15 @@ def _alpha_long(f: Facts) -> Found:
     memory = analysis.memory(f.hyper.alpha)
     if f.run is None or not 0 < f.run < memory * (1 - 1e-9) or f.rule.bias_correction:
         return
-    correctable = not (f.rule.centered or f.rule.v_init)
+    correctable = not (f.rule.centered or f.rule.square_avg_init)
     better = max(1 - 10 / f.run, 0.9) if f.run >= analysis.memory(0.9) else _alpha_of(f.run)
     change = [f"alpha={math.floor(1000 * better + 1e-9) / 1000:g} or smaller"] if f.run >= 10 else []
     change += ["bias_correction=True"] if correctable else []
     change += [f"alpha={better:g}"] if not change and better >= NEAR_SIGN else []
     if not change:
         return
-    if f.rule.v_init:
-        effect = f"{f.hyper.alpha**f.run:.0%} of v is still v₀ = {f.rule.v_init:g} at its end"
+    if f.rule.square_avg_init:
+        effect = f"{f.hyper.alpha**f.run:.0%} of v is still v₀ = {f.rule.square_avg_init:g} at its end"
     else:
         effect = f"steps are still {1 / math.sqrt(1 - f.hyper.alpha**f.run):.2g}·lr long at its end"
     yield (
@@ -270,7 +272,7 @@ def _keep_updates(f: Facts, half: bool) -> str:
     own = ", or take compensation=True or rounding='stochastic'" if half and "rounding" in f.group else ""
     if half and not in_float32:
         return f"Keep the parameters in float32, with autocast for speed{own}"
-    follows = f.share("below_eps", "touched") <= MOST and not f.guarded and not f.rule.v_init and f.weight
+    follows = f.share("below_eps", "touched") <= MOST and not f.guarded and not f.rule.square_avg_init and f.weight
     lr = f"Take lr={_round(1e-3 * f.weight)}, or keep" if follows and not half else "Keep"
     return f"{lr} the parameters in float64" + (" or take rounding='stochastic'" if own else "")
 
@@ -288,18 +290,18 @@ def _schedule_in_buffer(f: Facts) -> Found:
     )
 
 
-def _frozen(f: Facts) -> Found:
-    share = f.share("frozen", "touched_with_grad")
+def _stuck(f: Facts) -> Found:
+    share = f.share("stuck", "touched_with_grad")
     if share <= MOST:
         return
-    times = sum(x.frozen_roots for x in f.tensors) / max(sum(x.frozen_grads for x in f.tensors), 1e-300)
+    times = sum(x.stuck_roots for x in f.tensors) / max(sum(x.stuck_grads for x in f.tensors), 1e-300)
     if not math.isfinite(times):  # the check of the state for what is not finite finds it
         return
     yield (
         "warning",
-        f"√v is more than {FROZEN:g} times the present gradient in {share:.0%} of the elements, {times:.3g} times on "
-        f"average, worst in {f.worst('frozen', 'touched_with_grad')}: after a spike they hardly move for about "
-        f"{analysis.thaw(f.hyper.alpha, times):.0f} steps",
+        f"√v is more than {STUCK:g} times the present gradient in {share:.0%} of the elements, {times:.3g} times on "
+        f"average, worst in {f.worst('stuck', 'touched_with_grad')}: after a spike they hardly move for about "
+        f"{analysis.steps_stuck(f.hyper.alpha, times):.0f} steps",
         ("Load" if f.hyper.max_update else "Take max_update=3, under which v at most doubles in a step, or load")
         + " a state from before it",
     )
@@ -362,7 +364,7 @@ CHECKS: Mapping[str, Callable[[Facts], Found]] = {
     "momentum_switched": momentum_switched,
     "updates_lost": _updates_lost,
     "schedule_in_buffer": _schedule_in_buffer,
-    "frozen": _frozen,
+    "stuck": _stuck,
     "centered_cancels": _centered_cancels,
     "slow_path": slow_path,
     "maximize": _maximize,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rmsprop import analysis, kernels, settings
-from rmsprop.dialects import SWITCHES, find
+from rmsprop.dialects import SWITCHES, find_dialect
 from rmsprop.printing import printable, shown
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors import clipping, shards
@@ -86,7 +86,7 @@ def meaning(rule: Rule, hyper: Hyper) -> list[str]:
 
 
 def _origin(group: Mapping[str, Any], rule: Rule) -> Iterator[str]:
-    row = find(group["dialect"])
+    row = find_dialect(group["dialect"])
     if "recipe" in group:
         yield f"recipe {_value(group['recipe'])}"
     yield f"{row.title}; read in {row.source}"
@@ -128,7 +128,11 @@ def _first(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
     }
     shown = why[rule.bias_correction, rule.centered]
     ahead = ", times 1 + momentum" if rule.momentum and rule.nesterov else ""
-    which = f", of gradients far above √v₀ = {math.sqrt(rule.v_init):g}" if rule.v_init else ", whatever g is"
+    which = (
+        f", of gradients far above √v₀ = {math.sqrt(rule.square_avg_init):g}"
+        if rule.square_avg_init
+        else ", whatever g is"
+    )
     yield f"the first step is {first:g}·lr = {first * lr:g} long ({shown}{ahead}){which}"
 
 
@@ -138,7 +142,7 @@ def _momentum(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
     steady = analysis.steady_step(rule, hyper)
     yield f"a steady gradient takes steps of 1/(1−momentum) = {steady:g}·lr = {steady * lr:g}"
     found = analysis.longest_step(rule, hyper)
-    if found is not None and found[0] > 1.05 * steady and not rule.v_init:
+    if found is not None and found[0] > 1.05 * steady and not rule.square_avg_init:
         yield f"before that, step {found[1]} is {found[0]:g}·lr = {found[0] * lr:g}: the long first steps add up"
     if rule.lr_in_buffer:
         yield (
@@ -148,14 +152,15 @@ def _momentum(rule: Rule, hyper: Hyper, lr: float) -> Iterator[str]:
 
 
 def _warm_up(rule: Rule, hyper: Hyper) -> Iterator[str]:
-    if not rule.v_init:
+    if not rule.square_avg_init:
         return
     known = ", ".join(
         f"{math.ceil(analysis.warm_up(rule, hyper, size))} steps for |g| = {size:g}" for size in (0.1, 0.01, 0.001)
     )
+    start = f"{rule.square_avg_init:g}"
     yield (
-        f"v starts at {rule.v_init:g}, a warm-up: steps are about lr·|g|/√(alphaᵗ·{rule.v_init:g}) until alphaᵗ·"
-        f"{rule.v_init:g} is below g²: {known}"
+        f"v starts at {start}, a warm-up: steps are about lr·|g|/√(alphaᵗ·{start}) until alphaᵗ·{start} is below g²: "
+        f"{known}"
     )
 
 

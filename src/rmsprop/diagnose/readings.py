@@ -21,7 +21,7 @@ from rmsprop.tensors.params import names
 
 PART = 1 << 18  # a megabyte of each of some twenty temporaries
 SAMPLE = 1 << 14
-FROZEN = 100.0  # an element is frozen where √w is that many times its present gradient
+STUCK = 100.0  # an element is stuck where √w is that many times its present gradient
 CANCELLED = 1e-5  # and its variance is rounding noise where it is below that share of v
 
 _COUNTS = (
@@ -35,9 +35,9 @@ _COUNTS = (
     "touched",
     "touched_with_grad",
     "below_eps",
-    "frozen",
-    "frozen_roots",
-    "frozen_grads",
+    "stuck",
+    "stuck_roots",
+    "stuck_grads",
     "cancelled",
     "moving",
     "lost",
@@ -61,7 +61,7 @@ class Reading:
         with_grad: elements whose gradient is not 0 now.
         touched: elements whose average has ever met a gradient; touched_with_grad: those with one now.
         below_eps: touched elements where ε exceeds the root (of w, in units of g², where ε stands inside).
-        frozen: elements with a gradient and a root FROZEN times as large; frozen_roots, frozen_grads: sums of both.
+        stuck: elements with a gradient and a root STUCK times as large; stuck_roots, stuck_grads: sums of both.
         cancelled: touched elements whose variance v − m² is rounding noise.
         moving, lost, lost_in_float32: elements that would move, and those whose steady step is below half a unit in
             the last place of their dtype, and of float32.
@@ -91,9 +91,9 @@ class Reading:
     touched: float = 0.0
     touched_with_grad: float = 0.0
     below_eps: float = 0.0
-    frozen: float = 0.0
-    frozen_roots: float = 0.0
-    frozen_grads: float = 0.0
+    stuck: float = 0.0
+    stuck_roots: float = 0.0
+    stuck_grads: float = 0.0
     cancelled: float = 0.0
     moving: float = 0.0
     lost: float = 0.0
@@ -228,14 +228,14 @@ def _sums(
     bad_state = sum((torch.count_nonzero(~torch.isfinite(x)) for x in (v, m, b) if x is not None), none)
     if not stepped:
         t, b = 1, None
-        v = None if h is None else alpha * rule.v_init + (1 - alpha) * h * h  # [2], the step to come
+        v = None if h is None else alpha * rule.square_avg_init + (1 - alpha) * h * h  # [2], the step to come
         m = None if h is None else (1 - alpha) * h
     touched, eps_rules, cancelled, root, u = no, no, no, p.new_zeros(()), None
     w = root
     if v is not None and not (rule.centered and m is None):
         c = 1 - alpha**t if rule.bias_correction else 1.0  # [4]
-        left = _held(alpha**t * rule.v_init)
-        touched = v > (1.01 * left + (1e-37 if rule.v_init else 0.0))  # below, float32 rounds coarsely
+        left = _held(alpha**t * rule.square_avg_init)
+        touched = v > (1.01 * left + (1e-37 if rule.square_avg_init else 0.0))  # below, float32 rounds coarsely
         w = v / c
         if rule.centered and m is not None:
             w = (w - (m / c).square()).clamp(min=0)  # [5]
@@ -246,9 +246,9 @@ def _sums(
         u = None if h is None else torch.where((h == 0) & (d == 0), 0.0, h / d)  # [7]
     move = _move(rule, hyper, u, b, stepped, lr)
     present = no if g is None else g != 0
-    frozen = no
+    stuck = no
     if h is not None and stepped:
-        frozen = touched & (h != 0) & (root > FROZEN * h.abs())
+        stuck = touched & (h != 0) & (root > STUCK * h.abs())
     yield torch.count_nonzero(~torch.isfinite(p))
     yield none if g is None else torch.count_nonzero(~torch.isfinite(g))
     yield bad_state
@@ -259,12 +259,12 @@ def _sums(
     yield torch.count_nonzero(touched)
     yield torch.count_nonzero(touched & present)
     yield torch.count_nonzero(touched & eps_rules)
-    yield torch.count_nonzero(frozen)
-    yield torch.where(frozen, root, 0.0).sum()
-    yield none if h is None else torch.where(frozen, h.abs(), 0.0).sum()
+    yield torch.count_nonzero(stuck)
+    yield torch.where(stuck, root, 0.0).sum()
+    yield none if h is None else torch.where(stuck, h.abs(), 0.0).sum()
     yield torch.count_nonzero(cancelled)
     # A step below half a unit in the last place rounds away. The first steps are longer than those that follow.
-    early = math.sqrt(1 - alpha**t) if not rule.v_init and not rule.bias_correction else 1.0
+    early = math.sqrt(1 - alpha**t) if not rule.square_avg_init and not rule.bias_correction else 1.0
     if rule.momentum and b is None:
         early /= math.sqrt(1 - float(hyper.momentum) ** 2)  # how much longer momentum makes steps of varying sign
     steady = torch.full_like(p, peak) if move is None else move.abs() * (early * (peak / abs(lr) if lr else 0.0))

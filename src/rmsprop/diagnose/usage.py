@@ -10,7 +10,7 @@ from torch import Tensor
 from rmsprop import analysis, kernels
 from rmsprop.diagnose.facts import Facts
 from rmsprop.diagnose.readings import Reading
-from rmsprop.dialects import CLIPS, find
+from rmsprop.dialects import CLIPS, find_dialect
 from rmsprop.printing import printable
 from rmsprop.spec import Rule
 from rmsprop.tensors import clipping, shards
@@ -100,7 +100,7 @@ def clip_zero(f: Facts) -> Found:
     for name in CLIPS:
         if f.group.get(name) != 0 or f.group.get(name) is None:
             continue
-        word = find(f.group["dialect"]).word(name)
+        word = find_dialect(f.group["dialect"]).argument(name)
         effect = "every parameter is 0 after a step" if name == "clip_weights" else "every gradient is 0 in a step"
         yield (
             "error",

@@ -22,10 +22,10 @@ __all__ = [
     "UNCLIPPED",
     "UNFIT",
     "Dialect",
-    "find",
-    "read_words",
+    "find_dialect",
+    "read_arguments",
     "unknown_word",
-    "write_words",
+    "write_arguments",
 ]
 
 _ROWS = {row.name: row for module in (papers, tensorflow, jax, pytorch, others, historic) for row in module.ROWS}
@@ -61,7 +61,7 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 
 # Argument names of other frameworks' RMSprop, and what they are called here: for messages only.
 FOREIGN: Mapping[str, str] = {
-    **{word: ours for row in reversed(tuple(DIALECTS.values())) for word, ours in row.words.items()},
+    **{word: ours for row in reversed(tuple(DIALECTS.values())) for word, ours in row.arguments.items()},
     "decay": "alpha",
     "gamma": "alpha",
     "beta": "alpha",
@@ -70,15 +70,15 @@ FOREIGN: Mapping[str, str] = {
     "smoothing": "alpha",
     "mu": "momentum",
     "delta": "eps",
-    "initial_accumulator": "v_init",
-    "initial_accumulator_value": "v_init",
+    "initial_accumulator": "square_avg_init",
+    "initial_accumulator_value": "square_avg_init",
     "decoupled_weight_decay": "weight_decay_mode",
 }
 
 _OURS = {*HYPERS, *SWITCHES, *UNCLIPPED, "maximize"}
 
 
-def find(name: Any) -> Dialect:
+def find_dialect(name: Any) -> Dialect:
     """The row of that name.
 
     Raises:
@@ -95,7 +95,7 @@ def find(name: Any) -> Dialect:
     raise ValueError(f"Unknown dialect: {shown(name)}{hint}; choose one of {', '.join(map(repr, DIALECTS))}")
 
 
-def read_words(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
+def read_arguments(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
     """Settings under our names, from settings in the dialect's or in torch's words.
 
     Raises:
@@ -122,7 +122,7 @@ def read_words(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
             raise TypeError(
                 f"{word}={shown(value)} is ambiguous under dialect={dialect.name!r}: {dialect.refused[word]}"
             )
-        ours = dialect.words.get(word, word)
+        ours = dialect.arguments.get(word, word)
         if ours not in _OURS and word not in dialect.limits:
             raise TypeError(unknown_word(dialect, word, value))
         if word in dialect.limits and ours not in _OURS:
@@ -135,7 +135,7 @@ def read_words(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
                 )
             read[name], typed[name] = setting, word
     for word in _check_limits(dialect, given, read):
-        read.pop(dialect.words.get(word, word), None)
+        read.pop(dialect.arguments.get(word, word), None)
     return read
 
 
@@ -171,11 +171,11 @@ def _equal(value: Any, neutral: Any) -> bool:
     return (value is None or isinstance(value, str | Number)) and bool(value == neutral)
 
 
-def write_words(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of ours in the dialect's own words: the inverse of `read_words`."""
+def write_arguments(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of ours in the dialect's own words: the inverse of `read_arguments`."""
     spoken: dict[str, Any] = {}
     for ours, value in settings.items():
-        word = dialect.word(ours)
+        word = dialect.argument(ours)
         said = dialect.values[word].write(value) if word in dialect.values else value
         spoken.update(said if isinstance(said, Mapping) else {word: said})
     return spoken
@@ -186,19 +186,19 @@ def unknown_word(dialect: Dialect, word: str, value: Any) -> str:
     ours = FOREIGN.get(word)
     shown_word = f"{printable(word[:MOST])}={shown(value)}"
     if ours is None:
-        known = [*dialect.words, *(h for h in HYPERS if h not in dialect.refused), *SWITCHES, *CLIPS, "maximize"]
+        known = [*dialect.arguments, *(h for h in HYPERS if h not in dialect.refused), *SWITCHES, *CLIPS, "maximize"]
         near = difflib.get_close_matches(word[:MOST], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
         return f"RMSprop got an unexpected setting {shown_word} under dialect={dialect.name!r}; {hint}"
     if word == "betas" and isinstance(value, list | tuple) and len(value) == 2:
-        second = f"{dialect.word('alpha')}={shown(value[1], 30)}"
+        second = f"{dialect.argument('alpha')}={shown(value[1], 30)}"
         return (
             f"RMSprop takes no {shown_word}: they are Adam's, and the second is RMSprop's: write {second} here; "
             "the first averages gradients, which RMSprop does not do"
         )
-    speakers = [row for row in DIALECTS.values() if word in row.words and row is not dialect]
+    speakers = [row for row in DIALECTS.values() if word in row.arguments and row is not dialect]
     speakers.sort(key=lambda row: row.name != "keras3")  # the one that people use today comes first
     whose = f"dialect={speakers[0].name!r} has that name" if speakers else "another framework's RMSprop has that name"
-    meant = {row.words[word] for row in speakers} or {ours}
-    right = " or ".join(f"{dialect.word(name)}=..." for name in sorted(meant))
+    meant = {row.arguments[word] for row in speakers} or {ours}
+    right = " or ".join(f"{dialect.argument(name)}=..." for name in sorted(meant))
     return f"RMSprop takes no {shown_word} under dialect={dialect.name!r}: {whose}; write {right} here"

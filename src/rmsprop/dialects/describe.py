@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rmsprop.dialects import CLIPS, DIALECTS, HYPERS, SWITCHES, UNFIT, Dialect, read_words, write_words
+from rmsprop.dialects import CLIPS, DIALECTS, HYPERS, SWITCHES, UNFIT, Dialect, read_arguments, write_arguments
 from rmsprop.dialects.row import ANYTHING, Limit
 from rmsprop.spec import WEIGHT_DECAY_MODES, Hyper, Rule
 
@@ -27,7 +27,7 @@ _MEANINGS = {
     "alpha": "decay of the averages, no unit: they remember about 1/(1−alpha) steps",
     "momentum": "share of the last step that is repeated, no unit",
     "centered": "whether the average gradient is kept, and its square subtracted",
-    "v_init": "what v starts at, in units of g²",
+    "square_avg_init": "what v starts at, in units of g²",
     "eps_mode": "where ε stands",
     "lr_in_buffer": "whether the learning rate is inside the momentum buffer",
     "weight_decay_mode": "what weight_decay does, line [1]",
@@ -87,7 +87,7 @@ def overview() -> tuple[Part, ...]:
             "First the words for the learning rate, the decay of the average and ε, last those that clip. torch's "
             "words, and ours such as `clip_norm` or `sparse`, are taken under every dialect.",
             header=("dialect", "framework", "its words"),
-            rows=tuple((f"`{row.name}`", row.title, ticked(own_words(row))) for row in DIALECTS.values()),
+            rows=tuple((f"`{row.name}`", row.title, ticked(own_arguments(row))) for row in DIALECTS.values()),
         ),
         Part(
             "What has the name and does not fit",
@@ -119,7 +119,7 @@ def denominator(row: Dialect) -> str:
 
 def v_start(row: Dialect) -> str:
     """What the average of squares starts at."""
-    return "ε" if row.v_init_is_eps else number(row.rule.v_init)
+    return "ε" if row.v_init_is_eps else number(row.rule.square_avg_init)
 
 
 def number(value: Any) -> str:
@@ -138,21 +138,21 @@ def shown(value: Any) -> str:
     return number(value) if plain else f'"{value}"' if isinstance(value, str) else repr(value)
 
 
-def own_words(row: Dialect) -> list[str]:
+def own_arguments(row: Dialect) -> list[str]:
     """What the dialect calls the learning rate, the decay and ε, its further words, and those that clip."""
     first = [word for ours in HYPERS[:3] for word in _words_for(row, ours)]
     clips = clip_words(row)
-    return [*first, *(word for word in row.words if word not in (*first, *clips)), *clips]
+    return [*first, *(word for word in row.arguments if word not in (*first, *clips)), *clips]
 
 
 def clip_words(row: Dialect) -> list[str]:
     """The framework's own words for clipping."""
-    return [word for word in dict.fromkeys([*row.words, *row.values]) if row.words.get(word, word) in CLIPS]
+    return [word for word in dict.fromkeys([*row.arguments, *row.values]) if row.arguments.get(word, word) in CLIPS]
 
 
 def _words_for(row: Dialect, ours: str) -> list[str]:
     """The framework's words for a setting of ours; torch's where it has none."""
-    return [word for word, name in row.words.items() if name == ours] or [ours]
+    return [word for word, name in row.arguments.items() if name == ours] or [ours]
 
 
 def ticked(words: Iterable[str]) -> str:
@@ -206,7 +206,7 @@ def example(row: Dialect) -> dict[str, Any]:
 
 def settings(row: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
     """All settings under our names, from settings in the dialect's words."""
-    read = read_words(row, given)
+    read = read_arguments(row, given)
     return row.complete(read, read)
 
 
@@ -243,7 +243,7 @@ def _variations(row: Dialect) -> Iterator[dict[str, Any]]:
         if name not in elsewhere and not row.defaults()[name]:
             yield {**given}
     yield {"weight_decay": 1e-4}
-    if "weight_decay_mode" in row.words.values():
+    if "weight_decay_mode" in row.arguments.values():
         for mode in WEIGHT_DECAY_MODES:
             if mode != row.rule.weight_decay_mode and _says(row, {"weight_decay_mode": mode}):
                 yield {"weight_decay": 1e-4, "weight_decay_mode": mode}
@@ -252,14 +252,14 @@ def _variations(row: Dialect) -> Iterator[dict[str, Any]]:
 def _says(row: Dialect, given: dict[str, Any]) -> bool:
     """Whether the dialect has its own words for these settings of ours."""
     try:
-        return read_words(row, write_words(row, given)) == given
+        return read_arguments(row, write_arguments(row, given)) == given
     except ValueError:
         return False
 
 
 def _setting(row: Dialect, given: Mapping[str, Any]) -> str:
     """Settings of ours as an argument list in the dialect's words."""
-    return ", ".join(f"{word}={shown(value)}" for word, value in write_words(row, given).items())
+    return ", ".join(f"{word}={shown(value)}" for word, value in write_arguments(row, given).items())
 
 
 def _equation(row: Dialect, given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -271,7 +271,7 @@ def _equation(row: Dialect, given: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _words(row: Dialect) -> Part:
     """Every number and every word of its own: what it is called here, its default, its meaning."""
-    spoken = [*HYPERS, "centered", *row.words.values(), *(name for name in row.values if name in CLIPS)]
+    spoken = [*HYPERS, "centered", *row.arguments.values(), *(name for name in row.values if name in CLIPS)]
     rows = []
     for ours in dict.fromkeys(spoken):
         if ours in row.limits and not row.limits[ours].unless:
@@ -382,7 +382,7 @@ def _gradients(row: Dialect) -> Part:
     full = row.defaults()
     own = clip_words(row)
     items = [f"Its own words that clip: {ticked(own)}." if own else "It has no word of its own that clips."]
-    value, *norms, weights = (f"`{row.word(name)}`" for name in CLIPS)
+    value, *norms, weights = (f"`{row.argument(name)}`" for name in CLIPS)
     order = [*norms, value] if full["clip_value_last"] else [value, *norms]
     decay = "weight decay [1]"
     order = [decay, *order] if full["clip_after_decay"] else [*order, decay]

@@ -27,7 +27,7 @@ ROWS = (
         rule=Rule(eps_mode="outside"),
         hyper=Hyper(lr=None, alpha=0.99, eps=1e-8),
         source="BVLC/caffe 9b89154, src/caffe/solvers/rmsprop_solver.cpp and sgd_solver.cpp",
-        words={
+        arguments={
             "base_lr": "lr",
             "rms_decay": "alpha",
             "delta": "eps",
@@ -64,7 +64,7 @@ ROWS = (
         rule=Rule(eps_mode="inside", lr_in_buffer=True),
         hyper=Hyper(lr=0.01, alpha=0.9, eps=1e-5),
         source="pytorch/pytorch 03d697c, caffe2/sgd/rmsprop_op.h and caffe2/python/optimizer.py",
-        words={"base_learning_rate": "lr", "decay": "alpha", "epsilon": "eps"},
+        arguments={"base_learning_rate": "lr", "decay": "alpha", "epsilon": "eps"},
         refused={
             "alpha": "alpha is the learning rate in Caffe2's RmsPropOptimizer and the decay of the average in "
             "torch's; write lr=... or decay=... to say which"
@@ -90,7 +90,7 @@ ROWS = (
         rule=Rule(eps_mode="outside", lr_in_buffer=True),
         hyper=Hyper(lr=1e-3, alpha=0.9, eps=1e-8),
         source="FluxML/Optimisers.jl b3595f5, src/rules.jl",
-        words={"eta": "lr", "rho": "alpha", "epsilon": "eps", "centred": "centered"},
+        arguments={"eta": "lr", "rho": "alpha", "epsilon": "eps", "centred": "centered"},
         states={"quad": "square_avg", "lin": "grad_avg", "velocity": "momentum_buffer"},
         complex="Flux averages |g|², one number for both parts",
         call="Optimisers.RMSProp",
@@ -120,7 +120,7 @@ ROWS = (
         rule=Rule(eps_mode="outside"),
         hyper=Hyper(lr=0.1, alpha=0.95, eps=1e-8),
         source="deeplearning4j 1373917, nd4j RmsProp.java and RmsPropUpdater.java",
-        words={"learningRate": "lr", "rmsDecay": "alpha", "epsilon": "eps"},
+        arguments={"learningRate": "lr", "rmsDecay": "alpha", "epsilon": "eps"},
         v_init_is_eps=True,
         states={"G": "square_avg"},
         complex="ND4J has no complex parameters",
@@ -140,7 +140,7 @@ ROWS = (
         rule=Rule(eps_mode="both"),
         hyper=Hyper(lr=2e-3, alpha=0.95, eps=1e-6),
         source="NervanaSystems/neon 8c3fb8a, neon/optimizers/optimizer.py",
-        words={
+        arguments={
             "learning_rate": "lr",
             "decay_rate": "alpha",
             "epsilon": "eps",

@@ -12,7 +12,7 @@ ROWS = (
         rule=Rule(eps_mode="inside"),
         hyper=Hyper(lr=1e-3, alpha=0.99, eps=1e-8),
         source="the rule as lecture notes state it, after Tieleman and Hinton, lecture 6e, 2012, with ε in the root",
-        words={"learning_rate": "lr", "beta": "alpha", "epsilon": "eps"},
+        arguments={"learning_rate": "lr", "beta": "alpha", "epsilon": "eps"},
         refused={
             "alpha": "alpha is the learning rate in the textbook's rule and the decay of the average in torch's; "
             "write learning_rate=... or beta=... to say which"
@@ -29,7 +29,7 @@ ROWS = (
         rule=Rule(eps_mode="outside"),
         hyper=Hyper(lr=None, alpha=0.9, eps=0.0),
         source="lecture slides 6e, slide 29, from memory: MeanSquare(w,t) = 0.9 MeanSquare(w,t−1) + 0.1 (∂E/∂w)²",
-        words={"learning_rate": "lr"},
+        arguments={"learning_rate": "lr"},
         states={"MeanSquare": "square_avg"},
         own=Own(fixed=("eps",)),
         example="learning_rate=1e-3",
@@ -46,7 +46,7 @@ ROWS = (
         rule=Rule(eps_mode="inside", centered=True, lr_in_buffer=True),
         hyper=Hyper(lr=1e-4, alpha=0.95, eps=1e-4, momentum=0.9),
         source="arXiv:1308.0850, equations 38-45, constants as in chainer a8e15cb, rmsprop_graves.py",
-        words=_GREEK,
+        arguments=_GREEK,
         states={"n": "square_avg", "g": "grad_avg", "Delta": "momentum_buffer"},
         buffer_sign=-1,
         own=Own(takes=("momentum",)),
@@ -59,7 +59,7 @@ ROWS = (
         rule=Rule(eps_mode="inside", centered=True),
         hyper=Hyper(lr=2.5e-4, alpha=0.95, eps=0.01),
         source="kuz/DeepMind-Atari-Deep-Q-Learner, dqn/NeuralQLearner.lua",
-        words={"wc": "weight_decay", "learning_rate": "lr", "epsilon": "eps"},
+        arguments={"wc": "weight_decay", "learning_rate": "lr", "epsilon": "eps"},
         states={"g2": "square_avg", "g": "grad_avg"},
         own=Own(takes=("weight_decay",)),
         example="lr=2.5e-4",
@@ -77,7 +77,7 @@ ROWS = (
         rule=Rule(eps_mode="inside"),
         hyper=Hyper(lr=None, alpha=0.99, eps=0.1),
         source="arXiv:1602.01783, section 4 and supplement 7, from memory; ε is not published, 0.1 is common",
-        words={"learning_rate": "lr", "eta": "lr", "epsilon": "eps"},
+        arguments={"learning_rate": "lr", "eta": "lr", "epsilon": "eps"},
         states={"g": "square_avg"},
         example="learning_rate=7e-4",
         traps=(

@@ -53,10 +53,10 @@ ROWS = (
     Dialect(
         name="timm",
         title="timm's RMSpropTF: TensorFlow 1's rule in torch's words",
-        rule=Rule(eps_mode="inside", v_init=1.0, lr_in_buffer=True),
+        rule=Rule(eps_mode="inside", square_avg_init=1.0, lr_in_buffer=True),
         hyper=Hyper(lr=1e-2, alpha=0.9, eps=1e-10),
         source="timm 1.0.31, timm/optim/rmsprop_tf.py",
-        words={
+        arguments={
             "lr_in_momentum": "lr_in_buffer",
             "decoupled_decay": "weight_decay_mode",
             "corrected_weight_decay": "weight_decay_mode",
@@ -94,7 +94,7 @@ ROWS = (
     Dialect(
         name="sb3",
         title="Stable-Baselines3's RMSpropTFLike",
-        rule=Rule(eps_mode="inside", v_init=1.0),
+        rule=Rule(eps_mode="inside", square_avg_init=1.0),
         hyper=Hyper(lr=1e-2, alpha=0.99, eps=1e-8),
         source="stable-baselines3 2.9.2, common/sb2_compat/rmsprop_tf_like.py",
         states=_TORCH_STATES,
@@ -141,7 +141,7 @@ ROWS = (
         rule=Rule(eps_mode="floor", bias_correction=True, weight_decay_mode="decoupled"),
         hyper=Hyper(lr=0.0025, alpha=0.99, eps=1e-6),
         source="heavyball 3.2.1, heavyball/__init__.py, chainable.py and utils.py",
-        words={"betas": "alpha", "beta2": "alpha"},
+        arguments={"betas": "alpha", "beta2": "alpha"},
         values={"betas": Value(lambda pair: tuple(pair)[1], lambda alpha: (0.9, alpha))},
         limits={
             "warmup_steps": Limit(0, "it moves the learning rate: take a torch.optim.lr_scheduler"),
@@ -170,11 +170,16 @@ ROWS = (
         rule=Rule(eps_mode="outside"),
         hyper=Hyper(lr=1e-2, alpha=0.99, eps=1e-8),
         source="torch/optim a5ceed7, rmsprop.lua",
-        words={"learningRate": "lr", "epsilon": "eps", "weightDecay": "weight_decay", "initialMean": "v_init"},
+        arguments={
+            "learningRate": "lr",
+            "epsilon": "eps",
+            "weightDecay": "weight_decay",
+            "initialMean": "square_avg_init",
+        },
         states={"m": "square_avg"},
         complex="Lua Torch has no complex parameters",
         call="optim.rmsprop",
-        own=Own(takes=("weight_decay", "v_init"), text="optim.rmsprop(feval, x, {{{words}}})"),
+        own=Own(takes=("weight_decay", "square_avg_init"), text="optim.rmsprop(feval, x, {{{words}}})"),
         example="learningRate=1e-2, alpha=0.99, epsilon=1e-8",
         traps=("Between 2016 versions v started at 0, then at 1, then at 0 again: initialMean says which.",),
     ),

@@ -90,7 +90,7 @@ class Dialect:
         rule: its switches. `momentum` in it is ignored: the number decides.
         hyper: its default numbers; None for a learning rate that it asks for.
         source: where the formula and the defaults were read.
-        words: its argument names -> ours, where they differ from torch's.
+        arguments: its argument names -> ours, where they differ from torch's.
         values: of its words, and of torch's under it, those whose values are not ours.
         refused: names that cannot be taken under this dialect -> the reason and what to write instead.
         limits: names that can be taken with few values only.
@@ -114,7 +114,7 @@ class Dialect:
     rule: Rule
     hyper: Hyper
     source: str
-    words: Mapping[str, str] = field(default_factory=dict)
+    arguments: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, Value] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     limits: Mapping[str, Limit] = field(default_factory=dict)
@@ -152,16 +152,16 @@ class Dialect:
         for condition in self.when:
             if full[condition.setting]:
                 full |= {name: value for name, value in condition.then.items() if name in implied}
-        if self.v_init_is_eps and "v_init" not in explicit:
-            full["v_init"] = full["eps"]
+        if self.v_init_is_eps and "square_avg_init" not in explicit:
+            full["square_avg_init"] = full["eps"]
         if "reference_lr" not in explicit:
             corrected = full["weight_decay_mode"] == "corrected" and full["lr"] is not None
             full["reference_lr"] = float(full["lr"]) if corrected else None
         return full
 
-    def word(self, ours: str) -> str:
+    def argument(self, ours: str) -> str:
         """What the framework calls a setting of ours: its first name for it, or torch's."""
-        return next((theirs for theirs, name in self.words.items() if name == ours), ours)
+        return next((theirs for theirs, name in self.arguments.items() if name == ours), ours)
 
 
 # What torch does beyond the nine lines: nothing.

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.analysis import denominator, thaw
+from rmsprop.analysis import denominator, steps_stuck
 from rmsprop.conversion.file import read_checkpoint, refuse_stateless
-from rmsprop.conversion.record import OWN, Array, Checkpoint, Report
+from rmsprop.conversion.record import OWN, Array, Checkpoint, ConversionReport
 from rmsprop.conversion.settings import resolve_settings
-from rmsprop.conversion.state import find
+from rmsprop.conversion.state import find_row
 from rmsprop.dialects import HYPERS, SWITCHES, Dialect
 from rmsprop.spec import Hyper, Rule, check_number, check_switch
 
-FROZEN = 100.0  # an element is frozen where √w is that many times the median of its tensor
+STUCK = 100.0  # an element is stuck where √w is that many times the median of its tensor
 
 Settings = dict[str, Any]
 TINY = 1e-37  # below it float32 rounds αᵗ·v₀ coarsely
@@ -41,9 +41,9 @@ class Row:
             above 0 and the file counts no steps, so that where it would be by now is not known. The shares below are
             then of all elements.
         below_eps: the share, of all others, where ε exceeds the root in [6], or w itself where ε stands inside.
-        frozen: the share, of those others, whose √w is more than FROZEN times their median: after a spike of the
-            gradient they move FROZEN times less than the rest. A spike that met all elements alike does not show.
-        thaw: how many steps until the last of them is no longer frozen, if no gradient comes in.
+        stuck: the share, of those others, whose √w is more than STUCK times their median: after a spike of the
+            gradient they move STUCK times less than the rest. A spike that met all elements alike does not show.
+        steps_stuck: how many steps until the last of them is no longer stuck, if no gradient comes in.
         nonfinite: how many NaN and infinite elements the state holds; of the parameter itself, nonfinite_params.
         bytes: what the state takes, as it is read.
     """
@@ -59,8 +59,8 @@ class Row:
     lr_high: float
     untouched: float | None
     below_eps: float
-    frozen: float
-    thaw: float
+    stuck: float
+    steps_stuck: float
     nonfinite: int
     nonfinite_params: int
     slots: tuple[str, ...]
@@ -101,7 +101,7 @@ class Inspection:
             "steps": max((row.step for row in self.rows if row.step is not None), default=None),
             "untouched": None if not known else 1 - touched / elements if elements else 0.0,
             "below_eps": self._share("below_eps", touched),
-            "frozen": self._share("frozen", touched),
+            "stuck": self._share("stuck", touched),
             "nonfinite": sum(row.nonfinite for row in self.rows),
             "nonfinite_params": sum(row.nonfinite_params for row in self.rows),
         }
@@ -130,7 +130,7 @@ def inspect(
     given = dict(given or {})
     held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
     refuse_stateless(held, path, "inspect")
-    row = find(held.source)
+    row = find_row(held.source)
     assumed = list(held.notes)
     groups = []
     for names, hyper in held.groups or [(list(held.slots), held.hyper)]:
@@ -140,15 +140,15 @@ def inspect(
         if not held.source.startswith(OWN):
             own.hyper = _complete(row, hyper, given, assumed)
         if unsaid:  # no number here depends on it
-            own.hyper[row.word("momentum")] = row.hyper.momentum or 0.9
+            own.hyper[row.argument("momentum")] = row.hyper.momentum or 0.9
         decay = own.hyper.get("decay")
         if "decay" in row.limits and decay and held.step is None and "decay" not in given:
             own.hyper = {word: value for word, value in own.hyper.items() if word != "decay"}
             assumed.append(
-                f"decay={decay:g} divides {row.word('lr')} by 1 + decay·t, and the file counts no steps t: rates are "
-                f"those of the start; or --set {row.word('lr')}=... with the rate reached"
+                f"decay={decay:g} divides {row.argument('lr')} by 1 + decay·t, and the file counts no steps t: rates "
+                f"are those of the start; or --set {row.argument('lr')}=... with the rate reached"
             )
-        report = Report()
+        report = ConversionReport()
         ((_, settings),) = resolve_settings(own, given, report)
         assumed += report.approximate
         settings |= {name: check_number(name, settings[name]) for name in HYPERS}
@@ -175,8 +175,8 @@ def _complete(row: Dialect, hyper: Settings, given: Mapping[str, Any], assumed: 
     for name in ("lr", "alpha", "eps"):
         if name in said:
             continue
-        value, word = getattr(row.hyper, name), row.word(name)
-        full = {known: other for known, other in full.items() if row.words.get(known, known) != name}
+        value, word = getattr(row.hyper, name), row.argument(name)
+        full = {known: other for known, other in full.items() if row.arguments.get(known, known) != name}
         if value is None:
             full[word] = 1.0
             assumed.append(
@@ -198,17 +198,27 @@ def _moving(held: Checkpoint, row: Dialect) -> bool:
 
 def _said(row: Dialect, hyper: Settings, given: Mapping[str, Any]) -> set[str]:
     """Our names of the settings that the file or the user says."""
-    return {row.words.get(word, word) for word, value in {**hyper, **given}.items() if value is not None}
+    return {row.arguments.get(word, word) for word, value in {**hyper, **given}.items() if value is not None}
 
 
 def _shown(settings: Settings) -> Settings:
-    names = ("dialect", "lr", "alpha", "eps", "eps_mode", "momentum", "centered", "bias_correction", "v_init")
+    names = (
+        "dialect",
+        "lr",
+        "alpha",
+        "eps",
+        "eps_mode",
+        "momentum",
+        "centered",
+        "bias_correction",
+        "square_avg_init",
+    )
     return {name: settings[name] for name in names}
 
 
 def _equation(settings: Settings) -> list[str]:
     """Lines [2] to [6] with the group's numbers: those that the table rests on."""
-    names = ("eps_mode", "v_init", "centered", "bias_correction")
+    names = ("eps_mode", "square_avg_init", "centered", "bias_correction")
     rule = Rule(**{name: settings[name] for name in names})
     lines = rule.equation(Hyper(settings["lr"], settings["alpha"], settings["eps"]))
     return [line for line in lines if line[1] in "23456"]
@@ -246,7 +256,7 @@ def _row(
         if fresh is None:
             assumed.append("the file counts no steps, so averages are taken as they are, without bias correction")
         c = 1.0 if fresh is None else 1 - fresh
-    if fresh is None and settings["v_init"]:
+    if fresh is None and settings["square_avg_init"]:
         assumed.append("the file counts no steps, so which elements never had a gradient is not known")
     flat = _real(v)
     low, median, high, shares = _measure(flat, mean if settings["centered"] else None, c, fresh, settings)
@@ -281,8 +291,8 @@ def _measure(
 ) -> tuple[float, float, float, dict[str, Any]]:
     """The quantiles of lr/d, and the shares. Equation: spec.py, [4]-[6]."""
     if not v.size:
-        return math.nan, math.nan, math.nan, {"untouched": 0.0, "below_eps": 0.0, "frozen": 0.0, "thaw": 0.0}
-    start = float(settings["v_init"])
+        return math.nan, math.nan, math.nan, {"untouched": 0.0, "below_eps": 0.0, "stuck": 0.0, "steps_stuck": 0.0}
+    start = float(settings["square_avg_init"])
     left = start if fresh is None else start * fresh
     eps, mode = float(settings["eps"]), settings["eps_mode"]
     with np.errstate(all="ignore"):
@@ -297,13 +307,13 @@ def _measure(
         count = int((~untouched).sum())
         below = own & ((w if mode in ("inside", "both") else root) < eps)
         middle = float(np.median(root[own])) if own.any() else 0.0
-        frozen = own & (root > FROZEN * middle) if middle > 0 else np.zeros_like(own)
-    most = float(root[frozen].max()) / middle / FROZEN if frozen.any() else 1.0
+        stuck = own & (root > STUCK * middle) if middle > 0 else np.zeros_like(own)
+    most = float(root[stuck].max()) / middle / STUCK if stuck.any() else 1.0
     shares = {
         "untouched": float(untouched.mean()) if known else None,
         "below_eps": float(below.sum()) / count if count else 0.0,
-        "frozen": float(frozen.sum()) / count if count else 0.0,
-        "thaw": thaw(float(settings["alpha"]), most),
+        "stuck": float(stuck.sum()) / count if count else 0.0,
+        "steps_stuck": steps_stuck(float(settings["alpha"]), most),
     }
     low, median, high = _quantiles(rate, (0.1, 0.5, 0.9))
     return low, median, high, shares

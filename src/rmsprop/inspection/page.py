@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from rmsprop.inspection.checkpoint import FROZEN, Inspection, Row
+from rmsprop.inspection.checkpoint import STUCK, Inspection, Row
 from rmsprop.printing import in_html
 
 HEADINGS = (
@@ -17,7 +17,7 @@ HEADINGS = (
     "αᵗ",
     "effective lr (10 % to 90 %)",
     "ε rules",
-    "frozen",
+    "stuck",
     "untouched",
     "NaN, inf",
     "state",
@@ -26,7 +26,7 @@ MEANINGS = {
     "effective lr": "lr/d, what an element's gradient is multiplied by: the median element, and the middle 80 %",
     "αᵗ": "what is left in v of its start",
     "ε rules": "elements where ε exceeds the root: they learn as by SGD",
-    "frozen": f"elements whose √v is more than {FROZEN:g} times the median: after a spike they hardly move",
+    "stuck": f"elements whose √v is more than {STUCK:g} times the median: after a spike they hardly move",
     "untouched": "elements that never had a gradient; the two shares before leave them out",
     "NaN, inf": "elements of the state, and after + of the parameter",
 }
@@ -58,7 +58,7 @@ def sentences(found: Inspection) -> list[str]:
         lines.append(f"group {i}: {said}")
     lines.append(
         f"{totals['parameters']} parameters, {totals['elements']:,} elements, {totals['bytes']:,} bytes of state; "
-        f"ε rules {totals['below_eps']:.1%}, frozen {totals['frozen']:.1%}, untouched {_share(totals['untouched'])}, "
+        f"ε rules {totals['below_eps']:.1%}, stuck {totals['stuck']:.1%}, untouched {_share(totals['untouched'])}, "
         f"{totals['nonfinite'] + totals['nonfinite_params']} NaN or infinite"
     )
     return lines + [f"assumed: {sentence}" for sentence in found.assumed]
@@ -80,7 +80,7 @@ def cells(row: Row) -> list[str]:
         "?" if row.fresh is None else f"{row.fresh:.2g}",
         rates,
         _percent(row.below_eps),
-        _percent(row.frozen) + (f", {row.thaw:.0f} steps" if row.thaw >= 1 else ""),
+        _percent(row.stuck) + (f", {row.steps_stuck:.0f} steps" if row.steps_stuck >= 1 else ""),
         "?" if row.untouched is None else _percent(row.untouched),
         bad,
         f"{row.dtype}, {each:g} B each",
@@ -117,7 +117,7 @@ scale from {limits[0]:.1g} to {limits[1]:.1g}; the tick is the median, the dashe
 
 
 def _line(row: Row, limits: tuple[float, float], lr: float) -> str:
-    loud = {5: row.below_eps > 0.5, 6: row.frozen > 0, 8: row.nonfinite + row.nonfinite_params > 0}
+    loud = {5: row.below_eps > 0.5, 6: row.stuck > 0, 8: row.nonfinite + row.nonfinite_params > 0}
     line = ""
     for i, cell in enumerate(cells(row)):
         mark = ' class="loud"' if loud.get(i) else ""

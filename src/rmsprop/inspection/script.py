@@ -93,7 +93,7 @@ class Watched:
 
 
 @dataclass
-class Report:
+class ScriptReport:
     """What a script's run gave.
 
     Attributes:
@@ -142,7 +142,7 @@ class Report:
         return "\n".join(lines)
 
 
-class Watch:
+class StepWatch:
     """Every RMSprop that is made while it is on, asked at powers of ten of its steps, and at the end.
 
     Args:
@@ -231,14 +231,14 @@ class Watch:
         return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
-def check(script: Path, arguments: Sequence[str] = (), limit: int | None = None) -> Report:
+def check(script: Path, arguments: Sequence[str] = (), limit: int | None = None) -> ScriptReport:
     """Run a script as `python SCRIPT ARGUMENTS` would, watch its RMSprop, and say what was found.
 
     Args:
         limit: stop after that many optimizer steps.
     Mutates: whatever the script does; sys.argv, sys.path and torch.optim are put back.
     """
-    report, watch = Report(str(script)), Watch(limit)
+    report, watch = ScriptReport(str(script)), StepWatch(limit)
     argv, path = sys.argv, list(sys.path)
     sys.argv = [str(script), *arguments]
     sys.path.insert(0, str(script.resolve().parent))

@@ -79,7 +79,7 @@ class Lists:
         }
         self.end = (c_int64 * count)()
         self.correction = (c_double * count)()
-        self.stream = (c_uint64 * count)(*bucket.streams)
+        self.random_key = (c_uint64 * count)(*bucket.random_keys)
         self.key = (c_uint32 * (2 * count))()
         self.work = native.Work(
             param_type=native.TYPES[bucket.param[0].dtype],
@@ -93,12 +93,12 @@ class Lists:
             decoupled=rule.weight_decay_mode in ("decoupled", "corrected"),
             bias_correction=rule.bias_correction,
             maximize=rule.maximize,
-            stochastic=bool(bucket.streams),
+            stochastic=bool(bucket.random_keys),
             count=count,
             size=ctypes.addressof(self.size),
             end=ctypes.addressof(self.end),
             correction=ctypes.addressof(self.correction),
-            stream=ctypes.addressof(self.stream),
+            random_key=ctypes.addressof(self.random_key),
             key=ctypes.addressof(self.key),
             **{name: ctypes.addressof(values) for name, values in self.address.items()},
         )

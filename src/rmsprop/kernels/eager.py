@@ -274,7 +274,11 @@ def _write(part: Bucket, worked: Lists) -> None:
         _narrow(part.param, worked)
         return
     for i, (p, x) in enumerate(zip(part.param, worked, strict=True)):
-        random = rounding.word(part.streams[i], part.step[i], p.shape, p.device, p.stride()) if part.streams else None
+        random = (
+            rounding.word(part.random_keys[i], part.step[i], p.shape, p.device, p.stride())
+            if part.random_keys
+            else None
+        )
         rounding.write(p, x, part.compensation[i] if part.compensation else None, random)
 
 

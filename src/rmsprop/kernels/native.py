@@ -32,7 +32,7 @@ class Work(Structure):
         *((name, c_int32) for name in ("bias_correction", "maximize", "stochastic")),
         ("count", c_int64),
         *((name, c_void_p) for name in ("size", "param", "grad", "square_avg", "grad_avg", "momentum_buffer")),
-        *((name, c_void_p) for name in ("compensation", "step", "end", "correction", "stream", "key")),
+        *((name, c_void_p) for name in ("compensation", "step", "end", "correction", "random_key", "key")),
     )
 
 

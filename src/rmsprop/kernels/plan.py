@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rmsprop.kernels import cpu, native
-from rmsprop.spec import Hyper, Rule, plain, stream
+from rmsprop.spec import Hyper, Rule, plain, random_key
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, is_half, kept, wanted
 from rmsprop.tensors.nonfinite import Guard, first_unfinite
@@ -106,7 +106,7 @@ class Plan:
         self._held: list[Any] = []  # arrays that the structures below point into
         params = [p for group, _ in groups for p in group["params"]]
         self._place = {id(p): i for i, p in enumerate(params)}  # a hint: what is found by it is compared
-        self._shards = shards.Watch(params, state)
+        self._shards = shards.DTensorWatch(params, state)
         parts = _all_of(groups, stepped)
         if not parts:
             found = _parts(groups, state)
@@ -379,7 +379,7 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
                     for name, x in zip(names[is_half(p.dtype)], slots, strict=True):
                         getattr(bucket, name).append(x)
                     if group["rounding"] == "stochastic":
-                        bucket.streams.append(stream(group["seed"], place))
+                        bucket.random_keys.append(random_key(group["seed"], place))
                     places.append(place)
             place += 1
         for bucket, places in found.values():

@@ -18,13 +18,13 @@ SCALE = {torch.float16: 2048.0, torch.bfloat16: 1.0}
 
 
 def word(
-    stream: int, step: Tensor, shape: torch.Size, device: torch.device, strides: tuple[int, ...] | None = None
+    random_key: int, step: Tensor, shape: torch.Size, device: torch.device, strides: tuple[int, ...] | None = None
 ) -> Tensor:
     """The random word, 0 to 2³² − 1, of each element. Shapes: `step` has one element; the result `shape`, int64.
 
     Elements count in the order of memory, as for the compiled kernels; where memory has gaps, in that of the shape.
     """
-    first, second = keys(stream, step.detach().to(device, torch.int64).reshape(()))
+    first, second = keys(random_key, step.detach().to(device, torch.int64).reshape(()))
     count = 1
     for size in shape:
         count *= size
@@ -34,10 +34,10 @@ def word(
     return words
 
 
-def keys(stream: int, t: Any) -> tuple[Any, Any]:
+def keys(random_key: int, t: Any) -> tuple[Any, Any]:
     """What the words of step t follow from: two numbers, or two tensors where t is one."""
-    first = _mix(((stream & _WORD) + t * 0x9E3779B9) & _WORD, t >> 32)
-    return first, _mix((stream >> 32) ^ first, 0)
+    first = _mix(((random_key & _WORD) + t * 0x9E3779B9) & _WORD, t >> 32)
+    return first, _mix((random_key >> 32) ^ first, 0)
 
 
 def _mix(x: Any, key: Any) -> Any:

@@ -94,8 +94,8 @@ class Table:
         for k, values in enumerate(bucket.lists()):
             self.columns[k] = [x.data_ptr() for x in values] if values else 0
         self.columns[SIZE] = self.sizes
-        if bucket.streams:
-            self.columns[RANDOM] = np.array(bucket.streams, np.uint64).view(np.int64)
+        if bucket.random_keys:
+            self.columns[RANDOM] = np.array(bucket.random_keys, np.uint64).view(np.int64)
 
     def on_device(self, capturable: bool) -> Tensor:
         """The table in device memory, for kernels on the current stream.
@@ -174,7 +174,7 @@ class Work:
         self.device, self.count, self.capturable = first.device, len(bucket.param), bucket.capturable
         self.clock = counter(bucket)
         self.rule = rule
-        self.stochastic = bool(bucket.streams)
+        self.stochastic = bool(bucket.random_keys)
         self.counted_before = (rule.bias_correction or self.stochastic) and self.clock is not None
         widest = max(first.dtype, state, key=lambda dtype: dtype.itemsize)
         self.fixed = {
@@ -282,8 +282,8 @@ def _count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
     torch._foreach_add_(bucket.step, torch.tensor(1.0, dtype=bucket.step[0].dtype, device="cpu"), alpha=1.0)
     if rule.bias_correction:
         table.columns[CORRECTION] = np.array([1 - hyper.alpha ** t.item() for t in bucket.step]).view(np.int64)
-    if bucket.streams:
-        keys = [rounding.keys(own, int(t)) for own, t in zip(bucket.streams, bucket.step, strict=True)]
+    if bucket.random_keys:
+        keys = [rounding.keys(own, int(t)) for own, t in zip(bucket.random_keys, bucket.step, strict=True)]
         table.columns[RANDOM] = np.array([a | b << 32 for a, b in keys], np.uint64).view(np.int64)
 
 

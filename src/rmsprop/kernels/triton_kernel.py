@@ -13,7 +13,7 @@ import triton.language as tl
 
 # Columns of the table: seven addresses, then the number of elements (-1: no gradient today), the first block, [4]
 # 1 − αᵗ as the bits of a float64, where the host counts, and what random bits follow from: the two keys of this step
-# where the host counts, else the parameter's stream.
+# where the host counts, else the parameter's random key.
 PARAM, GRAD, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STEP, COMPENSATION = map(tl.constexpr, range(7))
 SIZE, FIRST, CORRECTION, RANDOM = map(tl.constexpr, range(7, 11))
 COLUMNS = tl.constexpr(11)

@@ -285,7 +285,7 @@ RAVINES: dict[str, Callable[[float], Landscape]] = {
 """The landscapes that have a condition number."""
 
 
-def find(name: str, condition: float | None = None) -> Landscape:
+def find_landscape(name: str, condition: float | None = None) -> Landscape:
     """Look up a landscape by name, with another condition number if one is given.
 
     Raises: ValueError for an unknown name, or a condition where there is none to set.
@@ -339,7 +339,7 @@ def race(
     Returns: one Trajectory per optimizer, in the order given.
     Raises:  ValueError, before anything runs, if an argument cannot work.
     """
-    where = find(landscape) if isinstance(landscape, str) else landscape
+    where = find_landscape(landscape) if isinstance(landscape, str) else landscape
     budget = where.steps if steps is None else steps
     if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= where.max_steps:
         raise ValueError(f"steps={budget!r}: on {where.name} give a whole number from 1 to {where.max_steps}.")

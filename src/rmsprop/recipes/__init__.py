@@ -21,7 +21,7 @@ from rmsprop.recipes import games, others, vision
 from rmsprop.recipes.row import TEXTS, Recipe
 from rmsprop.spec import check_number, check_switch
 
-__all__ = ["RECIPES", "TEXTS", "Recipe", "call", "complete", "find", "follow", "note", "recipe", "warn"]
+__all__ = ["RECIPES", "TEXTS", "Recipe", "call", "complete", "find_recipe", "follow", "note", "recipe", "warn"]
 
 RECIPES: Mapping[str, Recipe] = {row.name: row for module in (games, vision, others) for row in module.ROWS}
 
@@ -57,7 +57,7 @@ _CHANGEABLE = (*HYPERS, *CLIPS, "clip_after_decay", "sparse")
 _UNWARNED = ("lr", *CLIPS, "clip_after_decay")
 
 
-def find(name: Any) -> Recipe:
+def find_recipe(name: Any) -> Recipe:
     """The row of that name.
 
     Raises:
@@ -91,18 +91,18 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
     >>> recipe("a2c-sb2")
     {'recipe': 'a2c-sb2', 'dialect': 'sb3', 'alpha': 0.99, 'eps': 1e-05}
     """
-    row = find(name)
-    dialect = dialects.find(row.dialect)
+    row = find_recipe(name)
+    dialect = dialects.find_dialect(row.dialect)
     _check_dialect(row, changes.get("dialect", row.dialect))
     running = {word: value for word, value in changes.items() if word in _RUNNING}
     unsaid = {word for word, value in changes.items() if value is None and word in (*SWITCHES, "sparse")}
     words = {word: value for word, value in changes.items() if word not in {"dialect", *running, *unsaid}}
-    given = {word: _check(word, value) for word, value in dialects.read_words(dialect, words).items()}
+    given = {word: _check(word, value) for word, value in dialects.read_arguments(dialect, words).items()}
     settings = {**_meaning(row), **given}
     note(row.name, {**dialect.complete(settings, settings), "dialect": dialect.name})
     if "lr" not in given:
         del settings["lr"]
-    return {"recipe": row.name, "dialect": dialect.name, **dialects.write_words(dialect, settings), **running}
+    return {"recipe": row.name, "dialect": dialect.name, **dialects.write_arguments(dialect, settings), **running}
 
 
 def follow(name: Any, dialect: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,14 +111,14 @@ def follow(name: Any, dialect: str, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: there is no such recipe, or it has another dialect.
     """
-    row = find(_name_of(name))
+    row = find_recipe(_name_of(name))
     _check_dialect(row, dialect)
     return {**_meaning(row), **given}
 
 
 def _meaning(row: Recipe) -> dict[str, Any]:
     """The recipe's settings under our names."""
-    return dialects.read_words(dialects.find(row.dialect), row.settings)
+    return dialects.read_arguments(dialects.find_dialect(row.dialect), row.settings)
 
 
 def _name_of(noted: Any) -> Any:
@@ -134,7 +134,7 @@ def note(name: Any, settings: Mapping[str, Any]) -> str:
     Raises:
         ValueError: they break the recipe's meaning; the message says what it fixes and what would work.
     """
-    row = find(_name_of(name))
+    row = find_recipe(_name_of(name))
     _check_dialect(row, settings["dialect"])
     meant = complete(row)
     for fixed in SWITCHES:
@@ -159,7 +159,7 @@ def warn(settings: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> No
     """
     if "recipe" not in settings:
         return
-    row = find(_name_of(settings["recipe"]))
+    row = find_recipe(_name_of(settings["recipe"]))
     meant = complete(row)
     asked = [word for word in _CHANGEABLE if word not in _UNWARNED]
     changed = _changed(settings, meant, [w for w in asked if all(_differs(own[w], meant[w]) for own in groups)])
@@ -176,16 +176,16 @@ def warn(settings: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> No
 
 def call(row: Recipe, **changes: Any) -> str:
     """The constructor's call that a recipe stands for, or with changes under our names would."""
-    dialect = dialects.find(row.dialect)
-    kept = {word: value for word, value in row.settings.items() if dialect.words.get(word, word) not in changes}
-    words = {"dialect": row.dialect, **kept, **dialects.write_words(dialect, changes)}
+    dialect = dialects.find_dialect(row.dialect)
+    kept = {word: value for word, value in row.settings.items() if dialect.arguments.get(word, word) not in changes}
+    words = {"dialect": row.dialect, **kept, **dialects.write_arguments(dialect, changes)}
     return f"RMSprop(params, {', '.join(f'{word}={value!r}' for word, value in words.items())})"
 
 
 def complete(row: Recipe) -> dict[str, Any]:
     """Every setting that the recipe comes to, under our names."""
     given = _meaning(row)
-    return dialects.find(row.dialect).complete(given, given)
+    return dialects.find_dialect(row.dialect).complete(given, given)
 
 
 def _changed(settings: Mapping[str, Any], meant: Mapping[str, Any], names: Any) -> list[str]:

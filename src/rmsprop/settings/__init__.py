@@ -78,7 +78,7 @@ def is_unset(value: Any) -> bool:
     return any(value is own for own in _UNSET)
 
 
-def settle(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
+def resolve_settings(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
     """All settings of a group under our names: the dialect's defaults, overridden by what was given.
 
     Returns: the settings, and the names of those that were asked for. lr is None where the dialect has no default
@@ -86,10 +86,12 @@ def settle(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, Any], froz
     Raises:
         ValueError, TypeError: a name or value that does not work, with what would.
     """
-    row = dialects.find(dialect)
+    row = dialects.find_dialect(dialect)
     execution = {name: value for name, value in given.items() if name in EXECUTION or name in CARE}
     apart = (*EXECUTION, *CARE, "recipe")
-    words = _checked(dialects.read_words(row, {name: value for name, value in given.items() if name not in apart}))
+    words = _checked(
+        dialects.read_arguments(row, {name: value for name, value in given.items() if name not in apart})
+    )
     followed = given.get("recipe")
     if followed is not None:
         words = recipes.follow(followed, row.name, words)
@@ -118,17 +120,17 @@ def own_group(
     if "params" not in given:
         names = ", ".join(printable(key[:MOST]) if isinstance(key, str) else shown(key) for key in given)
         raise ValueError(f"a parameter group has no params; it holds {names[:MOST] or 'nothing'}")
-    row = dialects.find(given.get("dialect", defaults["dialect"]))
+    row = dialects.find_dialect(given.get("dialect", defaults["dialect"]))
     keys = group_keys.split(row, given, TORCH_GROUP, typed)
     apart = (*EXECUTION, *CARE, "dialect")
-    under_ours, words = ({k: v for k, v in part.items() if k not in apart} for part in (keys.plain, keys.words))
+    under_ours, words = ({k: v for k, v in part.items() if k not in apart} for part in (keys.plain, keys.arguments))
     execution = {name: given[name] for name in apart[:-1] if name in given and name not in keys.left}
     rest = dict(keys.carried)
     followed = rest.pop("recipe", None)
     same = row.name == defaults["dialect"] and followed is None
     base = defaults if same else {**defaults, **row.defaults(), "dialect": row.name}
     kept = asked if same else frozenset()
-    read = _checked(under_ours | dialects.read_words(row, words))
+    read = _checked(under_ours | dialects.read_arguments(row, words))
     if followed is not None:
         read = recipes.follow(followed, row.name, read)
     followed = followed or defaults.get("recipe")
@@ -138,7 +140,7 @@ def own_group(
     if settings["lr"] is None and "lr" not in read:
         raise TypeError(
             f"dialect={row.name!r} has no default learning rate, as {row.call or row.title} has none; "
-            f"give {row.word('lr')}=..., such as 1e-3"
+            f"give {row.argument('lr')}=..., such as 1e-3"
         )
     group = {**rest, **check_new(settings)}
     if followed is not None:
@@ -241,7 +243,7 @@ def check_setting(name: str, value: Any) -> Any:
     Raises: ValueError, TypeError: a value that does not work.
     """
     if name == "dialect":
-        return dialects.find(value).name
+        return dialects.find_dialect(value).name
     if name == "lr":
         return check_lr(value)
     if name in dialects.HYPERS:
@@ -351,7 +353,7 @@ def read(group: Mapping[str, Any]) -> tuple[Rule, Hyper]:
     make = Rule if torch.compiler.is_compiling() else _rule
     rule = make(
         group["eps_mode"],
-        group["v_init"],
+        group["square_avg_init"],
         group["centered"],
         group["momentum"] != 0,
         group["nesterov"],

@@ -41,7 +41,9 @@ def is_anothers(row: Dialect, given: Mapping[str, Any]) -> bool:
     """Whether a group was completed by an optimizer of another class, such as torch's Adam or SGD."""
     if is_own(given):
         return False
-    return any(key in given and key not in row.words for key in _OPTIMIZERS) or all(key in given for key in _TORCHS)
+    return any(key in given and key not in row.arguments for key in _OPTIMIZERS) or all(
+        key in given for key in _TORCHS
+    )
 
 
 def is_wrappers(given: Mapping[str, Any], typed: Collection[str]) -> bool:
@@ -66,13 +68,13 @@ class Split:
 
     Attributes:
         plain: settings under our names.
-        words: settings in the dialect's words or ours.
+        arguments: settings in the dialect's words or ours.
         carried: notes that stay in the group as they are.
         left: another optimizer's values of settings of ours, which are not taken over.
     """
 
     plain: dict[str, Any] = field(default_factory=dict)
-    words: dict[str, Any] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
     carried: dict[str, Any] = field(default_factory=dict)
     left: dict[str, Any] = field(default_factory=dict)
 
@@ -90,18 +92,18 @@ def split(row: Dialect, given: Mapping[str, Any], ours: Collection[str], typed: 
     if is_own(given):
         plain = read = set(ours)
     elif others or is_wrappers(given, typed):
-        said = {row.words.get(word, word) for word in typed if word in given}
+        said = {row.arguments.get(word, word) for word in typed if word in given}
         read = {*typed, *(name for name in ours if name not in said)} - set(_THEIRS if others else ()).difference(
             typed
         )
         other_meaning = (*row.refused, *(name for name, limit in row.limits.items() if limit.unless))
         plain = {name for name in other_meaning if name in ours}  # torch's meaning, whatever it is in the dialect
     else:
-        read = {*row.words, *row.refused, *row.limits, *ours} - {"name"}
+        read = {*row.arguments, *row.refused, *row.limits, *ours} - {"name"}
     found = Split()
     for key, value in given.items():
         if key in read:
-            (found.plain if key in plain else found.words)[key] = value
+            (found.plain if key in plain else found.arguments)[key] = value
         else:
             (found.left if key in ours else found.carried)[key] = value
     return found
@@ -134,11 +136,13 @@ def resembling(group: Mapping[str, Any], ours: Collection[str]) -> dict[str, str
         group: a group of this package's optimizers.
         ours: the names of all settings.
     """
-    row = dialects.find(group["dialect"])
+    row = dialects.find_dialect(group["dialect"])
     found = {}
     for key in group.keys() - set(ours) - {"params", "param_names", "recipe", "name", *_NOTES}:
-        near = difflib.get_close_matches(key, [*ours, *row.words], n=1, cutoff=0.85) if isinstance(key, str) else []
-        meant = row.words.get(key) or dialects.FOREIGN.get(key) or next(iter(near), None)
+        near = (
+            difflib.get_close_matches(key, [*ours, *row.arguments], n=1, cutoff=0.85) if isinstance(key, str) else []
+        )
+        meant = row.arguments.get(key) or dialects.FOREIGN.get(key) or next(iter(near), None)
         if meant is not None:
-            found[key] = row.words.get(meant, meant)
+            found[key] = row.arguments.get(meant, meant)
     return found

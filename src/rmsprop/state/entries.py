@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 from rmsprop.printing import shown
 from rmsprop.state.matching import Match, Pair
-from rmsprop.state.saved_groups import Settled
+from rmsprop.state.saved_groups import MergedGroups
 from rmsprop.state.values import excess
 from rmsprop.tensors import shards
 
@@ -19,18 +19,18 @@ PLAIN = (Tensor, torch.nn.Parameter)
 _REAL = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 
 
-def misfits(matched: Match, settled: Settled, state: Mapping[Any, Any]) -> dict[Tensor, list[str]]:
+def misfits(matched: Match, merged: MergedGroups, state: Mapping[Any, Any]) -> dict[Tensor, list[str]]:
     """By parameter, what of its saved state does not fit it.
 
     Raises: ValueError where the momentum buffer is in other units.
     """
     found = {}
-    left_open = {place for place, names in settled.left_open.items() if "lr_in_buffer" in names}
+    left_open = {place for place, names in merged.left_open.items() if "lr_in_buffer" in names}
     for pair in matched.pairs:
         entry = state.get(pair.key)
         if not entry:
             continue
-        centered = settled.groups[pair.group]["centered"]
+        centered = merged.groups[pair.group]["centered"]
         wrong = [] if _fits(pair.param, entry, centered) else _faults(pair, entry, centered)
         if wrong:
             found[pair.param] = wrong
@@ -94,7 +94,7 @@ def _slot_faults(name: str, value: Any, param: Tensor, label: str) -> list[str]:
         said = f"{value.dtype} of layout {value.layout} on {value.device}"
     elif value.is_complex() != param.is_complex() or not _copies(value):
         said = str(value.dtype)
-    elif shards.is_spread(value) and not shards.is_spread(param):
+    elif shards.is_dtensor(value) and not shards.is_dtensor(param):
         return [
             f"{name} of {label} is spread over processes (DTensor) and the parameter is not: take the state with "
             "StateDictOptions(full_state_dict=True)"

@@ -20,14 +20,14 @@ from rmsprop.state import other_optimizers
 from rmsprop.state.entries import misfits
 from rmsprop.state.matching import MATCHES, Match, hint, match, rekeyed
 from rmsprop.state.placing import Writes, goes_on, place_lr, place_state
-from rmsprop.state.saved_groups import HPARAMS, Difference, Group, Settled, settle, show
+from rmsprop.state.saved_groups import HPARAMS, ChangedSetting, Group, MergedGroups, merge_saved, show
 from rmsprop.state.slots import step_tensor, stops
 from rmsprop.tensors import shards
 from rmsprop.tensors.forked import serial_after_fork
 
 
 @dataclass(frozen=True)
-class Report:
+class LoadReport:
     """What loading a state dict did; `print(report)` shows it.
 
     Attributes:
@@ -47,7 +47,7 @@ class Report:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     reshaped: tuple[str, ...]
-    differences: tuple[Difference, ...]
+    differences: tuple[ChangedSetting, ...]
     kept: bool
 
     def __str__(self) -> str:
@@ -68,7 +68,7 @@ def load(
     rename: Mapping[str, str] | None,
     hparams: str | None,
     by: str | None = None,
-) -> Report:
+) -> LoadReport:
     """Make an RMSprop go on from a state dict. See RMSprop.load_state_dict.
 
     Mutates: the optimizer, only after everything was checked. See placing.py for which tensors stay the same.
@@ -95,35 +95,35 @@ def load(
     other_optimizers.check_owner(groups, saved, state)
     other_optimizers.check_values(saved)
     matched = match(groups, saved, rename, by)
-    settled = settle(groups, saved, matched, optimizer._asked, hparams == "keep")
-    _check_steps(optimizer, groups, settled.groups)
-    reshaped = misfits(matched, settled, state)
+    merged = merge_saved(groups, saved, matched, optimizer._asked, hparams == "keep")
+    _check_steps(optimizer, groups, merged.groups)
+    reshaped = misfits(matched, merged, state)
     ownerless = [f"state under the key {shown(key, 40)}" for key in lost]
     if strict and (matched.missing or matched.unexpected or reshaped or lost):
         raise ValueError(_does_not_fit(matched, [x for found in reshaped.values() for x in found], ownerless))
-    said = (*settled.notes, *_lost_remainders(matched, settled, state), *_surprise(optimizer, settled, hparams))
+    said = (*merged.notes, *_lost_remainders(matched, merged, state), *_surprise(optimizer, merged, hparams))
     for sentence in said:
         warnings.warn(sentence, stacklevel=settings.to_caller())
     writes = Writes()
     if hparams != "keep":
-        place_lr(groups, settled.groups, writes)
+        place_lr(groups, merged.groups, writes)
     known = {*lost, *(key for group in saved for key in group["params"])}
-    held = place_state(optimizer.state, matched, settled, state, known, reshaped, writes)
+    held = place_state(optimizer.state, matched, merged, state, known, reshaped, writes)
     writes.carry_out()
-    optimizer.__setstate__({"state": held, "param_groups": settled.groups})
+    optimizer.__setstate__({"state": held, "param_groups": merged.groups})
     if optimizer._guard is not None:
         optimizer._guard.restart()
     for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         hook(optimizer)
     fit = [pair for pair in matched.pairs if pair.param not in reshaped]
-    return Report(
+    return LoadReport(
         matched.by,
         tuple(pair.name for pair in fit if state.get(pair.key)),
         tuple(pair.name for pair in fit if not state.get(pair.key)),
         tuple(matched.missing),
         (*matched.unexpected, *ownerless),
         tuple(x for found in reshaped.values() for x in found),
-        tuple(settled.differences),
+        tuple(merged.differences),
         hparams == "keep",
     )
 
@@ -142,19 +142,19 @@ def _does_not_fit(matched: Match, reshaped: list[str], ownerless: list[str]) -> 
     return "\n".join([*lines, f"give {renaming}strict=False to load what fits and leave the rest as it is"])
 
 
-def _surprise(optimizer: Any, settled: Settled, hparams: str | None) -> list[str]:
+def _surprise(optimizer: Any, merged: MergedGroups, hparams: str | None) -> list[str]:
     """The sentence for numbers of the constructor that a load replaces, unless that was said to be meant."""
     if hparams is not None:
         return []
-    replaced = settled.surprises
+    replaced = merged.surprises
     if any(isinstance(entry, Mapping) and float(entry.get("step", 0)) for entry in optimizer.state.values()):
         # it has stepped, and may go back to a checkpoint's numbers, but not in silence to another rule
-        rule = [d for d in settled.differences if d.name in ("dialect", *SWITCHES)]
+        rule = [d for d in merged.differences if d.name in ("dialect", *SWITCHES)]
         replaced = [*rule, *(d for d in replaced if d not in rule)] if rule else []
     if all(d.name == "lr" for d in replaced):  # a learning rate alone is what every schedule moves
         return []
     said = ", ".join(
-        f"{d.name}={show(d.here)} by {show(d.saved)}" + (f" in group {d.group}" if len(settled.groups) > 1 else "")
+        f"{d.name}={show(d.here)} by {show(d.saved)}" + (f" in group {d.group}" if len(merged.groups) > 1 else "")
         for d in replaced
     )
     return [
@@ -180,12 +180,12 @@ def _check_steps(optimizer: Any, groups: list[Group], new: list[Group]) -> None:
             ) from error
 
 
-def _lost_remainders(matched: Match, settled: Settled, state: Mapping[Any, Any]) -> list[str]:
+def _lost_remainders(matched: Match, merged: MergedGroups, state: Mapping[Any, Any]) -> list[str]:
     """The sentence for remainders that are left out, if there are any."""
     lost = 0
     for pair in matched.pairs:
         rest = (state.get(pair.key) or {}).get("compensation")
-        lost += isinstance(rest, Tensor) and not goes_on(rest, pair.param, settled.groups[pair.group])
+        lost += isinstance(rest, Tensor) and not goes_on(rest, pair.param, merged.groups[pair.group])
     if not lost:
         return []
     return [

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from rmsprop.dialects import find
+from rmsprop.dialects import find_dialect
 from rmsprop.printing import MOST, shown
 from rmsprop.settings import TORCH_GROUP
 from rmsprop.spec import plain
@@ -102,7 +102,7 @@ def check_owner(
                 f"loaded state dict is not an RMSprop's: the state of parameter {_called(key)} holds "
                 f"{', '.join(_called(name) for name in list(entry)[:12])}{lacks}{whose}; {found.advice}"
             )
-    known = {word for group in groups for word in find(group["dialect"]).words}
+    known = {word for group in groups for word in find_dialect(group["dialect"]).arguments}
     for i, group in enumerate(saved):
         for name, word in BY_GROUP:
             if word in group and word not in known and ("alpha" not in group or word == "lambd"):

@@ -15,7 +15,7 @@ from torch import Tensor
 from rmsprop.spec import plain
 from rmsprop.state.entries import PLAIN, SHAPED, SLOTS
 from rmsprop.state.matching import Match, Pair
-from rmsprop.state.saved_groups import Group, Settled
+from rmsprop.state.saved_groups import Group, MergedGroups
 from rmsprop.state.slots import step_tensor
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import arithmetic_dtype, fresh_slot
@@ -66,7 +66,7 @@ def place_lr(groups: list[Group], new: list[Group], writes: Writes) -> None:
 def place_state(
     present: Any,
     matched: Match,
-    settled: Settled,
+    merged: MergedGroups,
     state: Mapping[Any, Any],
     known: set[Any],
     reshaped: Mapping[Tensor, Any],
@@ -85,7 +85,7 @@ def place_state(
     held = type(present)(dict)
     for key, entry in present.items():
         if isinstance(key, Tensor) and id(key) not in taken:
-            held[key] = _left(key, entry, settled.groups)
+            held[key] = _left(key, entry, merged.groups)
     with torch.inference_mode(False), torch.no_grad():
         for pair in matched.pairs:
             entry = state.get(pair.key)
@@ -93,7 +93,7 @@ def place_state(
                 continue
             own = before.get(id(pair.param), {})
             try:
-                held[pair.param] = _placed(pair, entry, own, settled.groups[pair.group], writes)
+                held[pair.param] = _placed(pair, entry, own, merged.groups[pair.group], writes)
             except (RuntimeError, NotImplementedError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -158,8 +158,8 @@ def _written(name: str, value: Any, present: Tensor, param: Tensor, group: Group
         count = step_tensor(float(value), param, group)
         return writes.into(present, count) if _takes(present, count, count.dtype) else count
     dtype = arithmetic_dtype(param.dtype) if name in SLOTS else getattr(value, "dtype", None)
-    if name in SHAPED and shards.is_spread(param):
-        fits = shards.is_spread(present) and present.dtype == dtype and shards.spread_alike(present, param)
+    if name in SHAPED and shards.is_dtensor(param):
+        fits = shards.is_dtensor(present) and present.dtype == dtype and shards.same_placements(present, param)
         if not fits or present.is_inference():
             return _new(name, value, param, writes)
         writes.into(shards.shard(present), shards.part_for(param, value.detach()))
@@ -177,7 +177,7 @@ def _new(name: str, value: Any, param: Tensor, writes: Writes) -> Any:
     if name not in SHAPED:
         return value.to(device=param.device, copy=True)
     fresh = fresh_slot(param, 0.0) if name in SLOTS else torch.zeros_like(param)
-    if shards.is_spread(param):
+    if shards.is_dtensor(param):
         writes.into(shards.shard(fresh), shards.part_for(param, value))
         return fresh.detach()
     if type(value) in PLAIN and type(param) in PLAIN:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from rmsprop import settings
-from rmsprop.dialects import DIALECTS, SWITCHES, find, read_words
+from rmsprop.dialects import DIALECTS, SWITCHES, find_dialect, read_arguments
 from rmsprop.settings.group_keys import is_anothers, is_wrappers
 from rmsprop.spec import is_plain
 from rmsprop.state.matching import Match
@@ -17,11 +17,11 @@ from rmsprop.state.matching import Match
 Group = dict[str, Any]
 
 HPARAMS = ("load", "keep")
-_WORDS = frozenset(word for row in DIALECTS.values() for word in row.words)
+_WORDS = frozenset(word for row in DIALECTS.values() for word in row.arguments)
 
 
 @dataclass(frozen=True)
-class Difference:
+class ChangedSetting:
     """A setting of a group that the state dict has otherwise than the optimizer had."""
 
     group: int
@@ -34,7 +34,7 @@ class Difference:
 
 
 @dataclass
-class Settled:
+class MergedGroups:
     """The groups as they are to be.
 
     Attributes:
@@ -47,14 +47,14 @@ class Settled:
 
     groups: list[Group] = field(default_factory=list)
     left_open: dict[tuple[int, int], list[str]] = field(default_factory=dict)
-    differences: list[Difference] = field(default_factory=list)
-    surprises: list[Difference] = field(default_factory=list)
+    differences: list[ChangedSetting] = field(default_factory=list)
+    surprises: list[ChangedSetting] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
-def settle(
+def merge_saved(
     groups: Sequence[Group], saved: Sequence[Mapping[str, Any]], match: Match, asked: frozenset[str], keep: bool
-) -> Settled:
+) -> MergedGroups:
     """Each present group with the saved settings of where its parameters come from, or, to `keep`, with its own.
 
     A switch that the saved group lacks (torch saves none of ours) stays as constructed, and a note says so where it
@@ -64,7 +64,7 @@ def settle(
         asked: the settings that were given at construction.
     Raises: ValueError, TypeError: a saved setting that does not work, several that disagree, or another rule.
     """
-    found = Settled()
+    found = MergedGroups()
     for i, group in enumerate(groups):
         sources = match.sources(i)
         if not group["params"] and i < len(saved) and not saved[i]["params"]:
@@ -87,7 +87,7 @@ def settle(
         _note_what_was_left_open(new, kept[0], found.notes)
         found.groups.append(new)
         differences = [
-            Difference(i, name, group[name], loaded[0][name])
+            ChangedSetting(i, name, group[name], loaded[0][name])
             for name in settings.TORCH_GROUP
             if not _same(group[name], loaded[0][name])
         ]
@@ -103,24 +103,24 @@ def _in_our_words(i: int, group: Group, kept: Mapping[str, Any]) -> Mapping[str,
 
     Raises: ValueError if they are the words of a dialect that the group does not have.
     """
-    row = find(group["dialect"])
-    known = {*settings.TORCH_GROUP, *row.words, *row.limits, "params"}
+    row = find_dialect(group["dialect"])
+    known = {*settings.TORCH_GROUP, *row.arguments, *row.limits, "params"}
     for other in DIALECTS.values() if kept.keys() & _WORDS - known else ():
-        strange = [word for word in other.words if word in kept and word not in known]
+        strange = [word for word in other.arguments if word in kept and word not in known]
         if strange and "square_avg" in other.states:
             raise ValueError(
                 f"loaded state dict is of {other.title}: its group {i} holds {', '.join(strange)}, which this "
                 f"optimizer, of dialect={row.name!r}, does not know; build it with dialect={other.name!r}, or turn "
                 "the checkpoint into this dialect's with `rmsprop convert`"
             )
-    words = {word: value for word, value in kept.items() if word in row.words or word in row.limits}
+    words = {word: value for word, value in kept.items() if word in row.arguments or word in row.limits}
     words = {word: value for word, value in words.items() if word not in settings.TORCH_GROUP}
     handed_over = is_anothers(row, kept) or is_wrappers(kept, ())  # torch's class saved it: SAM's rho is no decay
     if not words or "dialect" in kept or handed_over:
         return kept
     rest = {name: value for name, value in kept.items() if name not in words}
     fixed = {name: value for name, value in row.defaults().items() if name in SWITCHES}  # its class has no words for
-    return {**fixed, **rest, **read_words(row, words)}
+    return {**fixed, **rest, **read_arguments(row, words)}
 
 
 def _load_group(group: Group, kept: Mapping[str, Any]) -> Group:
@@ -133,8 +133,8 @@ def _load_group(group: Group, kept: Mapping[str, Any]) -> Group:
 
 
 def _check_rule(i: int, group: Group, new: Group, kept: Mapping[str, Any]) -> None:
-    """Refuse to keep a rule under which the saved state was not gathered. v_init is of fresh state only."""
-    other = [name for name in SWITCHES if name in kept and name != "v_init" and new[name] != group[name]]
+    """Refuse to keep a rule under which the saved state was not gathered. square_avg_init is of fresh state only."""
+    other = [name for name in SWITCHES if name in kept and name != "square_avg_init" and new[name] != group[name]]
     if other:
         here, there = (", ".join(f"{name}={own[name]!r}" for name in other) for own in (group, new))
         raise ValueError(
@@ -187,14 +187,14 @@ def _note_what_was_left_open(new: Group, kept: Mapping[str, Any], notes: list[st
         )
 
 
-def _was_asked(difference: Difference, group: Group, asked: frozenset[str]) -> bool:
+def _was_asked(difference: ChangedSetting, group: Group, asked: frozenset[str]) -> bool:
     """Whether the present value was given, or is not what the group's dialect has by default."""
     name = difference.name
-    default = {**settings.TORCH_GROUP, **find(group["dialect"]).defaults()}[name]
+    default = {**settings.TORCH_GROUP, **find_dialect(group["dialect"]).defaults()}[name]
     return (name in asked and name != "maximize") or not _same(group[name], default)
 
 
-def _is_scheduled(difference: Difference, group: Group, kept: list[Mapping[str, Any]]) -> bool:
+def _is_scheduled(difference: ChangedSetting, group: Group, kept: list[Mapping[str, Any]]) -> bool:
     """Whether a schedule that began at the present value has moved it."""
     if difference.name == "lr" and all("initial_lr" in own for own in kept):
         return all(_same(own["initial_lr"], group.get("initial_lr", group["lr"])) for own in kept)

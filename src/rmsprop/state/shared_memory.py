@@ -75,7 +75,9 @@ def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:
             for name, tensor in before.get(p, {}).items():
                 own = optimizer.state[p]
                 if own.get(name) is not tensor and isinstance(tensor, Tensor):
-                    start = fresh_slot(p, group["v_init"]) if name == "square_avg" else torch.zeros_like(tensor)
+                    start = (
+                        fresh_slot(p, group["square_avg_init"]) if name == "square_avg" else torch.zeros_like(tensor)
+                    )
                     tensor.copy_(own.get(name, start))
                     own[name] = tensor
             if p.requires_grad:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rmsprop.printing import shown
 from rmsprop.settings import read
-from rmsprop.spec import stream
+from rmsprop.spec import random_key
 from rmsprop.tensors.bucket import (
     SLOTS,
     STEPPED,
@@ -105,7 +105,7 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
         if group["compensation"]:
             into.compensation.append(own.get("compensation", p))  # Bucket.split drops what stands for nothing
         if group["rounding"] == "stochastic":
-            into.streams.append(stream(group["seed"], first + i))
+            into.random_keys.append(random_key(group["seed"], first + i))
     return has_complex
 
 
@@ -273,7 +273,7 @@ def _fresh(name: str, group: Mapping[str, Any], p: Tensor) -> Tensor:
         return step_tensor(0.0, p, group)
     if name == "compensation":
         return torch.zeros_like(p, memory_format=torch.preserve_format).detach()
-    return fresh_slot(p, group["v_init"] if name == "square_avg" else 0.0)
+    return fresh_slot(p, group["square_avg_init"] if name == "square_avg" else 0.0)
 
 
 def step_tensor(count: float, param: Tensor, group: Mapping[str, Any]) -> Tensor:

@@ -38,7 +38,7 @@ class Bucket:
         grad_scale: the loss scale that the gradients still carry, or None.
         found_inf: if it is not 0, a gradient overflowed on some device and the step is skipped, or None.
         rounding: how half-precision parameters are rounded, "nearest" or "stochastic".
-        streams: for the latter, 64 bits for each parameter from which its random bits follow (spec.stream).
+        random_keys: for the latter, 64 bits for each parameter from which its random bits follow (spec.random_key).
         whole: by id of a shard in `param`, the DTensor that it is a part of: shards.py.
     """
 
@@ -56,7 +56,7 @@ class Bucket:
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
     rounding: str = "nearest"
-    streams: list[int] = field(default_factory=list)
+    random_keys: list[int] = field(default_factory=list)
     whole: Mapping[int, Tensor] = field(default_factory=dict)
 
     def lists(self) -> tuple[list[Tensor], ...]:
@@ -76,22 +76,22 @@ class Bucket:
         if not self.param or not self.param[0].is_complex():
             return self
         real = [[torch.view_as_real(x) for x in values] for values in self.tensors()]
-        return self._with([*real[:5], self.step, real[5]], self.streams)
+        return self._with([*real[:5], self.step, real[5]], self.random_keys)
 
     def part(self, begin: int, end: int) -> "Bucket":
         """The tensors from `begin` up to `end`, as a bucket of their own."""
-        return self._with([values[begin:end] for values in self.lists()], self.streams[begin:end])
+        return self._with([values[begin:end] for values in self.lists()], self.random_keys[begin:end])
 
     def copy(self) -> "Bucket":
         """The same gradients, and copies of all else."""
         grad = self.grad
-        return self._with([x if x is grad else [t.clone() for t in x] for x in self.lists()], self.streams)
+        return self._with([x if x is grad else [t.clone() for t in x] for x in self.lists()], self.random_keys)
 
-    def _with(self, lists: list[list[Tensor]], streams: list[int]) -> "Bucket":
+    def _with(self, lists: list[list[Tensor]], random_keys: list[int]) -> "Bucket":
         asked = (self.foreach, self.capturable, self.differentiable, self.fused)
         p, g, v, m, b, step, rest = lists
         scaling = (self.grad_scale, self.found_inf)
-        return Bucket(p, g, v, m, b, step, rest, *asked, *scaling, self.rounding, streams, self.whole)
+        return Bucket(p, g, v, m, b, step, rest, *asked, *scaling, self.rounding, random_keys, self.whole)
 
     def split(self) -> Iterator["Bucket"]:
         """The same tensors as buckets that each hold one device, dtype and type, in order of appearance."""
@@ -105,14 +105,14 @@ class Bucket:
             own = parts.setdefault(kind(p), self.part(0, 0))
             for into, values in zip(own.lists(), self.lists(), strict=True):
                 into.extend(values[i : i + 1])
-            own.streams.extend(self.streams[i : i + 1])
+            own.random_keys.extend(self.random_keys[i : i + 1])
         for own in parts.values():
             yield own.of_its_width()
 
     def of_its_width(self) -> "Bucket":
         """This bucket of one kind; only half precision is rounded otherwise than to nearest."""
         if not is_half(self.param[0].dtype):
-            self.rounding, self.streams, self.compensation = "nearest", [], []
+            self.rounding, self.random_keys, self.compensation = "nearest", [], []
         return self
 
 

@@ -27,7 +27,7 @@ _KINDS = {*_PLAIN}
 _SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "compensation")
 
 
-def is_spread(tensor: object) -> bool:
+def is_dtensor(tensor: object) -> bool:
     """Whether it is a DTensor. There is none before torch.distributed.tensor was imported."""
     if type(tensor) in _PLAIN:
         return False
@@ -37,7 +37,7 @@ def is_spread(tensor: object) -> bool:
 
 def shard(tensor: Any) -> Any:
     """This process's part of a DTensor, in the same memory; anything else itself."""
-    if not is_spread(tensor):
+    if not is_dtensor(tensor):
         return tensor
     held = tensor._local_tensor  # to_local() makes a new view each time
     return held.wait() if type(held) not in _PLAIN and hasattr(held, "wait") else held  # AsyncCollectiveTensor
@@ -49,7 +49,7 @@ def shard_of_gradient(param: Tensor) -> Tensor | None:
     return None if grad is None or _differ(param, grad) else shard(grad)
 
 
-def spread_alike(a: Any, b: Any) -> bool:
+def same_placements(a: Any, b: Any) -> bool:
     """Whether two DTensors have the same mesh and placements."""
     return a._spec is b._spec or bool(a.device_mesh == b.device_mesh and a.placements == b.placements)
 
@@ -72,7 +72,7 @@ def localized(bucket: Bucket) -> Bucket:
         if is_lazy(p):  # it has no shape yet, and so no gradient and no state
             continue
         _check(bucket, i, p)
-        if not is_spread(p):
+        if not is_dtensor(p):
             continue
         bucket.param[i] = shard(p)
         whole[id(bucket.param[i])] = p
@@ -87,19 +87,19 @@ def localized(bucket: Bucket) -> Bucket:
 
 def _differ(a: Any, b: Any) -> bool:
     """Whether one of two tensors is a DTensor and the other is not one that is spread alike."""
-    return is_spread(a) != is_spread(b) or (is_spread(a) and not spread_alike(a, b))
+    return is_dtensor(a) != is_dtensor(b) or (is_dtensor(a) and not same_placements(a, b))
 
 
 def spread_as(param: Any, x: Any) -> Tensor:
     """This process's part of a DTensor when it is spread as the parameter is. Processes talk where it is not."""
-    own: Tensor = shard(x if spread_alike(x, param) else x.redistribute(param.device_mesh, param.placements))
+    own: Tensor = shard(x if same_placements(x, param) else x.redistribute(param.device_mesh, param.placements))
     return own
 
 
 def _check(bucket: Bucket, i: int, param: Any) -> None:
     """Raise where a parameter cannot be stepped shard by shard."""
     shape = tuple(param.shape)
-    if is_spread(param) and any(placement.is_partial() for placement in param.placements):
+    if is_dtensor(param) and any(placement.is_partial() for placement in param.placements):
         raise RuntimeError(
             f"the parameter of shape {shape} is a DTensor of placements {param.placements}: each process holds a "
             "term of a sum, and a step of the terms is no step of the sum; redistribute it to Replicate or Shard"
@@ -108,13 +108,13 @@ def _check(bucket: Bucket, i: int, param: Any) -> None:
         if not values:
             continue
         x: Any = values[i]
-        if is_spread(x) != is_spread(param):
-            kinds = ["a DTensor" if is_spread(y) else f"a {type(y).__name__}" for y in (x, param)]
+        if is_dtensor(x) != is_dtensor(param):
+            kinds = ["a DTensor" if is_dtensor(y) else f"a {type(y).__name__}" for y in (x, param)]
             raise RuntimeError(
                 f"the {name} of the parameter of shape {shape} is {kinds[0]} and the parameter {kinds[1]}; "
                 + _alike(name)
             )
-        if name != "gradient" and is_spread(x) and not spread_alike(x, param):
+        if name != "gradient" and is_dtensor(x) and not same_placements(x, param):
             raise RuntimeError(
                 f"the {name} of the parameter of shape {shape} is spread as {x.placements} over {x.device_mesh} and "
                 f"the parameter as {param.placements} over {param.device_mesh}; {_alike(name)}"
@@ -184,7 +184,7 @@ def groups(params: Iterable[Any]) -> list[tuple[Any, str]]:
 
     Returns: each with the kind of device on which its processes talk.
     """
-    meshes = dict.fromkeys(p.device_mesh for p in params if is_spread(p))
+    meshes = dict.fromkeys(p.device_mesh for p in params if is_dtensor(p))
     return [(mesh.get_group(axis), mesh.device_type) for mesh in meshes for axis in range(mesh.ndim)]
 
 
@@ -195,9 +195,9 @@ def part_for(param: Any, value: Any) -> Tensor:
         value: a DTensor, or a plain tensor that holds all of it, alike on every process. Processes talk only for a
             DTensor that is spread in another way.
     """
-    if is_spread(value):
+    if is_dtensor(value):
         return spread_as(param, value)
-    if not is_spread(param):
+    if not is_dtensor(param):
         return value  # type: ignore[no-any-return]
     from torch.distributed.tensor import distribute_tensor
 
@@ -206,7 +206,7 @@ def part_for(param: Any, value: Any) -> Tensor:
     return own
 
 
-class Watch:
+class DTensorWatch:
     """The DTensors among a plan's tensors: whether they are spread as they were when the plan was made.
 
     It owns none of them: parameters are those of today's groups, and slots are referred to weakly. No process waits
@@ -217,13 +217,13 @@ class Watch:
     """
 
     def __init__(self, params: Sequence[Tensor], state: Mapping[Any, Mapping[str, Any]]) -> None:
-        self._places = [i for i, p in enumerate(params) if is_spread(p)]
+        self._places = [i for i, p in enumerate(params) if is_dtensor(p)]
         self.any = bool(self._places)
         own: list[Any] = [params[i] for i in self._places]
         self._specs = [p._spec for p in own]
         self._known: list[Any] = self._specs  # of the gradients: most share the parameter's
         entries = [(i, state.get(p, {})) for i, p in zip(self._places, own, strict=True)]
-        kept = [(i, name, x) for i, entry in entries for name, x in entry.items() if is_spread(x)]
+        kept = [(i, name, x) for i, entry in entries for name, x in entry.items() if is_dtensor(x)]
         self.slots = [(i, name) for i, name, _ in kept]
         self._refs = [weakref.ref(x) for *_, x in kept]
         self._slot_specs = [x._spec for *_, x in kept]
@@ -260,7 +260,7 @@ class Watch:
         specs = list(map(_kind, given))
         if not _same(specs, self._known):
             for param, grad in zip(own, given, strict=True):
-                if grad is not None and not (is_spread(grad) and spread_alike(grad, param)):
+                if grad is not None and not (is_dtensor(grad) and same_placements(grad, param)):
                     return None
             self._known = specs
         for i, grad in zip(self._places, given, strict=True):

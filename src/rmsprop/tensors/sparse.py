@@ -65,7 +65,7 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
             values = getattr(whole, name)
             if values:
                 getattr(rows, name).append(_read(values[i], where))
-    rows.step, rows.streams = list(whole.step), list(whole.streams)
+    rows.step, rows.random_keys = list(whole.step), list(whole.random_keys)
     rows.differentiable = bool(group["differentiable"])
 
     def _write_back() -> None:
@@ -95,5 +95,5 @@ def chosen(bucket: Bucket, indices: list[int]) -> Bucket:
     chosen = bucket.part(0, 0)
     for into, values in zip(chosen.lists(), bucket.lists(), strict=True):
         into.extend(values[i] for i in indices if values)
-    chosen.streams = [bucket.streams[i] for i in indices if bucket.streams]
+    chosen.random_keys = [bucket.random_keys[i] for i in indices if bucket.random_keys]
     return chosen

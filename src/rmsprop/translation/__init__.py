@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from rmsprop.analysis import matched_eps
-from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, Dialect, find, read_words, write_words
+from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, Dialect, find_dialect, read_arguments, write_arguments
 from rmsprop.spec import check_flag, check_number, check_switch
-from rmsprop.translation.findings import Finding, findings
+from rmsprop.translation.findings import Difference, findings
 
 _ALWAYS = ("lr", "alpha", "eps", "centered", "momentum", "maximize", "weight_decay")
 _DEPENDENT = ("eps_mode", "nesterov", "lr_in_buffer", "reference_lr", "clip_after_decay", "clip_value_last")
@@ -30,7 +30,7 @@ _ORDER = (  # in which settings are tried: what others follow from comes before 
     "nesterov",
     "lr_in_buffer",
     "eps_mode",
-    "v_init",
+    "square_avg_init",
     "bias_correction",
     "maximize",
     *CLIPS,
@@ -49,25 +49,25 @@ class Translation:
     Attributes:
         source, target: the dialects' names.
         call: the target's own optimizer with the settings in its own words, to paste.
-        words: those settings, without the ones that the framework composes of other parts.
+        arguments: those settings, without the ones that the framework composes of other parts.
         exact: whether it makes the same steps.
         findings: what differs, one record each; none if exact.
         notes: what the source does of its own accord, and other things that are no difference between steps.
-        ours: this package's RMSprop with the settings as they were given: always exact.
-        meant: the source's settings under our names.
-        said: what `call` amounts to, under our names.
+        rmsprop_call: this package's RMSprop with the settings as they were given: always exact.
+        source_settings: the source's settings under our names.
+        target_settings: what `call` amounts to, under our names.
     """
 
     source: str
     target: str
     call: str
-    words: Mapping[str, Any]
+    arguments: Mapping[str, Any]
     exact: bool
-    findings: tuple[Finding, ...]
+    findings: tuple[Difference, ...]
     notes: tuple[str, ...]
-    ours: str
-    meant: Mapping[str, Any]
-    said: Mapping[str, Any]
+    rmsprop_call: str
+    source_settings: Mapping[str, Any]
+    target_settings: Mapping[str, Any]
 
 
 def translate(source: str, target: str, /, **settings: Any) -> Translation:
@@ -83,7 +83,7 @@ def translate(source: str, target: str, /, **settings: Any) -> Translation:
     >>> found.exact, found.call
     (True, 'timm.optim.RMSpropTF(params, lr=0.048, alpha=0.9, eps=0.001, momentum=0.9)')
     """
-    here, there = find(source), find(target)
+    here, there = find_dialect(source), find_dialect(target)
     meant = _understand(here, settings)
     spoken = _speak(there, meant)
     said = spoken.heard()
@@ -96,13 +96,13 @@ def translate(source: str, target: str, /, **settings: Any) -> Translation:
         source=here.name,
         target=there.name,
         call=spoken.call(),
-        words=spoken.words(),
+        arguments=spoken.arguments(),
         exact=not differing,
         findings=findings(here, meant, there, said, named),
         notes=tuple(_notes(here, settings, meant, there, said)),
-        ours=f'RMSprop(params, dialect="{here.name}"{typed and ", "}{typed})',
-        meant=meant,
-        said=said,
+        rmsprop_call=f'RMSprop(params, dialect="{here.name}"{typed and ", "}{typed})',
+        source_settings=meant,
+        target_settings=said,
     )
 
 
@@ -118,7 +118,7 @@ def meaning(settings: Mapping[str, Any]) -> dict[str, Any]:
         "eps_mode": settings["eps"] != 0,
         "nesterov": settings["momentum"] != 0,
         "lr_in_buffer": settings["momentum"] != 0,
-        "v_init": settings["alpha"] != 0,
+        "square_avg_init": settings["alpha"] != 0,
         "bias_correction": settings["alpha"] != 0,
         "weight_decay_mode": settings["weight_decay"] != 0,
         "reference_lr": settings["weight_decay"] != 0 and mode == "corrected",
@@ -144,12 +144,12 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
 
 def _understand(row: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
     """All settings under our names, checked, of what is given in the row's words."""
-    read = {name: _checked(name, value) for name, value in read_words(row, given).items()}
+    read = {name: _checked(name, value) for name, value in read_arguments(row, given).items()}
     full = row.complete(read, read)
     if full["lr"] is None:
         raise TypeError(
             f"dialect={row.name!r} has no default learning rate, as {row.call or row.title} has none; "
-            f"give {row.word('lr')}=..., such as 1e-3"
+            f"give {row.argument('lr')}=..., such as 1e-3"
         )
     full = {name: _checked(name, value) for name, value in {"maximize": False, **full}.items()}
     if full["eps"] and not 1e-120 <= full["eps"] <= 1e120:
@@ -188,13 +188,13 @@ class _Spoken:
         if "eps" in self.said:
             self.said["eps"] = max(meant["eps"], row.own.least_eps)
 
-    def words(self) -> dict[str, Any]:
+    def arguments(self) -> dict[str, Any]:
         """What is said by the optimizer's own arguments."""
-        return write_words(self.row, {name: value for name, value in self.said.items() if name not in self.parts})
+        return write_arguments(self.row, {name: value for name, value in self.said.items() if name not in self.parts})
 
     def heard(self) -> dict[str, Any]:
         """All settings that these words amount to, as the row reads them."""
-        read = read_words(self.row, self.words()) | {name: self.said[name] for name in self.parts}
+        read = read_arguments(self.row, self.arguments()) | {name: self.said[name] for name in self.parts}
         return {"maximize": False, **self.row.complete(read, read)}
 
     def try_to_say(self, name: str, value: Any) -> None:
@@ -212,7 +212,7 @@ class _Spoken:
             heard = {}
         names = [word.partition("=")[0] for word in self._extra_words()]
         understood = heard and all(_close(heard[n], v) for n, v in self.said.items())
-        if not understood or len({*names, *self.words()}) < len(names) + len(self.words()):
+        if not understood or len({*names, *self.arguments()}) < len(names) + len(self.arguments()):
             self.said, self.parts = said, parts
 
     def _part(self, name: str) -> str | None:
@@ -236,7 +236,7 @@ class _Spoken:
         """The code that makes the optimizer."""
         row, own = self.row, self.row.own
         numbers = {name: self._shown(value) for name, value in self.heard().items()}
-        words = [own.pair.format(word, self._shown(value)) for word, value in self.words().items()]
+        words = [own.pair.format(word, self._shown(value)) for word, value in self.arguments().items()]
         joined = own.between.join([*words, *(text.format(**numbers) for text in self._extra_words())])
         alone = f"{row.call}({{words}})" if row.call else f'RMSprop(params, dialect="{row.name}", {{words}})'
         text = (own.text or alone).format(words=joined, **numbers)
@@ -276,7 +276,7 @@ def _notes(
     here: Dialect, given: Mapping[str, Any], meant: Mapping[str, Any], there: Dialect, said: Mapping[str, Any]
 ) -> list[str]:
     """What nobody typed and counts all the same."""
-    read, effective, plain = read_words(here, given), meaning(meant), {"maximize": False, **here.defaults()}
+    read, effective, plain = read_arguments(here, given), meaning(meant), {"maximize": False, **here.defaults()}
     silent = {
         name: meant[name] for name in ("lr", "alpha", "eps", "momentum") if name not in read and name in effective
     }
@@ -285,19 +285,22 @@ def _notes(
     }
     notes = []
     own = _typed(
-        write_words(here, {name: v for name, v in silent.items() if v == plain[name] and (v or name != "momentum")})
+        write_arguments(
+            here, {name: v for name, v in silent.items() if v == plain[name] and (v or name != "momentum")}
+        )
     )
     if own:
         notes.append(f"Not given, so {here.name}'s own: {own}.")
     notes += [
-        f"In {here.name} {_typed(write_words(here, {setting: meant[setting]}))} brings {_typed({name: meant[name]})}."
+        f"In {here.name} {_typed(write_arguments(here, {setting: meant[setting]}))} brings "
+        f"{_typed({name: meant[name]})}."
         for name, setting in followed.items()
         if name in effective and name not in read and meant[name] != plain[name]
     ]
     notes += [
         f"{word}={value!r} becomes {meant['eps']:g} in {here.name}."
         for word, value in given.items()
-        if here.words.get(word, word) == "eps" and not value and meant["eps"]
+        if here.arguments.get(word, word) == "eps" and not value and meant["eps"]
     ]
     known = {"lr", "alpha", "eps", *here.own.takes, *" ".join(here.own.composed).split()} - set(here.own.fixed)
     known |= {"weight_decay_mode"} if "weight_decay l1" in here.own.composed else set()

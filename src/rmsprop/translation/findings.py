@@ -13,7 +13,7 @@ GRADIENTS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
 
 
 @dataclass(frozen=True)
-class Finding:
+class Difference:
     """One difference between a translation and its source.
 
     Attributes:
@@ -60,14 +60,14 @@ class _Pair:
         """What the target calls a state of ours."""
         return next((theirs for theirs, name in self.there.states.items() if name == ours), f"its {ours}")
 
-    def finding(self, kind: str, what: str, size: str, advice: str, *table: Any) -> Finding:
+    def finding(self, kind: str, what: str, size: str, advice: str, *table: Any) -> Difference:
         """A record, with columns, rows and ranges if there are any."""
-        return Finding(kind, self.meant[kind], self.said[kind], what, size, advice, *table)
+        return Difference(kind, self.meant[kind], self.said[kind], what, size, advice, *table)
 
 
 def findings(
     here: Dialect, meant: Settings, there: Dialect, said: Settings, differing: Iterable[str]
-) -> tuple[Finding, ...]:
+) -> tuple[Difference, ...]:
     """A record for each difference between the settings meant here and those said there.
 
     Args:
@@ -89,7 +89,7 @@ _PLACES = {
 }
 
 
-def _eps(pair: _Pair) -> Finding:
+def _eps(pair: _Pair) -> Difference:
     (a, b), meant, said = pair.names, pair.meant, pair.said
     fixed = "eps" in pair.there.own.fixed
     least, root = worst(meant, said)
@@ -125,7 +125,7 @@ def _eps(pair: _Pair) -> Finding:
     )
 
 
-def _start(pair: _Pair, name: str, what: str, advice: str) -> Finding:
+def _start(pair: _Pair, name: str, what: str, advice: str) -> Difference:
     """A difference that wears off: by constant gradients, how large it is and how long it lasts."""
     one, other, rows = pair.meant, {**pair.meant, name: pair.said[name]}, []
     for g in GRADIENTS:
@@ -141,15 +141,15 @@ def _start(pair: _Pair, name: str, what: str, advice: str) -> Finding:
     return pair.finding(name, what, size, advice, columns, tuple(rows))
 
 
-def _v_init(pair: _Pair) -> Finding:
-    (a, b), v, other = pair.names, pair.meant["v_init"], pair.said["v_init"]
+def _v_init(pair: _Pair) -> Difference:
+    (a, b), v, other = pair.names, pair.meant["square_avg_init"], pair.said["square_avg_init"]
     what = f"v starts at {v:g} in {a} and at {other:g} in {b}"
     what += "" if v < other else "; the higher start works like a warm-up while g² is below it"
     advice = f"Fill {pair.state('square_avg')} of {b} with {v:g} before the first step: that is exact."
-    return _start(pair, "v_init", f"{what}.", advice)
+    return _start(pair, "square_avg_init", f"{what}.", advice)
 
 
-def _bias_correction(pair: _Pair) -> Finding:
+def _bias_correction(pair: _Pair) -> Difference:
     on, off = pair.sides("bias_correction")
     factor = "√(1 − αᵗ)" if pair.meant["bias_correction"] else "1/√(1 − αᵗ)"
     what = f"{on} divides the averages by 1 − αᵗ, as Adam does; {off} does not."
@@ -157,7 +157,7 @@ def _bias_correction(pair: _Pair) -> Finding:
     return _start(pair, "bias_correction", what, advice)
 
 
-def _centered(pair: _Pair) -> Finding:
+def _centered(pair: _Pair) -> Difference:
     on, off = pair.sides("centered")
     return pair.finding(
         "centered",
@@ -170,7 +170,7 @@ def _centered(pair: _Pair) -> Finding:
     )
 
 
-def _momentum(pair: _Pair) -> Finding:
+def _momentum(pair: _Pair) -> Difference:
     (a, b), mu, other = pair.names, pair.meant["momentum"], pair.said["momentum"]
     return pair.finding(
         "momentum",
@@ -181,7 +181,7 @@ def _momentum(pair: _Pair) -> Finding:
     )
 
 
-def _nesterov(pair: _Pair) -> Finding:
+def _nesterov(pair: _Pair) -> Difference:
     (on, off), mu = pair.sides("nesterov"), pair.meant["momentum"]
     return pair.finding(
         "nesterov",
@@ -192,7 +192,7 @@ def _nesterov(pair: _Pair) -> Finding:
     )
 
 
-def _lr_in_buffer(pair: _Pair) -> Finding:
+def _lr_in_buffer(pair: _Pair) -> Difference:
     (on, off), mu, rows = pair.sides("lr_in_buffer"), pair.meant["momentum"], []
     for factor in (0.97, 0.5, 0.1, 2.0):
         excess, steps = 1 / factor - 1, 1
@@ -215,13 +215,13 @@ def _lr_in_buffer(pair: _Pair) -> Finding:
     )
 
 
-def _maximize(pair: _Pair) -> Finding:
+def _maximize(pair: _Pair) -> Difference:
     a, b = pair.names
     advice = "Minimise the loss with a minus sign: that is exact."
     return pair.finding("maximize", f"{a} goes uphill, {b} downhill.", "Every step has the other sign.", advice)
 
 
-def _weight_decay(pair: _Pair) -> Finding:
+def _weight_decay(pair: _Pair) -> Difference:
     (a, b), meant, said = pair.names, pair.meant, pair.said
     if said["weight_decay"]:
         return _corrected(pair) if said["weight_decay_mode"] != "corrected" else _plain(pair, "reference_lr")
@@ -257,7 +257,7 @@ def _weight_decay(pair: _Pair) -> Finding:
     return pair.finding("weight_decay", what, size, ways[mode], ("√v", "lr·wd/d (l2, l1)", "lr·wd (decoupled)"), rows)
 
 
-def _corrected(pair: _Pair) -> Finding:
+def _corrected(pair: _Pair) -> Difference:
     """Decoupled where corrected is meant."""
     a, b = pair.names
     return pair.finding(
@@ -278,8 +278,8 @@ _CLIPPED = {
 }
 
 
-def _clip(name: str) -> Callable[[_Pair], Finding]:
-    def _measure(pair: _Pair) -> Finding:
+def _clip(name: str) -> Callable[[_Pair], Difference]:
+    def _measure(pair: _Pair) -> Difference:
         (a, b), meant, bound = pair.names, pair.meant, pair.meant[name]
         alpha, rows = meant["alpha"], []
         for size in (2.0, 10.0, 100.0):  # after gradients at the bound
@@ -303,7 +303,7 @@ def _clip(name: str) -> Callable[[_Pair], Finding]:
     return _measure
 
 
-def _clip_weights(pair: _Pair) -> Finding:
+def _clip_weights(pair: _Pair) -> Difference:
     (a, b), bound = pair.names, pair.meant["clip_weights"]
     return pair.finding(
         "clip_weights",
@@ -313,7 +313,7 @@ def _clip_weights(pair: _Pair) -> Finding:
     )
 
 
-def _clip_order(pair: _Pair) -> Finding:
+def _clip_order(pair: _Pair) -> Difference:
     on, off = pair.sides("clip_after_decay")
     return pair.finding(
         "clip_after_decay",
@@ -323,7 +323,7 @@ def _clip_order(pair: _Pair) -> Finding:
     )
 
 
-def _clip_last(pair: _Pair) -> Finding:
+def _clip_last(pair: _Pair) -> Difference:
     on, off = pair.sides("clip_value_last")
     return pair.finding(
         "clip_value_last",
@@ -333,16 +333,16 @@ def _clip_last(pair: _Pair) -> Finding:
     )
 
 
-def _plain(pair: _Pair, name: str) -> Finding:
+def _plain(pair: _Pair, name: str) -> Difference:
     """A difference that nobody has measured."""
     what = f"{name} is {pair.meant[name]!r} in {pair.names[0]} and {pair.said[name]!r} in {pair.names[1]}."
     return pair.finding(name, what, "Not measured here.", "Take the source's dialect, which is exact.")
 
 
 # Which settings a measure speaks of, in the order of reading.
-_MEASURES: tuple[tuple[tuple[str, ...], Callable[[_Pair], Finding]], ...] = (
+_MEASURES: tuple[tuple[tuple[str, ...], Callable[[_Pair], Difference]], ...] = (
     (("eps", "eps_mode"), _eps),
-    (("v_init",), _v_init),
+    (("square_avg_init",), _v_init),
     (("bias_correction",), _bias_correction),
     (("centered",), _centered),
     (("momentum",), _momentum),
