@@ -453,7 +453,7 @@ def test_the_table_is_not_shared():
 
 def test_recipes_need_no_torch():
     """`from rmsprop import recipe` and a call leave torch out; the doctest runs."""
-    code = "import sys\nfrom rmsprop import recipe\nrecipes('a2c-sb2', lr=1)\nprint('torch' in sys.modules)"
+    code = "import sys\nfrom rmsprop import recipe\nrecipe('a2c-sb2', lr=1)\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
     import doctest

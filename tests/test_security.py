@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from rmsprop import RMSprop
-from rmsprop.inspection.script import LoadReport, Watched
+from rmsprop.inspection.script import ScriptReport, Watched
 from rmsprop.state.loading import complete
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +55,7 @@ def test_findings_print_no_control_characters_of_names():
         assert str(finding).isprintable()
     watched = Watched("train.py:1", "torch")
     watched.ask(optimizer)
-    report = LoadReport("train.py", optimizers=[watched])
+    report = ScriptReport("train.py", optimizers=[watched])
     assert all(line.isprintable() for line in str(report).splitlines())
 
 

@@ -368,7 +368,7 @@ def test_nothing_is_imported_before_there_is_a_distributed_tensor():
     """torch.distributed.tensor costs a second to import, and where it was not imported there is no DTensor."""
     source = (
         "import sys, torch, rmsprop.optimizer\n"
-        "from rmsprop import bucket, shards\n"
+        "from rmsprop.tensors import bucket, shards\n"
         "class Own(torch.Tensor): pass\n"
         "x = torch.ones(3).as_subclass(Own)\n"
         "assert not shards.is_dtensor(x) and shards.shard(x) is x\n"
