@@ -36,7 +36,7 @@ def median(case: str, settings: dict[str, Any], steps: int = 5000) -> float:
     optimizer = RMSprop(params, backend="triton", **settings)
     for _ in range(5):
         optimizer.step()
-    assert isinstance(optimizer._plan, DevicePlan)
+    assert isinstance(optimizer._stepper.plan, DevicePlan)
     times = []
     for _ in range(steps):
         begin = time.perf_counter()

@@ -41,7 +41,7 @@ def look(size: int) -> Callable[[], Any]:
     loaded = native.load()
     assert not isinstance(loaded, str)
     p, g, v = torch.ones(size), torch.randn(size), torch.ones(size)
-    lists = cpu.Lists(Rule(), Bucket([p], [g], [v], step=[torch.tensor(0.0)]))
+    lists = cpu.Lists(Rule(), Bucket([p], [g], {"square_avg": [v], "step": [torch.tensor(0.0)]}))
     lists.numbers(Hyper(1e-3, 0.99, 1e-8))
     held = (p, g, v)
 

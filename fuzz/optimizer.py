@@ -554,7 +554,7 @@ def moved(draw: random.Random, optimizer: RMSprop) -> None:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if not all(type(p) is nn.Parameter and p.dtype in REAL and p.numel() and p.is_contiguous() for p in params):
         return
-    if optimizer._guard is not None or any(group["differentiable"] for group in optimizer.param_groups):
+    if optimizer._stepper.guard is not None or any(group["differentiable"] for group in optimizer.param_groups):
         return
     try:
         for _ in range(2):
@@ -564,7 +564,7 @@ def moved(draw: random.Random, optimizer: RMSprop) -> None:
         other = copy.deepcopy(optimizer)
     except Exception:  # settings that no step takes
         return
-    if optimizer._plan is None:
+    if optimizer._stepper.plan is None:
         return
     seed = draw.randrange(2**31)
     ends = []
@@ -580,7 +580,7 @@ def moved(draw: random.Random, optimizer: RMSprop) -> None:
             pass
         end: list[Any] = []
         for _ in range(2):
-            own._plan = own._plan if own is optimizer else None
+            own._stepper.plan = own._stepper.plan if own is optimizer else None
             try:
                 own.step()
                 end.append("stepped")

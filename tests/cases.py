@@ -12,7 +12,16 @@ import numpy as np
 import torch
 
 from rmsprop import reference
-from rmsprop.spec import EPS_MODES, Hyper, Rule
+from rmsprop.spec import EPS_MODES, SLOTS, Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
+
+
+def bucket_of(
+    param: list[torch.Tensor], grad: list[torch.Tensor], *slots: list[torch.Tensor], **options: Any
+) -> Bucket:
+    """A bucket whose slots are given in the order of spec.SLOTS."""
+    return Bucket(param, grad, dict(zip(SLOTS, slots, strict=False)), **options)
+
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -11,6 +11,7 @@ from itertools import product
 
 import numpy as np
 import torch
+from cases import bucket_of
 from torch import Tensor
 
 from rmsprop import reference
@@ -97,24 +98,24 @@ def tensors(rule: Rule, types: tuple[torch.dtype, torch.dtype], sizes: tuple[int
         v = rng.uniform(0.1, 4, size)
         bucket.param.append(made(rng.normal(size=size), param))
         bucket.grad.append(made(rng.normal(size=size), param))
-        bucket.square_avg.append(made(v, state))
+        bucket.slots["square_avg"].append(made(v, state))
         if rule.centered:
-            bucket.grad_avg.append(made(rng.uniform(-0.3, 0.3, size) * np.sqrt(v), state))
+            bucket.slots["grad_avg"].append(made(rng.uniform(-0.3, 0.3, size) * np.sqrt(v), state))
         if rule.momentum:
-            bucket.momentum_buffer.append(made(rng.normal(size=size), state))
-        bucket.step.append(torch.tensor(9.0))
+            bucket.slots["momentum_buffer"].append(made(rng.normal(size=size), state))
+        bucket.slots["step"].append(torch.tensor(9.0))
     return bucket
 
 
 def copied(bucket: Bucket) -> Bucket:
     """A bucket with the same values in memory, strides and alignment of its own."""
-    return Bucket(*([x.clone() for x in values] for values in bucket.lists()))
+    return bucket_of(*([x.clone() for x in values] for values in bucket.lists()))
 
 
 def expected(rule: Rule, hyper: Hyper, bucket: Bucket, i: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """What the reference makes of tensor i: for each result its value, and the size of its largest term."""
     p, g = bucket.param[i].double().numpy(), bucket.grad[i].double().numpy()
-    state = {"step": int(bucket.step[i])}
+    state = {"step": int(bucket.slots["step"][i])}
     for name in rule.slots()[1:]:
         state[name] = getattr(bucket, name)[i].double().numpy()
     moved, new = reference.step(rule, hyper, p, g, state)
@@ -165,7 +166,7 @@ def worst(rule: Rule, hyper: Hyper, before: Bucket, after: Bucket) -> float:
     """The largest error of any element of any result, in ULPs."""
     found = 0.0
     for i in range(len(before.param)):
-        assert float(after.step[i]) == float(before.step[i]) + 1
+        assert float(after.slots["step"][i]) == float(before.slots["step"][i]) + 1
         for name, (value, term) in expected(rule, hyper, before, i).items():
             got = getattr(after, name)[i]
             exact = F32 if got.dtype == F64 and before.param[i].dtype != F64 else got.dtype

@@ -408,7 +408,7 @@ def guard_fsdp2(here: Here) -> None:
     optimizer = RMSprop(named, lr=1e-3, nonfinite="skip", nonfinite_limit=3, backend="cpu")
     planned = []
     for t in range(8):
-        plan = optimizer._plan
+        plan = optimizer._stepper.plan
         optimizer.zero_grad()
         model(batch(t)).backward()
         bad = t in (0, 3, 4, 6)
@@ -417,7 +417,7 @@ def guard_fsdp2(here: Here) -> None:
             spoil(named[5][1], here, rank=0)
         before = [p.to_local().detach().clone() for p in model.parameters()]
         optimizer.step()
-        planned += [t] if plan is not None and plan is optimizer._plan and not bad else []
+        planned += [t] if plan is not None and plan is optimizer._stepper.plan and not bad else []
         same = all(torch.equal(a, p.to_local()) for a, p in zip(before, model.parameters(), strict=True))
         held = any(a.numel() for a in before)
         assert same == bad or not held

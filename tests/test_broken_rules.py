@@ -39,7 +39,7 @@ MISTAKES = [
     ("corrected average kept", "vh = do.div(v, c[0] if one else c)", "do.mul_(v, 1.0000001); vh = v"),
     ("0/0 left to be NaN", "di.masked_fill_((gi == 0) & (di == 0), 1)", "pass"),
     ("eps taken for 0", "if _vanishes(eps, dtype):", "if True:\n        eps = 0\n        d = do.mul(d, 0)"),
-    ("the step not counted", "_count(bucket.step)", "pass"),
+    ("the step not counted", '_count(bucket.slots["step"])', "pass"),
     (
         "only the first part stepped",
         "advance(rule, hyper, part.as_real())",

@@ -44,7 +44,7 @@ def test_a_group_of_many_kinds_steps_as_its_members_would_alone():
 def test_a_bucket_splits_by_device_dtype_and_type_and_keeps_the_order():
     """Plain tensors and parameters mix; dtypes and subclasses do not."""
     params = [torch.ones(1), nn.Parameter(torch.ones(2)), torch.ones(3).double(), torch.ones(4).as_subclass(Tagged)]
-    whole = Bucket(param=params, grad=list(params), square_avg=list(params), step=list(params))
+    whole = Bucket(params, list(params), {"square_avg": list(params), "step": list(params)})
     parts = list(whole.split())
     assert [[p.numel() for p in part.param] for part in parts] == [[1, 2], [3], [4]]
     assert list(Bucket().split()) == []

@@ -83,7 +83,7 @@ def test_random_bits_follow_the_whole_count(backend, count):
     """The words of step t are the reference's, also where t is no float32 and no 32-bit number."""
     rule, hyper = Rule(), Hyper(lr=0.01, alpha=0.9, eps=1e-8)
     bucket = tensors(rule, (BF16, F32), (33, 1000), 3)
-    bucket.step = [torch.tensor(float(count), dtype=torch.float64) for _ in bucket.step]
+    bucket.slots["step"] = [torch.tensor(float(count), dtype=torch.float64) for _ in bucket.slots["step"]]
     bucket = rounded_as(bucket, stochastic=True, compensated=False, generator=torch.Generator())
     before, wide = copied(bucket), twin(bucket)
     backend.step(rule, hyper, wide)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import DECAYS, within
+from cases import DECAYS, bucket_of, within
 from cpu_parity import ALL_SWITCHES, BF16, BOUND, F16, F32, F64, SIZES, TYPES, copied, rules, stepped, tensors, worst
 from runs import Run
 from torch import Tensor
@@ -43,7 +43,7 @@ def test_the_rarer_modes_of_weight_decay(case, dtype: torch.dtype) -> None:
         run = Run(case, dtype, backend="cpu", lr=lr)
         for found in run.steps():
             within(found)
-        assert run.optimizer._plan is not None
+        assert run.optimizer._stepper.plan is not None
 
 
 @pytest.mark.parametrize("switches", ALL_SWITCHES, ids=lambda s: f"{s[0]}-centered{s[1]:d}-momentum{s[2]}")
@@ -73,7 +73,7 @@ def test_a_run_with_moving_numbers_is_the_references(state: torch.dtype) -> None
 def laid_out(bucket: Bucket, place) -> Bucket:
     """The same values, each tensor put in memory by `place`."""
     lists = bucket.lists()
-    return Bucket(*([place(x) for x in values] for values in lists[:5]), [x.clone() for x in lists[5]])
+    return bucket_of(*([place(x) for x in values] for values in lists[:5]), [x.clone() for x in lists[5]])
 
 
 def shifted(x: Tensor, by: int) -> Tensor:
@@ -176,7 +176,7 @@ def test_nothing_over_nothing_is_nothing(types: tuple, eps_mode: str) -> None:
     """[7] With ε = 0 and a gradient that was always 0 the step is 0, and a gradient over zero is infinite."""
     rule, hyper = Rule(eps_mode=eps_mode), Hyper(lr=0.1, alpha=0.9, eps=0.0)
     bucket = tensors(rule, types, (33,), seed=10)
-    bucket.square_avg[0].zero_()
+    bucket.slots["square_avg"][0].zero_()
     bucket.grad[0].zero_()
     kept = bucket.param[0].clone()
     cpu.step(rule, hyper, bucket)
@@ -187,7 +187,7 @@ def test_a_variance_rounded_below_zero_is_zero() -> None:
     """[5] v − m² by cancellation below zero counts as zero: torch's own gives NaN there."""
     param = torch.zeros(4096)
     grad = 1000 + torch.rand(4096, generator=torch.Generator().manual_seed(0)) * 1e-3
-    bucket = Bucket([param], [grad], [torch.zeros(4096)], [torch.zeros(4096)], [], [torch.tensor(0.0)])
+    bucket = bucket_of([param], [grad], [torch.zeros(4096)], [torch.zeros(4096)], [], [torch.tensor(0.0)])
     for _ in range(50):
         cpu.step(Rule(centered=True), Hyper(lr=1e-6, alpha=0.9, eps=1e-8), bucket)
     assert torch.isfinite(param).all()
@@ -200,7 +200,9 @@ def test_every_half_number_is_read_and_rounded_as_torch_does(dtype: torch.dtype)
     every = bits.view(dtype)
     rule, hyper = Rule(), Hyper(lr=1.0, alpha=0.0, eps=1.0)
     # g = 0 and v = 0: p moves by 0 and is read and rounded once
-    bucket = Bucket([every.clone()], [torch.zeros_like(every)], [torch.zeros(1 << 16)], [], [], [torch.tensor(0.0)])
+    bucket = bucket_of(
+        [every.clone()], [torch.zeros_like(every)], [torch.zeros(1 << 16)], [], [], [torch.tensor(0.0)]
+    )
     cpu.step(rule, hyper, bucket)
     assert torch.equal(bucket.param[0].nan_to_num(nan=7.0), every.nan_to_num(nan=7.0))
     assert torch.equal(bucket.param[0].isnan(), every.isnan())
@@ -215,10 +217,10 @@ def test_every_half_number_is_read_and_rounded_as_torch_does(dtype: torch.dtype)
         x = x[x.isfinite()]
         half = torch.zeros(len(x), dtype=dtype)
         # weight decay with momentum 0.5·b: the buffer brings any float32 to the parameter
-        bucket = Bucket(
+        bucket = bucket_of(
             [half], [torch.zeros_like(half)], [torch.zeros(len(x))], [], [-2 * x.double()], [torch.tensor(0.0)]
         )
-        bucket.square_avg[0] = bucket.square_avg[0].double()
+        bucket.slots["square_avg"][0] = bucket.slots["square_avg"][0].double()
         cpu.step(Rule(momentum=True), Hyper(lr=1.0, alpha=0.0, eps=1.0, momentum=0.5), bucket)
         want = (-(0.5 * (-2 * x.double()).float())).to(dtype)
         assert torch.equal(half.nan_to_num(nan=7.0, posinf=8.0), want.nan_to_num(nan=7.0, posinf=8.0))

@@ -62,7 +62,7 @@ class Pair:
 
     @property
     def plan(self) -> Plan | None:
-        return self.fast._plan
+        return self.fast._stepper.plan
 
 
 def each(pair: Pair):
@@ -430,7 +430,7 @@ def test_two_dtypes_and_two_groups_are_one_call() -> None:
             for p in params:
                 p.grad = torch.randn(20, generator=generator).to(p.dtype)
             optimizer.step()
-        pairs.append((params, optimizer._plan))
+        pairs.append((params, optimizer._stepper.plan))
     for p, q in zip(pairs[0][0], pairs[1][0], strict=True):
         assert torch.allclose(p, q, rtol=2e-2 if p.dtype in dtypes[2:] else 1e-5)
     assert pairs[0][1] is not None
@@ -505,7 +505,7 @@ def test_a_closure_steps_with_a_plan() -> None:
 
     losses = [optimizer.step(closure).item() for _ in range(4)]
     assert losses == sorted(losses, reverse=True)
-    assert optimizer._plan is not None
+    assert optimizer._stepper.plan is not None
 
 
 def test_modes_that_watch_operators_see_a_step() -> None:

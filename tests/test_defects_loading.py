@@ -173,7 +173,7 @@ def test_d16_a_getter_of_distributed_checkpoints_moves_nothing(settings, lr, cap
         assert (state["step"] == 0).all()
         assert (state["square_avg"] == square_avg_init).all()
         assert all((state[slot] == 0).all() for slot in state.keys() - {"step", "square_avg"})
-        assert set(state) == set(RMSprop([p], **settings)._read(optimizer.param_groups[0])[0].slots())
+        assert set(state) == set(RMSprop([p], **settings)._stepper.read(optimizer.param_groups[0])[0].slots())
     twin = nn.Linear(2, 2)
     twin.load_state_dict(model.state_dict())
     other = RMSprop(twin.named_parameters(), capturable=capturable, **settings)

@@ -100,7 +100,7 @@ def test_every_element_is_looked_at(dtype):
     optimizer = RMSprop(weight, nonfinite="skip", nonfinite_limit=None)
     give(weight)
     optimizer.step()
-    plan = optimizer._plan
+    plan = optimizer._stepper.plan
     assert plan is not None
     for i in range(521):
         weight[0].grad = torch.ones(521, dtype=dtype)
@@ -108,7 +108,7 @@ def test_every_element_is_looked_at(dtype):
         assert unfinite([weight[0].grad], torch.device("cpu")).tolist() == [True]
         optimizer.step()
     assert optimizer.skipped.total == 521
-    assert optimizer._plan is plan
+    assert optimizer._stepper.plan is plan
 
 
 @compiled
@@ -339,7 +339,7 @@ def test_a_step_without_gradients_passes():
     optimizer.step()
     tensors[1].grad = torch.zeros(0)
     optimizer.step()
-    assert isinstance(optimizer._guard, Guard)
+    assert isinstance(optimizer._stepper.guard, Guard)
 
 
 def test_a_compiled_step_is_guarded():

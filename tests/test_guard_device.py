@@ -212,7 +212,7 @@ def test_skips_change_nothing_about_the_gpu_kernels_run(triton, words, planned, 
     expected, _ = trained(lambda _t: None, **words)
     got, optimizer = trained(lambda t: t % 3 if t in (0, 2, 3, 7) else None, nonfinite="skip", **words)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    assert (optimizer._plan is not None) is planned
+    assert (optimizer._stepper.plan is not None) is planned
     assert (optimizer.skipped.total, optimizer.skipped.in_a_row) == (4, 0)
     assert optimizer.skipped.parameter == "parameter 1 of group 0"
 
@@ -223,7 +223,7 @@ def test_raise_keeps_the_gpu_kernels_plan(triton) -> None:  # noqa: ARG001
     optimizer = RMSprop(params, backend="triton", nonfinite="raise")
     give(params)
     optimizer.step()
-    plan = optimizer._plan
+    plan = optimizer._stepper.plan
     before = params[0].detach().clone()
     give(params, bad=0)
     with pytest.raises(RuntimeError, match="holds NaN or infinity"):
@@ -231,7 +231,7 @@ def test_raise_keeps_the_gpu_kernels_plan(triton) -> None:  # noqa: ARG001
     assert torch.equal(params[0], before)
     give(params)
     optimizer.step()
-    assert optimizer._plan is plan
+    assert optimizer._stepper.plan is plan
     assert float(optimizer.state[params[0]]["step"]) == 2
 
 
@@ -249,7 +249,7 @@ def test_plain_torch_steps_or_does_not(types) -> None:
                 fresh.capturable = True
                 if half:
                     fresh.rounding, fresh.random_keys = "stochastic", [random_key(3, i) for i in range(3)]
-                    fresh.compensation = [p * 1e-3 for p in fresh.param]
+                    fresh.slots["compensation"] = [p * 1e-3 for p in fresh.param]
                 return fresh
 
             taken, skipped, ordinary, untouched = other(), other(), other(), other()

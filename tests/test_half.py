@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import bucket_of
 from cpu_parity import ALL_SWITCHES, BF16, F16, F32, copied, rules, tensors
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,7 +37,7 @@ def rounded_as(bucket: Bucket, *, stochastic: bool, compensated: bool, generator
         for p in bucket.param:
             unit = p.float().abs() * torch.finfo(p.dtype).eps / 4
             rest = unit * (2 * torch.rand(p.shape, generator=generator) - 1) * SCALE[p.dtype]
-            bucket.compensation.append(rest.to(p.dtype))
+            bucket.slots["compensation"].append(rest.to(p.dtype))
     return bucket
 
 
@@ -44,22 +45,22 @@ def twin(bucket: Bucket) -> Bucket:
     """The same step in float32, where [9] is not rounded: what is to be rounded, bit for bit."""
     same = copied(bucket)
     scale = SCALE[bucket.param[0].dtype]
-    rests = bucket.compensation or [torch.zeros_like(p) for p in bucket.param]
+    rests = bucket.slots["compensation"] or [torch.zeros_like(p) for p in bucket.param]
     wide = [p.float() + c.float() / scale for p, c in zip(bucket.param, rests, strict=True)]
-    return Bucket(wide, [g.float() for g in same.grad], *same.lists()[2:6])
+    return bucket_of(wide, [g.float() for g in same.grad], *same.lists()[2:6])
 
 
 def check_written(bucket: Bucket, wide: Bucket, before: Bucket) -> None:
     """What the kernel left in half precision is the reference's rounding of the float32 step, every bit."""
     kind = KINDS[bucket.param[0].dtype]
     for i, (got, exact) in enumerate(zip(bucket.param, wide.param, strict=True)):
-        t = int(before.step[i]) + 1
+        t = int(before.slots["step"][i]) + 1
         words = reference.bits(SEED, i, t, got.numel()).reshape(got.shape)
         near = exact.to(got.dtype)
-        if bucket.compensation:
+        if bucket.slots["compensation"]:
             assert torch.equal(near, got)
             rest = ((exact - near.float()) * SCALE[got.dtype]).numpy()
-            kept = bucket.compensation[i].double().numpy()
+            kept = bucket.slots["compensation"][i].double().numpy()
             wanted = (
                 reference.round_stochastically(rest, words, kind)
                 if bucket.random_keys
@@ -117,7 +118,7 @@ def test_the_backends_draw_the_same_bits(dtype):
         for p, g in zip(bucket.param, bucket.grad, strict=True):
             p.clamp_(-1, 1)
             g.copy_(torch.where(g >= 0, 0.5, -0.5))
-        for c in bucket.compensation:
+        for c in bucket.slots["compensation"]:
             c.mul_(0)
         one, other = bucket, copied(bucket)
         other.rounding, other.random_keys = bucket.rounding, bucket.random_keys

@@ -25,10 +25,10 @@ EAGER_BOUND = 4.5
 def spiked(rule: Rule, types: tuple[torch.dtype, torch.dtype], seed: int):
     """A bucket in which every third gradient is a spike, and every seventh average has not begun."""
     bucket = tensors(rule, types, SIZES, seed)
-    for g, v in zip(bucket.grad, bucket.square_avg, strict=True):
+    for g, v in zip(bucket.grad, bucket.slots["square_avg"], strict=True):
         g[::3] *= 40  # and not so large that its square overflows in float16 state
         v[::7] = 0
-    for m in bucket.grad_avg:
+    for m in bucket.slots["grad_avg"]:
         m[::7] = 0
     return bucket
 
@@ -113,7 +113,7 @@ def test_what_is_not_finite_propagates(backend, value):
     bucket = tensors(Rule(), (F32, F32), (9,), 1)
     bucket.grad[0][4] = value
     backend.step(Rule(), Hyper(1e-3, 0.9, 1e-8, max_update=2.0), bucket)
-    assert not bucket.square_avg[0][4].isfinite()
+    assert not bucket.slots["square_avg"][0][4].isfinite()
     assert bucket.param[0][4].isnan()
     assert bucket.param[0][:4].isfinite().all()
 
@@ -125,7 +125,7 @@ def test_a_gradient_whose_square_overflows_is_a_spike(backend):
     bucket.grad[0][4] = 1e30
     before = copied(bucket)
     backend.step(Rule(), Hyper(1e-3, 0.9, 1e-8, max_update=2.0), bucket)
-    assert bucket.square_avg[0][4] == 2 * before.square_avg[0][4]
+    assert bucket.slots["square_avg"][0][4] == 2 * before.slots["square_avg"][0][4]
     assert bucket.param[0][4] == before.param[0][4] - torch.tensor(1e-3) * 2
 
 
@@ -134,7 +134,7 @@ def test_a_cap_that_nothing_reaches_changes_nothing(backend):
     """A cap beyond every step, and gradients that double no average: the step is the plain one to rounding."""
     for rule, hyper in rules("outside", True, (1, 1, 0)):
         before = tensors(rule, (F32, F32), SIZES, 4)
-        for g, v in zip(before.grad, before.square_avg, strict=True):
+        for g, v in zip(before.grad, before.slots["square_avg"], strict=True):
             g.clamp_(-1, 1)
             v.clamp_(min=1)
         bucket = copied(before)

@@ -264,5 +264,5 @@ def test_what_is_remembered_of_groups_does_not_grow() -> None:
             step(optimizer)
         optimizer.state.pop(optimizer.param_groups.pop()["params"][0], None)
     step(optimizer)
-    assert len(optimizer._checked) <= 2
-    assert len(optimizer._rules) <= 2
+    assert len(optimizer._stepper.checked) <= 2
+    assert len(optimizer._stepper.rules) <= 2

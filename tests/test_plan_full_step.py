@@ -53,9 +53,9 @@ def build(backend: str, planned: bool) -> tuple[RMSprop, list[torch.nn.Parameter
     for turn in range(3):
         gradients(params, turn)
         optimizer.step()
-    assert optimizer._plan is not None
+    assert optimizer._stepper.plan is not None
     if not planned:
-        optimizer._plan = None
+        optimizer._stepper.plan = None
     return optimizer, params
 
 
@@ -344,7 +344,7 @@ def test_a_gradient_that_stays_while_a_parameter_comes_to_it_is_seen() -> None:
     params[1].grad = memory
     optimizer.step()
     params[0].data = memory  # the gradient stays where it was: now it is another parameter's memory
-    plan = optimizer._plan
+    plan = optimizer._stepper.plan
     assert plan is not None
     assert not plan.again(optimizer.backend, optimizer.param_groups, optimizer.state)
 
@@ -377,7 +377,7 @@ def test_writes_are_counted_before_they_are_made(monkeypatch) -> None:
 def test_a_plan_names_no_object() -> None:
     """It holds no tensor, entry, group or list, by whatever name."""
     optimizer, params = build("auto", True)
-    plan = optimizer._plan
+    plan = optimizer._stepper.plan
     assert isinstance(plan, Plan)
     own = {id(x) for p in params for x in (p, p.grad, optimizer.state[p], *optimizer.state[p].values())}
     own |= {id(x) for group in optimizer.param_groups for x in (group, group["params"])}

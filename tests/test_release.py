@@ -524,7 +524,7 @@ def test_the_kernel_steps_in_backward_by_a_plan(monkeypatch: pytest.MonkeyPatch)
         pytest.skip(str(native.missing()))
     model = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 2))
     optimizer, took = step_in_backward(model, lr=0.01), []
-    monkeypatch.setattr(optimizer, "_step", lambda *_, step=optimizer._step: (took.append(1), step(None))[1])
+    monkeypatch.setattr(optimizer, "_step", lambda *args, step=optimizer._step: (took.append(1), step(*args))[1])
     counts = []
     for t in range(5):
         took.clear()

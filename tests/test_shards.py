@@ -91,7 +91,7 @@ def test_distributed_parameters_take_the_fused_kernel(mesh):
     assert "2 float32 tensors on cpu, 1 of them this process's shards of DTensors" in said
     assert "cpu: steps them" in said
     step(optimizer, 1.0)
-    assert optimizer._plan is not None
+    assert optimizer._stepper.plan is not None
     with pytest.raises(RuntimeError, match="fused=True asks for a native kernel"):
         RMSprop([spread(torch.ones(3).long().float(), mesh).to(torch.complex64)], fused=True)
 
@@ -108,7 +108,7 @@ def test_the_triton_kernel_takes_shards(mesh):
         pair = RMSprop(own, **settings), RMSprop(plain, **settings)
         for optimizer in pair:
             step(optimizer, 1.0, -2.0, 0.5)
-    assert pair[0]._plan is not None
+    assert pair[0]._stepper.plan is not None
     assert all(torch.equal(shards.shard(p), q) for p, q in zip(own, plain, strict=True))
 
 
@@ -134,13 +134,13 @@ def test_a_gradient_that_is_not_summed_yet_is_summed(mesh):
         [optimizer.step() for optimizer in pair]
         assert p.grad.placements == (Partial(),)
         assert torch.equal(shards.shard(p), q)
-    assert pair[0]._plan is None
+    assert pair[0]._stepper.plan is None
     p.grad = distribute_tensor(torch.ones(3), mesh, [Replicate()], src_data_rank=None)
     pair[0].step()
-    assert pair[0]._plan is not None
+    assert pair[0]._stepper.plan is not None
     p.grad = DTensor.from_local(torch.full((3,), 1.0), mesh, [Partial()])
     pair[0].step()
-    assert pair[0]._plan is None
+    assert pair[0]._stepper.plan is None
     q.grad = torch.ones(3)
     pair[1].step()
     pair[1].step()
@@ -239,9 +239,9 @@ def test_shards_and_slots_may_be_replaced(mesh):
             lambda: own.update(square_avg=own["square_avg"].clone()),
         )
     ):
-        plan = optimizer._plan
+        plan = optimizer._stepper.plan
         step(optimizer, 1.0)
-        assert optimizer._plan is plan
+        assert optimizer._stepper.plan is plan
         replace()
         before = shards.shard(p).clone()
         step(optimizer, 1.0)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cases import bucket_of
 from torch import nn
 
 from rmsprop import RMSprop
 from rmsprop.tensors import sparse
-from rmsprop.tensors.bucket import Bucket
 
 with np.load(Path(__file__).parent / "golden" / "sparse.npz") as file:
     DESCRIBED = json.loads(str(file["description"]))
@@ -101,7 +101,7 @@ def test_lazy_leaves_other_rows_alone(rule: str, backend: str):
 def test_lazy_gathers_only_the_rows_that_have_a_gradient():
     """The cost follows the touched rows: the bucket that a kernel sees holds no more."""
     table = nn.Parameter(torch.ones(1000, 8))
-    bucket = Bucket([table], [grads((1000, 8), [5, 5, 7])], [torch.zeros(1000, 8)], step=[torch.tensor(0.0)])
+    bucket = bucket_of([table], [grads((1000, 8), [5, 5, 7])], [torch.zeros(1000, 8)], [], [], [torch.tensor(0.0)])
     ((rows, write_back),) = sparse.parts({"sparse": "lazy", "differentiable": False}, bucket)
     assert write_back is not None
     assert [x.shape for values in rows.tensors() for x in values] == [(2, 8)] * 3

@@ -8,6 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from cases import bucket_of
 from cpu_parity import ALL_SWITCHES, BF16, BOUND, F16, F32, F64, TYPES, copied, rules, tensors, worst
 from interpreted import BLOCK, SOURCE, interpreter, kernel_module
 from torch import Tensor
@@ -97,7 +98,7 @@ def test_counted_on_the_device_with_a_learning_rate_there(types: tuple, clock: t
     for rule, hyper in (*EVERY[1::97], (Rule(bias_correction=True), HYPER)):
         bucket = tensors(rule, types, SIZES, seed=4)
         bucket.capturable = True
-        bucket.step[:] = [t.to(clock) for t in bucket.step]
+        bucket.slots["step"][:] = [t.to(clock) for t in bucket.slots["step"]]
         before = copied(bucket)
         lr = torch.tensor(0.03, dtype=torch.float64)
         triton.step(rule, Hyper(lr, hyper.alpha, hyper.eps, hyper.momentum, hyper.weight_decay), bucket)
@@ -108,7 +109,7 @@ def test_bias_on_the_device_is_exact_from_the_first_step() -> None:
     """[4] 1 − αᵗ from a counter on the device agrees to 2 ULP of float64, for α near 0 and 1 and any t."""
     for alpha, t in product((0.0, 0.1, 0.9, 0.999, 1 - 1e-9), (0.0, 1.0, 99.0, 1e6)):
         p, v = torch.zeros(1, dtype=F64), torch.ones(1, dtype=F64)
-        bucket = Bucket([p], [torch.zeros(1, dtype=F64)], [v], [], [], [torch.tensor(t)], capturable=True)
+        bucket = bucket_of([p], [torch.zeros(1, dtype=F64)], [v], [], [], [torch.tensor(t)], capturable=True)
         bucket.grad[0].fill_(1.0)
         triton.step(Rule(bias_correction=True, eps_mode="inside"), Hyper(1.0, alpha, 0.0), bucket)
         corrected = float(p**-2)  # v̂ = v/(1 − αᵗ), v = 1, p = −1/√v̂
@@ -134,7 +135,7 @@ def test_nothing_over_nothing_is_nothing(types: tuple, eps_mode: str) -> None:
     """[7] With ε = 0 and a gradient that was always 0 the step is 0."""
     rule = Rule(eps_mode=eps_mode)
     bucket = tensors(rule, types, (9,), seed=10)
-    bucket.square_avg[0].zero_()
+    bucket.slots["square_avg"][0].zero_()
     bucket.grad[0].zero_()
     kept = bucket.param[0].clone()
     triton.step(rule, Hyper(lr=0.1, alpha=0.9, eps=0.0), bucket)
@@ -145,7 +146,7 @@ def test_a_variance_rounded_below_zero_is_zero() -> None:
     """[5] v − m² by cancellation below zero counts as zero, and NaN stays NaN."""
     grad = 1000 + torch.rand(64, generator=torch.Generator().manual_seed(0)) * 1e-3
     grad[3] = float("nan")
-    bucket = Bucket([torch.zeros(64)], [grad], [torch.zeros(64)], [torch.zeros(64)], [], [torch.tensor(0.0)])
+    bucket = bucket_of([torch.zeros(64)], [grad], [torch.zeros(64)], [torch.zeros(64)], [], [torch.tensor(0.0)])
     for _ in range(20):
         triton.step(Rule(centered=True), Hyper(lr=1e-6, alpha=0.9, eps=1e-8), bucket)
     assert bucket.param[0].isfinite().logical_not().nonzero().tolist() == [[3]]
@@ -162,7 +163,7 @@ def test_every_half_number_is_read_and_rounded_as_torch_does(dtype: torch.dtype)
         p = torch.zeros(len(wide), dtype=dtype)
         # g = 0 leaves u = 0: the parameter becomes −lr·b, rounded from any float32
         zero = torch.zeros_like(p)
-        bucket = Bucket([p], [zero], [torch.ones_like(wide)], [], [wide.clone()], [torch.tensor(0.0)])
+        bucket = bucket_of([p], [zero], [torch.ones_like(wide)], [], [wide.clone()], [torch.tensor(0.0)])
         triton.step(Rule(momentum=True), Hyper(lr=-1.0, alpha=0.5, eps=1.0, momentum=1.0), bucket)
         assert torch.equal(p, wide.to(dtype))
 
@@ -213,7 +214,7 @@ def _caught(module: ModuleType) -> bool:
             for types in ((F32, F32), (BF16, BF16)):
                 for rule, hyper in EVERY[::29]:
                     bucket = tensors(rule, types, (9, 2 * BLOCK), seed=6)
-                    bucket.grad[1][5] = bucket.square_avg[1][6] = float("nan")
+                    bucket.grad[1][5] = bucket.slots["square_avg"][1][6] = float("nan")
                     memory = _padded(bucket)
                     if stepped(rule, hyper, bucket) > BOUND[types]:
                         return True
@@ -223,7 +224,7 @@ def _caught(module: ModuleType) -> bool:
             bucket = tensors(PLAIN, (F32, F32), (9,), seed=7)
             bucket.capturable = True
             triton.step(PLAIN, HYPER, bucket)
-            return float(bucket.step[0]) != 10
+            return float(bucket.slots["step"][0]) != 10
         except AssertionError:
             return True
 
@@ -283,7 +284,9 @@ def test_a_run_with_corrected_decay_is_the_cpu_kernels(planned: bool, monkeypatc
     for mine, same, near in zip(trained("triton", **settings), trained("cpu", **settings), other, strict=True):
         assert torch.equal(mine, same)
         torch.testing.assert_close(mine, near)
-    bucket = Bucket([torch.ones(1)], [torch.ones(1)], [torch.ones(1)], step=[torch.tensor(0.0)], capturable=True)
+    bucket = bucket_of(
+        [torch.ones(1)], [torch.ones(1)], [torch.ones(1)], [], [], [torch.tensor(0.0)], capturable=True
+    )
     reason = triton.refuse_reading(Rule(weight_decay_mode="corrected"), bucket)
     assert "reads the learning rate on the host, which capturable=True forbids" in str(reason)
 
@@ -295,8 +298,8 @@ def planned() -> tuple[list[torch.nn.Parameter], RMSprop, triton.Table]:
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
-    assert isinstance(optimizer._plan, DevicePlan)
-    return params, optimizer, optimizer._plan._lists_held[0].table
+    assert isinstance(optimizer._stepper.plan, DevicePlan)
+    return params, optimizer, optimizer._stepper.plan._lists_held[0].table
 
 
 @NEEDS_NATIVE
@@ -324,18 +327,18 @@ def test_the_table_is_sent_only_when_something_moved() -> None:
 def test_a_plan_follows_gradients_and_slots_and_nothing_else() -> None:
     """A slot that was replaced is stepped where it is; another group drops the plan, which does not know it."""
     params, optimizer, _ = planned()
-    plan = optimizer._plan
+    plan = optimizer._stepper.plan
     optimizer.step()
-    assert optimizer._plan is plan
+    assert optimizer._stepper.plan is plan
     before = optimizer.state[params[0]]["square_avg"]
     slot = optimizer.state[params[0]]["square_avg"] = before.clone()
     optimizer.step()
-    assert optimizer._plan is plan
+    assert optimizer._stepper.plan is plan
     assert (slot > before).all()
     optimizer.add_param_group({"params": [torch.nn.Parameter(torch.ones(3))]})
     optimizer.param_groups[1]["params"][0].grad = torch.ones(3)
     optimizer.step()
-    assert optimizer._plan is not plan
+    assert optimizer._stepper.plan is not plan
 
 
 def test_without_a_plan_a_table_is_kept_too() -> None:
@@ -455,7 +458,7 @@ def test_one_launch_for_all_tensors(rule: Rule, module: ModuleType) -> None:
 
 def plain_bucket(**asked: object) -> Bucket:
     one = torch.ones(3)
-    return Bucket([one], [one.clone()], [one.clone()], [], [], [torch.tensor(0.0)], **asked)
+    return bucket_of([one], [one.clone()], [one.clone()], [], [], [torch.tensor(0.0)], **asked)
 
 
 class TestRefusals:

@@ -6,6 +6,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from cases import bucket_of
 from cpu_parity import ALL_SWITCHES, BF16, BOUND, F16, F32, TYPES, copied, rules, tensors, worst
 from interpreted import BLOCK, SOURCE, interpreter, kernel_module
 from test_half import KINDS, SCALE, SEED, check_written, rounded_as, twin
@@ -44,10 +45,10 @@ def careful(rule: Rule, types: tuple, how: str, sizes: tuple[int, ...] = SIZES, 
     """A bucket to be rounded like that, with spikes among its gradients and averages that have not begun."""
     stochastic, compensated = HOWS.get(how, (False, False))
     bucket = tensors(rule, types, sizes, seed)
-    for g, v in zip(bucket.grad, bucket.square_avg, strict=True):
+    for g, v in zip(bucket.grad, bucket.slots["square_avg"], strict=True):
         g[::3] *= 40
         v[::7] = 0
-    for m in bucket.grad_avg:
+    for m in bucket.slots["grad_avg"]:
         m[::7] = 0
     draw = torch.Generator().manual_seed(seed)
     return rounded_as(bucket, stochastic=stochastic, compensated=compensated, generator=draw)
@@ -103,7 +104,7 @@ def test_the_bits_are_the_cpu_kernels(types: tuple, how: str) -> None:
     here = careful(FULL, types, how, (*range(1, BLOCK + 2, 4), 3 * BLOCK + 5))
     for value, g in zip((float("nan"), float("inf"), -float("inf"), 6e4), here.grad, strict=False):
         g[0] = value
-    here.param[4][0], here.momentum_buffer[4][0] = 6.5e4, -4e6  # beyond float16
+    here.param[4][0], here.slots["momentum_buffer"][4][0] = 6.5e4, -4e6  # beyond float16
     there = again(here)
     triton.step(FULL, FULL_HYPER, here)
     cpu.step(FULL, FULL_HYPER, there)
@@ -122,17 +123,17 @@ def test_every_number_is_rounded_to_a_neighbour(dtype: torch.dtype, compensated:
         wide[wide.isnan()] = float("nan")  # NumPy warns of the signalling ones
         # g = −0 leaves u = −0: the parameter becomes −lr·b, and zeros keep their signs
         p, zero = -torch.zeros(len(wide), dtype=dtype), -torch.zeros(len(wide), dtype=dtype)
-        bucket = Bucket([p], [zero], [torch.ones_like(wide)], [], [wide.clone()], [torch.tensor(6.0)])
+        bucket = bucket_of([p], [zero], [torch.ones_like(wide)], [], [wide.clone()], [torch.tensor(6.0)])
         bucket.rounding, bucket.streams = "stochastic", [stream(SEED, 2)]
         if compensated:
-            bucket.compensation = [zero.clone()]
+            bucket.slots["compensation"] = [zero.clone()]
         triton.step(Rule(momentum=True), Hyper(lr=-1.0, alpha=0.5, eps=1.0, momentum=1.0), bucket)
         words = reference.bits(SEED, 2, 7, len(wide))
         if compensated:
             near = wide.to(dtype)
             assert torch.equal(p.nan_to_num(9), near.nan_to_num(9))
             wide = (wide - near.float()) * SCALE[dtype]
-            wide, p = torch.where(wide.isfinite(), wide, 0.0), bucket.compensation[0]
+            wide, p = torch.where(wide.isfinite(), wide, 0.0), bucket.slots["compensation"][0]
         expected = torch.from_numpy(reference.round_stochastically(wide.numpy(), words, KINDS[dtype]))
         got = p.double()
         assert torch.equal(got.isnan(), expected.isnan())
@@ -167,7 +168,7 @@ def test_a_device_that_counts_draws_the_same_bits(dtype: torch.dtype, how: str, 
         triton.step(Rule(), replace(hyper, lr=0.03), here)
         triton.step(Rule(), hyper, there)
     assert identical(here, there)
-    assert float(there.step[0]) == 12
+    assert float(there.slots["step"][0]) == 12
     assert len(module.count_steps.grids) == (3 if HOWS[how][0] else 0)
 
 
@@ -176,7 +177,7 @@ def test_a_device_that_counts_draws_the_same_bits(dtype: torch.dtype, how: str, 
 def test_random_bits_follow_the_whole_count(count: int, on_device: bool) -> None:
     """The words of step t are the reference's where t is no float32 and no 32-bit number, wherever it is counted."""
     bucket = careful(Rule(), (BF16, F32), "stochastic", (4 * BLOCK + 3, 7))
-    bucket.step = [torch.tensor(float(count), dtype=torch.float64) for _ in bucket.step]
+    bucket.slots["step"] = [torch.tensor(float(count), dtype=torch.float64) for _ in bucket.slots["step"]]
     bucket.capturable = on_device
     before, wide = copied(bucket), twin(bucket)
     triton.step(Rule(), FULL_HYPER, wide)
@@ -234,7 +235,7 @@ def test_a_run_is_the_cpu_kernels(capturable: bool, planned: bool, monkeypatch) 
     expected, _ = trained("cpu")
     got, optimizer = trained("triton", capturable=capturable)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
-    assert isinstance(optimizer._plan, DevicePlan) is planned
+    assert isinstance(optimizer._stepper.plan, DevicePlan) is planned
     other, _ = trained("triton", capturable=capturable, seed=8)
     assert not all(torch.equal(a, b) for a, b in zip(got, other, strict=True))
 
@@ -263,7 +264,7 @@ def test_the_plan_takes_over_the_table_that_was_sent(capturable: bool) -> None:
     optimizer = RMSprop([p], backend="triton", capturable=capturable, rounding="stochastic", compensation=True)
     p.grad = torch.ones_like(p)
     optimizer.step()
-    table = optimizer._plan._lists_held[0].table
+    table = optimizer._stepper.plan._lists_held[0].table
     assert (table.sendings, len(triton._tables)) == (1, 0)
     for _ in range(3):
         optimizer.step()
@@ -273,7 +274,7 @@ def test_the_plan_takes_over_the_table_that_was_sent(capturable: bool) -> None:
 def test_a_remainder_of_another_dtype_is_refused() -> None:
     """It is kept in the parameter's dtype; another one, as a loaded state may bring, is refused in words."""
     bucket = careful(Rule(), (BF16, F32), "both", (5,))
-    bucket.compensation = [c.float() for c in bucket.compensation]
+    bucket.slots["compensation"] = [c.float() for c in bucket.slots["compensation"]]
     assert "some remainders of compensation=True are not torch.bfloat16" in str(triton.refuse_tensors(Rule(), bucket))
 
 
@@ -310,8 +311,8 @@ def _caught() -> bool:
                 for rule in (FULL, Rule(momentum=True, lr_in_buffer=True)):
                     here = careful(rule, types, how, (9, 2 * BLOCK + 3))
                     here.grad[0][1] = float("inf")
-                    here.param[1][:9], here.momentum_buffer[1][:9] = 1e-6, 0.0
-                    here.param[1][9], here.momentum_buffer[1][9] = 6.5e4, -1e10
+                    here.param[1][:9], here.slots["momentum_buffer"][1][:9] = 1e-6, 0.0
+                    here.param[1][9], here.slots["momentum_buffer"][1][9] = 6.5e4, -1e10
                     here.grad[1][:9] = 0.0
                     there = again(here)
                     cap = None if how == "stochastic" else 1.5  # without a bound the tenth overflows

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases import bucket_of
 from cpu_parity import ALL_SWITCHES, BF16, BOUND, F16, F32, TYPES, copied, rules, tensors, worst
 from test_half import check_written, rounded_as, twin
 from torch import Tensor, nn
@@ -30,9 +31,9 @@ FULL_HYPER = Hyper(lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8, weight_decay=0.05
 def moved(bucket: Bucket, device: str, steps: bool = False) -> Bucket:
     """The bucket on another device; its step counters too, if asked."""
     *lists, rests = ([x.to(device, copy=True) for x in values] for values in bucket.tensors())
-    counters = [t.to(device if steps else "cpu", copy=True) for t in bucket.step]
+    counters = [t.to(device if steps else "cpu", copy=True) for t in bucket.slots["step"]]
     words = dict(capturable=steps, rounding=bucket.rounding, random_keys=list(bucket.random_keys))
-    return Bucket(*lists, counters, rests, **words)
+    return bucket_of(*lists, counters, rests, **words)
 
 
 @pytest.mark.parametrize("capturable", [False, True])
@@ -85,10 +86,10 @@ def test_a_bounded_step_is_the_references(types: tuple) -> None:
     """max_update with spikes and averages that have not begun: within the frozen bound."""
     for rule, hyper in EVERY[TYPES.index(types) :: 211]:
         before = tensors(rule, types, SIZES, seed=2)
-        for g, v in zip(before.grad, before.square_avg, strict=True):
+        for g, v in zip(before.grad, before.slots["square_avg"], strict=True):
             g[::3] *= 40
             v[::7] = 0
-        for m in before.grad_avg:
+        for m in before.slots["grad_avg"]:
             m[::7] = 0
         there = moved(before, "cuda")
         triton.step(rule, replace(hyper, max_update=1.5), there)
@@ -104,7 +105,7 @@ def test_alignment_does_not_matter() -> None:
         p = memory[begin : begin + size].clone() if begin == 4 else memory[begin : begin + size]
         p.copy_(torch.linspace(-1, 1, size, device="cuda"))
         one = torch.ones_like(p)
-        triton.step(Rule(), Hyper(0.1, 0.9, 1e-8), Bucket([p], [p * 2], [one], [], [], [torch.tensor(0.0)]))
+        triton.step(Rule(), Hyper(0.1, 0.9, 1e-8), bucket_of([p], [p * 2], [one], [], [], [torch.tensor(0.0)]))
         results.append(p)
     assert all(torch.equal(results[0], other) for other in results[1:])
 

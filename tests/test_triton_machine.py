@@ -136,7 +136,7 @@ def test_a_bounded_step_is_the_cpu_kernels(rule: Rule, gpu) -> None:
     """max_update with spikes and averages that have not begun."""
     hyper = Hyper(0.03, 0.9, 1e-3, 0.8 if rule.momentum else 0.0, max_update=1.5)
     before = tensors(rule, (F32, F32), SIZES, seed=2)
-    for g, v in zip(before.grad, before.square_avg, strict=True):
+    for g, v in zip(before.grad, before.slots["square_avg"], strict=True):
         g[::3] *= 40
         v[::7] = 0
     assert identical(stepped(gpu, rule, hyper, before), cpus(rule, hyper, before))
@@ -202,7 +202,7 @@ def test_a_run_is_the_cpu_kernels_at_a_launch_a_step(capturable: bool, bias_corr
         train(params, optimizer, 6)
         runs.append(held(params, optimizer))
         if backend == "triton":
-            assert isinstance(optimizer._plan, DevicePlan)
+            assert isinstance(optimizer._stepper.plan, DevicePlan)
     assert same(*runs)
     assert gpu.ran == (["count_steps", "advance"] if capturable and bias_correction else ["advance"]) * 6
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from cases import bucket_of
 from ptx_machine import Launcher, kept, machine, triton
 
 from rmsprop.kernels import triton as backend
 from rmsprop.spec import Hyper, Rule
-from rmsprop.tensors.bucket import Bucket
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 TYPES = ((F32, F32), (BF16, F32), (BF16, BF16), (F16, F32), (F32, F64), (F64, F64), (F64, F32))
@@ -55,8 +55,8 @@ def compiled(
 
     param, state = types
     one, kept = torch.ones(1, dtype=param), torch.ones(1, dtype=state)
-    bucket = Bucket([one], [one], [kept], [], [], [torch.tensor(0.0)], capturable=scaled)
-    bucket.random_keys, bucket.compensation = [1] * rounding[0], [one] * rounding[1]
+    bucket = bucket_of([one], [one], [kept], [], [], [torch.tensor(0.0)], capturable=scaled)
+    bucket.random_keys, bucket.slots["compensation"] = [1] * rounding[0], [one] * rounding[1]
     kernel = KERNELS.advance
     work = backend.Work(rule, bucket)
     fixed = {**work.fixed, **work.bounded(capped)}
@@ -206,8 +206,8 @@ def test_a_launch_compiles_to_the_same(
 ) -> None:
     """What `launch` hands to Triton, from Python's numbers and tensors, is what these tests compile and look at."""
     one = torch.ones(5, dtype=dtype)
-    bucket = Bucket([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=scaled)
-    bucket.random_keys, bucket.compensation = [(1 << 64) - 1] * how[0], [one] * how[1]
+    bucket = bucket_of([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=scaled)
+    bucket.random_keys, bucket.slots["compensation"] = [(1 << 64) - 1] * how[0], [one] * how[1]
     rule = RULES["full"]
     table = backend.Table((5,), torch.device("cpu"))
     table.look(bucket)
@@ -228,7 +228,7 @@ def test_a_launch_compiles_to_the_same(
 def test_later_launches_skip_tritons_search(rule: str, capturable: bool, h100: type[Launcher]) -> None:
     """They hand the driver what Triton's own way does, with today's numbers; other dtypes get a kernel of theirs."""
     one = torch.ones(5)
-    bucket = Bucket([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=capturable)
+    bucket = bucket_of([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=capturable)
     table = backend.Table((5,), torch.device("cpu"))
     table.look(bucket)
     work = backend.Work(RULES[rule], bucket)

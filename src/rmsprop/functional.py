@@ -108,10 +108,12 @@ def rmsprop(
     whole = Bucket(
         list(params),
         list(map(resolved, grads)),
-        list(square_avgs),
-        list(grad_avgs) if rule.centered else [],
-        list(momentum_buffer_list) if rule.momentum else [],
-        list(state_steps),
+        {
+            "square_avg": list(square_avgs),
+            "grad_avg": list(grad_avgs) if rule.centered else [],
+            "momentum_buffer": list(momentum_buffer_list) if rule.momentum else [],
+            "step": list(state_steps),
+        },
         foreach=foreach,
         capturable=capturable,
         differentiable=differentiable,

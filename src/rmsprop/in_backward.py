@@ -18,8 +18,6 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import ParamsT
 from torch.utils.weak import WeakIdKeyDictionary
 
-from rmsprop import kernels
-from rmsprop.kernels.plan import Plan, Stepped
 from rmsprop.optimizer import RMSprop
 from rmsprop.printing import shown
 from rmsprop.step import drop_scaling, scaling
@@ -91,7 +89,6 @@ class StepInBackward(RMSprop):
 
     _accumulating = False
     _removed = False
-    _stateful = -1  # parameters that had state at the last step()
     _handles: Any  # the hook of each parameter that has one, which is referred to weakly
     _watches: list[Any]
     _now: _Iteration
@@ -224,14 +221,10 @@ class StepInBackward(RMSprop):
         if not self._removed:
             for group in self.param_groups:
                 _refuse_whole(group)
-        self._due = due
-        try:
-            if not self._again():
-                if due is not None:
-                    self._leave_out(due)
-                self._step(None)
-        finally:
-            self._due = None
+        if not self._stepper.again(self, due):
+            if due is not None:
+                self._leave_out(due)
+            self._step(None, due)
 
     def _leave_out(self, due: list[Tensor]) -> None:
         """Take parameters out that are in no group any more, and their hooks off: the gradient is their owner's."""
@@ -239,12 +232,6 @@ class StepInBackward(RMSprop):
         for p in [p for p in due if id(p) not in own]:
             self._handles.pop(p).remove()
         due[:] = [p for p in due if id(p) in own]
-
-    def _make_plan(self, backends: list[kernels.Backend], stepped: Stepped) -> Plan | None:
-        """No plan while the first iteration makes state: each of its calls would need a new one."""
-        if self._due is not None and (len(self.state) != self._stateful or backends[0].name != "cpu"):
-            return None
-        return super()._make_plan(backends, stepped)
 
     @_disable_dynamo  # hooks and locks are no part of a graph
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -272,7 +259,6 @@ class StepInBackward(RMSprop):
                 for p in left:
                     p.grad = None
                 self._now = _Iteration()
-                self._stateful = len(self.state)
                 self._attach()
         return loss
 

@@ -1,91 +1,122 @@
-"""`RMSprop`, a drop-in for `torch.optim.RMSprop`: the loop, and torch's contract with optimizers."""
+"""`RMSprop`, a drop-in for `torch.optim.RMSprop`: its signature, and torch's contract with optimizers."""
 
+import functools
 from collections.abc import Callable, Mapping
-from operator import itemgetter
 from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch._compile import _disable_dynamo
+from torch.autograd import profiler
 from torch.nn.parameter import is_lazy
-from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.optim.optimizer import (
+    Optimizer,
+    ParamsT,
+    _global_optimizer_post_hooks,
+    _global_optimizer_pre_hooks,
+    _use_grad_for_differentiable,
+)
 
-from rmsprop import dialects, hooks, kernels, settings, step
+from rmsprop import kernels, recipes, settings
 from rmsprop.diagnose import explain, lint
-from rmsprop.kernels.plan import Plan, Stepped
-from rmsprop.kernels.triton_plan import build
-from rmsprop.recipes import recipe, warn
 from rmsprop.settings import group_keys, is_unset, unset
-from rmsprop.spec import Hyper, Rule, check_flag
+from rmsprop.spec import EpsMode, Nonfinite, Rounding, SparseMode, WeightDecayMode, check_flag
 from rmsprop.state import loading, placing, shared_memory, slots
+from rmsprop.step import Stepper, drop_scaling, scaling
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, wanted
-from rmsprop.tensors.nonfinite import Skipped, make_guard, renew_guard
+from rmsprop.tensors.nonfinite import Skipped, make_guard
 from rmsprop.tensors.params import check_groups, not_empty
 
-# torch 2.13 renamed it; the old name still works there, with a warning.
+# torch 2.13 renamed it. The old name still works there, with a warning.
 _CAPTURE_CHECK = next(
     name
     for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
     if hasattr(Optimizer, name)
 )
 
-# What of a group must stay as it is for a plan to hold: all settings but the numbers, which are read at every step.
-_SETTINGS = itemgetter(*(name for name in settings.TORCH_GROUP if name not in dialects.HYPERS))
+
+def _profile_only_if_watched(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `step` as `Optimizer.profile_hook_step` does, but enter that only if needed: it costs 5 µs."""
+    watched = Optimizer.profile_hook_step(func)
+
+    @functools.wraps(func)
+    def _wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if (
+            profiler._is_profiler_enabled
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        ):
+            return watched(self, *args, **kwargs)
+        return func(self, *args, **kwargs)
+
+    return _wrapper
 
 
 class RMSprop(Optimizer):
-    """RMSprop: each element's step is divided by the root of a decaying average of its squared gradient.
+    """Implements RMSprop: divides each element's step by the root of a decaying average of its squared gradient.
 
-    Arguments are torch.optim.RMSprop's, in its order and with its defaults, then keyword-only switches.
+    The positional arguments are those of torch.optim.RMSprop, with its order and defaults.
 
     Args:
-        params: parameters, named parameters, or dicts that define groups with their own settings.
-        lr: learning rate, in units of the parameter: a float or a tensor with one element. Of several groups, the
-            first keeps that tensor and each other gets a copy, as a scheduler fills each group's.
+        params: parameters, named parameters, or dicts that define parameter groups with their own settings.
+        lr: learning rate, a float or a tensor with one element. Of several groups that share one tensor, the first
+            keeps it and the others get copies, since schedulers fill the tensor of each group.
         alpha: decay of the averages, 0 <= alpha < 1.
         eps: ε, in units of the gradient ("outside", "floor") or of its square ("inside").
         weight_decay: weight decay, see `weight_decay_mode`.
         momentum: momentum, 0 <= momentum < 1.
-        centered: subtract the squared mean gradient: divide by the standard deviation. None: the dialect's.
-        capturable: keep lr and step on the device, so that a graph can be captured. Works on every device.
-        foreach: True: all tensors of a kind at once; False: one by one, with the least memory; None: chosen.
+        centered: subtract the squared mean gradient from the variance. None: as in the dialect.
+        capturable: keep lr and step on the device, so that a graph can be captured.
+        foreach: True: step all tensors of a kind at once. False: one by one, with the least memory. None: chosen.
         maximize: ascend instead of descend.
         differentiable: let autograd record the step.
-        dialect: whose rule, defaults and argument names: see `rmsprop dialects`. Each keyword below overrides
-            one of its switches; None leaves it.
+
+    Which rule (keyword-only; None: as in the dialect):
+        dialect: whose rule, defaults and argument names to use. `rmsprop dialects` lists them.
         eps_mode: "outside" √v + ε, "inside" √(v + ε), "both" √(v + ε) + ε, "floor" max(√v, ε).
-        square_avg_init: what `square_avg` starts at.
-        lr_in_buffer: multiply by lr on the way into the momentum buffer (TensorFlow), not on the way out.
-        nesterov: look one momentum step ahead; needs momentum > 0.
+        square_avg_init: initial value of `square_avg`.
+        lr_in_buffer: multiply by lr before the momentum buffer (TensorFlow) instead of after it (torch).
+        nesterov: Nesterov momentum. Needs momentum > 0.
         bias_correction: divide the averages by 1 − alphaᵗ, as Adam does.
-        weight_decay_mode: "l2" adds weight_decay·p to the gradient, "l1" weight_decay·sign(p); "decoupled" shrinks p
-            by lr·weight_decay, "corrected" by lr²/reference_lr·weight_decay; reference_lr is lr at construction.
-        sparse: what sparse gradients mean: "lazy", only rows that have one step (TensorFlow 1); "dense", averages
-            decay everywhere (Keras). None: as in the dialect; torch's refuses them.
-        backend: who computes the step: "auto" or a name that `rmsprop.kernels.BACKENDS` lists.
-        fused: torch's name for asking for a native kernel. None: chosen.
-        amp_in_step: torch.amp.GradScaler leaves unscaling, and skipping on overflow, to `step`, which waits for no
-            device. Needs capturable=True. Lightning's clipping and Accelerate's skip detection need it False.
-        rounding: how bfloat16 and float16 parameters are rounded: "nearest", or "stochastic", up with the probability
-            of what is dropped, so that steps below half a unit in the last place add up.
-        compensation: keep what that rounding drops, in the slot `compensation` of the parameter's dtype, and add it
-            back in the next step. With both, the parameter is rounded to nearest and the remainder stochastically.
-        seed: of the random bits; they follow from it, the parameter's place, its step and the element alone.
-        max_update: no element's step is longer than max_update·lr, and a spike at most doubles its v. None: off.
-        nonfinite: what a NaN or infinity in a gradient does: "propagate"; "skip" the step whole, before anything is
-            written; "raise". `skipped` counts.
-        nonfinite_limit: that many skips in a row raise a RuntimeError; None: no number does.
-        words: settings in the dialect's own names, such as learning_rate= and beta= under "textbook"; and in every
-            dialect `clip_value`, `clip_norm` (of each tensor), `clip_global_norm`, `clip_weights` and
-            `clip_after_decay`: rmsprop/tensors/clipping.py. `recipe`: see `RMSprop.recipe`.
+        weight_decay_mode: "l2" adds weight_decay·p to the gradient, "l1" weight_decay·sign(p). "decoupled" shrinks p
+            by lr·weight_decay, "corrected" by lr²/reference_lr·weight_decay.
+        reference_lr: highest learning rate of the run, for "corrected". None: lr at construction.
+        sparse: sparse gradients: "lazy" steps only rows that have one (TensorFlow 1), "dense" decays averages
+            everywhere (Keras). None under torch's rule: refuse them.
+        recipe: name of the published result that these settings follow, see `RMSprop.recipe`.
+        dialect_arguments: arguments under the dialect's own names, such as learning_rate and beta of "textbook".
+
+    Gradient and weight clipping (None: off):
+        clip_value: bound of each element of a gradient.
+        clip_norm: bound of the norm of each parameter's gradient.
+        clip_global_norm: bound of the norm of all gradients together.
+        clip_weights: bound of each element of a parameter after the step.
+        clip_after_decay: clip the gradient after weight decay has been added.
+        max_update: bound of each element's step, in units of lr. A gradient spike then at most doubles its v.
+
+    Half precision:
+        rounding: rounding of bfloat16 and float16 parameters, "nearest" or "stochastic". Stochastic rounding lets
+            steps below half a unit in the last place add up.
+        compensation: Kahan summation: keep what rounding drops in the state `compensation`, and add it to the next
+            step. With stochastic rounding, the remainder is rounded stochastically and the parameter to nearest.
+        seed: seed of the random bits, which depend on it, the parameter's index, its step and the element alone.
+
+    Robustness and execution:
+        nonfinite: on a NaN or infinity in a gradient: "propagate" it, "skip" the whole step, or "raise".
+        nonfinite_limit: raise RuntimeError after this many skipped steps in a row. None: no limit.
+        amp_in_step: let `step` unscale gradients and skip overflows in place of torch.amp.GradScaler, without waiting
+            for the device. Needs capturable=True. Lightning's clipping and Accelerate's skip detection need False.
+        backend: "auto", or the name of the backend that computes the step ("cpu", "eager", "triton").
+        fused: True: require a native kernel. False: use none. None: chosen.
 
     Equation: spec.py, lines [1]-[9].
-    State:    per parameter `step` (a count, in float64) and `square_avg`, with momentum `momentum_buffer`, if
-              centered `grad_avg`, each of the parameter's shape. float32 for half-precision parameters, else
-              the parameter's dtype. With compensation, `compensation` in the dtype of half-precision parameters.
-    Raises:   ValueError or TypeError, before anything is changed, with what was given and what would work.
+    State:    per parameter `step` (a float64 count) and `square_avg`, with momentum `momentum_buffer`, if centered
+              `grad_avg`, each of the parameter's shape, in float32 for half-precision parameters and else in the
+              parameter's dtype. With compensation, `compensation` in the dtype of half-precision parameters.
+    Raises:   ValueError or TypeError, before anything changes, naming what was given and what would work.
     Source:   torch/optim/rmsprop.py; Tieleman and Hinton, lecture 6e, 2012; Graves, arXiv:1308.0850 (centered).
 
     >>> import torch
@@ -98,8 +129,6 @@ class RMSprop(Optimizer):
     """
 
     backend: str
-    _due: list[Tensor] | None = None  # the parameters that step, of those that have a gradient; None: all
-    _idle = 0  # for lint: how many of the last steps had no gradient at all
     _step_supports_amp_scaling = False  # torch.amp.GradScaler's name of amp_in_step
 
     def __init__(
@@ -117,61 +146,84 @@ class RMSprop(Optimizer):
         differentiable: bool = False,
         *,
         dialect: str = "torch",
-        eps_mode: str | None = None,
+        eps_mode: EpsMode | None = None,
         square_avg_init: float | None = None,
         lr_in_buffer: bool | None = None,
         nesterov: bool | None = None,
         bias_correction: bool | None = None,
-        weight_decay_mode: str | None = None,
-        sparse: str | None = None,
-        backend: str = "auto",
-        fused: bool | None = None,
-        amp_in_step: bool = False,
-        rounding: str = "nearest",
+        weight_decay_mode: WeightDecayMode | None = None,
+        reference_lr: float | None = None,
+        sparse: SparseMode | None = None,
+        recipe: str | None = None,
+        clip_value: float | None = None,
+        clip_norm: float | None = None,
+        clip_global_norm: float | None = None,
+        clip_weights: float | None = None,
+        clip_after_decay: bool | None = None,
+        max_update: float | None = None,
+        rounding: Rounding = "nearest",
         compensation: bool = False,
         seed: int = 0,
-        max_update: float | None = None,
-        nonfinite: str = "propagate",
+        nonfinite: Nonfinite = "propagate",
         nonfinite_limit: int | None = 100,
-        **words: Any,
+        amp_in_step: bool = False,
+        backend: str = "auto",
+        fused: bool | None = None,
+        **dialect_arguments: Any,
     ) -> None:
         numbers = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
-        switches = {
+        rule = {
             "centered": centered,
             "eps_mode": eps_mode,
             "square_avg_init": square_avg_init,
             "lr_in_buffer": lr_in_buffer,
+            "nesterov": nesterov,
+            "bias_correction": bias_correction,
+            "weight_decay_mode": weight_decay_mode,
+            "reference_lr": reference_lr,
+            "sparse": sparse,
+            "recipe": recipe,
+            "clip_value": clip_value,
+            "clip_norm": clip_norm,
+            "clip_global_norm": clip_global_norm,
+            "clip_weights": clip_weights,
+            "clip_after_decay": clip_after_decay,
         }
-        switches |= {"nesterov": nesterov, "bias_correction": bias_correction}
-        switches |= {"weight_decay_mode": weight_decay_mode, "sparse": sparse}
         given: dict[str, Any] = {name: value for name, value in numbers.items() if not is_unset(value)}
-        given |= {name: value for name, value in switches.items() if value is not None}
-        flags: dict[str, Any] = {"maximize": maximize, "capturable": capturable, "foreach": foreach, "fused": fused}
-        flags |= {"differentiable": differentiable, "rounding": rounding, "compensation": compensation}
-        flags |= {"seed": seed, "max_update": max_update}
+        given |= {name: value for name, value in rule.items() if value is not None}
+        flags: dict[str, Any] = {
+            "maximize": maximize,
+            "capturable": capturable,
+            "foreach": foreach,
+            "fused": fused,
+            "differentiable": differentiable,
+            "rounding": rounding,
+            "compensation": compensation,
+            "seed": seed,
+            "max_update": max_update,
+        }
         self.backend = kernels.check_backend(backend)
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
-        self._guard = make_guard(nonfinite, nonfinite_limit)
+        self._stepper = Stepper(RMSprop._init_group, make_guard(nonfinite, nonfinite_limit))
         self._whole = dict(zip(group_keys.WHOLE, (nonfinite, nonfinite_limit, backend, amp_in_step), strict=True))
-        self._rules: step.Rules = WeakIdKeyDictionary()
-        self._checked: dict[int, tuple[Any, ...]] = {}
-        self._made: slots.Made = []
-        self._plan: Plan | None = None
-        self._shared = False
-        self._begun: list[tuple[float, bool]] = []  # per group, for lint: momentum, whether others had stepped
-        defaults, self._asked = settings.resolve_settings(dialect, given | flags | words)
+        self._begun: list[tuple[float, bool]] = []  # per group, for lint: momentum, and whether others had stepped
+        defaults, self._asked = settings.resolve_settings(dialect, given | flags | dialect_arguments)
         chosen = {name for name, value in flags.items() if value is not settings.TORCH_GROUP[name]}
-        self._typed = frozenset({*given, *words, *chosen, *(["dialect"] if dialect != "torch" else [])})
+        self._typed = frozenset({*given, *dialect_arguments, *chosen, *(["dialect"] if dialect != "torch" else [])})
         super().__init__(not_empty(params), defaults)
         settings.check_half(self.param_groups)
-        warn(defaults, self.param_groups)
+        recipes.warn(defaults, self.param_groups)
 
     @classmethod
     def recipe(cls, name: str, params: ParamsT, **changes: Any) -> "RMSprop":
-        """The optimizer of a published result, see `rmsprop recipes`; numbers may be changed: rmsprop/recipe."""
-        return cls(params, **recipe(name, **changes))
+        """Return the optimizer of a published result; `rmsprop recipes` lists them.
 
-    profile_hook_step = staticmethod(hooks.watch)
+        Args:
+            changes: numbers to change, and how a step runs: rmsprop/recipes.
+        """
+        return cls(params, **recipes.recipe(name, **changes))
+
+    profile_hook_step = staticmethod(_profile_only_if_watched)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with settings of its own in the dialect's or torch's words.
@@ -208,8 +260,8 @@ class RMSprop(Optimizer):
             raise ValueError(
                 "amp_in_step=True counts steps where found_inf is, on the device: give capturable=True too"
             )
-        if self._guard is not None:
-            self._guard.check(group, tensors)
+        if self._stepper.guard is not None:
+            self._stepper.guard.check(group, tensors)
         if self.backend == "auto" and not group["fused"]:
             return
         rule, _ = settings.read(group)
@@ -234,47 +286,31 @@ class RMSprop(Optimizer):
         Raises: RuntimeError, before any parameter moves, for gradients that the rule does not take.
         """
         try:
-            return None if closure is None and self._again() else self._step(closure)
+            if closure is None and self._stepper.again(self):
+                return None
+            return self._step(closure)
         except BaseException:
-            step.drop_scaling(self)
+            drop_scaling(self)
             raise
 
-    def _again(self) -> bool:
-        """Whether the plan still holds, and has stepped."""
-        if torch.compiler.is_compiling() or self._plan is None:
-            return False
-        if self._guard is not None and self._plan.spread:
-            return False  # processes decide together, the long way: a plan may hold here and not there
-        return self._plan.again(
-            self.backend, self.param_groups, self.state, step.scaling(self), self._guard, self._due
-        )
-
     @_use_grad_for_differentiable
-    def _step(self, closure: Callable[[], float] | None) -> float | None:
-        """`step` where there is no plan, or it does not hold any more."""
+    def _step(self, closure: Callable[[], float] | None, due: list[Tensor] | None = None) -> float | None:
+        """Take the full step, used when there is no valid cached plan.
+
+        Args:
+            due: the parameters that step, of those that have a gradient. None: all.
+        """
         getattr(self, _CAPTURE_CHECK)()
-        loss = None
+        stepper, loss, bad = self._stepper, None, None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-            if self._again():
+            if stepper.again(self, due):
                 return loss
-        bad = None
-        if torch.compiler.is_compiling() and self._guard is not None and step.scaling(self) is None:
-            bad = self._guard.look(self.param_groups)  # in this frame, which a compiler can go on with after it
-        step.take(self, bad)
+        if torch.compiler.is_compiling() and stepper.guard is not None and scaling(self) is None:
+            bad = stepper.guard.look(self.param_groups)  # in this frame, which a compiler can resume after it
+        stepper.take(self, due, bad)
         return loss
-
-    def _make_plan(self, backends: list[kernels.Backend], stepped: Stepped) -> Plan | None:
-        """What the next step may rely on, if one native kernel took this one, of these groups and buckets, whole."""
-        if type(self)._init_group is not RMSprop._init_group or len({backend.name for backend in backends}) != 1:
-            return None
-        groups = [(group, self._read(group)[0]) for group in self.param_groups]
-        return build(backends[0].name, self.backend, groups, self.state, _SETTINGS, stepped)
-
-    def _read(self, group: dict[str, Any]) -> tuple[Rule, Hyper]:
-        """The group's rule and numbers; the rule must be the one that the run began with."""
-        return step.read(self._rules, self._checked, group)
 
     def _init_group(
         self,
@@ -290,10 +326,16 @@ class RMSprop(Optimizer):
         first: int = 0,
     ) -> bool:
         """Fill the lists, and make the slots that are missing; torch.compile calls this by its name and order."""
-        lists = Bucket(params_with_grad, grads, square_avgs, grad_avgs, momentum_buffer_list, state_steps)
-        lists.compensation = [] if compensations is None else compensations
-        lists.random_keys = [] if random_keys is None else random_keys
-        made = [] if torch.compiler.is_compiling() else self._made  # a compiler would watch the list
+        kept = {
+            "square_avg": square_avgs,
+            "grad_avg": grad_avgs,
+            "momentum_buffer": momentum_buffer_list,
+            "step": state_steps,
+            "compensation": [] if compensations is None else compensations,
+        }
+        keys = [] if random_keys is None else random_keys
+        lists = Bucket(params_with_grad, grads, kept, random_keys=keys)
+        made = [] if torch.compiler.is_compiling() else self._stepper.made  # a compiler would guard on the list
         return slots.fill(group, self.state, lists, first, made)
 
     def state_dict(self) -> dict[str, Any]:
@@ -338,23 +380,27 @@ class RMSprop(Optimizer):
         return loading.load(self, state_dict, strict, rename, hparams, match)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("backend", "_step_supports_amp_scaling", "_asked", "_typed", "_whole", "_shared")
+        names = ("backend", "_step_supports_amp_scaling", "_asked", "_typed", "_whole")
         own = {name: getattr(self, name) for name in names}
-        return {**super().__getstate__(), **own, "_guard": renew_guard(self._guard)}
+        return {**super().__getstate__(), **own, "_shared": self._stepper.shared}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        before = self.state if self.__dict__.get("_shared") else {}
+        stepper: Stepper | None = self.__dict__.get("_stepper")
+        before = self.state if stepper is not None and stepper.shared else {}
         super().__setstate__(state)
         if before:
             shared_memory.keep(self, before)
-        missing: dict[str, Any] = {"backend": "auto", "_guard": None, "_typed": frozenset(), "_whole": {}}
-        self.__dict__ |= {"_asked": frozenset(settings.TORCH_GROUP), **missing} | self.__dict__
-        self._rules, self._checked, self._made, self._plan = WeakIdKeyDictionary(), {}, [], None
+        missing: dict[str, Any] = {"backend": "auto", "_typed": frozenset(), "_whole": {}}
+        self.__dict__ = {"_asked": frozenset(settings.TORCH_GROUP), **missing, **self.__dict__}
+        was_shared = self.__dict__.pop("_shared", stepper is not None and stepper.shared)
+        if stepper is None:
+            guard = make_guard(self._whole.get("nonfinite", "propagate"), self._whole.get("nonfinite_limit"))
+            stepper = Stepper(RMSprop._init_group, guard)
+        self._stepper = stepper
+        stepper.forget()
         loading.complete(self.param_groups, self.state)
         self._begun = [(group["momentum"], False) for group in self.param_groups]
-        self._shared = self.__dict__.get("_shared", False) and shared_memory.shared(
-            self
-        )  # a copy of shared memory is not
+        stepper.shared = was_shared and shared_memory.shared(self)  # a copy of shared memory is not shared
 
     def share_memory(self) -> "RMSprop":
         """Make all state now, and move it into shared memory: processes then step the same averages, without locks.
@@ -366,12 +412,12 @@ class RMSprop(Optimizer):
         Raises: ValueError, before anything is changed, for parameters that are not in shared memory.
         """
         shared_memory.share(self)
-        self._shared, self._plan = True, None
+        self._stepper.shared, self._stepper.plan = True, None
         return self
 
     def explain(self) -> str:
         """In words, for each group: the rule, what its numbers mean, and who steps its parameters or why not."""
-        return explain.explain(self._plain_groups(), self.backend, self.state, self._guard)
+        return explain.explain(self._plain_groups(), self.backend, self.state, self._stepper.guard)
 
     def _plain_groups(self) -> list[dict[str, Any]]:
         """Copies of the groups with Python's numbers. Raises: as a step does for edited groups that do not work."""
@@ -384,11 +430,11 @@ class RMSprop(Optimizer):
     @property
     def skipped(self) -> Skipped:
         """The steps that nonfinite="skip" left out: `total`, `in_a_row`, `last`, and whose gradient: `parameter`."""
-        return Skipped() if self._guard is None else self._guard.skipped(self.param_groups)
+        return Skipped() if self._stepper.guard is None else self._stepper.guard.skipped(self.param_groups)
 
     def lint(self, steps: int | None = None) -> list[lint.Finding]:
         """What looks wrong, the worst first. `steps`: how many the whole run has, if known. Nothing is changed."""
         return lint.lint(self._plain_groups(), self.state, steps, lint.history(self))
 
     def __repr__(self) -> str:
-        return explain.show(type(self).__name__, self.param_groups, self.backend, self._guard)
+        return explain.show(type(self).__name__, self.param_groups, self.backend, self._stepper.guard)

@@ -18,15 +18,28 @@ Every body of the formula (`reference.py`, `kernels/*`) carries these numbers.
 import math
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rmsprop.printing import shown
 
-EPS_MODES = ("outside", "inside", "both", "floor")
-WEIGHT_DECAY_MODES = ("l2", "decoupled", "corrected", "l1")
+EpsMode = Literal["outside", "inside", "both", "floor"]
+WeightDecayMode = Literal["l2", "decoupled", "corrected", "l1"]
+SparseMode = Literal["lazy", "dense"]
+Rounding = Literal["nearest", "stochastic"]
+Nonfinite = Literal["propagate", "skip", "raise"]
+
+EPS_MODES: tuple[EpsMode, ...] = get_args(EpsMode)
+WEIGHT_DECAY_MODES: tuple[WeightDecayMode, ...] = get_args(WeightDecayMode)
+
+# The state of a parameter: every body and every list of state has this order. `compensation` is not of the rule:
+# rounding of half-precision parameters keeps it.
+SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
+
+# Those that the nine lines update, in the dtype of the arithmetic.
+AVERAGES = tuple(name for name in SLOTS if name not in ("step", "compensation"))
 
 # How a parameter of half precision is rounded in [9].
-ROUNDINGS = ("nearest", "stochastic")
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 
 
 @dataclass(frozen=True)

@@ -1,185 +1,265 @@
-"""One step, the long way: where there is no plan, or it does not hold any more."""
+"""One step of an RMSprop, and what it remembers for the next.
+
+`Stepper.take` is the full step: gather, guard, clip, pick a backend, run, write back. `Stepper.again` repeats it by a
+cached plan (kernels/plan.py), as long as that is valid.
+"""
 
 from collections.abc import Callable, MutableMapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop import kernels, settings
-from rmsprop.kernels import cpu
-from rmsprop.kernels.plan import Scaling
+from rmsprop.kernels import refusals
+from rmsprop.kernels.plan import Due, Plan, Scaling
 from rmsprop.spec import Hyper, Rule
-from rmsprop.state import loading, shared_memory, slots
+from rmsprop.state import shared_memory, slots
 from rmsprop.tensors import clipping, shards
 from rmsprop.tensors.bucket import Bucket, wanted
 from rmsprop.tensors.forked import serial_after_fork
+from rmsprop.tensors.nonfinite import Guard
 from rmsprop.tensors.params import are_lists, check_groups
-from rmsprop.tensors.sparse import chosen, parts
+from rmsprop.tensors.sparse import parts
 
-Rules = MutableMapping[Tensor, Rule]  # by a group's first parameter, which is referred to weakly
+Group = dict[str, Any]
 
 
-@serial_after_fork
-def take(optimizer: Any, bad: Tensor | bool | None = None) -> None:
-    """Advance every parameter of an RMSprop that has a gradient by one step, in place, and make a plan for the next.
+class Stepper:
+    """What an RMSprop remembers between two steps.
 
-    Args:
-        bad: what the guard found, where it has looked; None: it looks here.
-    Mutates: parameters, state and the plan. Never gradients.
-    Raises: RuntimeError, before any parameter moves; TypeError, ValueError for groups that were edited into something
-        else.
+    The optimizer is an argument of each method, and only its public attributes and torch's own names are read.
+
+    Attributes:
+        guard: checks for gradients that are not finite, or None.
+        plan: repeats the last step, or None.
+        idle: the number of last steps that had no gradient at all; `lint` reports it.
+        shared: whether the state is in shared memory.
+        rules: the rule of each group, by its first parameter, which is referred to weakly.
+        checked: the settings of each group that were validated last, by the id of the group.
+        made: slots that the present step has made, to be removed again if it raises.
     """
-    try:
-        _take(optimizer, bad)
-    except (AttributeError, LookupError, TypeError):
-        check_groups(optimizer.param_groups)
-        raise
 
+    def __init__(self, init_group: Callable[..., bool], guard: Guard | None, shared: bool = False) -> None:
+        self._init_group = init_group
+        self.guard, self.shared, self.idle = guard, shared, 0
+        self.forget()
 
-def _take(optimizer: Any, bad: Tensor | bool | None) -> None:
-    groups = optimizer.param_groups
-    compiling = torch.compiler.is_compiling()
-    if not compiling and not are_lists(groups):
-        check_groups(groups)
-    if not optimizer.state and not compiling:
-        for group in groups:
-            settings.check_edited(group, optimizer._checked)
-    if not optimizer.state and optimizer._due is None and not compiling and loading.only_makes_state(groups):
-        _make_state(optimizer)
-        return
-    if len(optimizer._checked) > len(groups):
-        optimizer._checked.clear()  # groups were removed
-    scaled, guard = scaling(optimizer), optimizer._guard
-    if bad is None:
-        bad = guard.look(groups) if guard is not None and scaled is None else False
-    if bad is True:
-        return
-    if bad is False and guard is not None and scaled is None and _goes_on_together(optimizer):
-        return
-    scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
-    works: list[clipping.Work] = []
-    returns: list[Callable[[], None] | None] = []
-    if not compiling:  # a compiler would watch the list
-        optimizer._made.clear()
-    first = 0
-    try:
-        filled = []
-        for group in groups:
-            filled.append((group, *optimizer._read(group), _fill(optimizer, group, first)))
-            first += len(group["params"])
-        if not compiling:
-            _check([(group, bucket) for group, *_, buckets in filled for bucket in buckets])
-        for group, rule, hyper, buckets in filled:
-            for bucket in buckets:
-                bucket.grad_scale, bucket.found_inf = scale, found_inf
-                for part, write_back in parts(group, bucket):
-                    works.append((group, rule, hyper, part))
-                    returns.append(write_back)
-        clipped = any(clipping.asked(group) for group in groups)
-        works = clipping.clip(works) if clipped else works
-        backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
-    except BaseException:
-        if not compiling:
-            slots.unmake(optimizer.state, optimizer._made)
-            optimizer._made.clear()
-        raise
-    for (settled, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
-        with torch.set_grad_enabled(bucket.differentiable):  # the group's wish, not the constructor's
-            backend.step(rule, hyper, bucket)
-            clipping.clip_weights(settled, bucket)
-            shards.written(bucket)
-            if write_back is not None:
-                write_back()
-    if not compiling:
-        optimizer._idle = 0 if works else optimizer._idle + 1
-        optimizer._made.clear()  # it owns parameters
-        whole = not clipped and not any(returns)
-        stepped = [(group, bucket) for group, _, _, bucket in works]
-        optimizer._plan = optimizer._make_plan(backends, stepped) if whole else None
+    def forget(self) -> None:
+        """Forget all that depends on the groups and the state."""
+        self.rules: MutableMapping[Tensor, Rule] = WeakIdKeyDictionary()
+        self.checked: dict[int, Any] = {}
+        self.made: slots.Made = []
+        self.plan: Plan | None = None
 
+    def again(self, optimizer: Any, due: Due = None) -> bool:
+        """Step by the cached plan. Return False, with nothing changed, if there is none or it is no longer valid.
 
-def _make_state(optimizer: Any) -> None:
-    """Make all state, and step nothing."""
-    try:
+        Args:
+            due: the parameters that step, of those that have a gradient. None: all.
+        """
+        if torch.compiler.is_compiling() or self.plan is None:
+            return False
+        if self.guard is not None and self.plan.spread:
+            return False  # processes decide together, in the full step: a plan may be valid here and not there
+        return self.plan.again(
+            optimizer.backend, optimizer.param_groups, optimizer.state, scaling(optimizer), self.guard, due
+        )
+
+    @serial_after_fork
+    def take(self, optimizer: Any, due: Due = None, bad: Tensor | bool | None = None) -> None:
+        """Advance every parameter that has a gradient by one step, in place, and make a plan for the next step.
+
+        Args:
+            due: the parameters that step, of those that have a gradient. None: all.
+            bad: what the guard returned, if it has already run.
+        Mutates: parameters, state and the plan. Never gradients.
+        Raises: RuntimeError, before any parameter moves. TypeError or ValueError for groups that were edited and are
+            no longer valid.
+        """
+        try:
+            self._take(optimizer, due, bad)
+        except (AttributeError, LookupError, TypeError):
+            check_groups(optimizer.param_groups)
+            raise
+
+    def _take(self, optimizer: Any, due: Due, bad: Tensor | bool | None) -> None:
         groups = optimizer.param_groups
-        _check([(group, bucket) for group in groups for bucket in _fill(optimizer, group, 0)])
-    except BaseException:
-        slots.unmake(optimizer.state, optimizer._made)
-        raise
-    finally:
-        optimizer._made.clear()
+        compiling = torch.compiler.is_compiling()
+        if not compiling and not are_lists(groups):
+            check_groups(groups)
+        if not optimizer.state and not compiling:
+            for group in groups:
+                settings.check_edited(group, self.checked)
+        if not optimizer.state and due is None and not compiling and only_makes_state(groups):
+            self._make_state(optimizer)
+            return
+        if len(self.checked) > len(groups):
+            self.checked.clear()  # groups were removed
+        scaled = scaling(optimizer)
+        if bad is None:
+            bad = self.guard.look(groups) if self.guard is not None and scaled is None else False
+        if bad is True:
+            return
+        if bad is False and self.guard is not None and scaled is None and self._goes_on_together(optimizer):
+            return
+        scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
+        works: list[clipping.Work] = []
+        returns: list[Callable[[], None] | None] = []
+        if not compiling:  # a compiler would guard on the list
+            self.made.clear()
+        first = 0
+        try:
+            filled = []
+            for group in groups:
+                filled.append((group, *self.read(group), self._fill(optimizer, group, due, first)))
+                first += len(group["params"])
+            if not compiling:
+                _check([(group, bucket) for group, *_, buckets in filled for bucket in buckets])
+            for group, rule, hyper, buckets in filled:
+                for bucket in buckets:
+                    bucket.grad_scale, bucket.found_inf = scale, found_inf
+                    for part, write_back in parts(group, bucket):
+                        works.append((group, rule, hyper, part))
+                        returns.append(write_back)
+            clipped = any(clipping.asked(group) for group in groups)
+            works = clipping.clip(works) if clipped else works
+            backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
+        except BaseException:
+            if not compiling:
+                slots.unmake(optimizer.state, self.made)
+                self.made.clear()
+            raise
+        for (group, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
+            with torch.set_grad_enabled(bucket.differentiable):  # of this group, not of the constructor's defaults
+                backend.step(rule, hyper, bucket)
+                clipping.clip_weights(group, bucket)
+                shards.written(bucket)
+                if write_back is not None:
+                    write_back()
+        if not compiling:
+            self.idle = 0 if works else self.idle + 1
+            made_state, whole = bool(self.made), not clipped and not any(returns)
+            self.made.clear()  # it owns parameters
+            # With parameters due, each call of the iteration that makes state would need a new plan.
+            useful = due is None or (not made_state and all(backend.name == "cpu" for backend in backends))
+            self.plan = self._make_plan(optimizer, backends, works) if whole and useful else None
+
+    def _make_state(self, optimizer: Any) -> None:
+        """Make all state without a step."""
+        try:
+            groups = optimizer.param_groups
+            _check([(group, bucket) for group in groups for bucket in self._fill(optimizer, group, None, 0)])
+        except BaseException:
+            slots.unmake(optimizer.state, self.made)
+            raise
+        finally:
+            self.made.clear()
+
+    def _make_plan(self, optimizer: Any, backends: list[kernels.Backend], works: list[clipping.Work]) -> Plan | None:
+        """Return a plan of the step that was taken, if one native kernel took all of it."""
+        if type(optimizer)._init_group is not self._init_group or len({backend.name for backend in backends}) != 1:
+            return None
+        groups = [(group, self.read(group)[0]) for group in optimizer.param_groups]
+        stepped = [(group, bucket) for group, _, _, bucket in works]
+        return kernels.plan_of(
+            backends[0].name, optimizer.backend, groups, optimizer.state, settings.SETTINGS, stepped
+        )
+
+    def _goes_on_together(self, optimizer: Any) -> bool:
+        """Return whether the plan took this step, on which processes have agreed."""
+        if torch.compiler.is_compiling() or self.plan is None or not self.plan.spread:
+            return False
+        return bool(self.plan.again(optimizer.backend, optimizer.param_groups, optimizer.state))
+
+    def read(self, group: Group) -> tuple[Rule, Hyper]:
+        """Return the group's rule and numbers, the rule being the one that the run began with.
+
+        Mutates: rules and checked.
+        Raises: RuntimeError for another rule. ValueError or TypeError for settings that were edited and are invalid.
+        """
+        if torch.compiler.is_compiling():
+            return settings.read(group)
+        settings.check_edited(group, self.checked)
+        rule, hyper = settings.read(group)
+        first = next(iter(group["params"]), None)
+        if first is None:
+            return rule, hyper
+        known = self.rules.get(first)
+        sentence = None if known is None or known == rule else settings.changed(known, rule)
+        if sentence is not None:
+            raise RuntimeError(sentence)
+        if known != rule:
+            self.rules[first] = rule
+        return rule, hyper
+
+    def _fill(self, optimizer: Any, group: Group, due: Due, first: int) -> list[Bucket]:
+        """Return the group's parameters that have a gradient, with their state, as buckets.
+
+        Args:
+            first: the index of the group's first parameter among all of the optimizer.
+        """
+        bucket = wanted(group, [])
+        if self.shared:
+            shared_memory.refuse_new(group, optimizer.state)
+        half = group["compensation"] or group["rounding"] != "nearest"
+        kept = bucket.slots
+        optimizer._init_group(
+            group,
+            bucket.param,
+            bucket.grad,
+            kept["square_avg"],
+            kept["momentum_buffer"],
+            kept["grad_avg"],
+            kept["step"],
+            *((kept["compensation"], bucket.random_keys, first) if half else ()),
+        )
+        if due is not None:
+            ids = set(map(id, due))
+            bucket = bucket.chosen([i for i, p in enumerate(bucket.param) if id(p) in ids])
+        return list(shards.localized(bucket).split())
 
 
-def _check(parts: list[tuple[dict[str, Any], Bucket]]) -> None:
-    """Refuse state that was edited and cannot step, in any group. Raises: RuntimeError."""
-    odd = [part for part in parts if part[1].differentiable or not cpu.plain(part[1])]
+def _check(filled: list[tuple[Group, Bucket]]) -> None:
+    """Raise RuntimeError for state of any group that was edited and cannot step."""
+    odd = [part for part in filled if part[1].differentiable or not refusals.plain(part[1])]
     for group, bucket in odd:
         slots.check(group, bucket)
-    slots.check_apart(parts, plain=not odd)
+    slots.check_apart(filled, plain=not odd)
 
 
-def _goes_on_together(optimizer: Any) -> bool:
-    """Where processes have agreed on this step: whether this one's plan took it."""
-    if torch.compiler.is_compiling() or optimizer._plan is None or not optimizer._plan.spread:
+def only_makes_state(groups: list[Group]) -> bool:
+    """Return whether a first step is the one by which torch's distributed checkpoints make state.
+
+    That one has lr 0 and gradients that are all 0. It would move nothing, but count a step, and decay averages that
+    start at 1: reading a state dict would change the run. Of distributed gradients, this process's shards are read,
+    since one process alone may call such a reader.
+    """
+    for group in groups:
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and (lr.numel() != 1 or lr.is_meta or (group["capturable"] and not lr.is_cpu)):
+            return False  # it cannot be read, or only by waiting for the device
+        if lr != 0:
+            return False
+    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
         return False
-    return bool(optimizer._plan.again(optimizer.backend, optimizer.param_groups, optimizer.state))
-
-
-def read(rules: Rules, checked: dict[int, Any], group: dict[str, Any]) -> tuple[Rule, Hyper]:
-    """The group's rule and numbers; the rule must be the one that the run began with.
-
-    Mutates: rules; checked, by the id of the group.
-    Raises: RuntimeError where it is not; ValueError, TypeError for settings that were edited and do not work.
-    """
-    if torch.compiler.is_compiling():
-        return settings.read(group)
-    settings.check_edited(group, checked)
-    rule, hyper = settings.read(group)
-    first = next(iter(group["params"]), None)
-    if first is None:
-        return rule, hyper
-    known = rules.get(first)
-    sentence = None if known is None or known == rule else settings.changed(known, rule)
-    if sentence is not None:
-        raise RuntimeError(sentence)
-    if known != rule:
-        rules[first] = rule
-    return rule, hyper
-
-
-def _fill(optimizer: Any, group: dict[str, Any], first: int) -> list[Bucket]:
-    """The group's parameters that have a gradient, with their state, as buckets. `first`: see slots.fill."""
-    bucket = wanted(group, [])
-    if optimizer._shared:
-        shared_memory.refuse_new(group, optimizer.state)
-    half = group["compensation"] or group["rounding"] != "nearest"
-    optimizer._init_group(
-        group,
-        bucket.param,
-        bucket.grad,
-        bucket.square_avg,
-        bucket.momentum_buffer,
-        bucket.grad_avg,
-        bucket.step,
-        *((bucket.compensation, bucket.random_keys, first) if half else ()),
+    grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    return bool(grads) and all(
+        g.layout == torch.strided and not g.is_meta and not shards.shard(g).any() for g in grads
     )
-    if optimizer._due is not None:
-        due = set(map(id, optimizer._due))
-        bucket = chosen(bucket, [i for i, p in enumerate(bucket.param) if id(p) in due])
-    return list(shards.localized(bucket).split())
-
-
-def drop_scaling(optimizer: Any) -> None:
-    """Remove what torch.amp.GradScaler set for a step that raises: it does so itself only after one that returns.
-
-    What is left would scale every later gradient once more, or skip every later step.
-    """
-    for name in ("grad_scale", "found_inf"):
-        optimizer.__dict__.pop(name, None)
 
 
 def scaling(optimizer: Any) -> Scaling | None:
-    """What torch.amp.GradScaler set for this step: the scale that gradients still carry, and found_inf."""
+    """Return the loss scale of the gradients and found_inf, as torch.amp.GradScaler sets them for a step."""
     found_inf = getattr(optimizer, "found_inf", None)
     return None if found_inf is None else (getattr(optimizer, "grad_scale", None), found_inf)
+
+
+def drop_scaling(optimizer: Any) -> None:
+    """Remove what torch.amp.GradScaler set for a step that raises; it does so itself only after one that returns.
+
+    Otherwise every later gradient would be unscaled once more, or every later step skipped.
+    """
+    for name in ("grad_scale", "found_inf"):
+        optimizer.__dict__.pop(name, None)

@@ -73,6 +73,6 @@ def lint(
 
 def history(optimizer: Any) -> History:
     """Return what an RMSprop recorded of how it was used."""
-    guard = optimizer._guard
+    guard = optimizer._stepper.guard
     nonfinite = "propagate" if guard is None else guard.mode
-    return History(optimizer.backend, nonfinite, optimizer._idle, tuple(optimizer._begun))
+    return History(optimizer.backend, nonfinite, optimizer._stepper.idle, tuple(optimizer._begun))

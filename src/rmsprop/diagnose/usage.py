@@ -154,7 +154,7 @@ def _together(rule: Rule, group: Mapping[str, Any], buckets: Sequence[Bucket]) -
     """Why parameters that the kernel takes one by one cannot be stepped in one call."""
     whole = wanted(group, [])
     for bucket in buckets:
-        if bucket.square_avg:
+        if bucket.slots["square_avg"]:
             for into, values in zip(whole.lists(), bucket.lists(), strict=True):
                 into.extend(values)
     reasons = (kernels.CPU.refuse(rule, part) for part in whole.split()) if whole.param else ()
@@ -168,7 +168,7 @@ def _bucket(rule: Rule, group: Mapping[str, Any], p: Tensor, grad: Tensor, own: 
     names = kept(rule, group, is_half(p.dtype))
     if all(isinstance(own.get(name), Tensor) for name in names):
         for name in names:
-            getattr(bucket, name).append(own[name])
+            bucket.slots[name].append(own[name])
     return bucket.of_its_width()
 
 

@@ -1,14 +1,19 @@
 """The backends, and which of them takes a bucket."""
 
+from typing import Any
+
+from rmsprop.kernels import native
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.cpu import CPU
 from rmsprop.kernels.eager import EAGER
+from rmsprop.kernels.plan import Plan, Settings, Stepped
 from rmsprop.kernels.triton import TRITON
+from rmsprop.kernels.triton_plan import DevicePlan
 from rmsprop.printing import shown
 from rmsprop.spec import Rule
 from rmsprop.tensors.bucket import Bucket
 
-__all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "describe", "explain", "pick"]
+__all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "describe", "explain", "pick", "plan_of"]
 
 # In the order of preference. Triton stands last, for those who ask for it (backend="triton", fused=True), until a GPU
 # has verified it: bench/gpu.py.
@@ -61,3 +66,27 @@ def describe(name: str, rule: Rule, bucket: Bucket) -> list[str]:
             taken = True
             lines.append(f"{backend}: steps them")
     return lines
+
+
+def plan_of(
+    used: str,
+    backend: str,
+    groups: list[tuple[dict[str, Any], Rule]],
+    state: Any,
+    settings: Settings,
+    stepped: Stepped,
+) -> Plan | None:
+    """Return a plan for all groups. None if no native kernel takes all of them, or C cannot validate it here.
+
+    Args:
+        used: the backend that took the step before.
+        backend: the one that was asked for.
+        settings: what of a group, but params and numbers, must stay as it is.
+        stepped: the groups, and their buckets, that the step before took.
+    """
+    kinds = {"cpu": Plan, "triton": DevicePlan}
+    loaded = native.load()
+    if used not in kinds or isinstance(loaded, str) or loaded.host is None:
+        return None
+    plan = kinds[used](loaded, backend, groups, state, settings, stepped)
+    return plan if plan.takes else None

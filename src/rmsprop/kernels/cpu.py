@@ -1,19 +1,16 @@
 """The nine lines as one compiled function over all tensors of a bucket: csrc/rmsprop.cpp, csrc/lines.h."""
 
 import ctypes
-from ctypes import c_double, c_int32, c_int64, c_uint32, c_uint64, c_void_p
-from itertools import chain
-from typing import Any
+from ctypes import c_double, c_int64, c_uint32, c_uint64, c_void_p
 
 import torch
 from torch import Tensor
 
 from rmsprop.kernels import native
 from rmsprop.kernels.base import Backend
+from rmsprop.kernels.refusals import count_writes, plain, refuse_call, refuse_memory, refuse_rule, refuse_slots
 from rmsprop.spec import EPS_MODES, Hyper, Rule
-from rmsprop.tensors.bucket import Bucket, dense, kind
-
-_SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
+from rmsprop.tensors.bucket import Bucket, kind
 
 
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
@@ -74,7 +71,7 @@ class Lists:
         self.size = (c_int64 * count)(*map(Tensor.numel, bucket.param))
         self.address = {
             name: (c_void_p * count)(*map(Tensor.data_ptr, values))
-            for name, values in zip(("param", "grad", *_SLOTS, "step", "compensation"), bucket.lists(), strict=True)
+            for name, values in {"param": bucket.param, "grad": bucket.grad, **bucket.slots}.items()
             if values
         }
         self.end = (c_int64 * count)()
@@ -83,8 +80,8 @@ class Lists:
         self.key = (c_uint32 * (2 * count))()
         self.work = native.Work(
             param_type=native.TYPES[bucket.param[0].dtype],
-            state_type=native.TYPES[bucket.square_avg[0].dtype],
-            step_type=native.TYPES[bucket.step[0].dtype],
+            state_type=native.TYPES[bucket.slots["square_avg"][0].dtype],
+            step_type=native.TYPES[bucket.slots["step"][0].dtype],
             eps_mode=EPS_MODES.index(rule.eps_mode),
             centered=rule.centered,
             has_momentum=rule.momentum,
@@ -111,68 +108,6 @@ class Lists:
         work.cap = hyper.cap
 
 
-def count_writes(params: list[Tensor]) -> None:
-    """Tell autograd that the parameters were written, as an operator of torch would.
-
-    Without it a backward pass through values from before the step would be silently wrong.
-    """
-    torch.autograd.graph.increment_version([p for p in params if not p.is_inference()])
-
-
-def refuse_call(bucket: Bucket) -> str | None:
-    """Reasons that lie in how the step was asked for."""
-    if torch.compiler.is_compiling():
-        return "torch.compile is tracing, and cannot look into a compiled library"
-    if bucket.fused is False:
-        return "fused=False asks for no native kernel"
-    if bucket.foreach is not None and not (bucket.fused and bucket.foreach is False):  # torchtitan says both
-        return f"foreach={bucket.foreach} asks for torch's own operators; leave it None"
-    if bucket.differentiable:
-        return "differentiable=True needs a step that autograd records, and a compiled one is opaque to it"
-    if in_mode():
-        return "a TorchDispatchMode is active, and would not see a compiled step"
-    return None
-
-
-def refuse_rule(rule: Rule) -> str | None:
-    """Reasons that lie in the rule."""
-    if rule.weight_decay_mode == "l1":
-        return 'weight_decay_mode="l1" is for torch\'s own operators: the compiled kernels have no sign of p'
-    return None
-
-
-def plain(bucket: Bucket) -> bool:
-    """Whether all of a bucket's tensors are plain, of dtypes that kernels take, each parameter's in one dense layout,
-    and apart in memory; False also where that cannot be seen from C.
-    """
-    loaded = native.load()
-    if isinstance(loaded, str) or not bucket.square_avg or not bucket.grad:
-        return False
-    host = native.host(bucket.param[0].device)
-    dtypes: list[Any] = [getattr(x[0], "dtype", None) for x in (bucket.param, bucket.square_avg, bucket.step)]
-    if host is None or any(dtype not in native.TYPES for dtype in dtypes):
-        return False
-    if dtypes[1] not in (torch.float32, torch.float64, dtypes[0]) or dtypes[2] not in (torch.float32, torch.float64):
-        return False
-    lists = (c_void_p * native.TENSORS)(*(id(values) if values else None for values in bucket.lists()))
-    found = (c_int32 * 4)(*kinds(loaded, bucket))
-    types = (c_int32 * 3)(*(native.TYPES[dtype] for dtype in dtypes))
-    spans = (c_int64 * (12 * len(bucket.param)))()
-    return bool(loaded.plain(ctypes.addressof(host), lists, len(bucket.param), found, types, spans))
-
-
-def kinds(loaded: native.Native, bucket: Bucket) -> list[int]:
-    """torch's codes of the dtypes of a bucket's parameters, state and steps, and the index of their device or -1."""
-    codes = [loaded.dtype_codes[values[0].dtype] for values in (bucket.param, bucket.square_avg, bucket.step)]
-    index = bucket.param[0].device.index
-    return [*codes, -1 if index is None else index]
-
-
-def in_mode() -> bool:
-    """Whether some TorchDispatchMode watches every operator."""
-    return bool(torch._C._len_torch_dispatch_stack())
-
-
 def _refuse_kind(bucket: Bucket) -> str | None:
     """Reasons that lie in what the parameters are."""
     if not bucket.param:
@@ -185,7 +120,7 @@ def _refuse_kind(bucket: Bucket) -> str | None:
     if dtype not in native.TYPES:
         real = ", ".join(str(t).removeprefix("torch.") for t in native.TYPES)
         return f"the parameters are {dtype}, and it takes {real}"
-    for name, values in zip(("parameters", "gradients", *_SLOTS, "steps", "remainders"), bucket.lists(), strict=True):
+    for name, values in {"parameters": bucket.param, "gradients": bucket.grad, **bucket.slots}.items():
         for x in values:
             if x.layout != torch.strided:
                 return f"the {name} are {x.layout}, and it takes dense tensors"
@@ -198,77 +133,11 @@ def _refuse_kind(bucket: Bucket) -> str | None:
 
 def _refuse_rounding(bucket: Bucket) -> str | None:
     """Reasons that lie in how half precision is to be rounded."""
-    if not bucket.compensation and bucket.rounding == "nearest":
+    if not bucket.slots["compensation"] and bucket.rounding == "nearest":
         return None
-    if bucket.square_avg and bucket.square_avg[0].dtype not in (torch.float32, bucket.param[0].dtype):
-        return f"the state is {bucket.square_avg[0].dtype}, beside which it rounds to nearest only"
-    if any(c.dtype != p.dtype for p, c in zip(bucket.param, bucket.compensation, strict=False)):
+    state = {x.dtype for x in bucket.slots["square_avg"][:1]}
+    if not state <= {torch.float32, bucket.param[0].dtype}:
+        return f"the state is {state.pop()}, beside which it rounds to nearest only"
+    if any(c.dtype != p.dtype for p, c in zip(bucket.param, bucket.slots["compensation"], strict=False)):
         return "some remainders of compensation=True are not of their parameter's dtype"
     return None
-
-
-def refuse_slots(rule: Rule, bucket: Bucket) -> str | None:
-    """Reasons that lie in the state."""
-    if not bucket.square_avg:
-        return None
-    dtype = bucket.square_avg[0].dtype
-    param = bucket.param[0].dtype
-    if dtype not in (torch.float32, torch.float64, param):
-        return f"the state is {dtype}, and beside {param} parameters it takes float32, float64 or {param}"
-    kept = [bucket.square_avg]
-    kept += [bucket.grad_avg] if rule.centered else []
-    kept += [bucket.momentum_buffer] if rule.momentum else []
-    if any(x.dtype != dtype for x in chain(*kept)):
-        return "the state tensors are of different dtypes"
-    first = bucket.step[0].dtype
-    if first not in (torch.float32, torch.float64) or any(t.dtype != first or t.numel() != 1 for t in bucket.step):
-        return "the step counters are not all float32, or all float64, tensors of one element"
-    return None
-
-
-def refuse_memory(bucket: Bucket) -> str | None:
-    """Reasons that lie in how tensors lie in memory."""
-    written = []
-    for i, p in enumerate(bucket.param):
-        shape, strides = p.shape, p.stride()
-        if not p.is_contiguous() and not dense(shape, strides):
-            return f"parameter {i} of the bucket has gaps or shares elements (strides {strides})"
-        for values in bucket.tensors()[1:]:
-            if not values:
-                continue
-            x = values[i]
-            if x.shape != shape:
-                return f"a gradient or state tensor of parameter {i} has another shape"
-            if x.stride() != strides and not _same_layout(shape, strides, x.stride()):
-                return f"parameter {i} has strides {strides}, and a gradient or state tensor of it {x.stride()}"
-        for values in (bucket.param, *bucket.tensors()[2:]):
-            if values and p.numel():
-                begin = values[i].data_ptr()
-                written.append((begin, begin + p.numel() * values[i].element_size(), True))
-    read = [
-        (g.data_ptr(), g.data_ptr() + g.nbytes, False)
-        for p, g in zip(bucket.param, bucket.grad, strict=False)
-        if g.numel() and g.data_ptr() != p.data_ptr()  # a parameter may be its own gradient
-    ]
-    if any(begin == 0 for begin, _, _ in written + read):
-        return "a tensor has no memory of its own"
-    if _overlap(written + read):
-        return "tensors overlap in memory, and a fused step would read what it has written"
-    return None
-
-
-def _same_layout(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether the strides agree wherever they matter."""
-    return 0 in shape or all(x == y for size, x, y in zip(shape, a, b, strict=True) if size != 1)
-
-
-def _overlap(spans: list[tuple[int, int, bool]]) -> bool:
-    """Whether some written span [begin, end) shares memory with another span."""
-    reach, reach_written = 0, 0
-    for begin, end, is_written in sorted(spans):
-        if begin < (reach if is_written else reach_written):
-            return True
-        reach = max(reach, end)
-        if is_written:
-            reach_written = max(reach_written, end)
-    return False

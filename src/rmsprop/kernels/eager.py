@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import AVERAGES, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
 
 Lists = list[Tensor]
@@ -63,7 +63,7 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     together = _together(bucket)
     recorded = bucket.differentiable or (torch.compiler.is_compiling() and not together)
     advance = _advance_recorded if recorded else _advance
-    _count(bucket.step)
+    _count(bucket.slots["step"])
     for part in (bucket,) if together else _parts(bucket):
         advance(rule, hyper, part.as_real())
 
@@ -119,7 +119,7 @@ def _parts(bucket: Bucket) -> Iterator[Bucket]:
     yield bucket if begin == 0 else bucket.part(begin, count)
 
 
-class Words(NamedTuple):
+class Ops(NamedTuple):
     """The operations of a step, for lists of tensors or for one tensor: the body below is written once for both."""
 
     neg: Any
@@ -139,16 +139,17 @@ class Words(NamedTuple):
     addcdiv_: Any
 
 
-_LISTS = Words(*(getattr(torch, f"_foreach_{name}") for name in Words._fields))
-_ONE = Words(*(getattr(Tensor, name) for name in Words._fields))
+_LISTS = Ops(*(getattr(torch, f"_foreach_{name}") for name in Ops._fields))
+_ONE = Ops(*(getattr(Tensor, name) for name in Ops._fields))
 
 
 def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     """The nine lines in place, with as few temporaries as torch's own; over lists, or over one tensor."""
     dtype = arithmetic_dtype(part.param[0].dtype)
-    widened = [_widened(values, dtype) for values in part.tensors()[:5]]
-    if part.compensation:
-        widened[0] = [rounding.whole(p, c) for p, c in zip(part.param, part.compensation, strict=True)]
+    averages = [part.slots[name] for name in AVERAGES]
+    widened = [_widened(values, dtype) for values in (part.param, part.grad, *averages)]
+    if part.slots["compensation"]:
+        widened[0] = [rounding.whole(p, c) for p, c in zip(part.param, part.slots["compensation"], strict=True)]
     one = len(part.param) == 1
     do = _ONE if one else _LISTS
     p, g, v, m, b = ((values[0] if one and values else values) for values in widened)
@@ -217,7 +218,7 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
             do.add_(p, b, alpha=-out * mu)
         else:
             do.add_(p, b, alpha=-out)
-    for into, worked in zip((part.square_avg, part.grad_avg, part.momentum_buffer), widened[2:], strict=True):
+    for into, worked in zip(averages, widened[2:], strict=True):
         _narrow(into, worked)
     _write(part, widened[0])
 
@@ -241,7 +242,7 @@ class _Spikes:
 
 
 def _move_by_tensor(
-    do: Words, rule: Rule, lr: float | Tensor, cap: float | None, mu: float, p: Any, g: Any, d: Any, b: Any
+    do: Ops, rule: Rule, lr: float | Tensor, cap: float | None, mu: float, p: Any, g: Any, d: Any, b: Any
 ) -> None:
     """[7]-[9] where the direction is formed: lr is on a device, or the step has a bound."""
     u = do.div(g, d)
@@ -270,25 +271,25 @@ def _within(bound: Any, u: Any) -> Any:
 
 def _write(part: Bucket, worked: Lists) -> None:
     """[9]'s results into the parameters, rounded as the bucket asks."""
-    if part.rounding == "nearest" and not part.compensation:
+    if part.rounding == "nearest" and not part.slots["compensation"]:
         _narrow(part.param, worked)
         return
     for i, (p, x) in enumerate(zip(part.param, worked, strict=True)):
         random = (
-            rounding.word(part.random_keys[i], part.step[i], p.shape, p.device, p.stride())
+            rounding.word(part.random_keys[i], part.slots["step"][i], p.shape, p.device, p.stride())
             if part.random_keys
             else None
         )
-        rounding.write(p, x, part.compensation[i] if part.compensation else None, random)
+        rounding.write(p, x, part.slots["compensation"][i] if part.slots["compensation"] else None, random)
 
 
 def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     """The nine lines out of place: autograd needs the values unedited, and a compiler fuses them."""
     dtype = arithmetic_dtype(part.param[0].dtype)
-    g, v = part.grad[0].to(dtype), part.square_avg[0].to(dtype)
+    g, v = part.grad[0].to(dtype), part.slots["square_avg"][0].to(dtype)
     p = part.param[0].to(dtype, copy=True)  # the derivative with respect to lr may need it, and it is overwritten
-    if part.compensation:
-        p = rounding.whole(part.param[0], part.compensation[0])
+    if part.slots["compensation"]:
+        p = rounding.whole(part.param[0], part.slots["compensation"][0])
     alpha, eps, mu = hyper.alpha, hyper.eps, hyper.momentum
     lr = hyper.lr.reshape(()) if isinstance(hyper.lr, Tensor) else hyper.lr
     wd = replace(hyper, lr=lr).shrinkage(rule)
@@ -310,12 +311,12 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         v = torch.where(spike, 2 * before, v)
         root = torch.where(spike, before, 1.0).sqrt()
         entering = torch.where(spike, (hyper.carried() * root).copysign(g), g)
-    part.square_avg[0].copy_(v)
+    part.slots["square_avg"][0].copy_(v)
     # [3] first moment
     m = v
     if rule.centered:
-        m = alpha * part.grad_avg[0].to(dtype) + (1 - alpha) * entering
-        part.grad_avg[0].copy_(m)
+        m = alpha * part.slots["grad_avg"][0].to(dtype) + (1 - alpha) * entering
+        part.slots["grad_avg"][0].copy_(m)
     # [4] bias
     c = _corrections(part, alpha, dtype)[0] if rule.bias_correction else 1.0
     # [5] variance
@@ -334,8 +335,8 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         # [8] momentum
         if rule.lr_in_buffer:
             u = lr * u
-        b = mu * part.momentum_buffer[0].to(dtype) + u
-        part.momentum_buffer[0].copy_(b)
+        b = mu * part.slots["momentum_buffer"][0].to(dtype) + u
+        part.slots["momentum_buffer"][0].copy_(b)
         u = u + mu * b if rule.nesterov else b
         if cap is not None:
             u = _within(cap * lr if rule.lr_in_buffer else cap, u)
@@ -362,13 +363,17 @@ def _count(steps: Lists) -> None:
 def _corrections(part: Bucket, alpha: float, dtype: torch.dtype) -> Sequence[float | Tensor]:
     """[4] 1 − αᵗ for each tensor: in Python double, or on the device through expm1, exact near t = 0."""
     if not (part.capturable or torch.compiler.is_compiling()):
-        return [1 - alpha ** t.item() for t in part.step]
+        return [1 - alpha ** t.item() for t in part.slots["step"]]
     if alpha == 0:
-        return [1.0] * len(part.step)
+        return [1.0] * len(part.slots["step"])
     device = part.param[0].device
     # to a compiler math.log is of one number, and it would make another graph for the next
-    log: Any = part.step[0].new_full((), alpha).to(device).log() if torch.compiler.is_compiling() else math.log(alpha)
-    return [-torch.expm1(t.to(device, dtype) * log) for t in part.step]
+    log: Any = (
+        part.slots["step"][0].new_full((), alpha).to(device).log()
+        if torch.compiler.is_compiling()
+        else math.log(alpha)
+    )
+    return [-torch.expm1(t.to(device, dtype) * log) for t in part.slots["step"]]
 
 
 def _held(number: Any, dtype: torch.dtype) -> Any:

@@ -18,14 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.kernels import cpu, native
-from rmsprop.spec import Hyper, Rule, plain, random_key
+from rmsprop.kernels import cpu, native, refusals
+from rmsprop.spec import SLOTS, Hyper, Rule, plain, random_key
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, is_half, kept, wanted
 from rmsprop.tensors.nonfinite import Guard, first_unfinite
 
-# Of a bucket's lists, in their order; a parameter and its gradient are in no state.
-_NAMES = ("", "", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
+_NAMES = ("", "", *SLOTS)  # as Bucket.lists(): a parameter and its gradient are not in the state
 NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
 _FLOATS = {float}
 _PACK = struct.Struct("=5d").pack_into
@@ -153,7 +152,7 @@ class Plan:
             return False
         if type(groups) is not list or len(groups) != len(self._known):
             return False
-        if cpu.in_mode() or not self._can(scaling, guard, due):
+        if refusals.in_mode() or not self._can(scaling, guard, due):
             return False
         for group, known in zip(groups, self._known, strict=True):
             try:
@@ -287,11 +286,11 @@ class Plan:
         if self._shards.any:  # autograd may have kept the parameter or its shard
             triples = zip(keys, params, gradients, strict=True)
             written += [key for key, x, g in triples if g is not None and key is not x]
-        cpu.count_writes(written)
+        refusals.count_writes(written)
 
     def _fill(self, parts: list["_Part"], params: list[Tensor], state: Any) -> native.Plan:
         """The plan as csrc/plan.h has it."""
-        kinds = [kind for _, _, bucket, _ in parts for kind in cpu.kinds(self._loaded, bucket)]
+        kinds = [kind for _, _, bucket, _ in parts for kind in refusals.kinds(self._loaded, bucket)]
         self._places = [place for *_, places in parts for place in places]
         self._in_order = self._places == sorted(self._places)  # not where a group holds several kinds
         placed = set(self._places)
@@ -367,7 +366,7 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
         for p in group["params"]:
             entry = state.get(p)
             if type(entry) is dict:
-                slots = [entry.get(name) for name in names[is_half(p.dtype)]]
+                slots: list[Any] = [entry.get(name) for name in names[is_half(p.dtype)]]
                 if all(isinstance(x, Tensor) for x in slots):
                     key = (p.device, *(x.dtype for x in (p, entry["square_avg"], entry["step"])))
                     if key not in found:
@@ -377,7 +376,7 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
                     grad = p.grad
                     bucket.grad.append(p if grad is None else grad)  # a parameter may stand for its own gradient
                     for name, x in zip(names[is_half(p.dtype)], slots, strict=True):
-                        getattr(bucket, name).append(x)
+                        bucket.slots[name].append(x)
                     if group["rounding"] == "stochastic":
                         bucket.random_keys.append(random_key(group["seed"], place))
                     places.append(place)

@@ -15,7 +15,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
-from rmsprop.kernels.cpu import count_writes, refuse_call, refuse_memory, refuse_rule, refuse_slots
+from rmsprop.kernels.refusals import count_writes, refuse_call, refuse_memory, refuse_rule, refuse_slots
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
 
@@ -170,7 +170,7 @@ class Work:
     """What of a launch stays the same from step to step."""
 
     def __init__(self, rule: Rule, bucket: Bucket) -> None:
-        first, state = bucket.param[0], bucket.square_avg[0].dtype
+        first, state = bucket.param[0], bucket.slots["square_avg"][0].dtype
         self.device, self.count, self.capturable = first.device, len(bucket.param), bucket.capturable
         self.clock = counter(bucket)
         self.rule = rule
@@ -192,7 +192,7 @@ class Work:
             "bias_correction": rule.bias_correction,
             "maximize": rule.maximize,
             "stochastic": self.stochastic,
-            "compensated": bool(bucket.compensation),
+            "compensated": bool(bucket.slots["compensation"]),
             "block": BLOCK,
             "piece": BLOCK // 4,
             "enable_fp_fusion": False,  # every rounding is the CPU kernel's
@@ -273,17 +273,21 @@ class Work:
 
 def counter(bucket: Bucket) -> torch.dtype | None:
     """The dtype of step counters that the kernel counts; None where they are on the host and counted there."""
-    first = bucket.step[0]
+    first = bucket.slots["step"][0]
     return first.dtype if bucket.capturable or not first.is_cpu else None
 
 
 def _count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
     """step ← step + 1 on the host, and from it [4] 1 − αᵗ and the keys of random bits."""
-    torch._foreach_add_(bucket.step, torch.tensor(1.0, dtype=bucket.step[0].dtype, device="cpu"), alpha=1.0)
+    torch._foreach_add_(
+        bucket.slots["step"], torch.tensor(1.0, dtype=bucket.slots["step"][0].dtype, device="cpu"), alpha=1.0
+    )
     if rule.bias_correction:
-        table.columns[CORRECTION] = np.array([1 - hyper.alpha ** t.item() for t in bucket.step]).view(np.int64)
+        table.columns[CORRECTION] = np.array([1 - hyper.alpha ** t.item() for t in bucket.slots["step"]]).view(
+            np.int64
+        )
     if bucket.random_keys:
-        keys = [rounding.keys(own, int(t)) for own, t in zip(bucket.random_keys, bucket.step, strict=True)]
+        keys = [rounding.keys(own, int(t)) for own, t in zip(bucket.random_keys, bucket.slots["step"], strict=True)]
         table.columns[RANDOM] = np.array([a | b << 32 for a, b in keys], np.uint64).view(np.int64)
 
 
@@ -365,9 +369,7 @@ def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:
         return f"the parameters are {family.__name__}, a subclass of Tensor whose memory means something else"
     if dtype not in _NAMES:
         return f"the parameters are {dtype}, and it takes {', '.join(_NAMES.values())}"
-    for name, values in zip(
-        ("parameters", "gradients", *("slots",) * 3, "remainders"), bucket.tensors(), strict=True
-    ):
+    for name, values in (("parameters", bucket.param), ("gradients", bucket.grad), *bucket.shaped().items()):
         for x in values:
             if x.layout != torch.strided:
                 return f"the {name} are {x.layout}, and it takes dense tensors"
@@ -375,17 +377,17 @@ def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:
                 return f"the {name} are not all plain tensors on {device}"
     if any(g.dtype != dtype for g in bucket.grad):
         return f"some gradients are not {dtype} as their parameters are"
-    if any(c.dtype != dtype for c in bucket.compensation):
+    if any(c.dtype != dtype for c in bucket.slots["compensation"]):
         return f"some remainders of compensation=True are not {dtype} as their parameters are"
     return _refuse_steps(bucket, device) or refuse_slots(rule, bucket) or refuse_memory(bucket)
 
 
 def _refuse_steps(bucket: Bucket, device: torch.device) -> str | None:
     """Reasons that lie in where steps are counted."""
-    if not bucket.step:
+    if not bucket.slots["step"]:
         return None
     on_host = counter(bucket) is None
-    for t in bucket.step:
+    for t in bucket.slots["step"]:
         if t.device != (torch.device("cpu") if on_host else device):
             wanted = "capturable=True and " if bucket.capturable else ""
             return f"{wanted}a step counter is on {t.device}, while others, or the parameters, are on {device}"

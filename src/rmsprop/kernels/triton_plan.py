@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rmsprop.kernels import cpu, native, triton
-from rmsprop.kernels.plan import Due, Plan, Scaling, Settings, Stepped
+from rmsprop.kernels.plan import Due, Plan, Scaling
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.nonfinite import Guard
@@ -113,27 +113,3 @@ class DevicePlan(Plan):
 
 def _capturing(lists: list[_Lists]) -> bool:
     return lists[0].table.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
-
-def build(
-    used: str,
-    backend: str,
-    groups: list[tuple[dict[str, Any], Rule]],
-    state: Any,
-    settings: Settings,
-    stepped: Stepped,
-) -> Plan | None:
-    """A plan for all groups; None where one native kernel does not take all of them, or the look in C is missing.
-
-    Args:
-        used: the backend that took the step before.
-        backend: the one that was asked for.
-        settings: what of a group, but params and numbers, must stay as it is.
-        stepped: the groups, and their buckets, that the step before took.
-    """
-    kinds = {"cpu": Plan, "triton": DevicePlan}
-    loaded = native.load()
-    if used not in kinds or isinstance(loaded, str) or loaded.host is None:
-        return None
-    plan = kinds[used](loaded, backend, groups, state, settings, stepped)
-    return plan if plan.takes else None

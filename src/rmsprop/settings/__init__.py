@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
 from numbers import Real
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -59,6 +60,9 @@ TORCH_GROUP: Mapping[str, Any] = {
     "differentiable": False,
 }
 
+
+# All settings of a group except its numbers: they must stay the same for a cached plan to be valid.
+SETTINGS = itemgetter(*(name for name in TORCH_GROUP if name not in dialects.HYPERS))
 
 _UNSET: list[float] = []
 

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from rmsprop.printing import shown
+from rmsprop.spec import AVERAGES
 from rmsprop.state.matching import Match, Pair
 from rmsprop.state.saved_groups import MergedGroups
 from rmsprop.state.values import excess
 from rmsprop.tensors import shards
 
-SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
-SHAPED = (*SLOTS, "compensation")
+SHAPED = (*AVERAGES, "compensation")
 PLAIN = (Tensor, torch.nn.Parameter)
 _REAL = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
 

@@ -22,7 +22,6 @@ from rmsprop.state.matching import MATCHES, Match, hint, match, rekeyed
 from rmsprop.state.placing import Writes, goes_on, place_lr, place_state
 from rmsprop.state.saved_groups import HPARAMS, ChangedSetting, Group, MergedGroups, merge_saved, show
 from rmsprop.state.slots import step_tensor, stops
-from rmsprop.tensors import shards
 from rmsprop.tensors.forked import serial_after_fork
 
 
@@ -111,8 +110,8 @@ def load(
     held = place_state(optimizer.state, matched, merged, state, known, reshaped, writes)
     writes.carry_out()
     optimizer.__setstate__({"state": held, "param_groups": merged.groups})
-    if optimizer._guard is not None:
-        optimizer._guard.restart()
+    if optimizer._stepper.guard is not None:
+        optimizer._stepper.guard.restart()
     for hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         hook(optimizer)
     fit = [pair for pair in matched.pairs if pair.param not in reshaped]
@@ -229,23 +228,3 @@ def _lacks_count(own: Any) -> bool:
         return False
     step = own.get("step")
     return not isinstance(step, Tensor) or stops(step)
-
-
-def only_makes_state(groups: list[Group]) -> bool:
-    """Whether a first step is the one by which torch's distributed checkpoints make state: lr 0, all gradients 0.
-
-    It would move nothing, but count a step and let averages decay that start at 1: a getter would change the run. Of
-    distributed gradients this process's shards are looked at: a getter may be called by one process alone.
-    """
-    for group in groups:
-        lr = group["lr"]
-        if isinstance(lr, Tensor) and (lr.numel() != 1 or lr.is_meta or (group["capturable"] and not lr.is_cpu)):
-            return False  # nothing may be read back, or is there
-        if lr != 0:
-            return False
-    if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
-        return False
-    grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    return bool(grads) and all(
-        g.layout == torch.strided and not g.is_meta and not shards.shard(g).any() for g in grads
-    )

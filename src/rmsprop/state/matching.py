@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from rmsprop.printing import shown
+from rmsprop.spec import SLOTS
 
 Group = Mapping[str, Any]
 
-_SLOTS = frozenset(("step", "square_avg", "grad_avg", "momentum_buffer"))
+_SLOTS = frozenset(SLOTS) - {"compensation"}
 MATCHES = ("name", "order")
 # Parts of a name that wrappers add: DataParallel, torch.compile, FSDP, activation checkpoints.
 _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"))

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.spec import plain
-from rmsprop.state.entries import PLAIN, SHAPED, SLOTS
+from rmsprop.spec import AVERAGES, plain
+from rmsprop.state.entries import PLAIN, SHAPED
 from rmsprop.state.matching import Match, Pair
 from rmsprop.state.saved_groups import Group, MergedGroups
 from rmsprop.state.slots import step_tensor
@@ -157,7 +157,7 @@ def _written(name: str, value: Any, present: Tensor, param: Tensor, group: Group
     if name == "step":
         count = step_tensor(float(value), param, group)
         return writes.into(present, count) if _takes(present, count, count.dtype) else count
-    dtype = arithmetic_dtype(param.dtype) if name in SLOTS else getattr(value, "dtype", None)
+    dtype = arithmetic_dtype(param.dtype) if name in AVERAGES else getattr(value, "dtype", None)
     if name in SHAPED and shards.is_dtensor(param):
         fits = shards.is_dtensor(present) and present.dtype == dtype and shards.same_placements(present, param)
         if not fits or present.is_inference():
@@ -176,7 +176,7 @@ def _new(name: str, value: Any, param: Tensor, writes: Writes) -> Any:
     value = value.detach()
     if name not in SHAPED:
         return value.to(device=param.device, copy=True)
-    fresh = fresh_slot(param, 0.0) if name in SLOTS else torch.zeros_like(param)
+    fresh = fresh_slot(param, 0.0) if name in AVERAGES else torch.zeros_like(param)
     if shards.is_dtensor(param):
         writes.into(shards.shard(fresh), shards.part_for(param, value))
         return fresh.detach()

@@ -12,7 +12,6 @@ from rmsprop.printing import shown
 from rmsprop.settings import read
 from rmsprop.spec import random_key
 from rmsprop.tensors.bucket import (
-    SLOTS,
     STEPPED,
     Bucket,
     arithmetic_dtype,
@@ -96,14 +95,10 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
             )
         into.param.append(p)
         into.grad.append(resolved(grad))
-        into.square_avg.append(own["square_avg"])
-        into.step.append(own["step"])
-        if group["momentum"] != 0:
-            into.momentum_buffer.append(own["momentum_buffer"])
-        if group["centered"]:
-            into.grad_avg.append(own["grad_avg"])
+        for name in rule.slots():
+            into.slots[name].append(own[name])
         if group["compensation"]:
-            into.compensation.append(own.get("compensation", p))  # Bucket.split drops what stands for nothing
+            into.slots["compensation"].append(own.get("compensation", p))  # Bucket.split drops it where p is not half
         if group["rounding"] == "stochastic":
             into.random_keys.append(random_key(group["seed"], first + i))
     return has_complex
@@ -139,7 +134,7 @@ def check(group: Mapping[str, Any], bucket: Bucket) -> None:
     Raises: RuntimeError, which names the parameter.
     """
     for k, p in enumerate(bucket.param):
-        own = {name: values[k] for name, values in zip(SLOTS, bucket.slots(), strict=True) if values}
+        own = {name: values[k] for name, values in bucket.slots.items() if values}
         for name, x in own.items():
             wrong = _wrong(name, x, p, bucket.differentiable)
             if wrong is not None:
@@ -195,7 +190,7 @@ def check_apart(parts: Sequence[tuple[Mapping[str, Any], Bucket]], plain: bool) 
     Raises: RuntimeError, which names both.
     """
     if plain and len(parts) > 1:
-        written = [x for _, bucket in parts for values in (bucket.param, *bucket.slots()) for x in values]
+        written = [x for _, bucket in parts for values in (bucket.param, *bucket.slots.values()) for x in values]
         begins = [begin for begin in map(Tensor.data_ptr, written) if begin]
         plain = len(set(begins)) == len(begins)
     if plain:
@@ -209,7 +204,7 @@ def check_apart(parts: Sequence[tuple[Mapping[str, Any], Bucket]], plain: bool) 
             or bucket.param[0].is_meta
         ):
             continue
-        for name, values in zip(("", *SLOTS), (bucket.param, *bucket.slots()), strict=True):
+        for name, values in {"": bucket.param, **bucket.slots}.items():
             held = [(k, x.data_ptr(), x.nbytes) for k, x in enumerate(values)]
             spans += [(begin, begin + size, i, k, name) for k, begin, size in held if size]
     spans.sort()
@@ -235,7 +230,7 @@ def check_apart(parts: Sequence[tuple[Mapping[str, Any], Bucket]], plain: bool) 
 
 
 def _is_dense(bucket: Bucket, k: int, name: str) -> bool:
-    x = getattr(bucket, name or "param")[k]
+    x = (bucket.slots[name] if name else bucket.param)[k]
     return dense(x.shape, x.stride())
 
 

@@ -1,14 +1,14 @@
 """Tensors that step together: one device, one dtype, one kind; and the dtype that they are computed in."""
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rmsprop.spec import Rule
+from rmsprop.spec import SLOTS, Rule
 
 _WIDER = {
     torch.float16: torch.float32,
@@ -16,11 +16,8 @@ _WIDER = {
     torch.complex32: torch.complex64,
 }
 
-# What a step computes in: the dtypes of parameters that may have a gradient.
+# Dtypes of parameters that can have a gradient, and so can step.
 STEPPED = frozenset({torch.float32, torch.float64, torch.complex64, torch.complex128, *_WIDER})
-
-# Names of the state, in the order of Bucket.slots().
-SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
 
 
 @dataclass
@@ -28,27 +25,23 @@ class Bucket:
     """Parameters of one device, dtype and tensor type, with their gradients and state, in one order.
 
     Shapes: param[i], grad[i] and each slot's [i] share one shape; step[i] has no dimensions.
-        A slot that the rule does not keep is an empty list.
     Attributes:
-        compensation: what the rounding of half-precision parameters left over, in their dtype; empty without it.
-        foreach: True: all at once; False: one by one; None: whichever is faster for their sizes.
+        slots: the state by the names and in the order of spec.SLOTS. A slot that the rule does not keep is an empty
+            list. `compensation` is what rounding dropped from half-precision parameters, in their dtype.
+        foreach: True: all at once. False: one by one. None: whichever is faster for their sizes.
         capturable: nothing may be read back from the device; step and lr stay tensors.
         differentiable: autograd records the step.
-        fused: True: only a native kernel will do; False: none; None: chosen.
+        fused: True: only a native kernel. False: no native kernel. None: chosen.
         grad_scale: the loss scale that the gradients still carry, or None.
-        found_inf: if it is not 0, a gradient overflowed on some device and the step is skipped, or None.
+        found_inf: the step is skipped if it is not 0, since a gradient overflowed on some device; or None.
         rounding: how half-precision parameters are rounded, "nearest" or "stochastic".
-        random_keys: for the latter, 64 bits for each parameter from which its random bits follow (spec.random_key).
-        whole: by id of a shard in `param`, the DTensor that it is a part of: shards.py.
+        random_keys: for stochastic rounding, 64 bits of each parameter that its random bits are derived from.
+        whole: by id of a shard in `param`, the DTensor that it is a part of (shards.py).
     """
 
     param: list[Tensor] = field(default_factory=list)
     grad: list[Tensor] = field(default_factory=list)
-    square_avg: list[Tensor] = field(default_factory=list)
-    grad_avg: list[Tensor] = field(default_factory=list)
-    momentum_buffer: list[Tensor] = field(default_factory=list)
-    step: list[Tensor] = field(default_factory=list)
-    compensation: list[Tensor] = field(default_factory=list)
+    slots: dict[str, list[Tensor]] = field(default_factory=dict)
     foreach: bool | None = None
     capturable: bool = False
     differentiable: bool = False
@@ -59,39 +52,50 @@ class Bucket:
     random_keys: list[int] = field(default_factory=list)
     whole: Mapping[int, Tensor] = field(default_factory=dict)
 
-    def lists(self) -> tuple[list[Tensor], ...]:
-        """Its lists, in the order of the attributes."""
-        return (self.param, self.grad, *self.slots())
+    def __post_init__(self) -> None:
+        self.slots = {name: self.slots.get(name, []) for name in SLOTS}
 
-    def slots(self) -> tuple[list[Tensor], ...]:
-        """Its lists of state, in the order of SLOTS."""
-        return (self.square_avg, self.grad_avg, self.momentum_buffer, self.step, self.compensation)
+    def lists(self) -> tuple[list[Tensor], ...]:
+        """Its lists: parameters, gradients and every slot."""
+        return (self.param, self.grad, *self.slots.values())
+
+    def shaped(self) -> dict[str, list[Tensor]]:
+        """Its slots of a parameter's shape, which are all but `step`."""
+        return {name: values for name, values in self.slots.items() if name != "step"}
 
     def tensors(self) -> tuple[list[Tensor], ...]:
-        """Its lists of tensors that have a parameter's shape: all but `step`."""
-        return (*self.lists()[:5], self.compensation)
+        """Its lists of tensors of a parameter's shape, parameters and gradients first."""
+        return (self.param, self.grad, *self.shaped().values())
 
     def as_real(self) -> "Bucket":
-        """Complex tensors as pairs of reals in the same memory: RMSprop treats the two as independent."""
+        """Return complex tensors as pairs of reals in the same memory. RMSprop treats the two as independent."""
         if not self.param or not self.param[0].is_complex():
             return self
-        real = [[torch.view_as_real(x) for x in values] for values in self.tensors()]
-        return self._with([*real[:5], self.step, real[5]], self.random_keys)
+        param, grad, *shaped = [[torch.view_as_real(x) for x in values] for values in self.tensors()]
+        return replace(self, param=param, grad=grad, slots=self.slots | dict(zip(self.shaped(), shaped, strict=True)))
 
     def part(self, begin: int, end: int) -> "Bucket":
-        """The tensors from `begin` up to `end`, as a bucket of their own."""
-        return self._with([values[begin:end] for values in self.lists()], self.random_keys[begin:end])
+        """Return the tensors from `begin` up to `end` as a bucket of their own."""
+        return replace(
+            self,
+            param=self.param[begin:end],
+            grad=self.grad[begin:end],
+            slots={name: values[begin:end] for name, values in self.slots.items()},
+            random_keys=self.random_keys[begin:end],
+        )
+
+    def chosen(self, indices: Sequence[int]) -> "Bucket":
+        """Return the tensors at these indices as a bucket of their own."""
+        chosen = self.part(0, 0)
+        for into, values in zip(chosen.lists(), self.lists(), strict=True):
+            into.extend(values[i] for i in indices if values)
+        chosen.random_keys = [self.random_keys[i] for i in indices if self.random_keys]
+        return chosen
 
     def copy(self) -> "Bucket":
-        """The same gradients, and copies of all else."""
-        grad = self.grad
-        return self._with([x if x is grad else [t.clone() for t in x] for x in self.lists()], self.random_keys)
-
-    def _with(self, lists: list[list[Tensor]], random_keys: list[int]) -> "Bucket":
-        asked = (self.foreach, self.capturable, self.differentiable, self.fused)
-        p, g, v, m, b, step, rest = lists
-        scaling = (self.grad_scale, self.found_inf)
-        return Bucket(p, g, v, m, b, step, rest, *asked, *scaling, self.rounding, random_keys, self.whole)
+        """Return the same gradients with copies of all else."""
+        slots = {name: [x.clone() for x in values] for name, values in self.slots.items()}
+        return replace(self, param=[p.clone() for p in self.param], slots=slots)
 
     def split(self) -> Iterator["Bucket"]:
         """The same tensors as buckets that each hold one device, dtype and type, in order of appearance."""
@@ -112,7 +116,7 @@ class Bucket:
     def of_its_width(self) -> "Bucket":
         """This bucket of one kind; only half precision is rounded otherwise than to nearest."""
         if not is_half(self.param[0].dtype):
-            self.rounding, self.random_keys, self.compensation = "nearest", [], []
+            self.rounding, self.random_keys, self.slots["compensation"] = "nearest", [], []
         return self
 
 

@@ -24,7 +24,6 @@ from rmsprop.tensors.bucket import Bucket
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _KINDS = {*_PLAIN}
-_SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "compensation")
 
 
 def is_dtensor(tensor: object) -> bool:
@@ -78,7 +77,7 @@ def localized(bucket: Bucket) -> Bucket:
         whole[id(bucket.param[i])] = p
         if bucket.grad:
             bucket.grad[i] = spread_as(p, bucket.grad[i])
-        for values in bucket.tensors()[2:]:
+        for values in bucket.shaped().values():
             if values:
                 values[i] = shard(values[i])
     bucket.whole = whole
@@ -104,7 +103,7 @@ def _check(bucket: Bucket, i: int, param: Any) -> None:
             f"the parameter of shape {shape} is a DTensor of placements {param.placements}: each process holds a "
             "term of a sum, and a step of the terms is no step of the sum; redistribute it to Replicate or Shard"
         )
-    for name, values in zip(("gradient", *_SLOTS), bucket.tensors()[1:], strict=True):
+    for name, values in {"gradient": bucket.grad, **bucket.shaped()}.items():
         if not values:
             continue
         x: Any = values[i]

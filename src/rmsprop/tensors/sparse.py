@@ -15,8 +15,6 @@ from rmsprop.printing import shown
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.params import names
 
-WRITTEN = ("param", "square_avg", "grad_avg", "momentum_buffer", "compensation")
-
 
 def called(group: Mapping[str, Any], i: int) -> str:
     """The name of the group's parameter i, or its place."""
@@ -53,28 +51,31 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
         bucket.grad = [g.to_dense() if g.is_sparse else g for g in bucket.grad]
         return [(bucket, None)]
     dense = [i for i, g in enumerate(bucket.grad) if not g.is_sparse]
-    whole, rest = chosen(bucket, sparse), chosen(bucket, dense)
+    whole, rest = bucket.chosen(sparse), bucket.chosen(dense)
     places = []
-    rows = chosen(bucket, [])
+    rows = bucket.chosen([])
     for i, sparse_grad in enumerate(whole.grad):
         grad = sparse_grad if sparse_grad.is_coalesced() else sparse_grad.coalesce()  # duplicates are summed
         where = tuple(grad.indices())
         places.append(where)
         rows.grad.append(grad.values())
-        for name in WRITTEN:
-            values = getattr(whole, name)
+        for values, own in zip(_written(whole), _written(rows), strict=True):
             if values:
-                getattr(rows, name).append(_read(values[i], where))
-    rows.step, rows.random_keys = list(whole.step), list(whole.random_keys)
+                own.append(_read(values[i], where))
+    rows.slots["step"], rows.random_keys = list(whole.slots["step"]), list(whole.random_keys)
     rows.differentiable = bool(group["differentiable"])
 
     def _write_back() -> None:
-        for name in WRITTEN:
-            kept = getattr(whole, name)
-            for into, where, values in zip(kept, places, getattr(rows, name), strict=False):
+        for kept, stepped in zip(_written(whole), _written(rows), strict=True):
+            for into, where, values in zip(kept, places, stepped, strict=False):
                 _write(into, where, values)
 
     return [*([(rest, None)] if dense else []), (rows, _write_back)]
+
+
+def _written(bucket: Bucket) -> list[list[Tensor]]:
+    """Return the lists that a step writes row by row."""
+    return [bucket.param, *bucket.shaped().values()]
 
 
 def _read(whole: Tensor, where: tuple[Tensor, ...]) -> Tensor:
@@ -88,12 +89,3 @@ def _write(whole: Tensor, where: tuple[Tensor, ...], rows: Tensor) -> None:
         whole.index_copy_(0, where[0], rows)
     else:
         whole.index_put_(where, rows)
-
-
-def chosen(bucket: Bucket, indices: list[int]) -> Bucket:
-    """The tensors at those places, as a bucket of their own."""
-    chosen = bucket.part(0, 0)
-    for into, values in zip(chosen.lists(), bucket.lists(), strict=True):
-        into.extend(values[i] for i in indices if values)
-    chosen.random_keys = [bucket.random_keys[i] for i in indices if bucket.random_keys]
-    return chosen
