@@ -19,9 +19,8 @@ from torch.optim.optimizer import ParamsT
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop.optimizer import RMSprop
-from rmsprop.printing import shown
 from rmsprop.step import drop_scaling, scaling
-from rmsprop.tensors.params import names
+from rmsprop.tensors.names import parameter_name
 
 # Bytes of gradients on a CPU that may wait for one another: small parameters then share a call, which looks at all of
 # the optimizer's tensors to see whether they are where they were.
@@ -291,8 +290,7 @@ class StepInBackward(RMSprop):
         for i, group in enumerate(self.param_groups):
             for j, p in enumerate(group["params"]):
                 if p is param:
-                    known = names(group)
-                    return shown(known[j]) if known else f"{j} of group {i}"
+                    return parameter_name(group, j, i)
         return "of no group"
 
 

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from rmsprop.analysis import denominator
 from rmsprop.tensors import shards
 from rmsprop.tensors.forked import serial_after_fork
-from rmsprop.tensors.params import names
+from rmsprop.tensors.names import names
 
 
 @serial_after_fork

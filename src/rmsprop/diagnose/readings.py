@@ -17,7 +17,7 @@ from rmsprop.printing import printable
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors import shards
 from rmsprop.tensors.forked import serial_after_fork
-from rmsprop.tensors.params import names
+from rmsprop.tensors.names import names
 
 PART = 1 << 18  # a megabyte of each of some twenty temporaries
 SAMPLE = 1 << 14

@@ -15,7 +15,7 @@ from rmsprop.settings import read
 from rmsprop.state.slots import make
 from rmsprop.tensors.bucket import fresh_slot, is_half, kept
 from rmsprop.tensors.forked import serial_after_fork
-from rmsprop.tensors.sparse import called
+from rmsprop.tensors.names import parameter_name
 
 _TOO_LATE = (
     "this process alone would have it: share_memory() makes the state that the settings ask for at the time; call it "
@@ -33,7 +33,7 @@ def share(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for i, p in enumerate(group["params"]):
             if p.requires_grad:
-                _refuse(p, called(group, i))
+                _refuse(p, parameter_name(group, i))
     for group in optimizer.param_groups:
         if isinstance(group["lr"], Tensor):
             _move(group["lr"])
@@ -62,7 +62,9 @@ def refuse_new(group: Mapping[str, Any], state: Any) -> None:
             else [slot for slot in kept(rule, group, is_half(p.dtype)) if slot not in state.get(p, {})]
         )
         if lacking:
-            raise RuntimeError(f"parameter {called(group, i)} has no {lacking[0]} in shared memory, and {_TOO_LATE}")
+            raise RuntimeError(
+                f"parameter {parameter_name(group, i)} has no {lacking[0]} in shared memory, and {_TOO_LATE}"
+            )
 
 
 def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:

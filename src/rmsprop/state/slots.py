@@ -21,8 +21,9 @@ from rmsprop.tensors.bucket import (
     kept,
     resolved,
 )
+from rmsprop.tensors.names import parameter_name
 from rmsprop.tensors.params import shares_elements
-from rmsprop.tensors.sparse import called, refused
+from rmsprop.tensors.sparse import refused
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 
@@ -31,8 +32,8 @@ def _unfit(group: Mapping[str, Any], i: int, p: Tensor) -> str:
     """The sentence for a parameter that has a gradient and cannot step."""
     kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in STEPPED))
     return (
-        f"RMSprop steps dense parameters of {kinds}: parameter {called(group, i)} is {p.dtype} of layout {p.layout} "
-        "and has a gradient; freeze it, or keep it in another dtype and layout"
+        f"RMSprop steps dense parameters of {kinds}: parameter {parameter_name(group, i)} is {p.dtype} of layout "
+        f"{p.layout} and has a gradient; freeze it, or keep it in another dtype and layout"
     )
 
 
@@ -75,15 +76,15 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
             raise RuntimeError(_unfit(group, i, p))
         if p.is_conj():
             raise RuntimeError(
-                f"parameter {called(group, i)} is conjugated lazily, which no step can write as pairs of reals; give "
-                "its resolve_conj()"
+                f"parameter {parameter_name(group, i)} is conjugated lazily, which no step can write as pairs of "
+                "reals; give its resolve_conj()"
             )
         has_complex |= p.is_complex()
         own: Any = state[p]
         if type(own) is not dict and not isinstance(own, Mapping):
             raise RuntimeError(
-                f"the state of parameter {called(group, i)} is {shown(own)}, and it must be a dict of tensors by "
-                "name; put one there, or delete it from optimizer.state to begin afresh"
+                f"the state of parameter {parameter_name(group, i)} is {shown(own)}, and it must be a dict of tensors "
+                "by name; put one there, or delete it from optimizer.state to begin afresh"
             )
         if "step" in own and not compiling:
             _count(group, i, own, p, made)
@@ -119,8 +120,8 @@ def _count(group: Mapping[str, Any], i: int, own: Any, p: Tensor, made: Made) ->
         count = step
     if isinstance(count, bool) or not isinstance(count, Real) or not 0 <= count < 2**53:
         raise RuntimeError(
-            f"step of parameter {called(group, i)} is {shown(step)}, and it must be a count of steps: a number >= 0, "
-            "or a tensor of one, such as torch.tensor(0.0)"
+            f"step of parameter {parameter_name(group, i)} is {shown(step)}, and it must be a count of steps: a "
+            "number >= 0, or a tensor of one, such as torch.tensor(0.0)"
         )
     own["step"] = step_tensor(float(count), p, group)
     made.append((p, "step", step))
@@ -180,7 +181,7 @@ def _dtype(name: str, p: Tensor) -> str:
 
 def _place(group: Mapping[str, Any], p: Tensor) -> str:
     """The name of a parameter of the group, or its place."""
-    return next((called(group, i) for i, own in enumerate(group["params"]) if own is p), "of its group")
+    return next((parameter_name(group, i) for i, own in enumerate(group["params"]) if own is p), "of its group")
 
 
 def check_apart(parts: Sequence[tuple[Mapping[str, Any], Bucket]], plain: bool) -> None:

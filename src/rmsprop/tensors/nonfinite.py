@@ -17,7 +17,7 @@ from torch._compile import _disable_dynamo
 from rmsprop.printing import shown
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import STEPPED, resolved
-from rmsprop.tensors.params import names
+from rmsprop.tensors.names import names, parameter_name
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -232,8 +232,8 @@ def parameter(groups: Groups, place: int) -> str:
     """A parameter as a sentence calls it, by its place among all of them."""
     for i, group in enumerate(groups):
         if place < len(group["params"]):
-            known = names(group)
-            return shown(known[place]) if known else f"parameter {place} of group {i}"
+            name = parameter_name(group, place, i)
+            return name if names(group) else f"parameter {name}"
         place -= len(group["params"])
     return "a parameter"
 

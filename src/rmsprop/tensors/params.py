@@ -123,14 +123,6 @@ def check_groups(groups: Any) -> None:
             seen[id(p)] = i
 
 
-def names(group: Mapping[str, Any]) -> list[str] | None:
-    """Return the names of a group's parameters; None if they have none, or an edit left them without one each."""
-    held = group.get("param_names")
-    if not isinstance(held, list | tuple) or len(held) != len(group["params"]):
-        return None
-    return list(held) if all(isinstance(name, str) for name in held) else None
-
-
 def are_lists(groups: Any) -> bool:
     """Whether groups and their params are lists or tuples, and no parameter is listed twice: the quick look."""
     kinds = {type(groups), *(type(group["params"]) for group in groups)} if type(groups) in _LISTS else {None}

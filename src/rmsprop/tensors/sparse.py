@@ -11,25 +11,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.printing import shown
 from rmsprop.tensors.bucket import Bucket
-from rmsprop.tensors.params import names
-
-
-def called(group: Mapping[str, Any], i: int) -> str:
-    """The name of the group's parameter i, or its place."""
-    known = names(group)
-    return shown(known[i]) if known else f"{i} of its group"
+from rmsprop.tensors.names import parameter_name
 
 
 def refused(group: Mapping[str, Any], i: int, layout: torch.layout) -> str:
     """The sentence for a sparse gradient of the group's parameter i where it takes none."""
-    name = called(group, i)
+    name = parameter_name(group, i)
     if layout != torch.sparse_coo:
         return (
             f"RMSprop does not support gradients of layout {layout}: parameter {name} has one; turn it into a "
-            "dense or "
-            "a sparse COO one, which torch.nn.Embedding(sparse=True) makes"
+            "dense or a sparse COO one, which torch.nn.Embedding(sparse=True) makes"
         )
     return (
         f"RMSprop does not support sparse gradients: parameter {name} has one, and nothing says what it means; give "
