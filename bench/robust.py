@@ -36,7 +36,7 @@ def optimizer(
     return step
 
 
-def look(size: int) -> Callable[[], Any]:
+def scan(size: int) -> Callable[[], Any]:
     """The compiled look at a gradient of that size."""
     loaded = native.load()
     assert not isinstance(loaded, str)
@@ -62,7 +62,7 @@ def cases() -> dict[str, Callable[[], dict[str, Callable[[], Any]]]]:
         "guard, 64 M": lambda: {
             OURS: optimizer([(64 << 20,)], f32),
             "skip": optimizer([(64 << 20,)], f32, nonfinite="skip"),
-            "look": look(64 << 20),
+            "look": scan(64 << 20),
         },
         "guard, RL net": lambda: {
             OURS: optimizer(net, f32),

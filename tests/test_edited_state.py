@@ -200,7 +200,7 @@ def test_a_list_of_parameters_that_holds_something_else_is_refused() -> None:
         w.grad = torch.ones(2)
         optimizer.param_groups[0]["params"].append("w")
         before = w.detach().clone()
-        with pytest.raises(TypeError, match="holds 'w', a str, at place 1"):
+        with pytest.raises(TypeError, match="holds 'w', a str, at index 1"):
             optimizer.step()
         assert torch.equal(w, before)
 

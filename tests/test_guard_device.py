@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rmsprop import RMSprop
 from rmsprop.kernels import eager
 from rmsprop.spec import random_key
+from rmsprop.step import Stepper
 from rmsprop.tensors import nonfinite
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.nonfinite import Guard
@@ -63,7 +64,7 @@ def give(params: list[nn.Parameter], bad: int | None = None, without: int | None
 
 def looked(own: Guard, params: list[nn.Parameter], bad: int | None = None, without: int | None = None) -> Tensor:
     give(params, bad, without)
-    found = own.look([{"params": params[:1]}, {"params": params[1:]}])
+    found = own.scan([{"params": params[:1]}, {"params": params[1:]}])
     assert isinstance(found, Tensor)
     return found
 
@@ -89,7 +90,7 @@ def test_it_counts_what_the_host_would_count(monkeypatch: pytest.MonkeyPatch) ->
         assert (found.dtype, found.shape, float(found)) == (F32, (), float(bad is not None))
         with monkeypatch.context() as patch:
             patch.setattr(nonfinite, "_on_host", lambda _device: True)
-            assert here.look(groups) is (bad is not None)
+            assert here.scan(groups) is (bad is not None)
         assert there.skipped(groups) == here.skipped(groups)
     assert there.skipped(groups).total == 5
 
@@ -101,7 +102,7 @@ def test_the_first_of_several_is_named() -> None:
         p.grad = torch.ones_like(p)
     params[1].grad[0] = params[2].grad[1] = params[3].grad[0] = float("inf")
     groups = [{"params": params, "param_names": ["a", "b", "c", "d"]}]
-    own.look(groups)
+    own.scan(groups)
     assert own.skipped(groups).parameter == "'b'"
 
 
@@ -208,7 +209,7 @@ def trained(steps: Callable[[int], int | None], **words: object) -> tuple[list[T
 def test_skips_change_nothing_about_the_gpu_kernels_run(triton, words, planned, monkeypatch) -> None:  # noqa: ARG001
     """Bad batches between good ones: parameters, state, counters and random bits are the run's without them."""
     if not planned:
-        monkeypatch.setattr(RMSprop, "_make_plan", lambda *_: None)
+        monkeypatch.setattr(Stepper, "_make_plan", lambda *_: None)
     expected, _ = trained(lambda _t: None, **words)
     got, optimizer = trained(lambda t: t % 3 if t in (0, 2, 3, 7) else None, nonfinite="skip", **words)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))

@@ -24,7 +24,7 @@ from rmsprop.spec import EpsMode, Nonfinite, Rounding, SparseMode, WeightDecayMo
 from rmsprop.state import loading, placing, shared_memory, slots
 from rmsprop.step import Stepper, drop_scaling, scaling
 from rmsprop.tensors import shards
-from rmsprop.tensors.bucket import Bucket, wanted
+from rmsprop.tensors.bucket import Bucket, bucket_for
 from rmsprop.tensors.nonfinite import Skipped, make_guard
 from rmsprop.tensors.params import check_groups, not_empty
 
@@ -205,11 +205,17 @@ class RMSprop(Optimizer):
         self.backend = kernels.check_backend(backend)
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._stepper = Stepper(RMSprop._init_group, make_guard(nonfinite, nonfinite_limit))
-        self._whole = dict(zip(group_keys.WHOLE, (nonfinite, nonfinite_limit, backend, amp_in_step), strict=True))
-        self._begun: list[tuple[float, bool]] = []  # per group, for lint: momentum, and whether others had stepped
-        defaults, self._asked = settings.resolve_settings(dialect, given | flags | dialect_arguments)
+        self._whole_optimizer = dict(
+            zip(group_keys.WHOLE, (nonfinite, nonfinite_limit, backend, amp_in_step), strict=True)
+        )
+        self._initial_momentum: list[
+            tuple[float, bool]
+        ] = []  # per group, for lint: momentum, and whether others had stepped
+        defaults, self._explicit = settings.resolve_settings(dialect, given | flags | dialect_arguments)
         chosen = {name for name, value in flags.items() if value is not settings.TORCH_GROUP[name]}
-        self._typed = frozenset({*given, *dialect_arguments, *chosen, *(["dialect"] if dialect != "torch" else [])})
+        self._given_names = frozenset(
+            {*given, *dialect_arguments, *chosen, *(["dialect"] if dialect != "torch" else [])}
+        )
         super().__init__(not_empty(params), defaults)
         settings.check_half(self.param_groups)
         recipes.warn(defaults, self.param_groups)
@@ -235,8 +241,8 @@ class RMSprop(Optimizer):
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        group_keys.refuse_whole(param_group, self._whole, [backend.name for backend in kernels.BACKENDS])
-        group = settings.own_group(param_group, self.defaults, self._asked, self._typed)
+        group_keys.refuse_whole(param_group, self._whole_optimizer, [backend.name for backend in kernels.BACKENDS])
+        group = settings.own_group(param_group, self.defaults, self._explicit, self._given_names)
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         tensors = [p[1] if isinstance(p, tuple) else p for p in params]
         if len({id(p) for p in tensors}) != len(tensors):
@@ -249,7 +255,7 @@ class RMSprop(Optimizer):
         if isinstance(lr, Tensor) and not lr.requires_grad and any(other["lr"] is lr for other in self.param_groups):
             group["lr"] = lr.clone()
         super().add_param_group(group)
-        self._begun.append((group["momentum"], bool(self.state)))
+        self._initial_momentum.append((group["momentum"], bool(self.state)))
 
     def _check_group(self, group: dict[str, Any], tensors: list[Any]) -> None:
         """Raise now, and not at the first step, if what was asked for the whole optimizer cannot take a group.
@@ -266,7 +272,7 @@ class RMSprop(Optimizer):
             return
         rule, _ = settings.read(group)
         ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p) and not p.is_meta]
-        for bucket in shards.localized(wanted(group, ready)).split():
+        for bucket in shards.localized(bucket_for(group, ready)).split():
             kernels.pick(self.backend, rule, bucket)
 
     @overload
@@ -308,7 +314,7 @@ class RMSprop(Optimizer):
             if stepper.again(self, due):
                 return loss
         if torch.compiler.is_compiling() and stepper.guard is not None and scaling(self) is None:
-            bad = stepper.guard.look(self.param_groups)  # in this frame, which a compiler can resume after it
+            bad = stepper.guard.scan(self.param_groups)  # in this frame, which a compiler can resume after it
         stepper.take(self, due, bad)
         return loss
 
@@ -349,7 +355,7 @@ class RMSprop(Optimizer):
         """
         check_groups(self.param_groups)
         loading.check_listed(self.param_groups, self.state)
-        return placing.handed_out(super().state_dict())
+        return placing.exported(super().state_dict())
 
     @_disable_dynamo
     def load_state_dict(  # type: ignore[override]  # torch's returns nothing
@@ -380,7 +386,7 @@ class RMSprop(Optimizer):
         return loading.load(self, state_dict, strict, rename, hparams, match)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("backend", "_step_supports_amp_scaling", "_asked", "_typed", "_whole")
+        names = ("backend", "_step_supports_amp_scaling", "_explicit", "_given_names", "_whole_optimizer")
         own = {name: getattr(self, name) for name in names}
         return {**super().__getstate__(), **own, "_shared": self._stepper.shared}
 
@@ -390,16 +396,18 @@ class RMSprop(Optimizer):
         super().__setstate__(state)
         if before:
             shared_memory.keep(self, before)
-        missing: dict[str, Any] = {"backend": "auto", "_typed": frozenset(), "_whole": {}}
-        self.__dict__ = {"_asked": frozenset(settings.TORCH_GROUP), **missing, **self.__dict__}
+        missing: dict[str, Any] = {"backend": "auto", "_given_names": frozenset(), "_whole_optimizer": {}}
+        self.__dict__ = {"_explicit": frozenset(settings.TORCH_GROUP), **missing, **self.__dict__}
         was_shared = self.__dict__.pop("_shared", stepper is not None and stepper.shared)
         if stepper is None:
-            guard = make_guard(self._whole.get("nonfinite", "propagate"), self._whole.get("nonfinite_limit"))
+            guard = make_guard(
+                self._whole_optimizer.get("nonfinite", "propagate"), self._whole_optimizer.get("nonfinite_limit")
+            )
             stepper = Stepper(RMSprop._init_group, guard)
         self._stepper = stepper
         stepper.forget()
         loading.complete(self.param_groups, self.state)
-        self._begun = [(group["momentum"], False) for group in self.param_groups]
+        self._initial_momentum = [(group["momentum"], False) for group in self.param_groups]
         stepper.shared = was_shared and shared_memory.shared(self)  # a copy of shared memory is not shared
 
     def share_memory(self) -> "RMSprop":

@@ -17,7 +17,7 @@ from rmsprop.kernels.plan import Due, Plan, Scaling
 from rmsprop.spec import Hyper, Rule
 from rmsprop.state import shared_memory, slots
 from rmsprop.tensors import clipping, shards
-from rmsprop.tensors.bucket import Bucket, wanted
+from rmsprop.tensors.bucket import Bucket, bucket_for
 from rmsprop.tensors.forked import serial_after_fork
 from rmsprop.tensors.nonfinite import Guard
 from rmsprop.tensors.params import are_lists, check_groups
@@ -61,7 +61,7 @@ class Stepper:
         """
         if torch.compiler.is_compiling() or self.plan is None:
             return False
-        if self.guard is not None and self.plan.spread:
+        if self.guard is not None and self.plan.has_dtensors:
             return False  # processes decide together, in the full step: a plan may be valid here and not there
         return self.plan.again(
             optimizer.backend, optimizer.param_groups, optimizer.state, scaling(optimizer), self.guard, due
@@ -99,10 +99,10 @@ class Stepper:
             self.checked.clear()  # groups were removed
         scaled = scaling(optimizer)
         if bad is None:
-            bad = self.guard.look(groups) if self.guard is not None and scaled is None else False
+            bad = self.guard.scan(groups) if self.guard is not None and scaled is None else False
         if bad is True:
             return
-        if bad is False and self.guard is not None and scaled is None and self._goes_on_together(optimizer):
+        if bad is False and self.guard is not None and scaled is None and self._replay_together(optimizer):
             return
         scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
         works: list[clipping.Work] = []
@@ -123,7 +123,7 @@ class Stepper:
                     for part, write_back in parts(group, bucket):
                         works.append((group, rule, hyper, part))
                         returns.append(write_back)
-            clipped = any(clipping.asked(group) for group in groups)
+            clipped = any(clipping.clips(group) for group in groups)
             works = clipping.clip(works) if clipped else works
             backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
         except BaseException:
@@ -167,9 +167,9 @@ class Stepper:
             backends[0].name, optimizer.backend, groups, optimizer.state, settings.SETTINGS, stepped
         )
 
-    def _goes_on_together(self, optimizer: Any) -> bool:
+    def _replay_together(self, optimizer: Any) -> bool:
         """Return whether the plan took this step, on which processes have agreed."""
-        if torch.compiler.is_compiling() or self.plan is None or not self.plan.spread:
+        if torch.compiler.is_compiling() or self.plan is None or not self.plan.has_dtensors:
             return False
         return bool(self.plan.again(optimizer.backend, optimizer.param_groups, optimizer.state))
 
@@ -200,7 +200,7 @@ class Stepper:
         Args:
             first: the index of the group's first parameter among all of the optimizer.
         """
-        bucket = wanted(group, [])
+        bucket = bucket_for(group, [])
         if self.shared:
             shared_memory.refuse_new(group, optimizer.state)
         half = group["compensation"] or group["rounding"] != "nearest"

@@ -75,4 +75,4 @@ def history(optimizer: Any) -> History:
     """Return what an RMSprop recorded of how it was used."""
     guard = optimizer._stepper.guard
     nonfinite = "propagate" if guard is None else guard.mode
-    return History(optimizer.backend, nonfinite, optimizer._stepper.idle, tuple(optimizer._begun))
+    return History(optimizer.backend, nonfinite, optimizer._stepper.idle, tuple(optimizer._initial_momentum))

@@ -21,7 +21,7 @@ from torch import Tensor
 from rmsprop.kernels import cpu, native, refusals
 from rmsprop.spec import SLOTS, Hyper, Rule, plain, random_key
 from rmsprop.tensors import shards
-from rmsprop.tensors.bucket import Bucket, is_half, kept, wanted
+from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, state_names
 from rmsprop.tensors.nonfinite import Guard, first_unfinite
 
 _NAMES = ("", "", *SLOTS)  # as Bucket.lists(): a parameter and its gradient are not in the state
@@ -104,12 +104,12 @@ class Plan:
         self._guard: Guard | None = None  # what the plan's `guarded` says
         self._held: list[Any] = []  # arrays that the structures below point into
         params = [p for group, _ in groups for p in group["params"]]
-        self._place = {id(p): i for i, p in enumerate(params)}  # a hint: what is found by it is compared
+        self._index = {id(p): i for i, p in enumerate(params)}  # a hint: what is found by it is compared
         self._shards = shards.DTensorWatch(params, state)
         parts = _all_of(groups, stepped)
         if not parts:
             found = _parts(groups, state)
-            parts = [(i, rule, self._shards.stepped(bucket), places) for i, rule, bucket, places in found]
+            parts = [(i, rule, self._shards.stepped(bucket), indices) for i, rule, bucket, indices in found]
             parts = parts if all(self._refuse(rule, bucket) is None for _, rule, bucket, _ in parts) else []
         self.takes = bool(parts) and type(state) in _STATES
         if not self.takes:
@@ -193,7 +193,7 @@ class Plan:
             _PACK(work, 0, *numbers)
 
     @property
-    def spread(self) -> bool:
+    def has_dtensors(self) -> bool:
         """Whether some of the parameters are spread over processes."""
         return self._shards.any
 
@@ -201,10 +201,10 @@ class Plan:
         """The gradient of every parameter that is due, in the order of the groups, and None for the others."""
         gradients: list[Tensor | None] = [None] * len(params)
         for p in due:
-            place = self._place.get(id(p), -1)
-            if place < 0 or params[place] is not p:
+            index = self._index.get(id(p), -1)
+            if index < 0 or params[index] is not p:
                 raise AttributeError
-            gradients[place] = p.grad
+            gradients[index] = p.grad
         return gradients
 
     def _grain(self) -> int:
@@ -218,7 +218,7 @@ class Plan:
         """The bucket's addresses and sizes, where rmsprop_again is to note them, with their `work` and `size`."""
         return cpu.Lists(rule, bucket)
 
-    def _look(
+    def _validate(
         self, state: Any, keys: list[Any], gradients: list[Tensor | None]
     ) -> tuple[int, list[Any], list[Tensor | None]]:
         """Validate everything in C, and step there if it is little.
@@ -234,8 +234,8 @@ class Plan:
             ids = tuple([*map(id, values)] for values in held)
             if ids != self._spread_ids:
                 self._spread_ids = ids
-                for (place, name), slot, part in zip(self._shards.slots, *ids, strict=True):
-                    at = place * native.TENSORS + _NAMES.index(name)
+                for (index, name), slot, part in zip(self._shards.slots, *ids, strict=True):
+                    at = index * native.TENSORS + _NAMES.index(name)
                     self._spread[0][at], self._spread[1][at] = slot, part
         return self._loaded.again(self._address, id(params), id(keys), id(gradients), id(state)), params, gradients
 
@@ -251,7 +251,7 @@ class Plan:
         """`again`, of these gradients, once all that Python knows is as it was."""
         if guard is not self._guard:
             self._guard, self._plan.guarded = guard, guard is not None
-        code, params, gradients = self._look(state, keys, gradients)
+        code, params, gradients = self._validate(state, keys, gradients)
         if code == _MOVED:
             return False
         if code == _STEPPED and guard is None:
@@ -264,7 +264,7 @@ class Plan:
             if bad < -1:
                 raise RuntimeError("torch_parallel_for failed, and no gradient was looked at: nothing was changed")
             if bad >= 0:
-                guard.stop(groups, self._places[bad] if self._in_order else first_unfinite(groups))
+                guard.stop(groups, self._indices[bad] if self._in_order else first_unfinite(groups))
                 return True
             guard.passed()
         if code == _SAME:
@@ -291,16 +291,16 @@ class Plan:
     def _fill(self, parts: list["_Part"], params: list[Tensor], state: Any) -> native.Plan:
         """The plan as csrc/plan.h has it."""
         kinds = [kind for _, _, bucket, _ in parts for kind in refusals.kinds(self._loaded, bucket)]
-        self._places = [place for *_, places in parts for place in places]
-        self._in_order = self._places == sorted(self._places)  # not where a group holds several kinds
-        placed = set(self._places)
+        self._indices = [index for *_, indices in parts for index in indices]
+        self._in_order = self._indices == sorted(self._indices)  # not where a group holds several kinds
+        placed = set(self._indices)
         idle = [i for i in range(len(params)) if i not in placed]
-        items = [self._place.get(id(key), -1) for key in state]
+        items = [self._index.get(id(key), -1) for key in state]
         while items and items[-1] not in placed:
             items.pop()
-        items = [place if place in placed else -1 for place in items]
-        sizes = [len(entry) if place >= 0 else 0 for place, entry in zip(items, state.values(), strict=False)]
-        spans = (c_int64 * (12 * len(self._places)))()
+        items = [index if index in placed else -1 for index in items]
+        sizes = [len(entry) if index >= 0 else 0 for index, entry in zip(items, state.values(), strict=False)]
+        spans = (c_int64 * (12 * len(self._indices)))()
         self._held.append(spans)
         names = [c_void_p(id(name)).value if name else None for name in _NAMES]
         plan = native.Plan(
@@ -314,7 +314,7 @@ class Plan:
             works=len(self._works),
             work=ctypes.addressof(self._works),
             kinds=self._array(c_int32, kinds),
-            place=self._array(c_void_p, [self._array(c_int64, places) for *_, places in parts]),
+            place=self._array(c_void_p, [self._array(c_int64, indices) for *_, indices in parts]),
             elements=sum(p.numel() for _, _, bucket, _ in parts for p in bucket.param),
             grain=self._grain(),
             idle=len(idle),
@@ -342,27 +342,27 @@ def _all_of(groups: list[tuple[dict[str, Any], Rule]], stepped: Stepped) -> list
     Returns: nothing where they are not, such as after a step in which a parameter had no gradient.
     """
     parts: list[_Part] = []
-    place, todo = 0, list(stepped)
+    index, todo = 0, list(stepped)
     for i, (group, rule) in enumerate(groups):
         count = len(group["params"])
         if count:
             owner, bucket = todo.pop(0) if todo else (None, Bucket())
             if owner is not group or len(bucket.param) != count or bucket.whole:
                 return []
-            parts.append((i, rule, bucket, list(range(place, place + count))))
-        place += count
+            parts.append((i, rule, bucket, list(range(index, index + count))))
+        index += count
     return parts if not todo else []
 
 
 def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_Part]:
     """The parameters that have state, with or without a gradient today, as buckets of one kind.
 
-    Yields: the group's index, its rule, the bucket, and the parameters' places among all parameters.
+    Yields: the group's index, its rule, the bucket, and the parameters' indices among all parameters.
     """
-    place = 0
+    index = 0
     for i, (group, rule) in enumerate(groups):
         found: dict[Any, tuple[Bucket, list[int]]] = {}
-        names = {half: kept(rule, group, half) for half in (False, True)}
+        names = {half: state_names(rule, group, half) for half in (False, True)}
         for p in group["params"]:
             entry = state.get(p)
             if type(entry) is dict:
@@ -370,16 +370,16 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
                 if all(isinstance(x, Tensor) for x in slots):
                     key = (p.device, *(x.dtype for x in (p, entry["square_avg"], entry["step"])))
                     if key not in found:
-                        found[key] = wanted(group, []), []
-                    bucket, places = found[key]
+                        found[key] = bucket_for(group, []), []
+                    bucket, indices = found[key]
                     bucket.param.append(p)
                     grad = p.grad
                     bucket.grad.append(p if grad is None else grad)  # a parameter may stand for its own gradient
                     for name, x in zip(names[is_half(p.dtype)], slots, strict=True):
                         bucket.slots[name].append(x)
                     if group["rounding"] == "stochastic":
-                        bucket.random_keys.append(random_key(group["seed"], place))
-                    places.append(place)
-            place += 1
-        for bucket, places in found.values():
-            yield i, rule, bucket.of_its_width(), places
+                        bucket.random_keys.append(random_key(group["seed"], index))
+                    indices.append(index)
+            index += 1
+        for bucket, indices in found.values():
+            yield i, rule, bucket.of_its_width(), indices

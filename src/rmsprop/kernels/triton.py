@@ -89,7 +89,7 @@ class Table:
         self._spares: list[Tensor] = []
         self.sendings = 0
 
-    def look(self, bucket: Bucket) -> None:
+    def update(self, bucket: Bucket) -> None:
         """Note where a bucket's tensors are today. A counter on the host is none of the kernel's."""
         for k, values in enumerate(bucket.lists()):
             self.columns[k] = [x.data_ptr() for x in values] if values else 0
@@ -162,7 +162,7 @@ def table_of(bucket: Bucket) -> Table:
     table: Table | None = _tables.pop(first, None)
     if table is None or table.sizes != sizes or table.device != first.device:
         table = Table(sizes, first.device)
-    table.look(bucket)
+    table.update(bucket)
     return table
 
 

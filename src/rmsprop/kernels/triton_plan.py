@@ -81,12 +81,12 @@ class DevicePlan(Plan):
         guard: Guard | None,
     ) -> bool:
         """`again`, of these gradients, once all that Python knows is as it was; without waiting for a device."""
-        code, params, gradients = self._look(state, keys, gradients)
+        code, params, gradients = self._validate(state, keys, gradients)
         if code == _MOVED:
             return False
         grad_scale, found_inf = scaling or (None, None)
         if guard is not None and scaling is None:
-            bad = guard.look(groups)
+            bad = guard.scan(groups)
             if bad is True:
                 return True
             found_inf = bad if isinstance(bad, Tensor) else None

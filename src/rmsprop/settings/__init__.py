@@ -109,15 +109,15 @@ def resolve_settings(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, 
 
 
 def own_group(
-    given: dict[str, Any], defaults: dict[str, Any], asked: frozenset[str], typed: Collection[str] = ()
+    given: dict[str, Any], defaults: dict[str, Any], explicit: frozenset[str], given_names: Collection[str] = ()
 ) -> dict[str, Any]:
     """A group as torch's base class takes it, with the settings it was given under our names, checked.
 
     Args:
         given: the group, in the dialect's or torch's words; keys that are no settings are carried along.
         defaults: the optimizer's settings.
-        asked: which of them were asked for, and do not merely follow from the dialect.
-        typed: the names that the constructor was given, in its words.
+        explicit: which of them were asked for, and do not merely follow from the dialect.
+        given_names: the names that the constructor was given, in its words.
     Raises:
         ValueError, TypeError: a name or value that does not work, with what would.
     """
@@ -125,7 +125,7 @@ def own_group(
         names = ", ".join(printable(key[:MOST]) if isinstance(key, str) else shown(key) for key in given)
         raise ValueError(f"a parameter group has no params; it holds {names[:MOST] or 'nothing'}")
     row = dialects.find_dialect(given.get("dialect", defaults["dialect"]))
-    keys = group_keys.split(row, given, TORCH_GROUP, typed)
+    keys = group_keys.split(row, given, TORCH_GROUP, given_names)
     apart = (*EXECUTION, *CARE, "dialect")
     under_ours, words = ({k: v for k, v in part.items() if k not in apart} for part in (keys.plain, keys.arguments))
     execution = {name: given[name] for name in apart[:-1] if name in given and name not in keys.left}
@@ -133,7 +133,7 @@ def own_group(
     followed = rest.pop("recipe", None)
     same = row.name == defaults["dialect"] and followed is None
     base = defaults if same else {**defaults, **row.defaults(), "dialect": row.name}
-    kept = asked if same else frozenset()
+    kept = explicit if same else frozenset()
     read = _checked(under_ours | dialects.read_arguments(row, words))
     if followed is not None:
         read = recipes.follow(followed, row.name, read)

@@ -46,15 +46,17 @@ def is_anothers(row: Dialect, given: Mapping[str, Any]) -> bool:
     )
 
 
-def is_wrappers(given: Mapping[str, Any], typed: Collection[str]) -> bool:
+def is_wrappers(given: Mapping[str, Any], given_names: Collection[str]) -> bool:
     """Whether a wrapper such as SAM hands a group over.
 
     SAM's groups say `adaptive`, and hold, beside keys of the wrapper's own, all that the constructor was given.
 
     Args:
-        typed: the names that the constructor was given.
+        given_names: the names that the constructor was given.
     """
-    return "adaptive" in given or ("dialect" in typed and len(typed) > 1 and all(name in given for name in typed))
+    return "adaptive" in given or (
+        "dialect" in given_names and len(given_names) > 1 and all(name in given for name in given_names)
+    )
 
 
 def is_noted(given: Mapping[str, Any]) -> bool:
@@ -79,23 +81,23 @@ class Split:
     left: dict[str, Any] = field(default_factory=dict)
 
 
-def split(row: Dialect, given: Mapping[str, Any], ours: Collection[str], typed: Collection[str]) -> Split:
+def split(row: Dialect, given: Mapping[str, Any], ours: Collection[str], given_names: Collection[str]) -> Split:
     """Return the keys of a group by what they are.
 
     Args:
         row: the group's dialect.
         ours: the names of all settings.
-        typed: the names that the constructor was given.
+        given_names: the names that the constructor was given.
     """
     plain: set[str] = set()
     others = is_anothers(row, given)
     if is_own(given):
         plain = read = set(ours)
-    elif others or is_wrappers(given, typed):
-        said = {row.arguments.get(word, word) for word in typed if word in given}
-        read = {*typed, *(name for name in ours if name not in said)} - set(_THEIRS if others else ()).difference(
-            typed
-        )
+    elif others or is_wrappers(given, given_names):
+        said = {row.arguments.get(word, word) for word in given_names if word in given}
+        read = {*given_names, *(name for name in ours if name not in said)} - set(
+            _THEIRS if others else ()
+        ).difference(given_names)
         other_meaning = (*row.refused, *(name for name, limit in row.limits.items() if limit.unless))
         plain = {name for name in other_meaning if name in ours}  # torch's meaning, whatever it is in the dialect
     else:

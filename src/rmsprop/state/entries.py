@@ -25,7 +25,7 @@ def misfits(matched: Match, merged: MergedGroups, state: Mapping[Any, Any]) -> d
     Raises: ValueError where the momentum buffer is in other units.
     """
     found = {}
-    left_open = {place for place, names in merged.left_open.items() if "lr_in_buffer" in names}
+    left_open = {indices for indices, names in merged.left_open.items() if "lr_in_buffer" in names}
     for pair in matched.pairs:
         entry = state.get(pair.key)
         if not entry:

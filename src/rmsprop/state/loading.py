@@ -19,7 +19,7 @@ from rmsprop.printing import shown
 from rmsprop.state import other_optimizers
 from rmsprop.state.entries import misfits
 from rmsprop.state.matching import MATCHES, Match, hint, match, rekeyed
-from rmsprop.state.placing import Writes, goes_on, place_lr, place_state
+from rmsprop.state.placing import Writes, can_continue, place_lr, place_state
 from rmsprop.state.saved_groups import HPARAMS, ChangedSetting, Group, MergedGroups, merge_saved, show
 from rmsprop.state.slots import step_tensor, stops
 from rmsprop.tensors.forked import serial_after_fork
@@ -94,7 +94,7 @@ def load(
     other_optimizers.check_owner(groups, saved, state)
     other_optimizers.check_values(saved)
     matched = match(groups, saved, rename, by)
-    merged = merge_saved(groups, saved, matched, optimizer._asked, hparams == "keep")
+    merged = merge_saved(groups, saved, matched, optimizer._explicit, hparams == "keep")
     _check_steps(optimizer, groups, merged.groups)
     reshaped = misfits(matched, merged, state)
     ownerless = [f"state under the key {shown(key, 40)}" for key in lost]
@@ -184,7 +184,7 @@ def _lost_remainders(matched: Match, merged: MergedGroups, state: Mapping[Any, A
     lost = 0
     for pair in matched.pairs:
         rest = (state.get(pair.key) or {}).get("compensation")
-        lost += isinstance(rest, Tensor) and not goes_on(rest, pair.param, merged.groups[pair.group])
+        lost += isinstance(rest, Tensor) and not can_continue(rest, pair.param, merged.groups[pair.group])
     if not lost:
         return []
     return [

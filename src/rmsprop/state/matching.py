@@ -274,20 +274,20 @@ def _by_name(
         twice = sorted({name for name in flat if flat.count(name) > 1}) if len(set(flat)) < len(flat) else []
         if twice:
             raise ValueError(f"{side} has more than one parameter named {_listed(twice)}; names must differ")
-    places = {
+    saved_at = {
         name: (key, i)
         for i, (group, own) in enumerate(zip(saved, theirs, strict=True))
         for key, name in zip(group["params"], own, strict=True)
     }
     pairs = [
-        Pair(param, i, *places[name], name)
+        Pair(param, i, *saved_at[name], name)
         for i, (group, own) in enumerate(zip(groups, ours, strict=True))
         for param, name in zip(group["params"], own, strict=True)
-        if name in places
+        if name in saved_at
     ]
     here = {name for _, name in _flat(ours)}
-    missing = [name for _, name in _flat(ours) if name not in places]
-    return Match("name", pairs, missing, [name for name in places if name not in here])
+    missing = [name for _, name in _flat(ours) if name not in saved_at]
+    return Match("name", pairs, missing, [name for name in saved_at if name not in here])
 
 
 def _by_order(groups: Sequence[Group], saved: Sequence[Group], names: list[list[str]] | None = None) -> Match:

@@ -109,7 +109,7 @@ def _left(param: Tensor, entry: Any, groups: list[Group]) -> Any:
     if not isinstance(entry, Mapping) or "compensation" not in entry:
         return entry
     group = next((group for group in groups if any(p is param for p in group["params"])), None)
-    if group is None or goes_on(entry["compensation"], param, group):
+    if group is None or can_continue(entry["compensation"], param, group):
         return entry
     return {name: value for name, value in entry.items() if name != "compensation"}
 
@@ -121,7 +121,7 @@ def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any], group:
     dtype, device = arithmetic_dtype(param.dtype), param.device
     made = {}
     for name, value in entry.items():
-        if name == "compensation" and not goes_on(value, param, group):
+        if name == "compensation" and not can_continue(value, param, group):
             continue
         if name in own and _is_read_elsewhere(own[name], group):
             made[name] = _written(name, value, own[name], param, group, writes)
@@ -199,12 +199,12 @@ def _takes(present: Tensor, value: Tensor, dtype: torch.dtype | None) -> bool:
     return type(present) is type(value) and own is not None and own == other
 
 
-def goes_on(rest: Any, param: Tensor, group: Group) -> bool:
+def can_continue(rest: Any, param: Tensor, group: Group) -> bool:
     """Whether what rounding left over means the same here; else it goes: it is below a unit in the last place."""
     return bool(group["compensation"]) and isinstance(rest, Tensor) and rest.dtype == param.dtype
 
 
-def handed_out(packed: dict[str, Any]) -> dict[str, Any]:
+def exported(packed: dict[str, Any]) -> dict[str, Any]:
     """A state dict that no later load writes into: with copies of every lr tensor, and of what is read elsewhere.
 
     Groups hold plain numbers: a schedule's NumPy number needs full unpickling.

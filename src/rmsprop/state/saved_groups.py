@@ -53,7 +53,7 @@ class MergedGroups:
 
 
 def merge_saved(
-    groups: Sequence[Group], saved: Sequence[Mapping[str, Any]], match: Match, asked: frozenset[str], keep: bool
+    groups: Sequence[Group], saved: Sequence[Mapping[str, Any]], match: Match, explicit: frozenset[str], keep: bool
 ) -> MergedGroups:
     """Each present group with the saved settings of where its parameters come from, or, to `keep`, with its own.
 
@@ -61,7 +61,7 @@ def merge_saved(
     matters. Names of parameters, and groups that nothing of the state dict belongs to, stay as they are.
 
     Args:
-        asked: the settings that were given at construction.
+        explicit: the settings that were given at construction.
     Raises: ValueError, TypeError: a saved setting that does not work, several that disagree, or another rule.
     """
     found = MergedGroups()
@@ -93,7 +93,7 @@ def merge_saved(
         ]
         found.differences += differences
         found.surprises += [
-            d for d in differences if _was_asked(d, group, asked) and not _is_scheduled(d, group, kept)
+            d for d in differences if _was_explicit(d, group, explicit) and not _is_scheduled(d, group, kept)
         ]
     return found
 
@@ -187,11 +187,11 @@ def _note_what_was_left_open(new: Group, kept: Mapping[str, Any], notes: list[st
         )
 
 
-def _was_asked(difference: ChangedSetting, group: Group, asked: frozenset[str]) -> bool:
+def _was_explicit(difference: ChangedSetting, group: Group, explicit: frozenset[str]) -> bool:
     """Whether the present value was given, or is not what the group's dialect has by default."""
     name = difference.name
     default = {**settings.TORCH_GROUP, **find_dialect(group["dialect"]).defaults()}[name]
-    return (name in asked and name != "maximize") or not _same(group[name], default)
+    return (name in explicit and name != "maximize") or not _same(group[name], default)
 
 
 def _is_scheduled(difference: ChangedSetting, group: Group, kept: list[Mapping[str, Any]]) -> bool:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from rmsprop.settings import read
 from rmsprop.state.slots import make
-from rmsprop.tensors.bucket import fresh_slot, is_half, kept
+from rmsprop.tensors.bucket import fresh_slot, is_half, state_names
 from rmsprop.tensors.forked import serial_after_fork
 from rmsprop.tensors.names import parameter_name
 
@@ -39,7 +39,7 @@ def share(optimizer: Optimizer) -> None:
             _move(group["lr"])
         for p in group["params"]:
             if p.requires_grad:
-                make(group, optimizer.state[p], p, kept(read(group)[0], group, is_half(p.dtype)), [])
+                make(group, optimizer.state[p], p, state_names(read(group)[0], group, is_half(p.dtype)), [])
     for tensor in _tensors(optimizer.state):
         _move(tensor)
 
@@ -59,7 +59,7 @@ def refuse_new(group: Mapping[str, Any], state: Any) -> None:
         lacking = (
             []
             if p.grad is None
-            else [slot for slot in kept(rule, group, is_half(p.dtype)) if slot not in state.get(p, {})]
+            else [slot for slot in state_names(rule, group, is_half(p.dtype)) if slot not in state.get(p, {})]
         )
         if lacking:
             raise RuntimeError(
@@ -83,7 +83,7 @@ def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:
                     tensor.copy_(own.get(name, start))
                     own[name] = tensor
             if p.requires_grad:
-                make(group, optimizer.state[p], p, kept(read(group)[0], group, is_half(p.dtype)), [])
+                make(group, optimizer.state[p], p, state_names(read(group)[0], group, is_half(p.dtype)), [])
     for tensor in _tensors(optimizer.state):
         _move(tensor)
 

@@ -18,8 +18,8 @@ from rmsprop.tensors.bucket import (
     dense,
     fresh_slot,
     is_half,
-    kept,
     resolved,
+    state_names,
 )
 from rmsprop.tensors.names import parameter_name
 from rmsprop.tensors.params import shares_elements
@@ -64,7 +64,7 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
     """
     has_complex = False
     rule, _ = read(group)
-    names = {half: kept(rule, group, half) for half in (False, True)}
+    names = {half: state_names(rule, group, half) for half in (False, True)}
     compiling = torch.compiler.is_compiling()
     for i, p in enumerate(group["params"]):
         grad = p.grad
@@ -139,7 +139,7 @@ def check(group: Mapping[str, Any], bucket: Bucket) -> None:
         for name, x in own.items():
             wrong = _wrong(name, x, p, bucket.differentiable)
             if wrong is not None:
-                where = _place(group, bucket.whole.get(id(p), p))
+                where = _label(group, bucket.whole.get(id(p), p))
                 wants = f"a dense {_dtype(name, p)} tensor of shape {tuple(p.shape)} on {p.device}, in its own memory"
                 wants = "a tensor of one number in its own memory" if name == "step" else wants
                 raise RuntimeError(
@@ -179,7 +179,7 @@ def _dtype(name: str, p: Tensor) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _place(group: Mapping[str, Any], p: Tensor) -> str:
+def _label(group: Mapping[str, Any], p: Tensor) -> str:
     """The name of a parameter of the group, or its place."""
     return next((parameter_name(group, i) for i, own in enumerate(group["params"]) if own is p), "of its group")
 
@@ -238,7 +238,7 @@ def _is_dense(bucket: Bucket, k: int, name: str) -> bool:
 def _called(parts: Sequence[tuple[Mapping[str, Any], Bucket]], i: int, k: int, name: str) -> str:
     group, bucket = parts[i]
     p = bucket.param[k]
-    owner = f"parameter {_place(group, bucket.whole.get(id(p), p))}"
+    owner = f"parameter {_label(group, bucket.whole.get(id(p), p))}"
     return f"{name} of {owner}" if name else owner
 
 

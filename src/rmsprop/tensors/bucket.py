@@ -120,7 +120,7 @@ class Bucket:
         return self
 
 
-def wanted(group: Mapping[str, Any], params: list[Tensor]) -> Bucket:
+def bucket_for(group: Mapping[str, Any], params: list[Tensor]) -> Bucket:
     """A bucket of these parameters, with the group's wishes about how to step."""
     return Bucket(
         list(params),
@@ -158,7 +158,7 @@ def is_half(dtype: torch.dtype) -> bool:
     return dtype in _WIDER
 
 
-def kept(rule: Rule, group: Mapping[str, Any], half: bool) -> tuple[str, ...]:
+def state_names(rule: Rule, group: Mapping[str, Any], half: bool) -> tuple[str, ...]:
     """The state keys that a group keeps for a parameter: the rule's, and of half precision the remainder."""
     rest = ("compensation",) if group["compensation"] and half else ()
     return (*rule.slots(), *rest)

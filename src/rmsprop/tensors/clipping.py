@@ -24,7 +24,7 @@ Group = Mapping[str, Any]
 Work = tuple[Group, Rule, Hyper, Bucket]  # of one group
 
 
-def asked(group: Mapping[str, Any]) -> bool:
+def clips(group: Mapping[str, Any]) -> bool:
     """Whether the group clips anything."""
     return any(group[name] is not None for name in CLIPS)
 
@@ -47,7 +47,7 @@ def describe(group: Mapping[str, Any]) -> list[str]:
 
 def clip(works: Sequence[Work]) -> list[Work]:
     """The same works with clipped gradients, in tensors of their own. Works of groups that clip nothing stay."""
-    prepared = [_begin(*work) if asked(work[0]) else work for work in works]
+    prepared = [_begin(*work) if clips(work[0]) else work for work in works]
     _clip_norms_together([work for work in prepared if work[0]["clip_global_norm"] is not None])
     for group, *_, bucket in prepared:
         if group["clip_value_last"] and group["clip_value"] is not None:

@@ -90,12 +90,12 @@ class Guard:
         return Skipped(self._total, self._row, self._parameter)
 
     @_disable_dynamo  # what it decides depends on numbers, and it counts
-    def look(self, groups: Groups) -> Tensor | bool:
+    def scan(self, groups: Groups) -> Tensor | bool:
         """Whether a gradient is not finite, and the step is not to be taken; as a tensor that is not 0 on a device.
 
         Raises: RuntimeError under "raise", and where it is one skip too many in a row. Nothing was written.
         """
-        todays, places = gradients(groups)
+        todays, indices = gradients(groups)
         together = shards.groups(p for group in groups for p in group["params"])
         if not todays and not together:
             self.restart()
@@ -105,13 +105,13 @@ class Guard:
         home = next((g.device for g in todays if not g.is_cpu), todays[0].device if todays else alone)
         bad = unfinite(todays, home)
         if together:
-            bad, places = _agreed(bad, places, sum(len(group["params"]) for group in groups), together)
+            bad, indices = _agreed(bad, indices, sum(len(group["params"]) for group in groups), together)
         if self.mode == "skip" and not _on_host(home):
-            return self._count_there(groups, bad, places)
+            return self._count_there(groups, bad, indices)
         if not bad.any():
             self.passed()
             return False
-        self.stop(groups, places[int(bad.to(torch.int8).argmax())])
+        self.stop(groups, indices[int(bad.to(torch.int8).argmax())])
         return True
 
     def passed(self) -> None:
@@ -124,23 +124,23 @@ class Guard:
         if self._counts is not None:
             self._counts.restart()
 
-    def stop(self, groups: Groups, place: int) -> None:
-        """Note a step that is not, because of the parameter at that place.
+    def stop(self, groups: Groups, index: int) -> None:
+        """Note a step that is not, because of the parameter at that index.
 
         Raises: RuntimeError under "raise", and where it is one too many in a row.
         """
         if self.mode == "raise":
             raise RuntimeError(
-                f"the gradient of {parameter(groups, place)} holds NaN or infinity, and nonfinite='raise' stops such "
+                f"the gradient of {parameter(groups, index)} holds NaN or infinity, and nonfinite='raise' stops such "
                 "a step before anything is written; nonfinite='skip' leaves it out and goes on"
             )
-        self._note(groups, (self._total + 1, self._row + 1, place))
+        self._note(groups, (self._total + 1, self._row + 1, index))
         self._check()
 
     def _note(self, groups: Groups, counts: tuple[int, int, int]) -> None:
-        self._total, self._row, place = counts
-        if place >= 0:
-            self._parameter = parameter(groups, place)
+        self._total, self._row, index = counts
+        if index >= 0:
+            self._parameter = parameter(groups, index)
 
     def _check(self) -> None:
         if self.limit is not None and self._row >= self.limit:
@@ -150,7 +150,7 @@ class Guard:
                 "back to a checkpoint"
             )
 
-    def _count_there(self, groups: Groups, bad: Tensor, places: Sequence[int]) -> Tensor:
+    def _count_there(self, groups: Groups, bad: Tensor, indices: Sequence[int]) -> Tensor:
         if self._counts is None:
             if _capturing(bad.device):
                 raise RuntimeError(
@@ -162,7 +162,7 @@ class Guard:
         if arrived is not None:
             self._note(groups, arrived)
             self._check()
-        return self._counts.count(bad, places, sum(len(group["params"]) for group in groups))
+        return self._counts.count(bad, indices, sum(len(group["params"]) for group in groups))
 
 
 def make_guard(mode: Any, limit: Any) -> Guard | None:
@@ -182,9 +182,9 @@ def renew_guard(kept: Guard | None) -> Guard | None:
     return None if kept is None else Guard(kept.mode, kept.limit)
 
 
-def _agreed(bad: Tensor, places: Sequence[int], parameters: int, groups: Iterable[Any]) -> tuple[Tensor, list[int]]:
+def _agreed(bad: Tensor, indices: Sequence[int], parameters: int, groups: Iterable[Any]) -> tuple[Tensor, list[int]]:
     """Of each parameter whether its gradient is not finite on one of the processes. Processes talk."""
-    flags = spread_out(bad, places, parameters).to(torch.uint8)
+    flags = flags_by_index(bad, indices, parameters).to(torch.uint8)
     for group, kind in groups:
         there = flags.to(kind)
         torch.distributed.all_reduce(there, torch.distributed.ReduceOp.MAX, group=group)
@@ -192,10 +192,10 @@ def _agreed(bad: Tensor, places: Sequence[int], parameters: int, groups: Iterabl
     return flags != 0, list(range(parameters))
 
 
-def spread_out(bad: Tensor, places: Sequence[int], parameters: int) -> Tensor:
-    """A flag for each parameter, from one for each of those at these places; nothing is sent to a device."""
+def flags_by_index(bad: Tensor, indices: Sequence[int], parameters: int) -> Tensor:
+    """A flag for each parameter, from one for each of those at these indices; nothing is sent to a device."""
     flags = [torch.zeros((), dtype=torch.bool, device=bad.device)] * parameters
-    for i, flag in zip(places, bad.unbind(), strict=True):
+    for i, flag in zip(indices, bad.unbind(), strict=True):
         flags[i] = flag
     return torch.stack(flags)
 
@@ -223,18 +223,18 @@ def unfinite(gradients: Sequence[Tensor], home: torch.device) -> Tensor:
 
 
 def first_unfinite(groups: Groups) -> int:
-    """The place of the first parameter whose gradient holds NaN or infinity; one of them does."""
-    todays, places = gradients(groups)
-    return places[int(unfinite(todays, todays[0].device).to(torch.int8).argmax())]
+    """The index of the first parameter whose gradient holds NaN or infinity; one of them does."""
+    todays, indices = gradients(groups)
+    return indices[int(unfinite(todays, todays[0].device).to(torch.int8).argmax())]
 
 
-def parameter(groups: Groups, place: int) -> str:
-    """A parameter as a sentence calls it, by its place among all of them."""
+def parameter(groups: Groups, index: int) -> str:
+    """A parameter as a sentence calls it, by its index among all of them."""
     for i, group in enumerate(groups):
-        if place < len(group["params"]):
-            name = parameter_name(group, place, i)
+        if index < len(group["params"]):
+            name = parameter_name(group, index, i)
             return name if names(group) else f"parameter {name}"
-        place -= len(group["params"])
+        index -= len(group["params"])
     return "a parameter"
 
 
@@ -246,7 +246,7 @@ def _holds(grad: Tensor | None) -> bool:
 
 
 def gradients(groups: Groups) -> tuple[list[Tensor], list[int]]:
-    """Today's gradients as dense tensors (of sparse ones their values), and the places of their parameters."""
+    """Today's gradients as dense tensors (of sparse ones their values), and the indices of their parameters."""
     found = [(i, p.grad) for i, p in enumerate(p for group in groups for p in group["params"]) if p.grad is not None]
     held = [(i, shards.shard(g)) for i, g in found]
     held = [(i, g) for i, g in held if _holds(g)]
@@ -259,7 +259,7 @@ def _numbers(grad: Tensor) -> Tensor:
 
 
 class _Counts:
-    """Skips in all, skips in a row, and the place of the parameter at fault, on a device."""
+    """Skips in all, skips in a row, and the index of the parameter at fault, on a device."""
 
     def __init__(self, home: torch.device) -> None:
         self._home = home
@@ -267,21 +267,21 @@ class _Counts:
         self._here = _buffer(home)
         self._sent: Any = None  # the event behind the copy that is on its way
 
-    def count(self, bad: Tensor, places: Sequence[int], parameters: int) -> Tensor:
+    def count(self, bad: Tensor, indices: Sequence[int], parameters: int) -> Tensor:
         """Count a step, in place: a captured graph counts at every replay. Returns: 1 to skip it, else 0, float32.
 
         Args:
             bad: of each gradient whether it is not finite.
-            places: whose gradients they are, among so many parameters.
+            indices: whose gradients they are, among so many parameters.
         """
         bad = bad.to(self._home, non_blocking=True)
-        if len(places) < parameters:  # a position is to be a place: none is sent there
-            bad = spread_out(bad, places, parameters)
+        if len(indices) < parameters:  # a position is to be an index: none is sent there
+            bad = flags_by_index(bad, indices, parameters)
         found = bad.any()
-        total, row, place = self._there.unbind()
+        total, row, index = self._there.unbind()
         total.add_(found)
         row.add_(1).mul_(found)
-        place.copy_(torch.where(found, bad.to(torch.int8).argmax(), place))
+        index.copy_(torch.where(found, bad.to(torch.int8).argmax(), index))
         self._send()
         return found.to(torch.float32)
 
@@ -309,8 +309,8 @@ class _Counts:
 
 
 def _three(counts: Tensor) -> tuple[int, int, int]:
-    total, row, place = counts.tolist()
-    return total, row, place
+    total, row, index = counts.tolist()
+    return total, row, index
 
 
 def _on_host(device: torch.device) -> bool:

@@ -109,15 +109,15 @@ def check_groups(groups: Any) -> None:
                 f"params of group {i} is {shown(held, 60)}, a {type(held).__name__}; it takes a list of tensors, "
                 "which every step goes through anew"
             )
-        for place, p in enumerate(held):
+        for index, p in enumerate(held):
             if not isinstance(p, Tensor):
                 raise TypeError(
-                    f"params of group {i} holds {shown(p, 60)}, a {type(p).__name__}, at place {place}; it takes "
+                    f"params of group {i} holds {shown(p, 60)}, a {type(p).__name__}, at index {index}; it takes "
                     "tensors"
                 )
             if id(p) in seen:
                 raise ValueError(
-                    f"parameter {place} of group {i} is listed in group {seen[id(p)]} already; a step moves it once, "
+                    f"parameter {index} of group {i} is listed in group {seen[id(p)]} already; a step moves it once, "
                     "so list it once"
                 )
             seen[id(p)] = i
@@ -185,10 +185,10 @@ def shares_elements(p: Tensor) -> bool:
             extent = 1 + sum(step * (n - 1) for step, n in zip(p.stride(), p.shape, strict=True))
             if stride == 0 or extent < p.numel():
                 return True
-            places = torch.zeros((), dtype=torch.int64, device="cpu")
+            offsets = torch.zeros((), dtype=torch.int64, device="cpu")
             for n, step in zip(p.shape, p.stride(), strict=True):
-                places = places.unsqueeze(-1) + torch.arange(n, device="cpu") * step
-            distinct: Tensor = torch.unique(places)
+                offsets = offsets.unsqueeze(-1) + torch.arange(n, device="cpu") * step
+            distinct: Tensor = torch.unique(offsets)
             return distinct.numel() < p.numel()
         reach += stride * max(size - 1, 0)
     return False

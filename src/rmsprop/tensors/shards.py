@@ -76,7 +76,7 @@ def localized(bucket: Bucket) -> Bucket:
         bucket.param[i] = shard(p)
         whole[id(bucket.param[i])] = p
         if bucket.grad:
-            bucket.grad[i] = spread_as(p, bucket.grad[i])
+            bucket.grad[i] = shard_like(p, bucket.grad[i])
         for values in bucket.shaped().values():
             if values:
                 values[i] = shard(values[i])
@@ -89,7 +89,7 @@ def _differ(a: Any, b: Any) -> bool:
     return is_dtensor(a) != is_dtensor(b) or (is_dtensor(a) and not same_placements(a, b))
 
 
-def spread_as(param: Any, x: Any) -> Tensor:
+def shard_like(param: Any, x: Any) -> Tensor:
     """This process's part of a DTensor when it is spread as the parameter is. Processes talk where it is not."""
     own: Tensor = shard(x if same_placements(x, param) else x.redistribute(param.device_mesh, param.placements))
     return own
@@ -169,11 +169,11 @@ def norms(bucket: Bucket) -> list[Tensor]:
         axes = () if owner is None else tuple(k for k, x in enumerate(owner.placements) if not x.is_replicate())
         if axes:
             alike.setdefault((owner.device_mesh, axes), []).append(i)
-    for (mesh, axes), places in alike.items():
-        squares = torch.stack([found[i] for i in places]).to(mesh.device_type, torch.float64).square()
+    for (mesh, axes), indices in alike.items():
+        squares = torch.stack([found[i] for i in indices]).to(mesh.device_type, torch.float64).square()
         for axis in axes:
             torch.distributed.all_reduce(squares, group=mesh.get_group(axis))
-        for i, whole in zip(places, squares.sqrt(), strict=True):
+        for i, whole in zip(indices, squares.sqrt(), strict=True):
             found[i] = whole.to(found[i].device, found[i].dtype)
     return found
 
@@ -195,7 +195,7 @@ def part_for(param: Any, value: Any) -> Tensor:
             DTensor that is spread in another way.
     """
     if is_dtensor(value):
-        return spread_as(param, value)
+        return shard_like(param, value)
     if not is_dtensor(param):
         return value  # type: ignore[no-any-return]
     from torch.distributed.tensor import distribute_tensor
@@ -216,12 +216,12 @@ class DTensorWatch:
     """
 
     def __init__(self, params: Sequence[Tensor], state: Mapping[Any, Mapping[str, Any]]) -> None:
-        self._places = [i for i, p in enumerate(params) if is_dtensor(p)]
-        self.any = bool(self._places)
-        own: list[Any] = [params[i] for i in self._places]
+        self._indices = [i for i, p in enumerate(params) if is_dtensor(p)]
+        self.any = bool(self._indices)
+        own: list[Any] = [params[i] for i in self._indices]
         self._specs = [p._spec for p in own]
         self._known: list[Any] = self._specs  # of the gradients: most share the parameter's
-        entries = [(i, state.get(p, {})) for i, p in zip(self._places, own, strict=True)]
+        entries = [(i, state.get(p, {})) for i, p in zip(self._indices, own, strict=True)]
         kept = [(i, name, x) for i, entry in entries for name, x in entry.items() if is_dtensor(x)]
         self.slots = [(i, name) for i, name, _ in kept]
         self._refs = [weakref.ref(x) for *_, x in kept]
@@ -244,14 +244,14 @@ class DTensorWatch:
             grads: of each its gradient, or None. Mutates: shards come in the place of DTensors.
         Returns: None where something moved.
         """
-        own = list(map(params.__getitem__, self._places))
-        given = list(map(grads.__getitem__, self._places))
+        own = list(map(params.__getitem__, self._indices))
+        given = list(map(grads.__getitem__, self._indices))
         slots = [ref() for ref in self._refs]
         try:
             if not _same(map(_SPEC, own), self._specs) or not _same(map(_SPEC, slots), self._slot_specs):
                 return None
             stepped = list(params)
-            for i, p in zip(self._places, own, strict=True):
+            for i, p in zip(self._indices, own, strict=True):
                 stepped[i] = p._local_tensor
             parts = list(map(_SHARD, slots))
         except AttributeError:  # something else in the place of a DTensor
@@ -262,7 +262,7 @@ class DTensorWatch:
                 if grad is not None and not (is_dtensor(grad) and same_placements(grad, param)):
                     return None
             self._known = specs
-        for i, grad in zip(self._places, given, strict=True):
+        for i, grad in zip(self._indices, given, strict=True):
             grads[i] = None if grad is None else grad._local_tensor
         return stepped, slots, parts
 

@@ -44,12 +44,12 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
         return [(bucket, None)]
     dense = [i for i, g in enumerate(bucket.grad) if not g.is_sparse]
     whole, rest = bucket.chosen(sparse), bucket.chosen(dense)
-    places = []
+    indices = []
     rows = bucket.chosen([])
     for i, sparse_grad in enumerate(whole.grad):
         grad = sparse_grad if sparse_grad.is_coalesced() else sparse_grad.coalesce()  # duplicates are summed
         where = tuple(grad.indices())
-        places.append(where)
+        indices.append(where)
         rows.grad.append(grad.values())
         for values, own in zip(_written(whole), _written(rows), strict=True):
             if values:
@@ -59,7 +59,7 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
 
     def _write_back() -> None:
         for kept, stepped in zip(_written(whole), _written(rows), strict=True):
-            for into, where, values in zip(kept, places, stepped, strict=False):
+            for into, where, values in zip(kept, indices, stepped, strict=False):
                 _write(into, where, values)
 
     return [*([(rest, None)] if dense else []), (rows, _write_back)]
