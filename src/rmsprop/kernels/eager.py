@@ -270,16 +270,13 @@ def _within(bound: Any, u: Any) -> Any:
 
 def _write(part: Bucket, worked: Lists) -> None:
     """Write the results of [9] into the parameters, under the bucket's rounding."""
-    if part.rounding == "nearest" and not part.slots["compensation"]:
+    keys, steps, remainders = part.random_keys, part.slots["step"], part.slots["compensation"]
+    if part.rounding == "nearest" and not remainders:
         _narrow(part.param, worked)
         return
     for i, (p, x) in enumerate(zip(part.param, worked, strict=True)):
-        random = (
-            rounding.word(part.random_keys[i], part.slots["step"][i], p.shape, p.device, p.stride())
-            if part.random_keys
-            else None
-        )
-        rounding.write(p, x, part.slots["compensation"][i] if part.slots["compensation"] else None, random)
+        random = rounding.word(keys[i], steps[i], p.shape, p.device, p.stride()) if keys else None
+        rounding.write(p, x, remainders[i] if remainders else None, random)
 
 
 def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
@@ -361,18 +358,15 @@ def _count(steps: Lists) -> None:
 
 def _corrections(part: Bucket, alpha: float, dtype: torch.dtype) -> Sequence[float | Tensor]:
     """Return 1 − αᵗ of [4] for each tensor: in Python double, or on the device by expm1, exact near t = 0."""
-    if not (part.capturable or torch.compiler.is_compiling()):
-        return [1 - alpha ** t.item() for t in part.slots["step"]]
+    steps, compiling = part.slots["step"], torch.compiler.is_compiling()
+    if not (part.capturable or compiling):
+        return [1 - alpha ** t.item() for t in steps]
     if alpha == 0:
-        return [1.0] * len(part.slots["step"])
+        return [1.0] * len(steps)
     device = part.param[0].device
     # a compiler would specialize its graph to the value of math.log
-    log: Any = (
-        part.slots["step"][0].new_full((), alpha).to(device).log()
-        if torch.compiler.is_compiling()
-        else math.log(alpha)
-    )
-    return [-torch.expm1(t.to(device, dtype) * log) for t in part.slots["step"]]
+    log: Any = steps[0].new_full((), alpha).to(device).log() if compiling else math.log(alpha)
+    return [-torch.expm1(t.to(device, dtype) * log) for t in steps]
 
 
 def _held(number: Any, dtype: torch.dtype) -> Any:
