@@ -95,7 +95,7 @@ def test_plain_torch_rounds_with_the_references_bits(dtype):
     generator = torch.Generator().manual_seed(2)
     x = torch.randn(5000, generator=generator) * torch.logspace(-12, 6, 5000)
     x[:6] = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan, 1e-45])
-    words = rounding.word(random_key(SEED, 4), torch.tensor(17.0), x.shape, x.device)
+    words = rounding.random_bits(random_key(SEED, 4), torch.tensor(17.0), x.shape, x.device)
     wanted = reference.bits(SEED, 4, 17, 5000)
     assert np.array_equal(wanted, words.numpy())
     rounded = reference.round_stochastically(x.numpy(), wanted, KINDS[dtype])

@@ -275,7 +275,7 @@ def _write(part: Bucket, worked: Lists) -> None:
         _narrow(part.param, worked)
         return
     for i, (p, x) in enumerate(zip(part.param, worked, strict=True)):
-        random = rounding.word(keys[i], steps[i], p.shape, p.device, p.stride()) if keys else None
+        random = rounding.random_bits(keys[i], steps[i], p.shape, p.device, p.stride()) if keys else None
         rounding.write(p, x, remainders[i] if remainders else None, random)
 
 

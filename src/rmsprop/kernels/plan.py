@@ -194,7 +194,7 @@ class Plan:
 
     @property
     def has_dtensors(self) -> bool:
-        """Whether some of the parameters are DTensors."""
+        """True if some of the parameters are DTensors."""
         return self._shards.any
 
     def _due(self, due: list[Tensor], params: list[Any]) -> list[Tensor | None]:
@@ -227,7 +227,7 @@ class Plan:
         """
         params, held = keys, None
         if self._shards.any:
-            found = self._shards.today(keys, gradients)
+            found = self._shards.current(keys, gradients)
             if found is None:
                 return _MOVED, params, gradients
             params, *held = found

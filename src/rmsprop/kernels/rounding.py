@@ -16,7 +16,7 @@ _WORD = 0xFFFFFFFF
 SCALE = {torch.float16: 2048.0, torch.bfloat16: 1.0}
 
 
-def word(
+def random_bits(
     random_key: int, step: Tensor, shape: torch.Size, device: torch.device, strides: tuple[int, ...] | None = None
 ) -> Tensor:
     """Return 32 random bits for each element.

@@ -259,7 +259,7 @@ class Work:
             source, named = kernels.advance, {**self.fixed, **self.bounded(name == "advance capped")}
         kernel = source[(blocks,)](*arguments, **named)
         if isinstance(kernel, _compiled()):  # the interpreter has none
-            self._ready[key] = kernel, [named[word] for word in source.arg_names[len(arguments) :]]
+            self._ready[key] = kernel, [named[arg] for arg in source.arg_names[len(arguments) :]]
 
     def bounded(self, capped: bool) -> dict[str, Any]:
         """Return the arguments of a launch that depend on whether max_update is given.

@@ -149,7 +149,7 @@ def _divide(x, y):
 
 @triton.jit
 def _fused(x, y, z):
-    """x·y + z, rounded once in float32 as the CPU kernel does; the interpreter knows no such thing but float64."""
+    """Return x·y + z, rounded once in float32 as in the CPU kernel. The interpreter computes it in float64."""
     if x.dtype == tl.float64:
         return x * y + z
     elif INTERPRETED:
@@ -160,7 +160,7 @@ def _fused(x, y, z):
 
 @triton.jit
 def _correction(row, count, log_alpha, clock: tl.constexpr):
-    """[4] 1 − αᵗ in float64: as the host worked it out, or from a step counter on the device."""
+    """Return 1 − αᵗ of [4] in float64, from the host or from a step counter on the device."""
     if clock is None:
         return tl.load(row + CORRECTION * count).to(tl.float64, bitcast=True)
     else:
@@ -173,7 +173,7 @@ def _correction(row, count, log_alpha, clock: tl.constexpr):
 
 @triton.jit
 def _lines(
-    row,  # the tensor's own word in the table's first column
+    row,  # the tensor's entry in the table's first column
     count,
     offset,  # the block's first element in the tensor
     left,  # elements of the tensor from there on
@@ -187,7 +187,7 @@ def _lines(
     cap,
     carried,
     correction,
-    first,  # keys of the random words
+    first,  # keys of the random bits
     second,
     param: tl.constexpr,
     state: tl.constexpr,

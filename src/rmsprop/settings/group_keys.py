@@ -94,7 +94,7 @@ def split(row: Dialect, given: Mapping[str, Any], ours: Collection[str], given_n
     if is_own(given):
         plain = read = set(ours)
     elif others or is_wrappers(given, given_names):
-        under_ours = {row.arguments.get(word, word) for word in given_names if word in given}
+        under_ours = {row.arguments.get(name, name) for name in given_names if name in given}
         read = {*given_names, *(name for name in ours if name not in under_ours)} - set(
             _THEIRS if others else ()
         ).difference(given_names)

@@ -91,7 +91,7 @@ def owner(slots: Set[str], group: Mapping[Any, Any]) -> Owner | None:
         return Owner("torch.optim.Muon" if name == "torch.optim.SGD" and "ns_steps" in group else name)
     if "alpha" in group and "lambd" not in group and "betas" not in group:
         return None
-    name = next((name for name, word in BY_GROUP if word in group), "")
+    name = next((name for name, key in BY_GROUP if key in group), "")
     return Owner(name, options="", why="") if name else None
 
 

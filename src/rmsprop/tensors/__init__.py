@@ -1,1 +1,1 @@
-"""What a step is given: buckets, DTensor shards, sparse rows, clipping and non-finite checks. Imports spec alone."""
+"""The inputs of a step: buckets, DTensor shards, sparse rows, clipping and non-finite checks. Imports spec alone."""

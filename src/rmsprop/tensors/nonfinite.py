@@ -40,7 +40,7 @@ class Skipped:
 
     @property
     def last(self) -> bool:
-        """Whether the last step was skipped. A schedule may then wait."""
+        """True if the last step was skipped. A schedule may then wait."""
         return self.in_a_row > 0
 
 

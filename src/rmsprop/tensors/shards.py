@@ -232,12 +232,12 @@ class DTensorWatch:
         """Return the bucket with shards. It stays unchanged if a tensor's placements differ from its parameter's."""
         if not self.any:
             return bucket
-        beside = [
+        mismatched = [
             x for values in bucket.tensors()[1:] for p, x in zip(bucket.param, values, strict=False) if _differ(p, x)
         ]
-        return bucket if beside else localized(bucket)
+        return bucket if mismatched else localized(bucket)
 
-    def today(self, params: list[Any], grads: list[Any]) -> tuple[list[Any], list[Any], list[Any]] | None:
+    def current(self, params: list[Any], grads: list[Any]) -> tuple[list[Any], list[Any], list[Any]] | None:
         """Return the parameters with each DTensor replaced by its shard, the DTensor slots, and the slots' shards.
 
         Args:
