@@ -3,6 +3,7 @@
 import html
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from importlib import metadata
 from numbers import Number
 from typing import Any
 from unicodedata import category
@@ -79,3 +80,11 @@ def _row(begin: str, items: Iterable[Any], end: str, most: int) -> Iterator[str]
         yield ", " if i else ""
         yield from _pieces(item, most)
     yield end
+
+
+def version() -> str:
+    """Return the package's version from its metadata, or "0" in a source tree that is not installed."""
+    try:
+        return metadata.version("rmsprop")
+    except metadata.PackageNotFoundError:
+        return "0"

@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 
-import rmsprop
 from rmsprop.files import write_whole
 from rmsprop.kernels import native
+from rmsprop.optimizer import RMSprop
+from rmsprop.printing import version
 
 Shapes = list[tuple[int, ...]]
 
@@ -158,7 +159,7 @@ def contestants(params: list[torch.Tensor], variant: str) -> dict[str, Callable[
     """Everyone's step, on the same parameters and gradients, each with state of its own."""
     full: dict[str, Any] = {"momentum": 0.9, "centered": True} if variant == "full" else {}
     made: dict[str, Callable[[], Any]] = {
-        OURS: rmsprop.RMSprop(params, lr=1e-6, **full).step,
+        OURS: RMSprop(params, lr=1e-6, **full).step,
         "torch foreach": torch.optim.RMSprop(params, lr=1e-6, foreach=True, **full).step,
         "torch loop": torch.optim.RMSprop(params, lr=1e-6, foreach=False, **full).step,
         "SGD fused": torch.optim.SGD(params, lr=1e-6, fused=True, momentum=full.get("momentum", 0.0)).step,
@@ -253,7 +254,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "rmsprop": rmsprop.__version__,
+        "rmsprop": version(),
         "commit": _commit(),
         "load_before": round(load[0], 2),
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),

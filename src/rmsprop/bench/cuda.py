@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import rmsprop
 from rmsprop.bench import cpu
 from rmsprop.bench.cpu import OURS, TRAFFIC, Shapes
+from rmsprop.optimizer import RMSprop
 
 Step = Callable[[], Any]
 Make = Callable[[list[Tensor]], Step]
@@ -128,8 +128,8 @@ def contestants(brief: bool = False) -> dict[str, Make]:
         return {"lr": torch.tensor(1e-6, device=DEVICE), "capturable": True}
 
     made: dict[str, Make] = {
-        OURS: lambda ps: rmsprop.RMSprop(ps, lr=1e-6, backend="triton").step,
-        OURS_GRAPH: lambda ps: Replay(rmsprop.RMSprop(ps, **_on_device(), backend="triton")),
+        OURS: lambda ps: RMSprop(ps, lr=1e-6, backend="triton").step,
+        OURS_GRAPH: lambda ps: Replay(RMSprop(ps, **_on_device(), backend="triton")),
         "torch foreach": lambda ps: torchs(ps, lr=1e-6, foreach=True).step,
         "Adam fused": lambda ps: torch.optim.Adam(ps, lr=1e-6, fused=True).step,
         "SGD fused": lambda ps: torch.optim.SGD(ps, lr=1e-6, fused=True).step,

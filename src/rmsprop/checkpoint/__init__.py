@@ -25,10 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-import rmsprop
 from rmsprop.checkpoint.packing import Packed, unpack
 from rmsprop.files import write_whole
+from rmsprop.optimizer import RMSprop
 from rmsprop.printing import printable, shown
+from rmsprop.printing import version as package_version
 from rmsprop.tensors.forked import serial_after_fork
 
 __all__ = ["VERSION", "load", "save"]
@@ -63,7 +64,7 @@ def save(path: str | bytes | os.PathLike[str], *, rng: bool = False, **parts: An
             f"the parts hold {len(text) / 1e6:.0f} MB of numbers and strings outside tensors, and a checkpoint takes "
             f"{_LARGEST / 1e6:.0f} MB; put long lists into tensors"
         )
-    notes = {"format": "pt", _NAME: str(VERSION), "rmsprop": rmsprop.__version__, "tree": text}
+    notes = {"format": "pt", _NAME: str(VERSION), "rmsprop": package_version(), "tree": text}
     notes["crc32"] = str(zlib.crc32(text.encode("ascii")))
     return write_whole(path, lambda part: save_file(packed.tensors, part, metadata=notes), sync=True)
 
@@ -97,13 +98,13 @@ def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: 
                 f"{name} is a {type(part).__name__}, which has no load_state_dict; leave it out, and take it from "
                 "what load returns"
             )
-    waiting = sorted(objects.items(), key=lambda item: isinstance(item[1], rmsprop.RMSprop))
+    waiting = sorted(objects.items(), key=lambda item: isinstance(item[1], RMSprop))
     before: list[tuple[Any, Any]] = []
     generators = _rng_state() if rng else None
     try:
         for i, (name, part) in enumerate(waiting, 1):
             state = _state(part)
-            if state is not part and (i < len(waiting) or rng or not isinstance(part, rmsprop.RMSprop)):
+            if state is not part and (i < len(waiting) or rng or not isinstance(part, RMSprop)):
                 before.append((part, _copied(state)))
             _load(part, parts[name])
         if rng:
@@ -163,7 +164,7 @@ def _tree(path: Path, notes: Mapping[str, str]) -> str:
     if not version.isdecimal() or int(version) > VERSION:
         raise _OtherFileError(
             f"{path} is a checkpoint of format {printable(version[:20])}, written by rmsprop "
-            f"{printable(notes.get('rmsprop', '')[:20])}, and this rmsprop {rmsprop.__version__} reads up to format "
+            f"{printable(notes.get('rmsprop', '')[:20])}, and this rmsprop {package_version()} reads up to format "
             f"{VERSION}; install a newer one"
         )
     text = notes.get("tree", "")

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from rmsprop import __version__
 from rmsprop.cli.bench import bench
 from rmsprop.cli.check import check
 from rmsprop.cli.convert import convert
@@ -15,7 +14,7 @@ from rmsprop.cli.inspect import inspect
 from rmsprop.cli.race import race
 from rmsprop.cli.recipes import recipes
 from rmsprop.cli.translate import translate
-from rmsprop.printing import printable
+from rmsprop.printing import printable, version
 
 
 class _Commands(TyperGroup):
@@ -61,7 +60,7 @@ app.command(context_settings={"allow_interspersed_args": False})(check)  # what 
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"rmsprop {__version__}")
+        typer.echo(f"rmsprop {version()}")
         raise typer.Exit
 
 

@@ -66,10 +66,10 @@ def check(
 def _machine() -> None:
     import torch
 
-    from rmsprop import __version__
     from rmsprop.optimizer import RMSprop
+    from rmsprop.printing import version
 
-    typer.echo(f"rmsprop {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    typer.echo(f"rmsprop {version()}, torch {torch.__version__}, Python {platform.python_version()}")
     typer.echo(f"{torch.get_num_threads()} threads, CPU capability {torch.backends.cpu.get_cpu_capability()}")
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     for device in devices:

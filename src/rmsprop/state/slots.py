@@ -83,8 +83,8 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
         own: Any = state[p]
         if type(own) is not dict and not isinstance(own, Mapping):
             raise RuntimeError(
-                f"the state of parameter {parameter_name(group, i)} is {shown(own)}, and it must be a dict of tensors "
-                "by name; put one there, or delete it from optimizer.state to begin afresh"
+                f"the state of parameter {parameter_name(group, i)} is {shown(own)}, and it must be a dict of "
+                "tensors by name; put one there, or delete it from optimizer.state to begin afresh"
             )
         if "step" in own and not compiling:
             _count(group, i, own, p, made)
