@@ -212,7 +212,7 @@ def readme_page() -> str:
         ]
         for row in DIALECTS.values()
     ]
-    lines = table(["dialect", "denominator", "v starts at", "lr, decay, ε", "its words"], rows)
+    lines = table(["dialect", "denominator", "v starts at", "lr, decay, ε", "arguments"], rows)
     return DIALECT_BLOCK.sub(lambda _: f"<!-- dialects -->\n\n{lines}\n<!-- end -->", page)
 
 

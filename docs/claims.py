@@ -203,9 +203,9 @@ def train(make: Make, lr: float, data: Data, hidden: Sequence[int], epochs: int,
 
 
 def unscaled() -> Measured:
-    """On raw wine measurements the adaptive optimizers get far ahead; on standardised ones all are equal."""
+    """On raw wine measurements the adaptive optimizers get far ahead; on standardized ones all are equal."""
     raw, labels = load_wine(return_X_y=True)
-    tables = {"raw": raw, "standardised": (raw - raw.mean(0)) / raw.std(0)}
+    tables = {"raw": raw, "standardized": (raw - raw.mean(0)) / raw.std(0)}
     best: dict[str, dict[str, float]] = {}
     for kind, table in tables.items():
         features, classes = torch.tensor(table, dtype=torch.float32), torch.tensor(labels)
@@ -214,12 +214,12 @@ def unscaled() -> Measured:
         for name, make in MAKERS.items():
             scores = [np.mean([train(make, lr, data, (), 25, 16, seed) for seed in (0, 1)]) for lr in grid]
             best.setdefault(name, {})[kind] = float(max(scores))
-    assert all(scores["standardised"] > 0.97 for scores in best.values()), best
+    assert all(scores["standardized"] > 0.97 for scores in best.values()), best
     for adaptive in ("RMSprop", "RMSprop + momentum 0.9", "Adam"):
         for plain in ("SGD", "SGD + momentum 0.9"):
             assert best[adaptive]["raw"] > best[plain]["raw"] + 0.1, best
-    rows = [[name, f"{100 * s['raw']:.0f} %", f"{100 * s['standardised']:.0f} %"] for name, s in best.items()]
-    return Measured(["right at the best lr, after 25 epochs", "raw", "standardised"], rows)
+    rows = [[name, f"{100 * s['raw']:.0f} %", f"{100 * s['standardized']:.0f} %"] for name, s in best.items()]
+    return Measured(["right at the best lr, after 25 epochs", "raw", "standardized"], rows)
 
 
 DIGIT_LRS = tuple(10 ** (i / 2) for i in range(-8, 2))
