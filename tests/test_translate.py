@@ -586,7 +586,7 @@ def test_json_is_the_translation():
     assert code == 0
     shown = json.loads(text)
     assert shown["exact"] is False
-    assert shown["words"] == {"lr": 0.045, "alpha": 0.9, "eps": 0.0001}
+    assert shown["arguments"] == {"lr": 0.045, "alpha": 0.9, "eps": 0.0001}
     assert [finding["kind"] for finding in shown["findings"]] == ["eps"]
 
 
@@ -607,14 +607,14 @@ def test_the_plot_is_a_png(tmp_path):
 
 def test_the_plot_shows_three_settings():
     """The source is the thick line at ratio 1; the number typed unchanged is off by 1/√ε at small v."""
-    from rmsprop.demo import figures
+    from rmsprop.translation.figure import draw
 
-    figure = figures.translation(translate("optax", "torch", learning_rate=0.1, eps=1e-4))
+    figure = draw(translate("optax", "torch", learning_rate=0.1, eps=1e-4))
     steps, ratios = figure.axes
     assert [line.get_label() for line in steps.lines] == [
-        "optax, as meant",
+        "optax, original",
         "torch, translated",
-        "torch, ε typed unchanged",
+        "torch, ε unchanged",
     ]
     meant, translated_, naive = (line.get_ydata() for line in ratios.lines)
     assert set(meant) == {1.0}

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rmsprop import kernels, settings
+from rmsprop.spec import EpsMode, WeightDecayMode
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, resolved
 from rmsprop.tensors.forked import serial_after_fork
@@ -31,11 +32,11 @@ def rmsprop(
     weight_decay: float,
     momentum: float,
     centered: bool,
-    eps_mode: str = "outside",
+    eps_mode: EpsMode = "outside",
     lr_in_buffer: bool = False,
     nesterov: bool = False,
     bias_correction: bool = False,
-    weight_decay_mode: str = "l2",
+    weight_decay_mode: WeightDecayMode = "l2",
     reference_lr: float | None = None,
     max_update: float | None = None,
     backend: str = "auto",

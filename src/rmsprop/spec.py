@@ -18,15 +18,36 @@ Every body of the formula (`reference.py`, `kernels/*`) carries these numbers.
 import math
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args
 
 from rmsprop.printing import shown
 
-EPS_MODES = ("outside", "inside", "both", "floor")
-WEIGHT_DECAY_MODES = ("l2", "decoupled", "corrected", "l1")
+EpsMode = Literal["outside", "inside", "both", "floor"]
+"""The place of ε in [6]."""
 
-# How a parameter of half precision is rounded in [9].
-ROUNDINGS = ("nearest", "stochastic")
+WeightDecayMode = Literal["l2", "decoupled", "corrected", "l1"]
+"""The kinds of weight decay in [1]."""
+
+SparseMode = Literal["lazy", "dense"]
+"""Updates for a sparse gradient: only the rows that it names, or every row."""
+
+Rounding = Literal["nearest", "stochastic"]
+"""The rounding of a half-precision parameter in [9]."""
+
+Nonfinite = Literal["propagate", "skip", "raise"]
+"""Reactions to a NaN or an infinity in a gradient."""
+
+EPS_MODES: tuple[EpsMode, ...] = get_args(EpsMode)
+WEIGHT_DECAY_MODES: tuple[WeightDecayMode, ...] = get_args(WeightDecayMode)
+SPARSE_MODES: tuple[SparseMode, ...] = get_args(SparseMode)
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+NONFINITE: tuple[Nonfinite, ...] = get_args(Nonfinite)
+
+SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
+"""The names of the state, in torch's spelling and in the order of `Bucket.slots()`."""
+
+CLIPS = ("clip_value", "clip_norm", "clip_global_norm", "clip_weights")
+"""The bounds on gradients, which apply before the nine lines, and on parameters, which apply after them."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +70,13 @@ class Rule:
         ValueError, TypeError: a switch holds something else; the message says what would work.
     """
 
-    eps_mode: str = "outside"
+    eps_mode: EpsMode = "outside"
     square_avg_init: float = 0.0
     centered: bool = False
     momentum: bool = False
     nesterov: bool = False
     lr_in_buffer: bool = False
-    weight_decay_mode: str = "l2"
+    weight_decay_mode: WeightDecayMode = "l2"
     bias_correction: bool = False
     maximize: bool = False
 

@@ -80,10 +80,11 @@ def _value(text: str) -> Any:
 
 
 def _draw(found: Translation, path: Path) -> None:
-    from rmsprop.demo import figures
+    from rmsprop.demo.figures import to_png
     from rmsprop.files import write_whole
+    from rmsprop.translation.figure import draw
 
-    picture = figures.to_png(figures.translation(found))
+    picture = to_png(draw(found))
     try:
         write_whole(path, lambda part: part.write_bytes(picture))
     except OSError as error:

@@ -10,11 +10,11 @@ from numbers import Number
 from typing import Any
 
 from rmsprop.dialects import historic, jax, others, papers, pytorch, tensorflow
-from rmsprop.dialects.row import ANYTHING, CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
+from rmsprop.dialects.row import ANYTHING, HYPERS, SWITCHES, UNCLIPPED, Dialect
 from rmsprop.printing import MOST, printable, shown
+from rmsprop.spec import CLIPS
 
 __all__ = [
-    "CLIPS",
     "DIALECTS",
     "FOREIGN",
     "HYPERS",

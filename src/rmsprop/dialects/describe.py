@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from rmsprop.dialects import CLIPS, DIALECTS, HYPERS, SWITCHES, UNFIT, Dialect, read_arguments, write_arguments
+from rmsprop.dialects import DIALECTS, HYPERS, SWITCHES, UNFIT, Dialect, read_arguments, write_arguments
 from rmsprop.dialects.row import ANYTHING, Limit
-from rmsprop.spec import WEIGHT_DECAY_MODES, Hyper, Rule
+from rmsprop.spec import CLIPS, WEIGHT_DECAY_MODES, Hyper, Rule
 
 DENOMINATORS = {"outside": "√v + ε", "inside": "√(v + ε)", "both": "√(v + ε) + ε", "floor": "max(√v, ε)"}
 _LINE = 118

@@ -5,13 +5,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rmsprop.printing import shown
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import CLIPS, Hyper, Rule
 
 HYPERS = tuple(f.name for f in fields(Hyper) if f.name not in ("reference_lr", "max_update"))
 SWITCHES = tuple(f.name for f in fields(Rule) if f.name not in ("momentum", "maximize"))
-
-# What some frameworks do to gradients before the nine lines, and to parameters after: rmsprop/tensors/clipping.py.
-CLIPS = ("clip_value", "clip_norm", "clip_global_norm", "clip_weights")
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,8 @@ from torch import Tensor
 
 from rmsprop.kernels import native
 from rmsprop.kernels.base import Backend
-from rmsprop.spec import EPS_MODES, Hyper, Rule
+from rmsprop.spec import EPS_MODES, SLOTS, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket, dense, kind
-
-_SLOTS = ("square_avg", "grad_avg", "momentum_buffer")
 
 
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
@@ -74,7 +72,7 @@ class Lists:
         self.size = (c_int64 * count)(*map(Tensor.numel, bucket.param))
         self.address = {
             name: (c_void_p * count)(*map(Tensor.data_ptr, values))
-            for name, values in zip(("param", "grad", *_SLOTS, "step", "compensation"), bucket.lists(), strict=True)
+            for name, values in zip(("param", "grad", *SLOTS), bucket.lists(), strict=True)
             if values
         }
         self.end = (c_int64 * count)()
@@ -185,7 +183,8 @@ def _refuse_kind(bucket: Bucket) -> str | None:
     if dtype not in native.TYPES:
         real = ", ".join(str(t).removeprefix("torch.") for t in native.TYPES)
         return f"the parameters are {dtype}, and it takes {real}"
-    for name, values in zip(("parameters", "gradients", *_SLOTS, "steps", "remainders"), bucket.lists(), strict=True):
+    names = ("parameters", "gradients", *SLOTS[:3], "steps", "remainders")
+    for name, values in zip(names, bucket.lists(), strict=True):
         for x in values:
             if x.layout != torch.strided:
                 return f"the {name} are {x.layout}, and it takes dense tensors"

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor
 
 from rmsprop.kernels import cpu, native
-from rmsprop.spec import Hyper, Rule, plain, random_key
+from rmsprop.spec import SLOTS, Hyper, Rule, plain, random_key
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, is_half, kept, wanted
 from rmsprop.tensors.nonfinite import Guard, first_unfinite
 
 # Of a bucket's lists, in their order; a parameter and its gradient are in no state.
-_NAMES = ("", "", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
+_NAMES = ("", "", *SLOTS)
 NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
 _FLOATS = {float}
 _PACK = struct.Struct("=5d").pack_into

@@ -15,11 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rmsprop import dialects
-from rmsprop.dialects import CLIPS, HYPERS, SWITCHES
+from rmsprop.dialects import HYPERS, SWITCHES
 from rmsprop.printing import MOST, shown
 from rmsprop.recipes import games, others, vision
 from rmsprop.recipes.row import TEXTS, Recipe
-from rmsprop.spec import check_number, check_switch
+from rmsprop.spec import CLIPS, check_number, check_switch
 
 __all__ = ["RECIPES", "TEXTS", "Recipe", "call", "complete", "find_recipe", "follow", "note", "recipe", "warn"]
 

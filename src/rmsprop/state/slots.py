@@ -10,9 +10,8 @@ from torch import Tensor
 
 from rmsprop.printing import shown
 from rmsprop.settings import read
-from rmsprop.spec import random_key
+from rmsprop.spec import SLOTS, random_key
 from rmsprop.tensors.bucket import (
-    SLOTS,
     STEPPED,
     Bucket,
     arithmetic_dtype,

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.spec import Rule
+from rmsprop.spec import Rounding, Rule
 
 _WIDER = {
     torch.float16: torch.float32,
@@ -18,9 +18,6 @@ _WIDER = {
 
 # What a step computes in: the dtypes of parameters that may have a gradient.
 STEPPED = frozenset({torch.float32, torch.float64, torch.complex64, torch.complex128, *_WIDER})
-
-# Names of the state, in the order of Bucket.slots().
-SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
 
 
 @dataclass
@@ -55,7 +52,7 @@ class Bucket:
     fused: bool | None = None
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
-    rounding: str = "nearest"
+    rounding: Rounding = "nearest"
     random_keys: list[int] = field(default_factory=list)
     whole: Mapping[int, Tensor] = field(default_factory=dict)
 

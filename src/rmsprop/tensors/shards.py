@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
+from rmsprop.spec import SLOTS
 from rmsprop.tensors.bucket import Bucket
 
 _PLAIN = (Tensor, torch.nn.Parameter)
 _KINDS = {*_PLAIN}
-_SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "compensation")
+_SLOTS = tuple(slot for slot in SLOTS if slot != "step")  # of a parameter's shape
 
 
 def is_dtensor(tensor: object) -> bool:

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from rmsprop.printing import shown
+from rmsprop.spec import SLOTS
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.params import names
 
-WRITTEN = ("param", "square_avg", "grad_avg", "momentum_buffer", "compensation")
+WRITTEN = ("param", *(slot for slot in SLOTS if slot != "step"))
 
 
 def called(group: Mapping[str, Any], i: int) -> str:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from rmsprop.analysis import matched_eps
-from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, Dialect, find_dialect, read_arguments, write_arguments
-from rmsprop.spec import check_flag, check_number, check_switch
+from rmsprop.dialects import HYPERS, SWITCHES, Dialect, find_dialect, read_arguments, write_arguments
+from rmsprop.spec import CLIPS, SPARSE_MODES, check_flag, check_number, check_switch
 from rmsprop.translation.findings import Difference, findings
 
 _ALWAYS = ("lr", "alpha", "eps", "centered", "momentum", "maximize", "weight_decay")
@@ -172,7 +172,7 @@ def _checked(name: str, value: Any) -> Any:
     if name in (*SWITCHES, "maximize"):
         return check_switch(name, value)
     if name == "sparse":
-        if value not in (None, "lazy", "dense"):
+        if value not in (None, *SPARSE_MODES):
             raise ValueError(f"Invalid sparse: {value!r}; it takes 'lazy', 'dense' or None")
         return value
     return check_flag(name, value)
