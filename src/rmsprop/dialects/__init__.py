@@ -1,7 +1,7 @@
-"""RMSprop as each framework computes it: one row per dialect, in the framework's own words.
+"""RMSprop as each framework computes it, one row per dialect, with the framework's own argument names.
 
-A row is the whole definition: the constructor, the command line, the conversions and the docs read it, nothing else
-knows a framework's name. To add a dialect, add one row (and its golden vectors).
+A row is the whole definition. The constructor, the command line, the conversions and the docs read it; no other code
+depends on a framework's name. To add a dialect, add one row and its golden vectors.
 """
 
 import difflib
@@ -33,7 +33,7 @@ DIALECTS: Mapping[str, Dialect] = {"torch": _ROWS["torch"], **_ROWS}
 
 UNFIT = historic.UNFIT
 
-# Names that people try -> the dialects that may be meant.
+# Names that users may try -> the dialects that they may mean.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "pytorch": ("torch",),
     "libtorch": ("torch",),
@@ -59,7 +59,7 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "nd4j": ("dl4j",),
 }
 
-# Argument names of other frameworks' RMSprop, and what they are called here: for messages only.
+# Argument names of other frameworks -> our names, for error messages only.
 FOREIGN: Mapping[str, str] = {
     **{word: ours for row in reversed(tuple(DIALECTS.values())) for word, ours in row.arguments.items()},
     "decay": "alpha",
@@ -79,10 +79,10 @@ _OURS = {*HYPERS, *SWITCHES, *UNCLIPPED, "maximize"}
 
 
 def find_dialect(name: Any) -> Dialect:
-    """The row of that name.
+    """Return the dialect of that name.
 
     Raises:
-        ValueError: there is none; the message lists those there are, or says why that one does not fit.
+        ValueError: the name is unknown; the message lists the dialects, or the reason why this one is not offered.
     """
     if isinstance(name, str) and name in DIALECTS:
         return DIALECTS[name]
@@ -96,26 +96,25 @@ def find_dialect(name: Any) -> Dialect:
 
 
 def read_arguments(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under our names, from settings in the dialect's or in torch's words.
+    """Return settings under our names, given arguments under the dialect's or torch's names.
 
     Raises:
-        TypeError: a name that means something else in this dialect, that belongs to another framework, that
-            nobody knows, or two names for one thing; the message names the right word.
-        ValueError: a value that the framework does not take, or that cannot be followed; with the reason.
+        TypeError: a name is ambiguous in this dialect, belongs to another framework or is unknown, or two names set
+            one thing; the message has the right name.
+        ValueError: the framework does not take a value, or this package cannot follow it; the message has the reason.
     """
     exclusive = [word for word in dialect.exclusive if given.get(word) is not None]
     if len(exclusive) > 1:
         got = ", ".join(f"{word}={shown(given[word])}" for word in exclusive)
         raise ValueError(f"dialect={dialect.name!r} takes one of {', '.join(dialect.exclusive)}; got {got}")
     read: dict[str, Any] = {}
-    typed: dict[str, str] = {}
+    names: dict[str, str] = {}  # a setting of ours -> the argument that set it
     for word, flag in dialect.requires.items():
         on = [isinstance(given.get(name), bool | Number) and bool(given[name]) for name in (word, flag)]
         if on == [True, False]:
             raise ValueError(
-                f"{word}={shown(given[word])} does not work under dialect={dialect.name!r} without {flag}=True: the "
-                "framework "
-                f"ignores it then; give both, or leave it out"
+                f"{word}={shown(given[word])} does not work under dialect={dialect.name!r} without {flag}=True, "
+                f"since the framework ignores it; give both, or leave it out"
             )
     for word, value in sorted(given.items(), key=lambda item: item[0] in dialect.requires):
         if word in dialect.refused:
@@ -128,19 +127,19 @@ def read_arguments(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]
         if word in dialect.limits and ours not in _OURS:
             continue
         for name, setting in _read_value(dialect, word, ours, value).items():
-            if name in read and dialect.requires.get(word) != typed[name]:
+            if name in read and dialect.requires.get(word) != names[name]:
                 raise TypeError(
-                    f"{typed[name]}={shown(given[typed[name]])} and {word}={shown(value)} both set {name} under "
+                    f"{names[name]}={shown(given[names[name]])} and {word}={shown(value)} both set {name} under "
                     f"dialect={dialect.name!r}; give one of them"
                 )
-            read[name], typed[name] = setting, word
+            read[name], names[name] = setting, word
     for word in _check_limits(dialect, given, read):
         read.pop(dialect.arguments.get(word, word), None)
     return read
 
 
 def _read_value(dialect: Dialect, word: str, ours: str, value: Any) -> Mapping[str, Any]:
-    """What one word says, as settings of ours."""
+    """Return what one argument sets, under our names."""
     if word not in dialect.values:
         return {ours: value}
     try:
@@ -152,7 +151,10 @@ def _read_value(dialect: Dialect, word: str, ours: str, value: Any) -> Mapping[s
 
 
 def _check_limits(dialect: Dialect, given: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
-    """Refuse the words that work with few values only, where they have another. Returns: those that say nothing."""
+    """Return the arguments that have no effect, among those with limited values.
+
+    Raises: ValueError if one of them has a value that does not work.
+    """
     idle = []
     for word, limit in dialect.limits.items():
         if word not in given or (limit.unless and read.get(limit.unless)):
@@ -172,17 +174,17 @@ def _equal(value: Any, neutral: Any) -> bool:
 
 
 def write_arguments(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of ours in the dialect's own words: the inverse of `read_arguments`."""
-    spoken: dict[str, Any] = {}
+    """Return our settings as the dialect's own arguments: the inverse of `read_arguments`."""
+    arguments: dict[str, Any] = {}
     for ours, value in settings.items():
         word = dialect.argument(ours)
-        said = dialect.values[word].write(value) if word in dialect.values else value
-        spoken.update(said if isinstance(said, Mapping) else {word: said})
-    return spoken
+        written = dialect.values[word].write(value) if word in dialect.values else value
+        arguments.update(written if isinstance(written, Mapping) else {word: written})
+    return arguments
 
 
 def unknown_word(dialect: Dialect, word: str, value: Any) -> str:
-    """The sentence for a setting that this dialect does not know: whose word it is, and the right one."""
+    """Return the error message for an unknown argument: the framework that it belongs to, and the right name."""
     ours = FOREIGN.get(word)
     shown_word = f"{printable(word[:MOST])}={shown(value)}"
     if ours is None:
@@ -193,11 +195,11 @@ def unknown_word(dialect: Dialect, word: str, value: Any) -> str:
     if word == "betas" and isinstance(value, list | tuple) and len(value) == 2:
         second = f"{dialect.argument('alpha')}={shown(value[1], 30)}"
         return (
-            f"RMSprop takes no {shown_word}: they are Adam's, and the second is RMSprop's: write {second} here; "
-            "the first averages gradients, which RMSprop does not do"
+            f"RMSprop takes no {shown_word}, which are Adam's; the second corresponds to RMSprop's decay: write "
+            f"{second} here (the first averages gradients, which RMSprop does not do)"
         )
     speakers = [row for row in DIALECTS.values() if word in row.arguments and row is not dialect]
-    speakers.sort(key=lambda row: row.name != "keras3")  # the one that people use today comes first
+    speakers.sort(key=lambda row: row.name != "keras3")  # the most used one comes first
     whose = f"dialect={speakers[0].name!r} has that name" if speakers else "another framework's RMSprop has that name"
     meant = {row.arguments[word] for row in speakers} or {ours}
     right = " or ".join(f"{dialect.argument(name)}=..." for name in sorted(meant))
