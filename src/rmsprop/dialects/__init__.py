@@ -24,7 +24,7 @@ __all__ = [
     "Dialect",
     "find_dialect",
     "read_arguments",
-    "unknown_word",
+    "unknown_argument",
     "write_arguments",
 ]
 
@@ -61,7 +61,7 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 
 # Argument names of other frameworks -> our names, for error messages only.
 FOREIGN: Mapping[str, str] = {
-    **{word: ours for row in reversed(tuple(DIALECTS.values())) for word, ours in row.arguments.items()},
+    **{argument: ours for row in reversed(tuple(DIALECTS.values())) for argument, ours in row.arguments.items()},
     "decay": "alpha",
     "gamma": "alpha",
     "beta": "alpha",
@@ -88,10 +88,10 @@ def find_dialect(name: Any) -> Dialect:
         return DIALECTS[name]
     if isinstance(name, str) and name.lower() in UNFIT:
         raise ValueError(f"dialect={name!r} is not offered: {UNFIT[name.lower()]}")
-    meant: tuple[str, ...] = ()
+    similar: tuple[str, ...] = ()
     if isinstance(name, str) and len(name) <= MOST:
-        meant = _ALIASES.get(name.lower(), ()) or tuple(difflib.get_close_matches(name, DIALECTS, n=1))
-    hint = f" (did you mean {' or '.join(map(repr, meant))}?)" if meant else ""
+        similar = _ALIASES.get(name.lower(), ()) or tuple(difflib.get_close_matches(name, DIALECTS, n=1))
+    hint = f" (did you mean {' or '.join(map(repr, similar))}?)" if similar else ""
     raise ValueError(f"Unknown dialect: {shown(name)}{hint}; choose one of {', '.join(map(repr, DIALECTS))}")
 
 
@@ -103,51 +103,53 @@ def read_arguments(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]
             one thing; the message has the right name.
         ValueError: the framework does not take a value, or this package cannot follow it; the message has the reason.
     """
-    exclusive = [word for word in dialect.exclusive if given.get(word) is not None]
+    exclusive = [argument for argument in dialect.exclusive if given.get(argument) is not None]
     if len(exclusive) > 1:
-        got = ", ".join(f"{word}={shown(given[word])}" for word in exclusive)
+        got = ", ".join(f"{argument}={shown(given[argument])}" for argument in exclusive)
         raise ValueError(f"dialect={dialect.name!r} takes one of {', '.join(dialect.exclusive)}; got {got}")
     read: dict[str, Any] = {}
     names: dict[str, str] = {}  # a setting of ours -> the argument that set it
-    for word, flag in dialect.requires.items():
-        on = [isinstance(given.get(name), bool | Number) and bool(given[name]) for name in (word, flag)]
+    for argument, flag in dialect.requires.items():
+        on = [isinstance(given.get(name), bool | Number) and bool(given[name]) for name in (argument, flag)]
         if on == [True, False]:
             raise ValueError(
-                f"{word}={shown(given[word])} does not work under dialect={dialect.name!r} without {flag}=True, "
-                f"since the framework ignores it; give both, or leave it out"
+                f"{argument}={shown(given[argument])} does not work under dialect={dialect.name!r} without "
+                f"{flag}=True, since the framework ignores it; give both, or leave it out"
             )
-    for word, value in sorted(given.items(), key=lambda item: item[0] in dialect.requires):
-        if word in dialect.refused:
+    for argument, value in sorted(given.items(), key=lambda item: item[0] in dialect.requires):
+        if argument in dialect.refused:
             raise TypeError(
-                f"{word}={shown(value)} is ambiguous under dialect={dialect.name!r}: {dialect.refused[word]}"
+                f"{argument}={shown(value)} is ambiguous under dialect={dialect.name!r}: {dialect.refused[argument]}"
             )
-        ours = dialect.arguments.get(word, word)
-        if ours not in _OURS and word not in dialect.limits:
-            raise TypeError(unknown_word(dialect, word, value))
-        if word in dialect.limits and ours not in _OURS:
+        ours = dialect.arguments.get(argument, argument)
+        if ours not in _OURS and argument not in dialect.limits:
+            raise TypeError(unknown_argument(dialect, argument, value))
+        if argument in dialect.limits and ours not in _OURS:
             continue
-        for name, setting in _read_value(dialect, word, ours, value).items():
-            if name in read and dialect.requires.get(word) != names[name]:
+        for name, setting in _read_value(dialect, argument, ours, value).items():
+            if name in read and dialect.requires.get(argument) != names[name]:
                 raise TypeError(
-                    f"{names[name]}={shown(given[names[name]])} and {word}={shown(value)} both set {name} under "
+                    f"{names[name]}={shown(given[names[name]])} and {argument}={shown(value)} both set {name} under "
                     f"dialect={dialect.name!r}; give one of them"
                 )
-            read[name], names[name] = setting, word
-    for word in _check_limits(dialect, given, read):
-        read.pop(dialect.arguments.get(word, word), None)
+            read[name], names[name] = setting, argument
+    for argument in _check_limits(dialect, given, read):
+        read.pop(dialect.arguments.get(argument, argument), None)
     return read
 
 
-def _read_value(dialect: Dialect, word: str, ours: str, value: Any) -> Mapping[str, Any]:
+def _read_value(dialect: Dialect, argument: str, ours: str, value: Any) -> Mapping[str, Any]:
     """Return what one argument sets, under our names."""
-    if word not in dialect.values:
+    if argument not in dialect.values:
         return {ours: value}
     try:
-        meant = dialect.values[word].read(value)
+        read = dialect.values[argument].read(value)
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"Invalid {word}: {shown(value)} under dialect={dialect.name!r}: {str(error)[:MOST]}") from error
-    return meant if isinstance(meant, Mapping) else {ours: meant}
+        raise kind(
+            f"Invalid {argument}: {shown(value)} under dialect={dialect.name!r}: {str(error)[:MOST]}"
+        ) from error
+    return read if isinstance(read, Mapping) else {ours: read}
 
 
 def _check_limits(dialect: Dialect, given: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
@@ -156,16 +158,18 @@ def _check_limits(dialect: Dialect, given: Mapping[str, Any], read: Mapping[str,
     Raises: ValueError if one of them has a value that does not work.
     """
     idle = []
-    for word, limit in dialect.limits.items():
-        if word not in given or (limit.unless and read.get(limit.unless)):
+    for argument, limit in dialect.limits.items():
+        if argument not in given or (limit.unless and read.get(limit.unless)):
             continue
-        idle.append(word)
+        idle.append(argument)
         if limit.neutral is ANYTHING:
             continue
         neutral = limit.neutral if isinstance(limit.neutral, tuple) else (limit.neutral,)
-        if any(_equal(given[word], value) for value in neutral):
+        if any(_equal(given[argument], value) for value in neutral):
             continue
-        raise ValueError(f"{word}={shown(given[word])} does not work under dialect={dialect.name!r}: {limit.reason}")
+        raise ValueError(
+            f"{argument}={shown(given[argument])} does not work under dialect={dialect.name!r}: {limit.reason}"
+        )
     return idle
 
 
@@ -177,30 +181,30 @@ def write_arguments(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, 
     """Return our settings as the dialect's own arguments: the inverse of `read_arguments`."""
     arguments: dict[str, Any] = {}
     for ours, value in settings.items():
-        word = dialect.argument(ours)
-        written = dialect.values[word].write(value) if word in dialect.values else value
-        arguments.update(written if isinstance(written, Mapping) else {word: written})
+        argument = dialect.argument(ours)
+        written = dialect.values[argument].write(value) if argument in dialect.values else value
+        arguments.update(written if isinstance(written, Mapping) else {argument: written})
     return arguments
 
 
-def unknown_word(dialect: Dialect, word: str, value: Any) -> str:
+def unknown_argument(dialect: Dialect, argument: str, value: Any) -> str:
     """Return the error message for an unknown argument: the framework that it belongs to, and the right name."""
-    ours = FOREIGN.get(word)
-    shown_word = f"{printable(word[:MOST])}={shown(value)}"
+    ours = FOREIGN.get(argument)
+    assignment = f"{printable(argument[:MOST])}={shown(value)}"
     if ours is None:
         known = [*dialect.arguments, *(h for h in HYPERS if h not in dialect.refused), *SWITCHES, *CLIPS, "maximize"]
-        near = difflib.get_close_matches(word[:MOST], known, n=1)
+        near = difflib.get_close_matches(argument[:MOST], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-        return f"RMSprop got an unexpected setting {shown_word} under dialect={dialect.name!r}; {hint}"
-    if word == "betas" and isinstance(value, list | tuple) and len(value) == 2:
+        return f"RMSprop got an unexpected setting {assignment} under dialect={dialect.name!r}; {hint}"
+    if argument == "betas" and isinstance(value, list | tuple) and len(value) == 2:
         second = f"{dialect.argument('alpha')}={shown(value[1], 30)}"
         return (
-            f"RMSprop takes no {shown_word}, which are Adam's; the second corresponds to RMSprop's decay: write "
+            f"RMSprop takes no {assignment}, which are Adam's; the second corresponds to RMSprop's decay: write "
             f"{second} here (the first averages gradients, which RMSprop does not do)"
         )
-    speakers = [row for row in DIALECTS.values() if word in row.arguments and row is not dialect]
-    speakers.sort(key=lambda row: row.name != "keras3")  # the most used one comes first
-    whose = f"dialect={speakers[0].name!r} has that name" if speakers else "another framework's RMSprop has that name"
-    meant = {row.arguments[word] for row in speakers} or {ours}
-    right = " or ".join(f"{dialect.argument(name)}=..." for name in sorted(meant))
-    return f"RMSprop takes no {shown_word} under dialect={dialect.name!r}: {whose}; write {right} here"
+    owners = [row for row in DIALECTS.values() if argument in row.arguments and row is not dialect]
+    owners.sort(key=lambda row: row.name != "keras3")  # the most used one comes first
+    owner = f"dialect={owners[0].name!r} has that name" if owners else "another framework's RMSprop has that name"
+    settings = {row.arguments[argument] for row in owners} or {ours}
+    right = " or ".join(f"{dialect.argument(name)}=..." for name in sorted(settings))
+    return f"RMSprop takes no {assignment} under dialect={dialect.name!r}: {owner}; write {right} here"

@@ -141,19 +141,20 @@ def shown(value: Any) -> str:
 
 def own_arguments(row: Dialect) -> list[str]:
     """Return the dialect's arguments: for the learning rate, the decay and ε, then others, then for clipping."""
-    first = [word for ours in HYPERS[:3] for word in _words_for(row, ours)]
-    clips = clip_words(row)
-    return [*first, *(word for word in row.arguments if word not in (*first, *clips)), *clips]
+    first = [argument for ours in HYPERS[:3] for argument in _arguments_for(row, ours)]
+    clips = clip_arguments(row)
+    return [*first, *(argument for argument in row.arguments if argument not in (*first, *clips)), *clips]
 
 
-def clip_words(row: Dialect) -> list[str]:
+def clip_arguments(row: Dialect) -> list[str]:
     """Return the framework's own arguments for clipping."""
-    return [word for word in dict.fromkeys([*row.arguments, *row.values]) if row.arguments.get(word, word) in CLIPS]
+    names = dict.fromkeys([*row.arguments, *row.values])
+    return [name for name in names if row.arguments.get(name, name) in CLIPS]
 
 
-def _words_for(row: Dialect, ours: str) -> list[str]:
+def _arguments_for(row: Dialect, ours: str) -> list[str]:
     """Return the framework's arguments for a setting of ours, or torch's."""
-    return [word for word, name in row.arguments.items() if name == ours] or [ours]
+    return [argument for argument, name in row.arguments.items() if name == ours] or [ours]
 
 
 def ticked(names: Iterable[str]) -> str:
@@ -261,7 +262,7 @@ def _has_argument(row: Dialect, given: dict[str, Any]) -> bool:
 
 def _setting(row: Dialect, given: Mapping[str, Any]) -> str:
     """Return our settings as an argument list of the dialect."""
-    return ", ".join(f"{word}={shown(value)}" for word, value in write_arguments(row, given).items())
+    return ", ".join(f"{argument}={shown(value)}" for argument, value in write_arguments(row, given).items())
 
 
 def _equation(row: Dialect, given: Mapping[str, Any]) -> tuple[str, ...]:
@@ -278,20 +279,20 @@ def _arguments(row: Dialect) -> Part:
     for ours in dict.fromkeys(listed):
         if ours in row.limits and not row.limits[ours].unless:
             continue
-        for word in _words_for(row, ours):
+        for argument in _arguments_for(row, ours):
             default = row.defaults()[ours]
-            written = _written(row, word, default)
+            written = _written(row, argument, default)
             same = written in (default, None) or default is None
             here = f"`{ours}`" if same else f"`{ours}={shown(default)}`"
-            rows.append((f"`{word}`", here, _default(ours, written), _meaning(row, ours)))
+            rows.append((f"`{argument}`", here, _default(ours, written), _meaning(row, ours)))
     note = "A name that is the same here may be our addition, which the framework itself lacks."
     return Part("Arguments", note, header=("argument", "here", "default", "meaning and unit"), rows=tuple(rows))
 
 
-def _written(row: Dialect, word: str, value: Any) -> Any:
+def _written(row: Dialect, argument: str, value: Any) -> Any:
     """Return a value of ours as the value of that argument of the framework."""
-    written = row.values[word].write(value) if word in row.values and value is not None else value
-    return written.get(word) if isinstance(written, Mapping) else written
+    written = row.values[argument].write(value) if argument in row.values and value is not None else value
+    return written.get(argument) if isinstance(written, Mapping) else written
 
 
 def _default(ours: str, value: Any) -> str:
@@ -356,14 +357,14 @@ def _states(row: Dialect) -> Part:
 
 def _limits(row: Dialect) -> Part:
     """Return the arguments that are refused or limited to certain values, with the reasons."""
-    items = [f"`{word}` is refused: {reason}." for word, reason in row.refused.items()]
+    items = [f"`{argument}` is refused: {reason}." for argument, reason in row.refused.items()]
     alike: dict[str, list[str]] = {}
-    for word, limit in row.limits.items():
-        alike.setdefault(f"{_works_with(limit)}: {limit.reason}.", []).append(word)
-    items += [f"{ticked(words)} {sentence}" for sentence, words in alike.items()]
+    for argument, limit in row.limits.items():
+        alike.setdefault(f"{_works_with(limit)}: {limit.reason}.", []).append(argument)
+    items += [f"{ticked(arguments)} {sentence}" for sentence, arguments in alike.items()]
     if row.exclusive:
         items.append(f"At most one of {ticked(row.exclusive)} may be given.")
-    items += [f"`{word}=True` requires `{flag}=True`." for word, flag in row.requires.items()]
+    items += [f"`{argument}=True` requires `{flag}=True`." for argument, flag in row.requires.items()]
     if row.complex:
         items.append(f"Complex parameters are refused: {row.complex}; here they are pairs of independent reals.")
     else:
@@ -384,7 +385,7 @@ def _works_with(limit: Limit) -> str:
 def _gradients(row: Dialect) -> Part:
     """Return the order of clipping and the meaning of sparse gradients."""
     full = row.defaults()
-    own = clip_words(row)
+    own = clip_arguments(row)
     items = [f"Its own clipping arguments: {ticked(own)}." if own else "It has no clipping arguments of its own."]
     value, *norms, weights = (f"`{row.argument(name)}`" for name in CLIPS)
     order = [*norms, value] if full["clip_value_last"] else [value, *norms]
