@@ -209,6 +209,7 @@ def test_a_package_that_is_missing_is_named_with_the_extra(words, package, tmp_p
 
 USERS = (
     "rmsprop.demo.figures",
+    "rmsprop.translation.figure",
     "rmsprop.race.figures",
     "rmsprop.race.page",
     "rmsprop.demo.page",

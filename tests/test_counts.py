@@ -159,7 +159,7 @@ def test_the_function_refuses_to_correct_bias_by_a_counter_that_has_stopped():
     p = torch.ones(3)
     state = [torch.zeros(3)], [], [], [torch.tensor(float(STOP))]
     numbers = dict(lr=0.1, alpha=0.9, eps=1e-8, weight_decay=0.0, momentum=0.0, centered=False)
-    with pytest.raises(ValueError, match=r"state_steps\[0\] is float32 and stands at 16777216.*torch.float64"):
+    with pytest.raises(ValueError, match=r"state_steps\[0\] is float32 and has reached 16777216.*torch.float64"):
         functional([p], [torch.ones(3)], *state, **numbers, bias_correction=True)
     assert torch.equal(p, torch.ones(3))
     functional([p], [torch.ones(3)], *state, **numbers)

@@ -57,7 +57,7 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "docs/dialects/keras9.md is left over",
         "README.md's table of dialects is stale",
         "no block for the claim 'scale'",
-        "quotes 'scales', which",
+        "quotes 'scales', absent from docs/claims.py",
         "figures/ravine.png is missing",
         "figures/distributed.png is not drawn from distributed.json",
         "figures/release.png is not drawn from release.json",
@@ -89,7 +89,7 @@ def test_writing_the_pages_makes_them_fresh(tmp_path: Path, monkeypatch: pytest.
 
 def test_a_marker_without_an_end_is_refused() -> None:
     """A block that is opened and not closed would swallow the page."""
-    with pytest.raises(ValueError, match="needs its partner"):
+    with pytest.raises(ValueError, match="every marker needs one end"):
         build.markers("<!-- claim: scale -->\n\n<!-- claim: eps -->\n<!-- end -->")
 
 

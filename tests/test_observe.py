@@ -157,7 +157,7 @@ def test_unknown_eps_mode_is_refused():
     """An eps_mode that line [6] does not have is an error that lists those it has."""
     optimizer = stepped()
     optimizer.param_groups[0]["eps_mode"] = "beside"
-    with pytest.raises(ValueError, match="'beside' is unknown; line \\[6\\] has outside, inside, both, floor"):
+    with pytest.raises(ValueError, match="'beside' is unknown; choose one of outside, inside, both, floor"):
         effective_lr(optimizer)
 
 

@@ -38,7 +38,7 @@ def body(full):
 
 
 def read_back(found):
-    """What the words of a translation amount to: nothing but the target's row, and what it composes."""
+    """Return the settings that a translation's arguments result in, by the target's dialect alone."""
     row = DIALECTS[found.target]
     composed = {
         name: found.target_settings[name]
@@ -97,7 +97,7 @@ def material(seed=0, unit=1.0):
 
 
 def apart(found, seed=0, unit=1.0):
-    """The largest relative difference between a run as meant and one of the words read back."""
+    """Return the largest relative difference between a run of the original and one of the arguments read back."""
     gradients, rates = material(seed, unit)
     one, other = run(found.source_settings, gradients, rates), run(read_back(found), gradients, rates)
     assert np.isfinite(one).all()
@@ -358,7 +358,7 @@ def test_torchs_call_makes_the_run_that_was_meant(source):
 
 @pytest.mark.parametrize(("source", "target", "words", "kinds"), INEXACT, ids=_shown)
 def test_our_own_call_is_the_source(source, target, words, kinds):
-    """`ours`, pasted, is this package's optimizer with the settings that were meant."""
+    """`rmsprop_call` constructs this package's optimizer with the original settings."""
     found = translate(source, target, **words)
     weight = torch.nn.Parameter(torch.zeros(1))
     group = eval(found.rmsprop_call, {"RMSprop": rmsprop.RMSprop, "params": [weight]}).param_groups[0]
@@ -387,7 +387,7 @@ def test_the_size_of_eps_is_where_it_is_felt():
     found = only(translate("optax", "torch", learning_rate=0.1, eps=1e-3), "eps")
     assert found.target == pytest.approx(math.sqrt(1e-3), rel=1e-5)
     assert "0.707 times optax's, at √v = 0.0316" in found.size
-    assert "typed unchanged would make it 31.6 times" in found.size
+    assert "With ε unchanged it would be 31.6 times" in found.size
     for share, tolerance in (("1%", 0.01), ("10%", 0.1)):
         (_, low), (high, _) = found.within[share]
         for edge in (low, high):
@@ -487,19 +487,19 @@ def test_filling_the_average_makes_the_start_exact():
 
 
 def test_notes_say_what_nobody_typed():
-    """Silent defaults, what one setting brings, values that are replaced, what the source cannot be told."""
+    """Notes name implicit defaults, implied settings, replaced values and settings that the source lacks."""
     keras = translate("keras2", "torch", momentum=0.9, epsilon=0)
-    assert keras.notes[0] == "Not given, so keras2's own: learning_rate=0.001, rho=0.9."
-    assert "In keras2 momentum=0.9 brings eps_mode='inside'." in keras.notes
+    assert keras.notes[0] == "Not given, so keras2's defaults apply: learning_rate=0.001, rho=0.9."
+    assert "In keras2, momentum=0.9 implies eps_mode='inside'." in keras.notes
     assert "epsilon=0 becomes 1e-07 in keras2." in keras.notes
     mxnet = translate("mxnet1", "mxnet2", centered=True)
-    assert "In mxnet1 centered=True brings momentum=0.9." in mxnet.notes
+    assert "In mxnet1, centered=True implies momentum=0.9." in mxnet.notes
     assert mxnet.exact
     assert any(
-        "itself cannot be told momentum=0.9" in n for n in translate("mlx", "torch", lr=0.1, momentum=0.9).notes
+        "itself has no argument for momentum=0.9" in n for n in translate("mlx", "torch", lr=0.1, momentum=0.9).notes
     )
     assert any("lazy in tensorflow1 and refused in timm" in n for n in translate("tensorflow1", "timm", lr=0.1).notes)
-    assert any("float32 holds no number" in n for n in translate("torch", "textbook", eps=1e-20).notes)
+    assert any("below the range of float32" in n for n in translate("torch", "textbook", eps=1e-20).notes)
 
 
 # --- what does not work --------------------------------------------------------------------------
@@ -519,7 +519,7 @@ def test_notes_say_what_nobody_typed():
         ),
         ("textbook", "torch", {"alpha": 0.1}, "ambiguous under dialect='textbook'"),
         ("torch", "mlx", {"lr": "fast"}, "Invalid learning rate: 'fast' is a str"),
-        ("torch", "mlx", {"eps": 1e-300}, "translation takes 0, or 1e-120"),
+        ("torch", "mlx", {"eps": 1e-300}, "translation takes 0 or 1e-120"),
         ("torch", "mlx", {"alpha": 1.0}, "Invalid alpha value: 1.0"),
         ("torch", "mlx", {"centered": "no"}, "centered is a switch"),
         ("torch", "mlx", {"nesterov": True}, "give momentum > 0"),
@@ -565,7 +565,7 @@ def test_the_command_prints_the_call_the_verdict_and_the_sizes():
         "v starts at 1 in tensorflow1",
         "0.97",
         'RMSprop(params, dialect="tensorflow1", lr=0.045, decay=0.9, momentum=0.9, epsilon=1.0)',
-        "Worth knowing of torch:",
+        "Traps of torch:",
     ):
         assert part in text
 
@@ -586,7 +586,7 @@ def test_json_is_the_translation():
     assert code == 0
     shown = json.loads(text)
     assert shown["exact"] is False
-    assert shown["words"] == {"lr": 0.045, "alpha": 0.9, "eps": 0.0001}
+    assert shown["arguments"] == {"lr": 0.045, "alpha": 0.9, "eps": 0.0001}
     assert [finding["kind"] for finding in shown["findings"]] == ["eps"]
 
 
@@ -606,15 +606,15 @@ def test_the_plot_is_a_png(tmp_path):
 
 
 def test_the_plot_shows_three_settings():
-    """The source is the thick line at ratio 1; the number typed unchanged is off by 1/√ε at small v."""
-    from rmsprop.demo import figures
+    """The source is the thick line at ratio 1; with ε unchanged the ratio is 1/√ε at small v."""
+    from rmsprop.translation.figure import draw
 
-    figure = figures.translation(translate("optax", "torch", learning_rate=0.1, eps=1e-4))
+    figure = draw(translate("optax", "torch", learning_rate=0.1, eps=1e-4))
     steps, ratios = figure.axes
     assert [line.get_label() for line in steps.lines] == [
-        "optax, as meant",
+        "optax, original",
         "torch, translated",
-        "torch, ε typed unchanged",
+        "torch, ε unchanged",
     ]
     meant, translated_, naive = (line.get_ydata() for line in ratios.lines)
     assert set(meant) == {1.0}
@@ -625,8 +625,8 @@ def test_the_plot_shows_three_settings():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--from", "torch", "--to", "mlx", "lr"), "'lr' is no setting; write it as name=value"),
-        (("--from", "torch", "--to", "mlx", "=1"), "'=1' is no setting"),
+        (("--from", "torch", "--to", "mlx", "lr"), "'lr' is not a setting; write it as name=value"),
+        (("--from", "torch", "--to", "mlx", "=1"), "'=1' is not a setting"),
         (("--from", "torch", "--to", "mlx", "lr=1", "lr=2"), "lr is given twice"),
         (("--from", "torch", "--to", "mlx", "lr=1/3"), "Invalid learning rate: '1/3' is a str"),
         (("--from", "torch", "--to", "mlx", "lr=__import__('os')"), "is a str"),

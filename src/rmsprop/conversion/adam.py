@@ -16,12 +16,12 @@ import numpy as np
 from rmsprop.conversion.record import ConversionReport
 from rmsprop.dialects import Dialect
 from rmsprop.dialects.row import Value
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import Hyper, Rule, WeightDecayMode
 
 _STATES = {"step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "square_avg"}
 
 
-def _row(name: str, title: str, decay: str, weight_decay: float) -> Dialect:
+def _row(name: str, title: str, decay: WeightDecayMode, weight_decay: float) -> Dialect:
     return Dialect(
         name=name,
         title=title,

@@ -10,7 +10,8 @@ from rmsprop import dialects
 from rmsprop.analysis import cap, matched_eps, worst
 from rmsprop.conversion.record import OWN, Checkpoint, ConversionReport
 from rmsprop.conversion.state import find_row
-from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
+from rmsprop.dialects import HYPERS, SWITCHES, UNCLIPPED, Dialect
+from rmsprop.spec import CLIPS
 
 Settings = dict[str, Any]
 

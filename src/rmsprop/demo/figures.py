@@ -1,4 +1,4 @@
-"""Figures from the records of a demo, and of a translation.
+"""Draw the figures of a demo from its records.
 
 Colours stay apart for colour-blind readers; line styles repeat them.
 """
@@ -18,7 +18,6 @@ from matplotlib.ticker import MaxNLocator
 if TYPE_CHECKING:  # they bring torch
     from rmsprop.demo.training import Run
     from rmsprop.diagnose.effective_lr import LayerRecord
-    from rmsprop.translation import Translation
 
 # Okabe and Ito's palette, with matplotlib's and plotly's word for the same dash.
 STYLES = {
@@ -91,7 +90,7 @@ def rate_limits(run: Run) -> tuple[float, float]:
 def curves(runs: Sequence[Run]) -> Figure:
     """Training loss by step and test accuracy by epoch, one line per optimizer."""
     width = window(runs)
-    figure, (left, right) = _figure(1, 2, (13, 5.6))
+    figure, (left, right) = figure_with_panels(1, 2, (13, 5.6))
     for run in runs:
         colour, dash, _ = STYLES[run.optimizer]
         ended = f", diverged at step {run.diverged_at}" if run.diverged_at else ""
@@ -121,7 +120,7 @@ def effective_lr(run: Run) -> Figure:
     found = layers(run.layers)
     columns = min(3, len(found))
     rows = math.ceil(len(found) / columns)
-    figure, panels = _figure(rows, columns, (13, 1.6 + 3.1 * rows))
+    figure, panels = figure_with_panels(rows, columns, (13, 1.6 + 3.1 * rows))
     for axes, (name, records) in zip(panels, found.items(), strict=False):
         steps = [record.step for record in records]
         low, high = ([_finite(getattr(record, side)) for record in records] for side in ("low", "high"))
@@ -140,33 +139,6 @@ def effective_lr(run: Run) -> Figure:
     return figure
 
 
-def translation(found: Translation) -> Figure:
-    """The step of a gradient as large as √v: as meant, as translated, and with the number for ε typed unchanged."""
-    from rmsprop.analysis import roots, step_size
-
-    naive = {**found.target_settings, "eps": found.source_settings["eps"]}
-    entrants = (
-        (f"{found.source}, as meant", found.source_settings, "#000000", "-"),
-        (f"{found.target}, translated", found.target_settings, *STYLES["rmsprop"][:2]),
-        (f"{found.target}, ε typed unchanged", naive, *STYLES["momentum"][:2]),
-    )
-    where = roots(found.source_settings, found.target_settings, naive)
-    figure, (left, right) = _figure(1, 2, (13, 5.6))
-    for i, (label, settings, colour, dash) in enumerate(entrants):
-        style: dict[str, Any] = {"color": colour, "linestyle": dash if i else "-", "linewidth": 4.5 - 1.3 * i}
-        left.plot(where, [step_size(settings, root) for root in where], label=label, **style)
-        right.plot(where, [step_size(settings, r) / step_size(found.source_settings, r) for r in where], **style)
-    low = min(step_size(settings, root) for _, settings, *_ in entrants for root in where[80:])
-    high = max(step_size(settings, where[-1]) for _, settings, *_ in entrants)
-    left.set(xscale="log", yscale="log", xlabel="√v", ylabel="step / lr", ylim=(low / 2, high * 2))
-    left.set_title("Steady steps of a gradient as large as √v")
-    right.set(xscale="log", yscale="log", xlabel="√v", ylabel=f"step / step of {found.source}")
-    right.set_title("Over the source's")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"{found.source} in the words of {found.target}{': exact' if found.exact else ''}")
-    return figure
-
-
 def to_png(figure: Figure) -> bytes:
     """The figure as a PNG file of 150 dots per inch."""
     buffer = io.BytesIO()
@@ -174,7 +146,7 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+def figure_with_panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
     """A figure that pyplot knows nothing of, with a light grid and lettering for a lecture hall."""
     with rc_context(SIZE):
         figure = Figure(figsize=size, layout="constrained")

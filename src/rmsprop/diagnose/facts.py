@@ -10,7 +10,7 @@ import torch
 
 from rmsprop import analysis
 from rmsprop.diagnose.readings import DECADES, Reading, peak_lr
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import Hyper, Nonfinite, Rule
 from rmsprop.tensors.bucket import arithmetic_dtype
 
 FEW = 0.1  # of all elements
@@ -28,7 +28,7 @@ class History:
     """
 
     backend: str = "auto"
-    nonfinite: str = "propagate"
+    nonfinite: Nonfinite = "propagate"
     idle: int = 0
     begun: Sequence[tuple[float, bool]] = ()
     kept: tuple[int, str] | None = None

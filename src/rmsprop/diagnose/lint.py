@@ -13,6 +13,7 @@ from rmsprop.diagnose import usage
 from rmsprop.diagnose.checks import CHECKS
 from rmsprop.diagnose.facts import Facts, History
 from rmsprop.diagnose.readings import survey
+from rmsprop.spec import Nonfinite
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -74,5 +75,5 @@ def lint(
 def history(optimizer: Any) -> History:
     """Return what an RMSprop recorded of how it was used."""
     guard = optimizer._stepper.guard
-    nonfinite = "propagate" if guard is None else guard.mode
+    nonfinite: Nonfinite = "propagate" if guard is None else guard.mode
     return History(optimizer.backend, nonfinite, optimizer._stepper.idle, tuple(optimizer._begun))

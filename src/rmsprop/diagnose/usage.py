@@ -10,9 +10,9 @@ from torch import Tensor
 from rmsprop import analysis, kernels
 from rmsprop.diagnose.facts import Facts
 from rmsprop.diagnose.readings import Reading
-from rmsprop.dialects import CLIPS, find_dialect
+from rmsprop.dialects import find_dialect
 from rmsprop.printing import printable
-from rmsprop.spec import Rule
+from rmsprop.spec import CLIPS, Rule
 from rmsprop.tensors import clipping, shards
 from rmsprop.tensors.bucket import Bucket, is_half, kept, wanted
 
