@@ -19,6 +19,7 @@ from rmsprop.conversion import Checkpoint, Unreadable
 from rmsprop.conversion.file import prepare, read_checkpoint, write, writer
 from rmsprop.conversion.formats import FORMATS
 from rmsprop.conversion.layout import Map, plan, read_map, torch_name, turn, turn_back
+from rmsprop.conversion.owner import find_owner
 
 HERE = Path(__file__).parent / "checkpoints"
 sys.path.insert(0, str(HERE))
@@ -280,7 +281,7 @@ def keras_like():
     params = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     slots = {name: {"velocity": value**2, "momentum": value * 0.5} for name, value in params.items()}
     hyper = {"learning_rate": 0.1, "rho": 0.9, "epsilon": 1e-7, "momentum": 0.9}
-    return Checkpoint("keras3", params, slots, 20, hyper)
+    return Checkpoint(find_owner("keras3"), params, slots, 20, hyper)
 
 
 def test_layouts_turn_by_rule_and_back():

@@ -92,8 +92,8 @@ def test_recorded_files_are_read_with_names_order_kinds_and_values(file):
     """The parameters are those of the record, bit for bit; every parameter has the dialect's states, of its shape."""
     held, told = file.read(), file.told
     record = np.load(HERE / f"{file.record}.npz")
-    assert held.source == told["dialect"]
-    row = dialects.find_dialect(held.source)
+    assert held.owner.name == told["dialect"]
+    row = dialects.find_dialect(held.owner.name)
     names = {name: BY_HAND.get(name) or torch_name(name) for name in held.slots}
     assert sorted(names.values()) == sorted(inputs.SHAPES)
     assert list(held.slots) == [name for name in held.params or held.slots if name in held.slots]
@@ -104,8 +104,8 @@ def test_recorded_files_are_read_with_names_order_kinds_and_values(file):
         assert slots.keys() <= row.states.keys()
         ours = {row.states[slot] for slot in slots}
         assert "square_avg" in ours
-        assert ("momentum_buffer" in ours) == (momentum or held.source == "tensorflow1")
-        graves = held.source == "chainer_graves"
+        assert ("momentum_buffer" in ours) == (momentum or held.owner.name == "tensorflow1")
+        graves = held.owner.name == "chainer_graves"
         assert ("grad_avg" in ours) == (bool(told["words"].get("centered")) or graves)
         for slot, value in slots.items():
             assert turn(value, held.kinds[name]).shape == inputs.SHAPES[names[name]], slot
@@ -121,12 +121,12 @@ def test_recorded_files_are_read_with_names_order_kinds_and_values(file):
 def test_states_are_the_averages_of_the_recorded_gradients(file):
     """No two slots are mixed up: v is the average of squares and m of gradients; the velocity is what is left."""
     held, words = file.read(), file.told["words"]
-    row = dialects.find_dialect(held.source)
+    row = dialects.find_dialect(held.owner.name)
     rho = next(words[word] for word in ("rho", "decay", "alpha", "gamma1") if word in words)
     decay = words.get("weight_decay", words.get("wd", 0.0))
     for name, slots in held.slots.items():
         ours = BY_HAND.get(name) or torch_name(name)
-        v = np.ones(inputs.SHAPES[ours]) * (held.source == "tensorflow1")
+        v = np.ones(inputs.SHAPES[ours]) * (held.owner.name == "tensorflow1")
         m = 0 * v
         for gradient in inputs.gradients()[: inputs.SAVED_AT]:
             g = gradient[ours].astype(np.float64)
@@ -143,7 +143,7 @@ def test_states_are_the_averages_of_the_recorded_gradients(file):
 
 def alike(one: Checkpoint, other: Checkpoint) -> None:
     """Assert that two checkpoints say the same."""
-    assert one.source == other.source
+    assert one.owner == other.owner
     assert one.kinds == other.kinds
     assert list(one.params) == list(other.params)
     assert {name: list(slots) for name, slots in one.slots.items()} == {n: list(s) for n, s in other.slots.items()}
@@ -402,7 +402,11 @@ def test_keras_before_tensorflow_2_is_read_in_order(tmp_path):
         for name, (weight, value) in zip(names, values.items(), strict=True):
             layer[weight], states[name] = value, value**2
     held = h5.read(tmp_path / "x.h5")
-    assert (held.source, held.step, held.hyper) == ("keras1", 9, {"learning_rate": 0.25, "rho": 0.9, "epsilon": 1e-7})
+    assert (held.owner.name, held.step, held.hyper) == (
+        "keras1",
+        9,
+        {"learning_rate": 0.25, "rho": 0.9, "epsilon": 1e-7},
+    )
     for name, slots in held.slots.items():
         np.testing.assert_array_equal(slots["a"], held.params[name] ** 2)
 

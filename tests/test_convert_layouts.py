@@ -14,6 +14,7 @@ from rmsprop.conversion import Checkpoint
 from rmsprop.conversion.file import prepare, read_checkpoint, write, writer
 from rmsprop.conversion.layers import Layers, by_name
 from rmsprop.conversion.layout import Map, doubts, plan
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.turning import is_kind, turn, turn_back, turned_shape
 
 HERE = Path(__file__).parent / "checkpoints"
@@ -93,7 +94,7 @@ def test_a_file_of_another_framework_in_torchs_layout_is_turned_back(tmp_path):
     """A .safetensors for keras3 lies as torch's arrays do, and says so."""
     between, back = tmp_path / "middle.safetensors", tmp_path / "back.h5"
     write(prepare(HERE / KERAS[0], "keras3", out=writer(between)), between)
-    assert read_checkpoint(between).source == "keras3"
+    assert read_checkpoint(between).owner.name == "keras3"
     write(prepare(between, "keras3", model=HERE / KERAS[0], out=writer(back)), back)
     first, last = read_checkpoint(HERE / KERAS[0]), read_checkpoint(back)
     for key, value in first.params.items():
@@ -256,7 +257,7 @@ def test_what_is_not_known_is_said_and_not_turned():
 
     def held(source, shapes):
         params = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-        return Checkpoint(source, params, {name: {"rms": value} for name, value in params.items()})
+        return Checkpoint(find_owner(source), params, {name: {"rms": value} for name, value in params.items()})
 
     first = held("keras2", {"conv/kernel": (2, 2, 2, 4), "fc/kernel": (16, 16), "mha/query/kernel": (4, 2, 2)})
     said = " ".join(doubts(first, plan(first), "torch"))
@@ -275,7 +276,7 @@ def test_the_map_of_the_sentence_turns_the_rows():
     """What the report advises for rows without a graph gives what the graph gives."""
 
     value = np.arange(48, dtype=np.float32).reshape(12, 4)
-    held = Checkpoint("keras2", {"fc/kernel": value}, {"fc/kernel": {"rms": value}})
+    held = Checkpoint(find_owner("keras2"), {"fc/kernel": value}, {"fc/kernel": {"rms": value}})
     (move,) = plan(held, "torch", Map(transpose={"fc/kernel": "dense:3"}))
     expected = value.reshape(2, 2, 3, 4).transpose(2, 0, 1, 3).reshape(12, 4).T
     np.testing.assert_array_equal(move.turned(value), expected)

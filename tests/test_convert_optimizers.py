@@ -146,7 +146,7 @@ def test_an_adam_whose_groups_do_not_tell_its_decay_is_asked_about(decay, wanted
         with pytest.raises(ValueError, match="its groups do not tell whose weight decay it is"):
             prepare(path)
     else:
-        assert read_checkpoint(path).source == "adam"
+        assert read_checkpoint(path).owner.name == "adam"
     group = prepare(path, source=wanted).checkpoint.hyper
     assert group["weight_decay_mode"] == ("l2" if wanted == "adam" else "decoupled")
     assert group["weight_decay"] == decay
@@ -226,7 +226,7 @@ TF_LIKE = "stable_baselines3.common.sb2_compat.rmsprop_tf_like.RMSpropTFLike"
 )
 def test_an_sb3_zip_is_read_by_the_class_it_names(named, source, tmp_path):
     """policy_kwargs.optimizer_class, the text beside a pickle that is never loaded."""
-    assert read_checkpoint(sb3_zip(tmp_path / "model.zip", named)).source == source
+    assert read_checkpoint(sb3_zip(tmp_path / "model.zip", named)).owner.name == source
 
 
 @pytest.mark.parametrize("named", ["<class '__main__.Mine'>", "<class 'rmsprop_tf_like.RMSpropTFLike'>"])
@@ -276,7 +276,7 @@ def test_a_description_that_is_not_one_names_no_class_or_is_refused(data, tmp_pa
         if "data" not in old.namelist():
             new.writestr("data", data)
     if data.startswith(("{}", "[]", '{"')):
-        assert read_checkpoint(path).source == "torch"
+        assert read_checkpoint(path).owner.name == "torch"
     else:
         with pytest.raises(Unreadable, match="not JSON"):
             read_checkpoint(path)

@@ -17,6 +17,7 @@ from rmsprop import RMSprop
 from rmsprop.cli import app
 from rmsprop.conversion.file import prepare, write
 from rmsprop.conversion.layout import Map, plan
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.pairing import sorted_as_text, ways
 from rmsprop.conversion.record import Checkpoint, Unreadable
 
@@ -178,7 +179,7 @@ def flax_like(order):
     """A checkpoint whose names are not the model's, in this order."""
     slots = {f"Dense_{i}/kernel": {"nu": np.full((3, 3), float(i))} for i in order}
     hyper = {"learning_rate": 0.1, "decay": 0.9, "eps": 1e-8}
-    return Checkpoint("optax", {name: np.ones((3, 3)) for name in slots}, slots, 1, hyper)
+    return Checkpoint(find_owner("optax"), {name: np.ones((3, 3)) for name in slots}, slots, 1, hyper)
 
 
 def test_a_file_that_sorts_names_as_text_does_not_decide_by_order():
@@ -196,7 +197,7 @@ def test_names_that_match_are_matched_where_others_do_not():
     """One name that changed does not send the others away from theirs."""
     names = [f"{i}.weight" for i in range(5)]
     slots = {name: {"square_avg": np.full((3, 3), 1.0)} for name in [*reversed(names[1:]), "old.weight"]}
-    held = Checkpoint("torch", {}, slots, 1, {"lr": 0.1, "alpha": 0.9, "eps": 1e-8})
+    held = Checkpoint(find_owner("torch"), {}, slots, 1, {"lr": 0.1, "alpha": 0.9, "eps": 1e-8})
     moves = {m.source: m.target for m in plan(held, model=dict.fromkeys(names, (3, 3)))}
     assert moves == {**{name: name for name in names[1:]}, "old.weight": "0.weight"}
 

@@ -14,28 +14,6 @@ from typing import Any
 import numpy as np
 
 from rmsprop.conversion.record import ConversionReport
-from rmsprop.dialects import Dialect
-from rmsprop.dialects.row import Value
-from rmsprop.spec import Hyper, Rule
-
-_STATES = {"step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "square_avg"}
-
-
-def _row(name: str, title: str, decay: str, weight_decay: float) -> Dialect:
-    return Dialect(
-        name=name,
-        title=title,
-        rule=Rule(eps_mode="outside", bias_correction=True, weight_decay_mode=decay),
-        hyper=Hyper(lr=1e-3, alpha=0.999, eps=1e-8, weight_decay=weight_decay),
-        source="torch 2.15.0, torch/optim/adam.py",
-        arguments={"betas": "alpha", "beta2": "alpha"},
-        values={"betas": Value(lambda pair: float(tuple(pair)[1]))},
-        states=_STATES,
-        call=f"torch.optim.{title}",
-    )
-
-
-ROWS = {"adam": _row("adam", "Adam", "l2", 0.0), "adamw": _row("adamw", "AdamW", "decoupled", 0.01)}
 
 
 def moments(

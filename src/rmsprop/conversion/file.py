@@ -16,9 +16,10 @@ from rmsprop.conversion.formats import FORMATS
 from rmsprop.conversion.formats.pytorch.write import WRITTEN
 from rmsprop.conversion.formats.unknown import explain
 from rmsprop.conversion.layout import Map, Move
-from rmsprop.conversion.record import OWN, Checkpoint, ConversionReport, Format, Unreadable
+from rmsprop.conversion.owner import Owner, find_owner, this_package
+from rmsprop.conversion.record import Checkpoint, ConversionReport, Format, Unreadable
 from rmsprop.conversion.settings import resolve_settings, target_arguments, target_settings
-from rmsprop.conversion.state import Side, between, find_row
+from rmsprop.conversion.state import Side, between
 from rmsprop.files import write_together, write_whole
 from rmsprop.printing import shown
 
@@ -78,16 +79,16 @@ def read_checkpoint(
             f"{said} chooses among what a file of torch.save holds; {path.name} is {row.name}, and has one"
         )
     held = row.read(path, given) if row.asks else row.read(path, **chosen) if row.chooses else row.read(path)
-    if source is not None and source != held.source:
-        kept = find_row(source).states
+    if source is not None and source != held.owner.name:
+        said, held.owner = held.owner.name, find_owner(source)
+        kept = held.row.states
         odd = [slot for slots in held.slots.values() for slot in slots if slot not in kept]
-        if held.source and odd:
+        if said and odd:
             raise ValueError(
                 f"--from {source} does not fit {path.name}: it keeps {', '.join(kept)}, and the file holds "
-                f"{', '.join(dict.fromkeys(odd))}, as {held.source} does"
+                f"{', '.join(dict.fromkeys(odd))}, as {said} does"
             )
-        held.source = source
-    if held.slots and not held.source:
+    if held.slots and held.owner.row is None:
         ask = held.ask or "does not say whose state it holds; say it with --from, such as --from optax"
         raise ValueError(f"{path.name} {ask}")
     if held.slots:
@@ -97,7 +98,7 @@ def read_checkpoint(
 
 def _check(held: Checkpoint, path: Path) -> None:
     """Slots that the framework has, of their parameters' shapes, and numbers that are ones. Raises: Unreadable."""
-    row = find_row(held.source)
+    row = held.row
     settings = [item for _, hyper in [*held.groups, ([], held.hyper)] for item in hyper.items()]
     for word, value in settings:
         if isinstance(value, int) and value.bit_length() > 1023:
@@ -190,7 +191,7 @@ def prepare(
     if model is not None and not held.params:
         made.params = dict(other.params)
     template = model if out is not None and out.template and model is not None else None
-    return Conversion(held.source, target, moves, made, report, template)
+    return Conversion(held.owner.name, target, moves, made, report, template)
 
 
 def _layout(asked: str, held: Checkpoint, target: str, out: Format | None) -> str:
@@ -198,7 +199,7 @@ def _layout(asked: str, held: Checkpoint, target: str, out: Format | None) -> st
     turned = out is not None and out.name not in _KEEPS_OURS and target in layouts.AS_TENSORFLOW
     if asked == "keep" or not turned:
         return asked
-    return "keep" if held.source in layouts.AS_TENSORFLOW and not held.turned else "tensorflow"
+    return "keep" if held.owner.name in layouts.AS_TENSORFLOW and not held.turned else "tensorflow"
 
 
 def _convert(
@@ -211,17 +212,16 @@ def _convert(
     report: ConversionReport,
 ) -> Checkpoint:
     """The checkpoint in the target's names, units and layouts."""
-    start_row = find_row(held.source)
+    start_row = held.row
     by_torch = out is None or out.name == "torch"
     ours = target == "rmsprop" or (by_torch and target not in WRITTEN)
     dialect = groups[0][1]["dialect"] if target == "rmsprop" else target
-    made = Checkpoint(source=OWN + dialect if ours else target)
-    made.step, made.numbers = held.step, held.numbers
+    row = dialects.find_dialect(dialect)
+    made = Checkpoint(this_package(row) if ours else Owner(row), step=held.step, numbers=held.numbers)
     place = {move.source: move for move in moves}
     for i, (names, own) in enumerate(groups):
-        settings = _rate(own, held.source, given, report)
+        settings = _rate(own, held.owner.name, given, report)
         end_settings = settings if target == "rmsprop" else target_settings(settings, target, report)
-        row = find_row(OWN + dialect if ours else dialect)
         start = Side(start_row, settings, frozenset(("alpha",)))
         for name in names:
             if name in held.slots:
@@ -229,7 +229,7 @@ def _convert(
                 move = place[name]
                 turned = {slot: move.turned(value) if value.ndim else value for slot, value in slots.items()}
                 made.slots[move.target] = between(
-                    turned, start, Side(row, end_settings), own["lr"], held.step, report
+                    turned, start, Side(made.row, end_settings), own["lr"], held.step, report
                 )
         kept = _group(end_settings) if ours or by_torch else target_arguments(end_settings, row.name)
         own_names = set(names)

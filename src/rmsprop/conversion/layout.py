@@ -18,7 +18,7 @@ import numpy as np
 
 from rmsprop.conversion.layers import by_name
 from rmsprop.conversion.pairing import BUFFERS, check_order
-from rmsprop.conversion.record import OWN, Array, Checkpoint, Unreadable
+from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.conversion.turning import KINDS, Shape, fits, is_kind, split, turn, turn_back, turned_shape
 from rmsprop.state.matching import bare
 
@@ -107,7 +107,7 @@ def kind_of(checkpoint: Checkpoint, name: str, shape: Shape) -> str:
         return "keep"
     if name in checkpoint.kinds:
         return checkpoint.kinds[name]
-    if checkpoint.source in _AS_TORCH or checkpoint.source.startswith(OWN):
+    if checkpoint.owner.ours or checkpoint.owner.name in _AS_TORCH:
         return "keep"
     return by_name(name, shape)
 
@@ -181,7 +181,7 @@ def record(held: Checkpoint, moves: list[Move]) -> dict[str, Any]:
     """What each parameter of a converted checkpoint has been turned by, for the way back."""
     if any(move.back for move in moves):
         return {}
-    if held.source not in AS_TENSORFLOW and not held.turned:
+    if held.owner.name not in AS_TENSORFLOW and not held.turned:
         return {}
     found: dict[str, Any] = {}
     for move in moves:
@@ -199,7 +199,7 @@ def record(held: Checkpoint, moves: list[Move]) -> dict[str, Any]:
 
 def doubts(held: Checkpoint, moves: list[Move], layout: str) -> list[str]:
     """Sentences on what was turned beyond the axes, and on what may lie otherwise and is not known to."""
-    if layout == "keep" or (layout == "torch" and (held.turned or held.source not in AS_TENSORFLOW)):
+    if layout == "keep" or (layout == "torch" and (held.turned or held.owner.name not in AS_TENSORFLOW)):
         return []
     flat = [m for m in moves if m.axes is None and split(m.kind)[0] == "dense" and split(m.kind)[1] > 1]
     said = [
@@ -283,7 +283,7 @@ def _move(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], layout: str
         kind = "keep" if back else kind_of(checkpoint, name, shape)  # back: once the model is known
     if not fits(turned_shape(shape, kind, None, True) if back else shape, kind):
         raise ValueError(f"{name} of shape {shape} cannot turn as {kind!r} does; say how its axes turn in a map.toml")
-    renamed = layout == "torch" and checkpoint.source not in _NAMED_AS_TORCH and not checkpoint.source.startswith(OWN)
+    renamed = layout == "torch" and not (checkpoint.owner.ours or checkpoint.owner.name in _NAMED_AS_TORCH)
     target = chart.rename.get(name) or (torch_name(name) if renamed else name)
     why = "by map" if name in chart.rename or name in chart.transpose else "by rule"
     return Move(name, target, kind, axes, turned_shape(shape, kind, axes, back), why, back)

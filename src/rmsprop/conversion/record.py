@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy.typing as npt
 
+from rmsprop.conversion.owner import UNKNOWN, Owner
+from rmsprop.dialects import Dialect
 from rmsprop.printing import printable
 
 Array = npt.NDArray[Any]
-
-# How the source of this package's own files begins; the dialect follows. Slots, settings and layouts are ours.
-OWN = "rmsprop:"
 
 
 @dataclasses.dataclass
@@ -45,7 +44,7 @@ class Unreadable(ValueError):  # noqa: N818
 class Checkpoint:
     """What a file holds, in the source framework's names, units, order and layouts.
 
-    `source` is a dialect's name, "rmsprop:" and one for this package's own, or "" where the file cannot say, and
+    `owner` is the framework whose state it is, or this package; where the file cannot say, its row is None, and
     `ask` is then what it does say and what the user is to add. `params` are arrays by the file's names, in the
     file's order; empty if the file holds none. `slots` goes from a parameter's name to the framework's own slot
     names (the keys of the dialect row's `states`) to arrays. `step` counts the optimizer steps taken, where the
@@ -59,7 +58,7 @@ class Checkpoint:
     of parameters that have two, each with the first.
     """
 
-    source: str = ""
+    owner: Owner = UNKNOWN
     params: dict[str, Array] = dataclasses.field(default_factory=dict)
     slots: dict[str, dict[str, Array]] = dataclasses.field(default_factory=dict)
     step: int | None = None
@@ -72,6 +71,12 @@ class Checkpoint:
     trained: list[str] = dataclasses.field(default_factory=list)
     tied: dict[str, str] = dataclasses.field(default_factory=dict)
     ask: str = ""
+
+    @property
+    def row(self) -> Dialect:
+        """The owner's row, for a checkpoint whose owner is known."""
+        assert self.owner.row is not None
+        return self.owner.row
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,7 @@ from typing import Any
 
 from rmsprop import dialects
 from rmsprop.analysis import cap, matched_eps, worst
-from rmsprop.conversion.record import OWN, Checkpoint, ConversionReport
-from rmsprop.conversion.state import find_row
+from rmsprop.conversion.record import Checkpoint, ConversionReport
 from rmsprop.dialects import CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
 
 Settings = dict[str, Any]
@@ -34,21 +33,20 @@ def resolve_settings(
     Raises: ValueError, in one sentence, for settings that neither the file nor `given` holds; TypeError or ValueError
         for words that the framework does not know.
     """
-    row = find_row(checkpoint.source)
     groups = checkpoint.groups or [(list(checkpoint.slots), checkpoint.hyper)]
-    return [(names, _group(checkpoint, row, names, {**hyper}, given, report)) for names, hyper in groups]
+    return [(names, _group(checkpoint, names, {**hyper}, given, report)) for names, hyper in groups]
 
 
 def _group(
     checkpoint: Checkpoint,
-    row: Dialect,
     names: list[str],
     hyper: Settings,
     given: Mapping[str, Any],
     report: ConversionReport,
 ) -> Settings:
     """One group's settings."""
-    if checkpoint.source.startswith(OWN):
+    row = checkpoint.row
+    if checkpoint.owner.ours:
         own = {name: value for name, value in hyper.items() if name in _OURS}
         return {**row.complete(own | dialects.read_arguments(row, given), {*own, *given}), "dialect": row.name}
     if "square_avg" in row.states:  # a group of torch, which carries the keys of schedulers, trainers and wrappers

@@ -6,7 +6,6 @@ bias correction; b is in units of the step where the learning rate is inside, an
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
@@ -17,17 +16,12 @@ import numpy as np
 
 from rmsprop import dialects
 from rmsprop.conversion import adam
-from rmsprop.conversion.record import OWN, ConversionReport
+from rmsprop.conversion.owner import find_owner
+from rmsprop.conversion.record import ConversionReport
 from rmsprop.dialects import Dialect
 
 Slots = Mapping[str, Any]
 Settings = Mapping[str, Any]
-
-KEPT_AS_OURS: Mapping[str, Any] = {
-    "states": dialects.DIALECTS["torch"].states,
-    "buffer_sign": 1,
-    "keeps_corrected": False,
-}
 
 
 class Converted(NamedTuple):
@@ -88,11 +82,17 @@ def convert(
     return Converted(_one(state, source, target, _rate(lr, None), step, report), report)
 
 
-def side(given: str | Settings, keeps: set[str], target: bool = False) -> Side:
-    """A dialect with its settings: those given, and what they leave open from the slots that the state has."""
-    words = {"dialect": given} if isinstance(given, str) else dict(given)
-    row = find_row(words.pop("dialect", "torch"))
-    read = dialects.read_arguments(row, words)
+def _row_and_arguments(given: str | Settings) -> tuple[Dialect, dict[str, Any]]:
+    """Return the row that a side of `convert` names, and the other settings."""
+    arguments = {"dialect": given} if isinstance(given, str) else dict(given)
+    row = find_owner(arguments.pop("dialect", "torch")).row
+    assert row is not None
+    return row, arguments
+
+
+def _side(row: Dialect, arguments: Settings, keeps: set[str], target: bool = False) -> Side:
+    """Return a dialect with the settings given, and for the others what the slots of the state imply."""
+    read = dialects.read_arguments(row, arguments)
     own = row.complete({}, ())
     found = {
         "centered": "grad_avg" in keeps or (target and own["centered"]),
@@ -104,13 +104,6 @@ def side(given: str | Settings, keeps: set[str], target: bool = False) -> Side:
         implied = row.complete({"centered": True}, {"centered"})["momentum"]
         settings = {**settings, "momentum": settings["momentum"] or (implied if target else 0.0)}
     return Side(row, settings, frozenset(read))
-
-
-def find_row(name: str) -> Dialect:
-    """The row of a dialect; or of Adam, which only ever is a source; or of "rmsprop:NAME", with our state."""
-    if name.startswith(OWN):
-        return dataclasses.replace(dialects.find_dialect(name.removeprefix(OWN)), **KEPT_AS_OURS)
-    return adam.ROWS[name] if name in adam.ROWS else dialects.find_dialect(name)
 
 
 def _rate(lr: float | Mapping[str, float] | None, name: str | None) -> float | None:
@@ -136,15 +129,15 @@ def _one(
     report: ConversionReport,
 ) -> dict[str, Any]:
     """The state of one parameter."""
-    start = find_row(source if isinstance(source, str) else source.get("dialect", "torch"))
+    start, arguments = _row_and_arguments(source)
     unknown = [name for name in slots if name not in start.states]
     if unknown:
         raise ValueError(
             f"{start.name} keeps no {', '.join(map(repr, unknown[:5]))}; its state is {', '.join(start.states)}"
         )
     held = {start.states[name]: value for name, value in slots.items() if value is not None}
-    begin = side(source, set(held))
-    return between(held, begin, side(target, set(held), target=True), lr, step, report)
+    begin, end = _side(start, arguments, set(held)), _side(*_row_and_arguments(target), set(held), target=True)
+    return between(held, begin, end, lr, step, report)
 
 
 def between(

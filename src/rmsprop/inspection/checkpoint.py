@@ -16,9 +16,8 @@ import numpy as np
 
 from rmsprop.analysis import denominator, steps_stuck
 from rmsprop.conversion.file import read_checkpoint, refuse_stateless
-from rmsprop.conversion.record import OWN, Array, Checkpoint, ConversionReport
+from rmsprop.conversion.record import Array, Checkpoint, ConversionReport
 from rmsprop.conversion.settings import resolve_settings
-from rmsprop.conversion.state import find_row
 from rmsprop.dialects import HYPERS, SWITCHES, Dialect
 from rmsprop.spec import Hyper, Rule, check_number, check_switch
 
@@ -130,14 +129,14 @@ def inspect(
     given = dict(given or {})
     held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
     refuse_stateless(held, path, "inspect")
-    row = find_row(held.source)
+    row = held.row
     assumed = list(held.notes)
     groups = []
     for names, hyper in held.groups or [(list(held.slots), held.hyper)]:
         slots = {name: held.slots[name] for name in names if name in held.slots}
         own = dataclasses.replace(held, groups=[], hyper=hyper, slots=slots)
-        unsaid = not held.source.startswith(OWN) and "momentum" not in _said(row, hyper, given) and _moving(own, row)
-        if not held.source.startswith(OWN):
+        unsaid = not held.owner.ours and "momentum" not in _said(row, hyper, given) and _moving(own, row)
+        if not held.owner.ours:
             own.hyper = _complete(row, hyper, given, assumed)
         if unsaid:  # no number here depends on it
             own.hyper[row.argument("momentum")] = row.hyper.momentum or 0.9
@@ -159,7 +158,7 @@ def inspect(
     rows = list(_rows(held, row, groups, assumed))
     return Inspection(
         file=path.name,
-        source=held.source.removeprefix(OWN),
+        source=row.name,
         title=row.title,
         settings=[_shown(settings) for _, settings in groups],
         equations=[_equation(settings) for _, settings in groups],

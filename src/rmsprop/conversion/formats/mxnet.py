@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rmsprop.conversion.formats.reading import array, count, strange, to_write
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import shown
 
@@ -66,12 +67,13 @@ def from_arrays(path: Path, arrays: Mapping[str, Array]) -> Checkpoint:
     if not kinds:
         made.notes.append("The file holds no state of an optimizer.")
         return made
-    made.source = next((name for name, known in SLOTS.items() if len(kinds) == 1 and next(iter(kinds)) in known), "")
-    if not made.source:
+    name = next((name for name, known in SLOTS.items() if len(kinds) == 1 and next(iter(kinds)) in known), "")
+    if not name:
         kept = ", ".join(sorted({slot for kind in kinds for slot in kind}))
         raise Unreadable(
             f"{path.name} holds the states {shown(kept)}, not alike for all parameters, or not RMSProp's"
         )
+    made.owner = find_owner(name)
     made.hyper["centered"] = len(next(iter(kinds))) == 3
     for name in made.params or slots:
         if name in slots:

@@ -36,7 +36,7 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
             return mxnet.from_arrays(path, arrays)
         arrays = {name: value for name, value in arrays.items() if value.dtype.kind in "biufc"}
         kinds = {name: layout(name, value) for name, value in arrays.items()}
-        return Checkpoint("", params=arrays, kinds=kinds, notes=["The file holds no state of an optimizer."])
+        return Checkpoint(params=arrays, kinds=kinds, notes=["The file holds no state of an optimizer."])
 
 
 def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
@@ -45,13 +45,13 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
     Args:
         template: for optax, a file with the keys wanted.
     """
-    if checkpoint.source == "optax":
+    if checkpoint.owner.name == "optax":
         optax.save(path, checkpoint, template)
-    elif checkpoint.source in chainer.SLOTS:
+    elif checkpoint.owner.name in chainer.SLOTS:
         chainer.save(path, checkpoint)
-    elif checkpoint.source in mxnet.SLOTS:
+    elif checkpoint.owner.name in mxnet.SLOTS:
         archives.save(path, mxnet.to_arrays(checkpoint))
     else:
         raise Unreadable(
-            f"an .npz is written for optax, Chainer and MXNet; there is none of {checkpoint.source or 'it'}"
+            f"an .npz is written for optax, Chainer and MXNet; there is none of {checkpoint.owner.name or 'it'}"
         )

@@ -19,6 +19,7 @@ from rmsprop.conversion.formats.reading import decimal, layout, strange, to_writ
 from rmsprop.conversion.formats.tensorflow import bundle
 from rmsprop.conversion.formats.tensorflow.bundle import Bundle, fields, text
 from rmsprop.conversion.formats.tensorflow.sstable import MAGIC
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import shown
 
@@ -52,7 +53,7 @@ def read(path: Path) -> Checkpoint:
 
 def _saver(held: Bundle) -> Checkpoint:
     """TensorFlow 1."""
-    made = Checkpoint("tensorflow1")
+    made = Checkpoint(find_owner("tensorflow1"))
     numbers = {name: entry for name, entry in held.entries.items() if entry[0] != bundle.STRING}
     stem = _stem(held, list(numbers))
     slots: dict[str, dict[str, str]] = {}
@@ -193,7 +194,8 @@ def _objects(held: Bundle) -> Checkpoint:
         raise Unreadable(
             f"{held.path.name} holds the state of another optimizer, which keeps {shown(', '.join(sorted(kinds)))}"
         )
-    made.source = "keras2" if "rms" in kinds else "keras3" if kinds else ""
+    if kinds:
+        made.owner = find_owner("keras2" if "rms" in kinds else "keras3")
     order = LEGACY if "rms" in kinds else NEWER
     for name in made.params:
         kept = slots.get(name, {})
@@ -246,7 +248,7 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
             held = Bundle(bundle.prefix(template))
     if held is not None and any(name.endswith(VALUE) for name in held.entries):
         tensors = _filled(held, checkpoint)
-    elif checkpoint.source == "tensorflow1":
+    elif checkpoint.owner.name == "tensorflow1":
         tensors = _saved(held, checkpoint)
     else:
         raise Unreadable(
