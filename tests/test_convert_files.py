@@ -16,7 +16,7 @@ from test_cli import invoke
 
 from rmsprop import DIALECTS, RMSprop
 from rmsprop.conversion import Checkpoint, Unreadable
-from rmsprop.conversion.file import prepare, read_checkpoint, write, writer
+from rmsprop.conversion.file import prepare, read_checkpoint, write
 from rmsprop.conversion.formats import FORMATS
 from rmsprop.conversion.layout import Map, plan, read_map, torch_name, turn, turn_back
 from rmsprop.conversion.owner import find_owner
@@ -401,15 +401,38 @@ def test_the_command_converts_reports_and_never_touches_its_input(tmp_path):
 
 
 def test_the_files_of_a_tensorflow_checkpoint_are_an_input_together(tmp_path):
-    """Given by its beginning or by its index, neither of its files is written to, --force or not."""
+    """Given by its beginning or by its index, neither of its files is written to through a link, --force or not."""
     for part in (".index", ".data-00000-of-00001"):
         recorded = HERE / f"tensorflow1-momentum.ckpt-20{part}"
         (tmp_path / f"model{part}").write_bytes(recorded.read_bytes())
+        (tmp_path / f"link{part}.pt").symlink_to(f"model{part}")
     words = {"learning_rate": 0.1, "decay": 0.9, "epsilon": 1e-10, "momentum": 0.9}
     for name in ("model", "model.index"):
-        made = prepare(tmp_path / name, "tensorflow1", given=words, out=writer(tmp_path / "model.index"))
-        with pytest.raises(ValueError, match="is the input, which is never changed"):
-            write(made, tmp_path / "model.index", force=True, also_not=tmp_path / name)
+        made = prepare(tmp_path / name, given=words)
+        for part in (".index", ".data-00000-of-00001"):
+            with pytest.raises(ValueError, match="is the input, which is never changed"):
+                write(made, tmp_path / f"link{part}.pt", force=True, also_not=tmp_path / name)
+
+
+@pytest.mark.parametrize(("out", "format"), [("x.index", "tensorflow"), ("x.nd", "mxnet"), ("x.params", "mxnet")])
+def test_formats_that_are_only_read_are_refused_as_outputs(out, format, tmp_path):
+    """One sentence names the format, and the endings that are written."""
+    code, text = invoke("convert", str(HERE / "torch_rmsprop.pt"), str(tmp_path / out), "--to", "tensorflow1")
+    assert code == 2
+    told = " ".join(text.replace("│", " ").split())
+    assert f"{out}: {format} files are read and not written; there are .pt, .pth," in told
+    assert ".keras, .weights.h5, .h5, .hdf5, .npz, .msgpack" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["chainer", "tensorflow1"])
+def test_an_npz_is_written_for_optax_and_mxnet_only(target, tmp_path):
+    """The sentence names them, and formats that hold every dialect's state."""
+    code, text = invoke("convert", str(HERE / "torch_rmsprop.pt"), str(tmp_path / "x.npz"), "--to", target)
+    assert code == 2
+    told = " ".join(text.replace("│", " ").split())
+    assert f"an .npz is written for optax and MXNet, not for {target}; write a .pt or a .safetensors" in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_prints_the_mapping_and_writes_nothing(tmp_path):

@@ -163,7 +163,14 @@ def blank(held: Checkpoint) -> Checkpoint:
     return made
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
+def _is_written(file: File) -> bool:
+    return file.format.write is not None and not file.path.name.startswith("chainer")
+
+
+WRITTEN = [file for file in FILES if _is_written(file)]
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=str)
 def test_what_is_written_is_read_back(file, tmp_path):
     """Into a template that holds other numbers where the format wants one, else from nothing."""
     row, held = file.format, file.read()
@@ -178,30 +185,25 @@ def test_what_is_written_is_read_back(file, tmp_path):
     back = file.read(out)
     alike(held, back)
     assert (held.step, held.hyper) == (back.step, back.hyper)
-    if out.is_file():
-        _same_structure(file.path, out)
+    _same_structure(file.path, out)
 
 
-WHOLE = [file for file in FILES if file.path.name.startswith(("tensorflow1", "optax_rmsprop.state", "mxnet"))]
-WHOLE += [file for file in FILES if file.path.name.endswith(".weights.h5") or file.path.name.startswith("chainer")]
+WHOLE = [file for file in WRITTEN if file.path.name.startswith(("optax_rmsprop.state", "mxnet"))]
+WHOLE += [file for file in WRITTEN if file.path.name.endswith(".weights.h5")]
 
 
 @pytest.mark.parametrize("file", WHOLE, ids=str)
 def test_some_formats_need_no_template(file, tmp_path):
-    """Flat models of .weights.h5, TensorFlow 1, MXNet, Chainer, and optax' commonest tree."""
+    """Flat models of .weights.h5, MXNet's .npz, and optax' commonest tree."""
     held, out = file.read(), tmp_path / file.path.name
     file.format.write(out, held)
     alike(held, file.read(out))
-    if out.is_file():
-        _same_structure(file.path, out)
-    else:
-        for name in (f"{out.name}.index", f"{out.name}.data-00000-of-00001"):
-            assert (HERE / name).read_bytes() == (tmp_path / name).read_bytes()
+    _same_structure(file.path, out)
 
 
 def _same_structure(real: Path, made: Path) -> None:
     """What a framework finds in a file: members, groups, datasets, types and attributes."""
-    if real.suffix in (".nd", ".msgpack"):
+    if real.suffix == ".msgpack":
         assert real.read_bytes() == made.read_bytes()
     elif real.suffix == ".npz":
         with np.load(real) as one, np.load(made) as other:
@@ -308,13 +310,6 @@ def test_the_checksum_is_castagnolis():
     for at in range(0, len(raw), 1000):
         whole = sstable.crc32c(raw[at : at + 1000], whole)
     assert sstable.crc32c(raw) == whole
-
-
-def test_tables_of_many_keys_are_read_back(tmp_path):
-    """Keys share beginnings; every sixteenth is whole."""
-    entries = {f"layer/{i:04}/kernel".encode(): bytes(range(i % 7)) for i in range(500)}
-    sstable.write(tmp_path / "x.index", entries)
-    assert sstable.read(tmp_path / "x.index") == entries
 
 
 @pytest.mark.parametrize(

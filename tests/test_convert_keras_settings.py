@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from bundles import write_table
 from test_cli import invoke
 from test_convert_formats import HERE
 
@@ -17,6 +18,7 @@ from rmsprop import RMSprop
 from rmsprop.conversion import Unreadable
 from rmsprop.conversion.file import prepare, read_checkpoint, write, writer
 from rmsprop.conversion.formats import hdf5
+from rmsprop.conversion.formats.tensorflow import sstable
 from rmsprop.inspection.checkpoint import inspect
 
 PLAIN = HERE / "tfkeras-legacy-plain.h5"
@@ -84,25 +86,23 @@ def test_a_rate_that_has_decayed_does_not_decay_again_in_the_file_written(tmp_pa
 
 def test_without_a_count_nobody_is_called_untouched(tmp_path):
     """TensorFlow 1 without global_step: v began at 1 and is somewhere below; shares are of all elements."""
-    from rmsprop.conversion.formats.tensorflow import bundle
-
-    held = read_checkpoint(HERE / "tensorflow1-momentum.ckpt-20")
-    assert held.step == 20
-    names = {"momentum": "RMSProp_1", "rms": "RMSProp"}
-    tensors = {**held.params}
-    for name, slots in held.slots.items():
-        tensors |= {f"{name}/{names[slot]}": value for slot, value in slots.items()}
-    bundle.write(tmp_path / "model", tensors)
+    recorded = HERE / "tensorflow1-momentum.ckpt-20"
+    assert read_checkpoint(recorded).step == 20
+    table = sstable.read(recorded.with_name(f"{recorded.name}.index"))
+    del table[b"global_step"]
+    write_table(tmp_path / "model.index", table)
+    data = recorded.with_name(f"{recorded.name}.data-00000-of-00001").read_bytes()
+    (tmp_path / "model.data-00000-of-00001").write_bytes(data)
     words = {"learning_rate": 0.1, "decay": 0.9, "epsilon": 10.0, "momentum": 0.9}
     told, found = (
-        inspect(HERE / "tensorflow1-momentum.ckpt-20", given=words),
+        inspect(recorded, given=words),
         inspect(tmp_path / "model", given=words),
     )
     assert told.totals()["untouched"] == 0
     assert found.totals()["untouched"] is None
     assert all(row.untouched is None for row in found.rows)
     assert found.totals()["below_eps"] == told.totals()["below_eps"] > 0.5
-    assert found.totals()["frozen"] == told.totals()["frozen"]
+    assert found.totals()["stuck"] == told.totals()["stuck"]
     assert any("which elements never had a gradient is not known" in sentence for sentence in found.assumed)
     code, text = invoke("inspect", str(tmp_path / "model"), *[f"--set={k}={v}" for k, v in words.items()])
     assert code == 0, text

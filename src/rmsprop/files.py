@@ -46,30 +46,6 @@ def write_whole(path: str | bytes | os.PathLike[str], save: Callable[[Path], obj
     return path
 
 
-def write_together(path: Path, endings: tuple[str, ...], save: Callable[[Path], object]) -> Path:
-    """The same for files of one beginning that belong together, such as x.index and x.data: all or none of them.
-
-    Args:
-        path: the beginning, or one of the files.
-        endings: what follows the beginning, in the order in which files are to appear.
-        save: writes all of them; it is given a beginning.
-    Returns: the last file's path.
-    """
-    start = path
-    for ending in endings:
-        start = start.with_name(start.name.removesuffix(ending))
-    made = [start.with_name(start.name + ending) for ending in endings]
-    targets = [_target(path) for path in made]
-    with _folder(targets[0], start) as folder:
-        save(folder / start.name)
-        parts = [folder / path.name for path in made]
-        for part, target in zip(parts, targets, strict=True):
-            _set_mode(part, target)
-        for part, target in zip(parts, targets, strict=True):
-            os.replace(part, target)
-    return made[-1]
-
-
 def _target(path: Path) -> Path:
     """Where the file is to be, with links followed. Raises: OSError for what is there and is no file."""
     target = Path(os.path.realpath(path))

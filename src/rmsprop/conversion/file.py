@@ -20,13 +20,13 @@ from rmsprop.conversion.owner import Owner, find_owner, this_package
 from rmsprop.conversion.record import Checkpoint, ConversionReport, Format, Unreadable
 from rmsprop.conversion.settings import resolve_settings, target_arguments, target_settings
 from rmsprop.conversion.state import Side, between
-from rmsprop.files import write_together, write_whole
+from rmsprop.files import write_whole
 from rmsprop.printing import shown
 
 # The formats that hold this package's own state as well as a framework's.
 _KEEPS_OURS = ("torch", "safetensors")
 # The formats that count the steps beside the state, whether or not the framework's rule needs the count.
-_COUNTS = ("keras", "keras weights", "keras hdf5", "tensorflow")
+_COUNTS = ("keras", "keras weights", "keras hdf5")
 
 
 @dataclass
@@ -302,23 +302,16 @@ def write(plan: Conversion, out: Path, *, force: bool = False, also_not: Path | 
     Raises: ValueError if `out` is the input, exists and is not forced, or is of a format that is not written.
     """
     row = writer(out)
-    start = out
-    for ending in row.parts:
-        start = start.with_name(start.name.removesuffix(ending))
-    made = [start.with_name(start.name + ending) for ending in row.parts] or [out]
-    read = [] if also_not is None else [also_not, *_siblings(also_not)]
-    if any(new.exists() and old.exists() and new.samefile(old) for new in made for old in read):
+    inputs = [] if also_not is None else [also_not, *_siblings(also_not)]
+    if out.exists() and any(file.exists() and out.samefile(file) for file in inputs):
         raise ValueError(f"{out} is the input, which is never changed; name another file")
-    there = [str(new) for new in made if new.exists()]
-    if there and not force:
-        raise ValueError(f"{' and '.join(there)} exists; name another file, or add --force to replace it")
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists; name another file, or add --force to replace it")
     save = row.write
     assert save is not None
     if row.template and plan.template is not None:
         save = functools.partial(save, template=plan.template)
     try:
-        if row.parts:
-            return write_together(out, row.parts, lambda part: save(part, plan.checkpoint))
         return write_whole(out, lambda part: save(part, plan.checkpoint))
     except UnicodeEncodeError as error:
         raise ValueError(f"{shown(error.object)} is not text that a {row.name} file can hold; write a .pt") from error
@@ -333,9 +326,11 @@ def _siblings(path: Path) -> list[Path]:
 
 
 def writer(out: Path) -> Format:
-    """The format that a file's name asks for. Raises: ValueError if no written format has such names."""
-    for row in FORMATS:
-        if row.write is not None and any(out.name.endswith(suffix) for suffix in row.suffixes):
+    """Return the format of a file's name. Raises: ValueError if that format is not written, or there is none."""
+    named = [row for row in FORMATS if any(out.name.endswith(suffix) for suffix in row.suffixes)]
+    for row in named:
+        if row.write is not None:
             return row
+    fault = f"{named[0].name} files are read and not written" if named else "no format with that name is written here"
     known = ", ".join(suffix for row in FORMATS if row.write is not None for suffix in row.suffixes)
-    raise ValueError(f"{out.name}: no format with that name is written here; there are {known}")
+    raise ValueError(f"{out.name}: {fault}; there are {known}")

@@ -88,8 +88,7 @@ class Format:
     `write` is None for what cannot be written; it is given a path that nobody else reads yet. Where `asks`, `read` is
     given the user's settings as well, for what the file does not tell. Where `template`, `write` takes `template=`, a
     file of the model to be written for. Where `chooses`, `read` takes the places of the `optimizer` and of the
-    `parameters` wanted, for files that hold several. `parts` are the endings of
-    the files that a write makes, if it makes several.
+    `parameters` wanted, for files that hold several.
     """
 
     name: str
@@ -100,4 +99,3 @@ class Format:
     asks: bool = False
     template: bool = False
     chooses: bool = False
-    parts: tuple[str, ...] = ()

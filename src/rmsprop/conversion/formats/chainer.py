@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from rmsprop.conversion.formats import archives
 from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import shown
@@ -59,20 +56,3 @@ def from_arrays(path: Path, arrays: Mapping[str, Array]) -> Checkpoint:
     made.slots = {name: {slot: made.slots[name][slot] for slot in order} for name in names}
     made.kinds = dict.fromkeys(made.params or made.slots, "keep")
     return made
-
-
-def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write an optimizer's .npz, or, where there are parameters too, both under a snapshot's names.
-
-    Of the latter, load_npz(file, model, path="updater/model:main/") takes the model, "updater/optimizer:main/" the
-    rest.
-    """
-    before = f"{_OPTIMIZER}main/" if checkpoint.params else ""
-    count = np.array(checkpoint.step or 0, np.int64)
-    made: dict[str, Array] = {f"{_MODEL}main/{name}": value for name, value in checkpoint.params.items()}
-    made |= {f"{before}t": count, f"{before}epoch": np.array(0, np.int64)}
-    made |= {"updater/iteration": count} if before else {}
-    for name, slots in checkpoint.slots.items():
-        made[f"{before}{name}/t"] = count
-        made |= {f"{before}{name}/{slot}": slots[slot] for slot in SLOTS[checkpoint.owner.name]}
-    archives.save(path, made)

@@ -96,23 +96,6 @@ def to_arrays(checkpoint: Checkpoint) -> dict[str, Array]:
     return made
 
 
-def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a file as mx.nd.save does."""
-    arrays = to_arrays(checkpoint)
-    made = bytearray(struct.pack("<3Q", MAGIC, 0, len(arrays)))
-    for name, value in arrays.items():
-        if value.dtype.name not in _DTYPES or value.ndim == 0:
-            raise Unreadable(f"MXNet 1 has no arrays like {name}, of {value.dtype} and shape {value.shape}")
-        made += struct.pack(f"<IiI{value.ndim}q", V2, 0, value.ndim, *value.shape)
-        made += struct.pack("<3i", 1, 0, _DTYPES.index(value.dtype.name))
-        made += np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<")).tobytes()
-    made += struct.pack("<Q", len(arrays))
-    for name in arrays:
-        text = name.encode()
-        made += struct.pack("<Q", len(text)) + text
-    path.write_bytes(made)
-
-
 def _load(path: Path, raw: bytes) -> dict[str, Array]:
     """The arrays of a file of mx.nd.save."""
     at = 0
