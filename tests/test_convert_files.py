@@ -386,7 +386,7 @@ def test_the_command_converts_reports_and_never_touches_its_input(tmp_path):
     words = ("convert", str(source), str(out), "--to", "torch", "--report", str(report))
     code, text = invoke(*words)
     assert code == 0, text
-    assert "approximate: eps=0.001 stands inside the root" in text
+    assert "approximate: eps=0.001 is inside the root" in text
     said = json.loads(report.read_text())
     assert (said["source"], said["target"], len(said["parameters"])) == ("timm", "torch", 4)
     assert said["exact"]

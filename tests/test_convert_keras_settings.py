@@ -45,7 +45,7 @@ def test_keras_decay_becomes_the_rate_that_the_run_had_reached(tmp_path):
     lr = held.hyper["learning_rate"]
     assert made.checkpoint.hyper["lr"] == pytest.approx(lr / 6, rel=1e-12)
     (said,) = [sentence for sentence in made.report.approximate if "decay" in sentence]
-    factor = re.search(r"LambdaLR\(optimizer, (lambda t: .*?)\) goes on", said)[1]
+    factor = re.search(r"LambdaLR\(optimizer, (lambda t: .*?)\) continues the decay", said)[1]
     optimizer = RMSprop([torch.nn.Parameter(torch.ones(2))], lr=made.checkpoint.hyper["lr"])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, eval(factor))  # the sentence is typed in
     for t in range(21, 25):

@@ -17,7 +17,7 @@ import numpy as np
 from rmsprop.analysis import denominator, steps_stuck
 from rmsprop.conversion.file import read_checkpoint, refuse_stateless
 from rmsprop.conversion.record import Array, Checkpoint, ConversionReport
-from rmsprop.conversion.settings import resolve_settings
+from rmsprop.conversion.settings import has_momentum, resolve_settings
 from rmsprop.dialects import HYPERS, SWITCHES, Dialect
 from rmsprop.spec import Hyper, Rule, check_number, check_switch
 
@@ -132,10 +132,12 @@ def inspect(
     row = held.row
     assumed = list(held.notes)
     groups = []
-    for names, hyper in held.groups or [(list(held.slots), held.hyper)]:
+    for names, hyper in held.all_groups:
         slots = {name: held.slots[name] for name in names if name in held.slots}
         own = dataclasses.replace(held, groups=[], hyper=hyper, slots=slots)
-        unsaid = not held.owner.ours and "momentum" not in _said(row, hyper, given) and _moving(own, row)
+        unsaid = (
+            not held.owner.ours and "momentum" not in _said(row, hyper, given) and has_momentum(map(own.state, names))
+        )
         if not held.owner.ours:
             own.hyper = _complete(row, hyper, given, assumed)
         if unsaid:  # no number here depends on it
@@ -189,12 +191,6 @@ def _complete(row: Dialect, hyper: Settings, given: Mapping[str, Any], assumed: 
     return full
 
 
-def _moving(held: Checkpoint, row: Dialect) -> bool:
-    """Whether the run had momentum: a buffer that is not 0."""
-    kept = ((slot, value) for slots in held.slots.values() for slot, value in slots.items())
-    return any(row.states.get(slot) == "momentum_buffer" and bool((value != 0).any()) for slot, value in kept)
-
-
 def _said(row: Dialect, hyper: Settings, given: Mapping[str, Any]) -> set[str]:
     """Our names of the settings that the file or the user says."""
     return {row.arguments.get(word, word) for word, value in {**hyper, **given}.items() if value is not None}
@@ -229,8 +225,7 @@ def _rows(
     for i, (names, settings) in enumerate(groups):
         for name in names:
             if name in held.slots:
-                slots = {row.states[slot]: value for slot, value in held.slots[name].items()}
-                yield _row(name, i, slots, held, row, settings, assumed)
+                yield _row(name, i, held.state(name), held, row, settings, assumed)
 
 
 def _row(
