@@ -93,7 +93,7 @@ def test_numbers_in_several_groups_of_one_shape_are_refused(tmp_path, where):
         prepare(path, **given)
     assert "--match order" in str(found.value)
     assert "--match number" in str(found.value)
-    fixed = prepare(path, chart=Map({"0": "10.weight", "1": "11.weight"}), **given)
+    fixed = prepare(path, mapping=Map({"0": "10.weight", "1": "11.weight"}), **given)
     assert whose(fixed.checkpoint) == RIGHT
     wrong = prepare(path, match="order", **given).checkpoint
     assert whose(wrong)["0.weight"] == (11, 0.5)  # the user said so
@@ -186,7 +186,7 @@ def test_a_file_that_sorts_names_as_text_does_not_decide_by_order():
     """flax sorts Dense_10 before Dense_2: refused where shapes fit both orders, unless the user decides."""
     model = {f"layers.{i}.weight": (3, 3) for i in range(LAYERS)}
     as_text = sorted(range(LAYERS), key=str)
-    with pytest.raises(ValueError, match=r"sorts its names as text \(Dense_10/kernel stands before Dense_2/kernel\)"):
+    with pytest.raises(ValueError, match=r"sorts its names as text \(Dense_10/kernel before Dense_2/kernel\)"):
         plan(flax_like(as_text), model=model)
     assert [m.target for m in plan(flax_like(as_text), model=model, match="order")] == list(model)
     moves = {m.source: m.target for m in plan(flax_like(range(LAYERS)), model=model)}

@@ -95,7 +95,7 @@ def convert(
             source=source,
             given=_settings(settings or []),
             model=model,
-            chart=None if map_file is None else read_map(map_file),
+            mapping=None if map_file is None else read_map(map_file),
             layout=layout,
             out=None if out is None else writer(out),
             optimizer=optimizer,

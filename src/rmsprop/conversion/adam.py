@@ -17,7 +17,7 @@ from rmsprop.conversion.record import ConversionReport
 
 
 def moments(
-    held: Mapping[str, Any],
+    state: Mapping[str, Any],
     start: Mapping[str, Any],
     end: Mapping[str, Any],
     count: int | None,
@@ -27,11 +27,11 @@ def moments(
     """Return Adam's state without `exp_avg`, and with `momentum_buffer` instead if the target has momentum.
 
     Args:
-        held: step, square_avg and exp_avg.
+        state: step, square_avg and exp_avg.
         start, end: the settings of source and target under our names; the target's `momentum` serves as beta1.
         count: the number of steps taken.
     """
-    rest = {name: value for name, value in held.items() if name != "exp_avg"}
+    rest = {name: value for name, value in state.items() if name != "exp_avg"}
     beta1 = float(end["momentum"])
     if beta1 == 0:
         report.dropped.append(
@@ -42,7 +42,7 @@ def moments(
     if not count:
         raise ValueError("the state of Adam lacks 'step', which its bias correction needs; give step=...")
     alpha = float(start["alpha"])
-    v, m = (np.asarray(_numpy(held[name]), dtype=np.float64) for name in ("square_avg", "exp_avg"))
+    v, m = (np.asarray(_numpy(state[name]), dtype=np.float64) for name in ("square_avg", "exp_avg"))
     root = np.sqrt(v / (1 - alpha**count)) + float(start["eps"])
     buffer = np.divide(m, (1 - beta1) * root, out=np.zeros_like(m), where=root != 0)
     report.approximate.append(
@@ -51,7 +51,7 @@ def moments(
     )
     if start["lr_in_buffer"]:
         buffer = buffer * (lr or 0.0)
-    return {**rest, "momentum_buffer": _like(buffer, held["exp_avg"])}
+    return {**rest, "momentum_buffer": _like(buffer, state["exp_avg"])}
 
 
 def _numpy(value: Any) -> Any:

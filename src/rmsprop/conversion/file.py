@@ -78,34 +78,34 @@ def read_checkpoint(
         raise ValueError(
             f"{said} chooses among what a file of torch.save holds; {path.name} is {row.name}, and has one"
         )
-    held = row.read(path, given) if row.asks else row.read(path, **chosen) if row.chooses else row.read(path)
-    if source is not None and source != held.owner.name:
-        said, held.owner = held.owner.name, find_owner(source)
-        kept = held.row.states
-        odd = [slot for slots in held.slots.values() for slot in slots if slot not in kept]
+    checkpoint = row.read(path, given) if row.asks else row.read(path, **chosen) if row.chooses else row.read(path)
+    if source is not None and source != checkpoint.owner.name:
+        said, checkpoint.owner = checkpoint.owner.name, find_owner(source)
+        kept = checkpoint.row.states
+        odd = [slot for slots in checkpoint.slots.values() for slot in slots if slot not in kept]
         if said and odd:
             raise ValueError(
                 f"--from {source} does not fit {path.name}: it keeps {', '.join(kept)}, and the file holds "
                 f"{', '.join(dict.fromkeys(odd))}, as {said} does"
             )
-    if held.slots and held.owner.row is None:
-        ask = held.ask or "does not say whose state it holds; say it with --from, such as --from optax"
+    if checkpoint.slots and checkpoint.owner.row is None:
+        ask = checkpoint.ask or "does not say whose state it holds; say it with --from, such as --from optax"
         raise ValueError(f"{path.name} {ask}")
-    if held.slots:
-        _check(held, path)
-    return held
+    if checkpoint.slots:
+        _check(checkpoint, path)
+    return checkpoint
 
 
-def _check(held: Checkpoint, path: Path) -> None:
+def _check(checkpoint: Checkpoint, path: Path) -> None:
     """Slots that the framework has, of their parameters' shapes, and numbers that are ones. Raises: Unreadable."""
-    row = held.row
-    settings = [item for _, hyper in [*held.groups, ([], held.hyper)] for item in hyper.items()]
+    row = checkpoint.row
+    settings = [item for _, hyper in [*checkpoint.groups, ([], checkpoint.hyper)] for item in hyper.items()]
     for word, value in settings:
         if isinstance(value, int) and value.bit_length() > 1023:
             raise Unreadable(f"{path.name}: {shown(word)} is an integer of {value.bit_length()} bits, beyond a float")
-    if held.step is not None and not 0 <= held.step < 2**53:
-        raise Unreadable(f"{path.name} counts {shown(held.step)} steps, which no run takes")
-    for name, slots in held.slots.items():
+    if checkpoint.step is not None and not 0 <= checkpoint.step < 2**53:
+        raise Unreadable(f"{path.name} counts {shown(checkpoint.step)} steps, which no run takes")
+    for name, slots in checkpoint.slots.items():
         unknown = next((slot for slot in slots if slot not in row.states), None)
         if unknown is not None:
             raise Unreadable(
@@ -117,19 +117,19 @@ def _check(held: Checkpoint, path: Path) -> None:
                 f"{path.name}: the state of {shown(name)} holds {', '.join(slots)} and no average of squares"
             )
         shapes = {value.shape for slot, value in slots.items() if row.states[slot] != "step"}
-        shapes |= {held.params[name].shape} if name in held.params else set()
+        shapes |= {checkpoint.params[name].shape} if name in checkpoint.params else set()
         if len(shapes) > 1:
             raise Unreadable(
                 f"{path.name}: {shown(name)} and its state have several shapes, {shown(sorted(shapes)[:3], 100)}"
             )
 
 
-def refuse_stateless(held: Checkpoint, path: Path, what: str) -> None:
+def refuse_stateless(checkpoint: Checkpoint, path: Path, what: str) -> None:
     """Refuse a checkpoint without state, by what it holds in its place. Raises: Unreadable."""
-    if held.slots:
+    if checkpoint.slots:
         return
     kept = "parameters and no optimizer state"
-    if held.groups or held.hyper:
+    if checkpoint.groups or checkpoint.hyper:
         kept = "an optimizer that has not taken a step, so it has no state"
     raise Unreadable(f"{path.name} holds {kept}; there is nothing to {what}")
 
@@ -141,7 +141,7 @@ def prepare(
     source: str | None = None,
     given: Mapping[str, Any] | None = None,
     model: Path | None = None,
-    chart: Map | None = None,
+    mapping: Map | None = None,
     layout: str = "torch",
     out: Format | None = None,
     optimizer: str | None = None,
@@ -154,56 +154,58 @@ def prepare(
         target: "rmsprop" for this package's RMSprop in the source's dialect, or a dialect's name.
         given: settings in the source's words that stand over the file's.
         model: a file with the target's names and shapes.
-        chart: renames and transposes by hand.
+        mapping: renames and transposes by hand.
         out: the format to write; None stands for `.pt`.
         optimizer, parameters: which optimizer and which model of a file that holds several, by their places.
         match: "order" where parameters that cannot be told apart follow the model's order, "number" to keep numbers.
     Raises: Unreadable, ValueError or TypeError, in one sentence.
     """
-    held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
-    refuse_stateless(held, path, "convert")
-    report = ConversionReport(assumed=list(held.notes))
+    checkpoint = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
+    refuse_stateless(checkpoint, path, "convert")
+    report = ConversionReport(assumed=list(checkpoint.notes))
     if target != "rmsprop":
         dialects.find_dialect(target)
     shapes = None
     if model is not None:
         row = recognise(model)
-        told = {word: held.hyper[word] for word in ("momentum", "centered") if word in held.hyper}
+        told = {word: checkpoint.hyper[word] for word in ("momentum", "centered") if word in checkpoint.hyper}
         other = row.read(model, told) if row.asks else row.read(model)
         shapes = {name: tuple(value.shape) for name, value in other.params.items()}
         if not shapes:
             raise Unreadable(f"{model.name} holds no parameters; --model wants a model's state dict")
-        if not held.params and layout == "torch":
+        if not checkpoint.params and layout == "torch":
             report.assumed.append(f"the model's values are those of {model.name}, since {path.name} holds none")
-    if held.numbers:
-        chart = chart or Map()
-        own = pairing.learned(shapes or {name: held.params[name].shape for name in held.trained})
-        held, rename = pairing.named(held, own, chart.rename, match, report, wanted=shapes is not None)
-        chart = Map(dict(rename), chart.transpose)
-    groups = resolve_settings(held, given or {}, report)
+    if checkpoint.numbers:
+        mapping = mapping or Map()
+        own = pairing.without_buffers(shapes or {name: checkpoint.params[name].shape for name in checkpoint.trained})
+        checkpoint, rename = pairing.with_names(
+            checkpoint, own, mapping.rename, match, report, required=shapes is not None
+        )
+        mapping = Map(dict(rename), mapping.transpose)
+    groups = resolve_settings(checkpoint, given or {}, report)
     if target == "rmsprop" and out is not None and out.name not in _KEEPS_OURS:
         target = groups[0][1]["dialect"]
-    way = _layout(layout, held, target, out)
-    shapes = None if held.numbers else shapes
-    moves = layouts.plan(held, way, chart, shapes, other.kinds if model is not None else None, match)
-    report.assumed += layouts.doubts(held, moves, way)
-    made = _convert(held, groups, moves, target, out, given or {}, report)
-    if model is not None and not held.params:
+    way = _layout(layout, checkpoint, target, out)
+    shapes = None if checkpoint.numbers else shapes
+    moves = layouts.plan(checkpoint, way, mapping, shapes, other.kinds if model is not None else None, match)
+    report.assumed += layouts.doubts(checkpoint, moves, way)
+    made = _convert(checkpoint, groups, moves, target, out, given or {}, report)
+    if model is not None and not checkpoint.params:
         made.params = dict(other.params)
     template = model if out is not None and out.template and model is not None else None
-    return Conversion(held.owner.name, target, moves, made, report, template)
+    return Conversion(checkpoint.owner.name, target, moves, made, report, template)
 
 
-def _layout(asked: str, held: Checkpoint, target: str, out: Format | None) -> str:
+def _layout(asked: str, checkpoint: Checkpoint, target: str, out: Format | None) -> str:
     """Which way kernels turn: to torch's layout, to TensorFlow's, or neither."""
     turned = out is not None and out.name not in _KEEPS_OURS and target in layouts.AS_TENSORFLOW
     if asked == "keep" or not turned:
         return asked
-    return "keep" if held.owner.name in layouts.AS_TENSORFLOW and not held.turned else "tensorflow"
+    return "keep" if checkpoint.owner.name in layouts.AS_TENSORFLOW and not checkpoint.turned else "tensorflow"
 
 
 def _convert(
-    held: Checkpoint,
+    checkpoint: Checkpoint,
     groups: list[tuple[list[str], dict[str, Any]]],
     moves: list[Move],
     target: str,
@@ -212,28 +214,32 @@ def _convert(
     report: ConversionReport,
 ) -> Checkpoint:
     """The checkpoint in the target's names, units and layouts."""
-    start_row = held.row
+    start_row = checkpoint.row
     by_torch = out is None or out.name == "torch"
     ours = target == "rmsprop" or (by_torch and target not in WRITTEN)
     dialect = groups[0][1]["dialect"] if target == "rmsprop" else target
     row = dialects.find_dialect(dialect)
-    made = Checkpoint(this_package(row) if ours else Owner(row), step=held.step, numbers=held.numbers)
+    made = Checkpoint(this_package(row) if ours else Owner(row), step=checkpoint.step, numbers=checkpoint.numbers)
     place = {move.source: move for move in moves}
     for i, (names, own) in enumerate(groups):
-        settings = _rate(own, held.owner.name, given, report)
+        settings = _rate(own, checkpoint.owner.name, given, report)
         end_settings = settings if target == "rmsprop" else target_settings(settings, target, report)
         start = Side(start_row, settings, frozenset(("alpha",)))
         for name in names:
-            if name in held.slots:
-                slots = {start_row.states[slot]: value for slot, value in held.slots[name].items()}
+            if name in checkpoint.slots:
+                slots = {start_row.states[slot]: value for slot, value in checkpoint.slots[name].items()}
                 move = place[name]
                 turned = {slot: move.turned(value) if value.ndim else value for slot, value in slots.items()}
                 made.slots[move.target] = between(
-                    turned, start, Side(made.row, end_settings), own["lr"], held.step, report
+                    turned, start, Side(made.row, end_settings), own["lr"], checkpoint.step, report
                 )
         kept = _group(end_settings) if ours or by_torch else target_arguments(end_settings, row.name)
         own_names = set(names)
-        order = held.numbers[i] if held.numbers else [move.target for move in moves if move.source in own_names]
+        order = (
+            checkpoint.numbers[i]
+            if checkpoint.numbers
+            else [move.target for move in moves if move.source in own_names]
+        )
         if len(order) < len(names):  # without state or value: there is nothing to move
             order = [place[name].target if name in place else name for name in names]
         made.groups.append((order, kept))
@@ -242,31 +248,33 @@ def _convert(
     made.hyper = dict(made.groups[0][1])
     order = [move.target for move in moves if move.target in made.slots]
     made.slots = {name: made.slots[name] for name in order}
-    made.params = {m.target: m.turned(held.params[m.source]) for m in moves if m.source in held.params}
+    made.params = {m.target: m.turned(checkpoint.params[m.source]) for m in moves if m.source in checkpoint.params}
     made.kinds = {m.target: m.kind for m in moves if m.back}
-    made.kinds |= {m.target: held.kinds[m.source] for m in moves if m.kind == "keep" and m.source in held.kinds}
-    made.turned = layouts.record(held, moves)
-    _say_idle(held, report)
+    made.kinds |= {
+        m.target: checkpoint.kinds[m.source] for m in moves if m.kind == "keep" and m.source in checkpoint.kinds
+    }
+    made.turned = layouts.record(checkpoint, moves)
+    _say_idle(checkpoint, report)
     return made
 
 
-def _say_idle(held: Checkpoint, report: ConversionReport) -> None:
+def _say_idle(checkpoint: Checkpoint, report: ConversionReport) -> None:
     """ConversionReport which of the model's tensors have no state, and why, as far as the file says."""
-    listed = [name for names, _ in held.groups for name in names] or list(held.slots)
-    fresh = [name for name in listed if name not in held.slots]
-    outside = [name for name in held.params if name not in set(listed) and name not in held.tied]
+    listed = [name for names, _ in checkpoint.groups for name in names] or list(checkpoint.slots)
+    fresh = [name for name in listed if name not in checkpoint.slots]
+    outside = [name for name in checkpoint.params if name not in set(listed) and name not in checkpoint.tied]
     if fresh:
         report.assumed.append(f"{_named(fresh, 'parameter')} in the optimizer without state, as if new")
-    if held.numbers:  # pairing has said what that means
+    if checkpoint.numbers:  # pairing has said what that means
         return
-    strange = [name for name in listed if name not in held.params]
-    if held.params and strange:
+    strange = [name for name in listed if name not in checkpoint.params]
+    if checkpoint.params and strange:
         report.assumed.append(f"{_named(strange, 'name')} the state's, and not the model's")
     elif outside:
         report.assumed.append(
             f"{_named(outside, 'tensor')} not in the optimizer: frozen, buffers, or trained by another one"
         )
-    for second, first in held.tied.items():
+    for second, first in checkpoint.tied.items():
         if first not in listed:
             continue
         report.assumed.append(f"{shown(second)} is {shown(first)} under another name, whose state is both's")

@@ -106,7 +106,7 @@ class Format:
         write: writes a checkpoint to a temporary path; None if the format is only read.
         asks: whether `read` also takes the user's settings, for what the file does not hold.
         template: whether `write` takes `template=`, a file of the model to write for.
-        chooses: whether `read` takes the paths of the `optimizer` and the `parameters` to read, where there are several.
+        chooses: whether `read` takes the paths of the `optimizer` and the `parameters` to read.
     """
 
     name: str

@@ -142,26 +142,26 @@ def _one(
         raise ValueError(
             f"{start.name} has no state {', '.join(map(repr, unknown[:5]))}; its state is {', '.join(start.states)}"
         )
-    held = {start.states[name]: value for name, value in slots.items() if value is not None}
-    begin, end = _side(start, arguments, set(held)), _side(*_row_and_arguments(target), set(held), target=True)
-    return between(held, begin, end, lr, step, report)
+    state = {start.states[name]: value for name, value in slots.items() if value is not None}
+    begin, end = _side(start, arguments, set(state)), _side(*_row_and_arguments(target), set(state), target=True)
+    return between(state, begin, end, lr, step, report)
 
 
 def between(
-    held: Slots, start: Side, end: Side, lr: float | None, step: int | None, report: ConversionReport
+    state: Slots, start: Side, end: Side, lr: float | None, step: int | None, report: ConversionReport
 ) -> dict[str, Any]:
     """Return state in the target's names and units.
 
     Args:
-        held: the state under our names, in the source's units.
+        state: the state under our names, in the source's units.
     """
-    if "square_avg" not in held:
+    if "square_avg" not in state:
         theirs = next(name for name, ours in start.row.states.items() if ours == "square_avg")
         raise ValueError(f"the state of {start.row.name} lacks {theirs!r}, the average of squared gradients")
-    held = {name: value for name, value in held.items() if name != "step" or value is not None}
-    count = _count(held.get("step"), step)
-    if "exp_avg" in held:
-        held = adam.moments(held, start.settings, end.settings, count, lr, report)
+    state = {name: value for name, value in state.items() if name != "step" or value is not None}
+    count = _count(state.get("step"), step)
+    if "exp_avg" in state:
+        state = adam.moments(state, start.settings, end.settings, count, lr, report)
     out: dict[str, Any] = {}
     for theirs, ours in end.row.states.items():
         if ours == "step":
@@ -169,39 +169,39 @@ def between(
                 raise ValueError(
                     f"the state of {start.row.name} lacks 'step', which its bias correction needs; give step=..."
                 )
-            out[theirs] = _like_count(held, count)
+            out[theirs] = _like_count(state, count)
             if count is None:
                 report.assumed.append(f"step is set to 0: {start.row.name} does not count steps")
         elif ours == "square_avg":
-            out[theirs] = _average(held[ours], start, end, count, report)
+            out[theirs] = _average(state[ours], start, end, count, report)
         elif ours == "grad_avg" and end.settings["centered"]:
-            if ours in held:
-                out[theirs] = _average(held[ours], start, end, count, report)
+            if ours in state:
+                out[theirs] = _average(state[ours], start, end, count, report)
             else:
-                out[theirs] = _times(held["square_avg"], 0.0)
+                out[theirs] = _times(state["square_avg"], 0.0)
                 report.approximate.append(
                     f"{theirs} starts at 0, since {start.row.name} was not centered: for about "
                     f"{1 / max(1 - float(end.settings['alpha']), 1e-12):.0f} steps the variance is too large, at "
                     "first by the square of the mean gradient"
                 )
         elif ours == "momentum_buffer" and end.settings["momentum"] != 0:
-            out[theirs] = _velocity(held, start, end, lr, report, theirs)
-    _report_dropped(held, out, start, end, report)
+            out[theirs] = _velocity(state, start, end, lr, report, theirs)
+    _report_dropped(state, out, start, end, report)
     report.exact = list(dict.fromkeys(report.exact))
     report.approximate = list(dict.fromkeys(report.approximate))
     report.assumed = list(dict.fromkeys(report.assumed))
     return out
 
 
-def _report_dropped(held: Slots, out: Slots, start: Side, end: Side, report: ConversionReport) -> None:
+def _report_dropped(state: Slots, out: Slots, start: Side, end: Side, report: ConversionReport) -> None:
     """Report the slots that the target does not keep."""
     kept = {end.row.states[name] for name in out}
     names = {ours: theirs for theirs, ours in start.row.states.items()}
-    if "grad_avg" in held and "grad_avg" not in kept:
+    if "grad_avg" in state and "grad_avg" not in kept:
         report.dropped.append(f"{names['grad_avg']}: the target is not centered and does not use it")
-    if "momentum_buffer" in held and "momentum_buffer" not in kept and _any(held["momentum_buffer"]):
+    if "momentum_buffer" in state and "momentum_buffer" not in kept and _any(state["momentum_buffer"]):
         report.dropped.append(f"{names['momentum_buffer']}: the target has no momentum, so the velocity is lost")
-    if "step" in held and "step" not in kept:
+    if "step" in state and "step" not in kept:
         report.dropped.append(f"{names['step']}: {end.row.name} does not count steps")
     report.dropped = list(dict.fromkeys(report.dropped))
 
@@ -236,12 +236,12 @@ def _average(value: Any, start: Side, end: Side, count: int | None, report: Conv
     return {1: _times, -1: _over, 0: _times}[int(power)](value, factor if power else 1.0)
 
 
-def _velocity(held: Slots, start: Side, end: Side, lr: float | None, report: ConversionReport, theirs: str) -> Any:
+def _velocity(state: Slots, start: Side, end: Side, lr: float | None, report: ConversionReport, theirs: str) -> Any:
     """Return b with the target's sign, with or without the learning rate in it."""
-    if "momentum_buffer" not in held:
+    if "momentum_buffer" not in state:
         report.exact.append(f"{theirs} starts at 0: {start.row.name} had no momentum")
-        return _times(held["square_avg"], 0.0)
-    value = held["momentum_buffer"]
+        return _times(state["square_avg"], 0.0)
+    value = state["momentum_buffer"]
     sign = float(start.row.buffer_sign * end.row.buffer_sign)
     inside = bool(start.settings["lr_in_buffer"]), bool(end.settings["lr_in_buffer"])
     flipped = "" if sign > 0 else ", with its sign flipped"
@@ -286,9 +286,9 @@ def _count(kept: Any, given: int | None) -> int | None:
     return int(number)
 
 
-def _like_count(held: Slots, count: int | None) -> Any:
+def _like_count(state: Slots, count: int | None) -> Any:
     """Return the count as a tensor or an array, like the rest of the state."""
-    value = held["square_avg"]
+    value = state["square_avg"]
     if not hasattr(value, "detach"):
         return np.asarray(count or 0, dtype=np.int64)
     import torch
