@@ -273,7 +273,7 @@ def test_a_choice_that_is_not_in_the_file_is_refused_with_what_is(tmp_path):
         prepare(path, parameters="x")
     made = tmp_path / "out.safetensors"
     assert invoke("convert", str(path), str(made))[0] == 0
-    with pytest.raises(ValueError, match=r"--optimizer 'x' chooses among what a file of torch\.save holds"):
+    with pytest.raises(ValueError, match=r"--optimizer 'x' chooses among the contents of a torch\.save file"):
         prepare(made, optimizer="x")
 
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from rmsprop import checkpoint, files
 from rmsprop.cli import app
-from rmsprop.conversion.file import prepare, recognise, write, writer
+from rmsprop.conversion.file import prepare, recognize, write, writer
 from rmsprop.files import write_whole
 
 HERE = Path(__file__).parent / "checkpoints"
@@ -52,7 +52,7 @@ def full_disk(size=100):
 )
 def test_a_full_disk_is_one_sentence_whatever_is_converted(tmp_path, source, out):
     """An OSError that names the file and not the part of it, and nothing is left."""
-    held, row = recognise(HERE / source).read(HERE / source), writer(Path(out))
+    held, row = recognize(HERE / source).read(HERE / source), writer(Path(out))
     words = {"template": HERE / source} if row.template else {}
     with full_disk(), pytest.raises(OSError, match=out) as caught:
         write_whole(tmp_path / out, lambda part: row.write(part, held, **words))
