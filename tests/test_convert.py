@@ -1,4 +1,4 @@
-"""State between dialects, on arrays: names, order, units, signs, counts, and what the report says."""
+"""Conversion of arrays between dialects: names, order, units, signs, counts, and the report."""
 
 import itertools
 import re
@@ -25,7 +25,7 @@ def test_calling_the_package_is_calling_the_function():
 
 
 def test_the_velocity_takes_the_learning_rate_in_and_out_and_turns_its_sign():
-    """torch's b is TensorFlow's over lr, and optax's is negative; a power of two is lossless both ways."""
+    """torch's b is TensorFlow's divided by lr, and optax's is negative; a power of two is exact both ways."""
     state, report = convert({"step": 7, "square_avg": V, "momentum_buffer": B}, "torch", "optax", lr=0.125)
     np.testing.assert_array_equal(state["trace"], -0.125 * B)
     assert list(state) == ["count", "nu", "trace"]
@@ -66,7 +66,7 @@ PLACES = {
 @pytest.mark.parametrize("eps", [1e-12, 1e-8, 0.003, 2.0])
 @pytest.mark.parametrize(("was", "now"), [*itertools.permutations(EPS_MODES, 2)])
 def test_a_file_and_a_call_get_the_same_eps(was, now, eps):
-    """`convert` writes the ε that `translate` says, for every pair of places, and says how far steps differ."""
+    """`convert` writes the same ε as `translate` for every pair of places, and reports how far steps differ."""
     source, target = MODES[was], MODES[now]
     settings = {**source.complete({"eps": eps}, {"eps"}), "dialect": source.name}
     report = ConversionReport()
@@ -91,7 +91,7 @@ def test_heavyball_keeps_the_corrected_average():
 
 
 def test_bias_correction_on_one_side_makes_the_roots_agree_at_the_switch():
-    """The corrected average becomes the average, and the report says what weight is off."""
+    """The corrected average becomes the average, and the report states the error of the weight."""
     source = {"dialect": "optax", "bias_correction": True, "decay": 0.9}
     state, report = convert({"count": 3, "nu": V}, source, "torch")
     np.testing.assert_allclose(state["square_avg"], V / (1 - 0.9**3), rtol=1e-15)
@@ -110,7 +110,7 @@ def test_missing_buffers_are_made_and_the_report_says_what_that_costs():
 
 
 def test_what_the_target_does_not_keep_is_dropped_and_named():
-    """A mean that nobody subtracts is no loss; a velocity is."""
+    """The report names a dropped mean, and a dropped velocity as a loss."""
     target = {"dialect": "torch7"}
     _, report = convert({"step": 3, "square_avg": V, "momentum_buffer": B, "grad_avg": M}, "torch", target)
     assert len(report.dropped) == 2 or len(report.dropped) == 3
@@ -120,7 +120,7 @@ def test_what_the_target_does_not_keep_is_dropped_and_named():
 
 
 def test_each_parameter_may_have_its_own_rate():
-    """lr= takes a mapping by name; a name that is missing is said."""
+    """lr= takes a mapping by name; the error names a missing parameter."""
     slots = {"square_avg": V, "momentum_buffer": B, "step": 1}
     state, _ = convert({"a": slots, "b": slots}, "torch", "timm", lr={"a": 0.5, "b": 0.25})
     np.testing.assert_array_equal(state["a"]["momentum_buffer"], 0.5 * B)
@@ -153,7 +153,7 @@ def test_settings_of_a_side_decide_its_units():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
 def test_tensors_stay_tensors_and_the_input_is_not_touched_nor_shared(dtype):
-    """Kind and dtype are the input's; its arrays are neither altered nor part of the output."""
+    """Type and dtype are the input's; its arrays are neither changed nor shared."""
     slots = {"step": torch.tensor(4.0), "square_avg": torch.ones(3, dtype=dtype)}
     slots["momentum_buffer"] = torch.full((3,), 3.0, dtype=dtype)
     before = {name: value.clone() for name, value in slots.items()}
@@ -180,7 +180,7 @@ def test_a_slot_or_dialect_that_nobody_knows_is_said():
 
 @pytest.mark.parametrize("name", [name for name, row in DIALECTS.items() if "square_avg" in row.states.values()])
 def test_every_dialect_converts_to_torch_and_back(name):
-    """v, m and b return as they were, with every slot that the dialect names."""
+    """v, m and b return unchanged, with every slot of the dialect."""
     row = DIALECTS[name]
     values = {"step": np.asarray(6), "square_avg": V, "grad_avg": M, "momentum_buffer": B}
     slots = {theirs: values[ours] for theirs, ours in row.states.items()}
@@ -193,7 +193,7 @@ def test_every_dialect_converts_to_torch_and_back(name):
 
 
 def test_adam_is_rmsprop_with_bias_correction():
-    """With beta1 = 0 Adam's next ten steps are RMSprop's from the converted state, to rounding."""
+    """With beta1 = 0, Adam's next ten steps equal RMSprop's from the converted state, up to rounding."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.nn.Parameter(torch.randn(5, dtype=torch.float64, generator=generator))
     twin = torch.nn.Parameter(weight.detach().clone())
@@ -216,7 +216,7 @@ def test_adam_is_rmsprop_with_bias_correction():
 
 
 def test_adams_first_moment_becomes_a_momentum_buffer_where_the_target_has_momentum():
-    """With gradients of one size the two go on alike: lr·(1 − beta1) and b = exp_avg / ((1 − beta1)·(√v̂ + ε))."""
+    """With gradients of equal size both continue alike: lr·(1 − beta1) and b = exp_avg / ((1 − beta1)·(√v̂ + ε))."""
     weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
     adam = torch.optim.Adam([weight], lr=0.01, betas=(0.9, 0.99))
     signs = torch.randn(400, 4, dtype=torch.float64).sign()
@@ -240,7 +240,7 @@ def test_adams_first_moment_becomes_a_momentum_buffer_where_the_target_has_momen
     ("source", "target"), [("torch", "optax"), ("torch", "tensorflow1"), ("graves2013", "torch"), ("keras3", "sb3")]
 )
 def test_a_run_goes_on_as_it_would_have(source, target):
-    """With ε = 0 every dialect's rule is one: after a conversion the reference steps to the same parameters."""
+    """With ε = 0 all dialects share one rule: after a conversion, the reference reaches the same parameters."""
     centered = source == "graves2013"
     draw = np.random.default_rng(5)
     lr, gradients, p = 0.02, draw.normal(size=(24, 6)), draw.normal(size=6)

@@ -1,4 +1,4 @@
-"""Arrays turn by what is known of their layer, never by their shape alone, and come back as they were."""
+"""Arrays are converted by their layer, never by their shape alone, and convert back unchanged."""
 
 import json
 import time
@@ -22,7 +22,7 @@ KERAS = ("layouts-keras3.h5", "layouts-keras3.keras")
 
 
 def answer(params, x):
-    """What the recorded model computes, by torch's own layers from converted arrays."""
+    """Compute the recorded model's output with torch's layers and converted arrays."""
 
     def recurrent(make, layer):
         made = make(x[f"{layer}_in"].shape[-1], 4, batch_first=True)
@@ -50,7 +50,7 @@ def answer(params, x):
 
 @pytest.mark.parametrize("name", KERAS)
 def test_torchs_layers_answer_as_keras_does_from_converted_arrays(name):
-    """Recurrent, depthwise and flattened kernels, gates and table of equal dimensions lie as torch reads them."""
+    """Recurrent, depthwise and flattened kernels, gates and tables of equal dimensions have torch's layout."""
     made = prepare(HERE / name)
     params = {key: torch.from_numpy(value) for key, value in made.checkpoint.params.items()}
     with np.load(HERE / "layouts-keras3.npz") as held:
@@ -73,7 +73,7 @@ def test_torchs_layers_answer_as_keras_does_from_converted_arrays(name):
     ],
 )
 def test_square_arrays_come_back_as_they_were(name, middle, layout, told, tmp_path):
-    """Keras to here and back by the file's record, or, if a trainer saved it anew without one, by the template."""
+    """Keras to here and back by the file's record, or by the template if a trainer saved it without a record."""
     first = read_checkpoint(HERE / name)
     between, back = tmp_path / middle, tmp_path / f"back{Path(name).suffix}"
     write(prepare(HERE / name, layout=layout, out=writer(between)), between)
@@ -91,7 +91,7 @@ def test_square_arrays_come_back_as_they_were(name, middle, layout, told, tmp_pa
 
 
 def test_a_file_of_another_framework_in_torchs_layout_is_turned_back(tmp_path):
-    """A .safetensors for keras3 lies as torch's arrays do, and says so."""
+    """A .safetensors for keras3 has torch's layouts, and records it."""
     between, back = tmp_path / "middle.safetensors", tmp_path / "back.h5"
     write(prepare(HERE / KERAS[0], "keras3", out=writer(between)), between)
     assert read_checkpoint(between).owner.name == "keras3"
@@ -111,7 +111,7 @@ def test_a_file_of_another_framework_in_torchs_layout_is_turned_back(tmp_path):
     ],
 )
 def test_a_turn_has_an_inverse_and_a_shape(kind, shape):
-    """turn_back undoes turn, and turned_shape tells both shapes."""
+    """turn_back undoes turn, and turned_shape returns both shapes."""
     value = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     turned = turn(value, kind)
     assert turned.shape == turned_shape(shape, kind)
@@ -123,7 +123,7 @@ def test_a_turn_has_an_inverse_and_a_shape(kind, shape):
 
 
 def sequential(*layers, **more):
-    """A Sequential's configuration."""
+    """Return a Sequential's configuration."""
     listed = [{"class_name": kind, "config": {"name": kind.lower(), **config}} for kind, config in layers]
     return {"class_name": "Sequential", "config": {"name": "net", "layers": listed, **more}}
 
@@ -157,7 +157,7 @@ CONV, FLAT, DENSE = ("Conv2D", {"filters": 6}), ("Flatten", {}), ("Dense", {})
     ],
 )  # fmt: skip
 def test_rows_of_a_dense_layer_follow_the_graph(layers, kind):
-    """An image's flattening turns the rows, a sequence's or a pooled one's does not, and nothing is guessed."""
+    """Flattening an image reorders the rows; a sequence or a pooled image does not, and nothing is guessed."""
     assert Layers(sequential(*layers)).hint("dense/kernel", (36, 36)) == kind
 
 
@@ -184,7 +184,7 @@ def test_graphs_that_are_long_deep_or_go_in_circles_take_linear_time():
 
 
 def test_models_in_models_are_walked():
-    """The convolutions of a base model are those of the flattened image."""
+    """A base model's last convolution gives the channels of the flattened image."""
     base = sequential(CONV, ("MaxPooling2D", {}))
     outer = {
         "class_name": "Sequential",
@@ -225,7 +225,7 @@ def test_models_in_models_are_walked():
     ],
 )  # fmt: skip
 def test_a_layers_class_says_how_its_arrays_lie(layer, leaf, shape, kind):
-    """By the class in the configuration, whatever the layer is called."""
+    """The class in the configuration decides, not the layer's name."""
     inner = {"TimeDistributed": "Dense", "Bidirectional": "GRU"}.get(layer)
     wrapped = {"layer": {"class_name": inner, "config": {"name": "inner"}}} if inner else {}
     told = sequential(("Embedding", {}), (layer, {"name": "mine", **wrapped}))
@@ -253,7 +253,7 @@ def test_without_a_configuration_default_names_say_it(name, shape, kind):
 
 
 def test_what_is_not_known_is_said_and_not_turned():
-    """Rows behind a convolution without a graph, kernels of three axes, and names alone on the way back."""
+    """Rows after a convolution without a graph, kernels of three axes, and layouts guessed by name are reported."""
 
     def held(source, shapes):
         params = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
@@ -271,7 +271,7 @@ def test_what_is_not_known_is_said_and_not_turned():
 
 
 def test_the_map_of_the_sentence_turns_the_rows():
-    """What the report advises for rows without a graph gives what the graph gives."""
+    """The report's advice for rows without a graph has the same result as the graph."""
 
     value = np.arange(48, dtype=np.float32).reshape(12, 4)
     held = Checkpoint(find_owner("keras2"), {"fc/kernel": value}, {"fc/kernel": {"rms": value}})
@@ -291,7 +291,7 @@ def test_what_is_not_a_kind_is_not_taken_for_one(wrong):
 
 
 def test_keras_1_kernels_turn(tmp_path):
-    """Dense, recurrent and convolutional kernels of names such as dense_1_W turn by their class."""
+    """Dense, recurrent and convolutional kernels with names such as dense_1_W are converted by their class."""
     path = tmp_path / "keras1.h5"
     layers = [
         {"class_name": "Convolution2D", "config": {"name": "c", "nb_filter": 2, "dim_ordering": "tf"}},
