@@ -11,6 +11,7 @@ import rmsprop
 from rmsprop import DIALECTS, analysis, reference
 from rmsprop.analysis import matched_eps
 from rmsprop.conversion import ConversionReport, convert
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.settings import target_settings
 from rmsprop.settings import read, resolve_settings
 from rmsprop.spec import EPS_MODES
@@ -176,6 +177,15 @@ def test_a_slot_or_dialect_that_nobody_knows_is_said():
     for count in (-1, 0.5, float("nan")):
         with pytest.raises(ValueError, match="is not a number of steps"):
             convert({"step": count, "square_avg": V}, "torch", "keras3")
+
+
+@pytest.mark.parametrize("name", [*DIALECTS, "adam", "adamw", "rmsprop:keras3"])
+def test_an_owner_has_the_name_that_it_is_found_by(name):
+    """Files and reports name the owner, and this package's own state has torch's slots."""
+    owner = find_owner(name)
+    assert owner.name == name
+    assert owner.ours == name.startswith("rmsprop:")
+    assert not owner.ours or owner.row.states == DIALECTS["torch"].states
 
 
 @pytest.mark.parametrize("name", [name for name, row in DIALECTS.items() if "square_avg" in row.states.values()])

@@ -39,7 +39,7 @@ UNKNOWN = Owner()
 def this_package(row: Dialect) -> Owner:
     """Return this package as the owner, under a dialect.
 
-    It names its slots as torch does, keeps momentum positive, and its averages without bias correction.
+    It keeps torch's slots, a positive momentum buffer, and averages without bias correction.
     """
     states = dialects.DIALECTS["torch"].states
     return Owner(dataclasses.replace(row, states=states, buffer_sign=1, keeps_corrected=False), ours=True)
