@@ -60,7 +60,7 @@ def rewritten() -> list[tuple[str, str, Files]]:
     import torch.distributed.checkpoint as dcp
     from safetensors.torch import save_file
 
-    from rmsprop.conversion.file import recognise
+    from rmsprop.conversion.file import recognize
 
     whole = torch.load(FIXTURES / "torch_rmsprop.pt", weights_only=True)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -80,7 +80,7 @@ def rewritten() -> list[tuple[str, str, Files]]:
                 with made.open(f"{name}.pth", "w") as file:
                     torch.save(whole[part], file)
         return [
-            (path.name, recognise(path).name, {p.relative_to(root).as_posix(): p.read_bytes() for p in _files(path)})
+            (path.name, recognize(path).name, {p.relative_to(root).as_posix(): p.read_bytes() for p in _files(path)})
             for path in sorted(root.iterdir())
         ]
 

@@ -1,4 +1,4 @@
-"""State between dialects, on arrays: names, order, units, signs, counts, and what the report says."""
+"""Conversion of arrays between dialects: names, order, units, signs, counts, and the report."""
 
 import itertools
 import re
@@ -11,6 +11,7 @@ import rmsprop
 from rmsprop import DIALECTS, analysis, reference
 from rmsprop.analysis import matched_eps
 from rmsprop.conversion import ConversionReport, convert
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.settings import target_settings
 from rmsprop.settings import read, resolve_settings
 from rmsprop.spec import EPS_MODES
@@ -25,12 +26,12 @@ def test_calling_the_package_is_calling_the_function():
 
 
 def test_the_velocity_takes_the_learning_rate_in_and_out_and_turns_its_sign():
-    """torch's b is TensorFlow's over lr, and optax's is negative; a power of two is lossless both ways."""
+    """torch's b is TensorFlow's divided by lr, and optax's is negative; a power of two is exact both ways."""
     state, report = convert({"step": 7, "square_avg": V, "momentum_buffer": B}, "torch", "optax", lr=0.125)
     np.testing.assert_array_equal(state["trace"], -0.125 * B)
     assert list(state) == ["count", "nu", "trace"]
     assert state["count"] == 7
-    assert any("sign turned" in sentence for sentence in report.exact)
+    assert any("its sign flipped" in sentence for sentence in report.exact)
     back, _ = convert(state, "optax", "torch", lr=0.125)
     np.testing.assert_array_equal(back["momentum_buffer"], B)
 
@@ -42,7 +43,7 @@ def test_where_both_keep_the_rate_inside_no_rate_is_asked_for():
     np.testing.assert_array_equal(state["momentum"], B)
     np.testing.assert_array_equal(state["average_gradient"], M)
     assert report.approximate == []
-    assert report.assumed == ["step is set to 0: tensorflow1 counts none"]
+    assert report.assumed == ["step is set to 0: tensorflow1 does not count steps"]
 
 
 def test_mxnet_changed_the_order_of_its_slots():
@@ -66,7 +67,7 @@ PLACES = {
 @pytest.mark.parametrize("eps", [1e-12, 1e-8, 0.003, 2.0])
 @pytest.mark.parametrize(("was", "now"), [*itertools.permutations(EPS_MODES, 2)])
 def test_a_file_and_a_call_get_the_same_eps(was, now, eps):
-    """`convert` writes the ε that `translate` says, for every pair of places, and says how far steps differ."""
+    """`convert` writes the same ε as `translate` for every pair of places, and reports how far steps differ."""
     source, target = MODES[was], MODES[now]
     settings = {**source.complete({"eps": eps}, {"eps"}), "dialect": source.name}
     report = ConversionReport()
@@ -74,7 +75,7 @@ def test_a_file_and_a_call_get_the_same_eps(was, now, eps):
     assert found["eps"] == matched_eps(was, eps, now)
     assert analysis.cap(now, found["eps"]) == pytest.approx(analysis.cap(was, eps), rel=1e-5)
     (sentence,) = [sentence for sentence in report.approximate if sentence.startswith("eps=")]
-    assert f"stands {PLACES[was]} in the source and {PLACES[now]} in the target: {found['eps']:g} gives" in sentence
+    assert f"is {PLACES[was]} in the source and {PLACES[now]} in the target: {found['eps']:g} gives" in sentence
     share, root = map(float, re.search(r"up to (\S+)%, where √v is about (\S+),", sentence).groups())
     steps = [analysis.denominator(mode, e, root=root) for mode, e in ((was, eps), (now, found["eps"]))]
     assert steps[0] / steps[1] - 1 == pytest.approx(share / 100, abs=0.02)  # the root is printed in two digits
@@ -91,7 +92,7 @@ def test_heavyball_keeps_the_corrected_average():
 
 
 def test_bias_correction_on_one_side_makes_the_roots_agree_at_the_switch():
-    """The corrected average becomes the average, and the report says what weight is off."""
+    """The corrected average becomes the average, and the report states the error of the weight."""
     source = {"dialect": "optax", "bias_correction": True, "decay": 0.9}
     state, report = convert({"count": 3, "nu": V}, source, "torch")
     np.testing.assert_allclose(state["square_avg"], V / (1 - 0.9**3), rtol=1e-15)
@@ -110,22 +111,22 @@ def test_missing_buffers_are_made_and_the_report_says_what_that_costs():
 
 
 def test_what_the_target_does_not_keep_is_dropped_and_named():
-    """A mean that nobody subtracts is no loss; a velocity is."""
+    """The report names a dropped mean, and a dropped velocity as a loss."""
     target = {"dialect": "torch7"}
     _, report = convert({"step": 3, "square_avg": V, "momentum_buffer": B, "grad_avg": M}, "torch", target)
     assert len(report.dropped) == 2 or len(report.dropped) == 3
     assert any("momentum" in sentence for sentence in report.dropped)
     _, report = convert({"square_avg": V, "grad_avg": M, "step": 1}, "torch", {"dialect": "torch", "centered": False})
-    assert report.dropped == ["grad_avg: the target is not centered, which loses nothing that it would use"]
+    assert report.dropped == ["grad_avg: the target is not centered and does not use it"]
 
 
 def test_each_parameter_may_have_its_own_rate():
-    """lr= takes a mapping by name; a name that is missing is said."""
+    """lr= takes a mapping by name; the error names a missing parameter."""
     slots = {"square_avg": V, "momentum_buffer": B, "step": 1}
     state, _ = convert({"a": slots, "b": slots}, "torch", "timm", lr={"a": 0.5, "b": 0.25})
     np.testing.assert_array_equal(state["a"]["momentum_buffer"], 0.5 * B)
     np.testing.assert_array_equal(state["b"]["momentum_buffer"], 0.25 * B)
-    with pytest.raises(ValueError, match="names no rate for parameter 'b'"):
+    with pytest.raises(ValueError, match="has no rate for parameter 'b'"):
         convert({"a": slots, "b": slots}, "torch", "timm", lr={"a": 0.5})
 
 
@@ -137,7 +138,7 @@ def test_a_rate_that_is_missing_or_zero_is_refused_with_the_reason():
     with pytest.raises(ValueError, match="lr=0 cannot be divided out"):
         convert(slots, "tensorflow1", "torch", lr=0.0)
     for bad in (-1.0, float("nan"), float("inf"), True, "0.1"):
-        with pytest.raises(ValueError, match="is no learning rate"):
+        with pytest.raises(ValueError, match="is not a learning rate"):
             convert(slots, "tensorflow1", "torch", lr=bad)
     state, report = convert({"step": 1, "square_avg": V, "momentum_buffer": B}, "torch", "timm", lr=0)
     assert not state["momentum_buffer"].any()
@@ -153,7 +154,7 @@ def test_settings_of_a_side_decide_its_units():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
 def test_tensors_stay_tensors_and_the_input_is_not_touched_nor_shared(dtype):
-    """Kind and dtype are the input's; its arrays are neither altered nor part of the output."""
+    """Type and dtype are the input's; its arrays are neither changed nor shared."""
     slots = {"step": torch.tensor(4.0), "square_avg": torch.ones(3, dtype=dtype)}
     slots["momentum_buffer"] = torch.full((3,), 3.0, dtype=dtype)
     before = {name: value.clone() for name, value in slots.items()}
@@ -167,20 +168,29 @@ def test_tensors_stay_tensors_and_the_input_is_not_touched_nor_shared(dtype):
 
 def test_a_slot_or_dialect_that_nobody_knows_is_said():
     """The message lists the source's own names."""
-    with pytest.raises(ValueError, match=r"keras3 keeps no 'rms'; its state is iteration, velocity"):
+    with pytest.raises(ValueError, match=r"keras3 has no state 'rms'; its state is iteration, velocity"):
         convert({"rms": V}, "keras3", "torch")
     with pytest.raises(ValueError, match="lacks 'velocity', the average of squared gradients"):
         convert({"momentum": V}, "keras3", "torch")
     with pytest.raises(ValueError, match="Unknown dialect: 'keras9'"):
         convert({"rms": V}, "tensorflow1", "keras9")
     for count in (-1, 0.5, float("nan")):
-        with pytest.raises(ValueError, match="is no count of steps"):
+        with pytest.raises(ValueError, match="is not a number of steps"):
             convert({"step": count, "square_avg": V}, "torch", "keras3")
+
+
+@pytest.mark.parametrize("name", [*DIALECTS, "adam", "adamw", "rmsprop:keras3"])
+def test_an_owner_has_the_name_that_it_is_found_by(name):
+    """Files and reports name the owner, and this package's own state has torch's slots."""
+    owner = find_owner(name)
+    assert owner.name == name
+    assert owner.ours == name.startswith("rmsprop:")
+    assert not owner.ours or owner.row.states == DIALECTS["torch"].states
 
 
 @pytest.mark.parametrize("name", [name for name, row in DIALECTS.items() if "square_avg" in row.states.values()])
 def test_every_dialect_converts_to_torch_and_back(name):
-    """v, m and b return as they were, with every slot that the dialect names."""
+    """v, m and b return unchanged, with every slot of the dialect."""
     row = DIALECTS[name]
     values = {"step": np.asarray(6), "square_avg": V, "grad_avg": M, "momentum_buffer": B}
     slots = {theirs: values[ours] for theirs, ours in row.states.items()}
@@ -193,7 +203,7 @@ def test_every_dialect_converts_to_torch_and_back(name):
 
 
 def test_adam_is_rmsprop_with_bias_correction():
-    """With beta1 = 0 Adam's next ten steps are RMSprop's from the converted state, to rounding."""
+    """With beta1 = 0, Adam's next ten steps equal RMSprop's from the converted state, up to rounding."""
     generator = torch.Generator().manual_seed(3)
     weight = torch.nn.Parameter(torch.randn(5, dtype=torch.float64, generator=generator))
     twin = torch.nn.Parameter(weight.detach().clone())
@@ -216,7 +226,7 @@ def test_adam_is_rmsprop_with_bias_correction():
 
 
 def test_adams_first_moment_becomes_a_momentum_buffer_where_the_target_has_momentum():
-    """With gradients of one size the two go on alike: lr·(1 − beta1) and b = exp_avg / ((1 − beta1)·(√v̂ + ε))."""
+    """With gradients of equal size both continue alike: lr·(1 − beta1) and b = exp_avg / ((1 − beta1)·(√v̂ + ε))."""
     weight = torch.nn.Parameter(torch.zeros(4, dtype=torch.float64))
     adam = torch.optim.Adam([weight], lr=0.01, betas=(0.9, 0.99))
     signs = torch.randn(400, 4, dtype=torch.float64).sign()
@@ -240,7 +250,7 @@ def test_adams_first_moment_becomes_a_momentum_buffer_where_the_target_has_momen
     ("source", "target"), [("torch", "optax"), ("torch", "tensorflow1"), ("graves2013", "torch"), ("keras3", "sb3")]
 )
 def test_a_run_goes_on_as_it_would_have(source, target):
-    """With ε = 0 every dialect's rule is one: after a conversion the reference steps to the same parameters."""
+    """With ε = 0 all dialects share one rule: after a conversion, the reference reaches the same parameters."""
     centered = source == "graves2013"
     draw = np.random.default_rng(5)
     lr, gradients, p = 0.02, draw.normal(size=(24, 6)), draw.normal(size=6)
@@ -268,8 +278,7 @@ def test_a_run_goes_on_as_it_would_have(source, target):
     np.testing.assert_allclose(q, p, rtol=1e-12, atol=1e-13)
 
 
-def test_a_report_reads_as_lines_and_merges_without_doubles():
+def test_a_report_prints_as_lines():
     """Each line begins with its kind."""
-    report = ConversionReport(exact=["v: unchanged"], dropped=["g: not needed"])
-    report.merge(ConversionReport(exact=["v: unchanged", "m: unchanged"]))
+    report = ConversionReport(exact=["v: unchanged", "m: unchanged"], dropped=["g: not needed"])
     assert str(report) == "exact: v: unchanged\nexact: m: unchanged\ndropped: g: not needed"

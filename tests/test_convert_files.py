@@ -1,4 +1,4 @@
-"""Recorded checkpoints of real frameworks go on here as they went on there, and return; damage is one sentence."""
+"""Recorded checkpoints of real frameworks continue here as they did there, and convert back; damage is refused."""
 
 import json
 import pickle
@@ -16,9 +16,10 @@ from test_cli import invoke
 
 from rmsprop import DIALECTS, RMSprop
 from rmsprop.conversion import Checkpoint, Unreadable
-from rmsprop.conversion.file import prepare, read_checkpoint, write, writer
+from rmsprop.conversion.file import prepare, read_checkpoint, write
 from rmsprop.conversion.formats import FORMATS
 from rmsprop.conversion.layout import Map, plan, read_map, torch_name, turn, turn_back
+from rmsprop.conversion.owner import find_owner
 
 HERE = Path(__file__).parent / "checkpoints"
 sys.path.insert(0, str(HERE))
@@ -37,7 +38,7 @@ REFUSED = {
 
 
 def record(name):
-    """What was recorded beside a checkpoint: its description, and the parameters at the save and at the end."""
+    """Return the record beside a checkpoint: its description, and the parameters at the save and at the end."""
     with np.load(HERE / f"{name}.npz") as held:
         arrays = {key: held[key] for key in held.files if key != "description"}
         said = json.loads(str(held["description"]))
@@ -48,14 +49,14 @@ def record(name):
 
 
 def shapes_file(folder, table=False):
-    """A state dict of the small net, for --model."""
+    """Write a state dict of the small net, for --model."""
     path = folder / "shapes.pt"
     torch.save({name: torch.zeros(shape) for name, shape in inputs.shapes(table).items()}, path)
     return path
 
 
 def go_on(optimizer, params, steps=range(inputs.SAVED_AT, inputs.STEPS)):
-    """The recorded gradients of these steps, under the recorded rates."""
+    """Step on the recorded gradients, at the recorded learning rates."""
     gradients = inputs.gradients(table="table.weight" in params)
     for at in steps:
         for group in optimizer.param_groups:
@@ -66,7 +67,7 @@ def go_on(optimizer, params, steps=range(inputs.SAVED_AT, inputs.STEPS)):
 
 
 def load(path, saved, make=None):
-    """The parameters of a written .pt, and the optimizer that goes on from its state dict."""
+    """Return the parameters of a written .pt, and an optimizer that has loaded its state dict."""
     whole = torch.load(path, weights_only=True)
     values = whole["model"] or {name: torch.from_numpy(value) for name, value in saved.items()}
     params = {name: torch.nn.Parameter(values[name].clone()) for name in saved}
@@ -83,13 +84,13 @@ def load(path, saved, make=None):
 
 
 def assert_ends_at(params, final, rtol=1e-5):
-    """Every element within the tolerance of what the framework computed."""
+    """Assert that every element is within the tolerance of the framework's result."""
     for name, value in final.items():
         np.testing.assert_allclose(params[name].detach().numpy(), value, rtol=rtol, err_msg=name)
 
 
 def readable():
-    """The recorded checkpoints that some format knows."""
+    """Yield the recorded checkpoints that some format reads."""
     for path in sorted(HERE.glob("*.npz")):
         with np.load(path) as held:
             if "description" not in held.files:
@@ -102,7 +103,7 @@ def readable():
 
 @pytest.mark.parametrize("name", list(REFUSED))
 def test_what_only_its_own_framework_reads_is_refused_with_what_to_do(name):
-    """A pickle of MXNet's classes and Orbax's folder: one sentence that says how to save what is read here."""
+    """MXNet's pickles and Orbax's folders are refused in one sentence, with how to save a readable file."""
     said, _, _ = record(name)
     with pytest.raises(Unreadable, match="save"):
         read_checkpoint(HERE / said["checkpoint"])
@@ -150,7 +151,7 @@ def test_torch_itself_goes_on_from_what_is_written_for_it(name, tmp_path):
 @pytest.mark.parametrize("name", TORCH)
 @pytest.mark.parametrize("through", ["ours.pt", "ours.safetensors"])
 def test_a_checkpoint_returns_to_its_framework_bit_for_bit(name, through, tmp_path):
-    """Framework to here and back: state, settings and parameters are what they were."""
+    """From the framework to here and back, state, settings and parameters are unchanged."""
     said, _, _ = record(name)
     if through.endswith("safetensors") and said["dialect"] == "sb3":
         pytest.skip("one way through is enough for what is torch's state dict")
@@ -170,7 +171,7 @@ def test_a_checkpoint_returns_to_its_framework_bit_for_bit(name, through, tmp_pa
 
 
 def test_states_of_8_bits_are_multiplied_out_exactly_and_the_next_step_agrees(tmp_path):
-    """v is what bitsandbytes reads from its codes, and its own next step from there is ours to 1e-6.
+    """v equals bitsandbytes' own dequantization, and its next step from there equals ours to 1e-6.
 
     From then on it rounds its states to 8 bits again at each step, and a run in float32 departs from it.
     """
@@ -191,7 +192,7 @@ def test_states_of_8_bits_are_multiplied_out_exactly_and_the_next_step_agrees(tm
 
 @pytest.mark.parametrize(("name", "mode"), [("torch_adam", "l2"), ("torch_adamw", "decoupled")])
 def test_from_adam_the_first_step_divides_by_adams_own_root(name, mode, tmp_path):
-    """(p − p')/lr = g/(√v̂ + ε) with Adam's v̂ of that step, and decay of Adam's kind; under --to torch to a tenth."""
+    """(p − p')/lr = g/(√v̂ + ε) with Adam's v̂ of that step and its kind of decay; with --to torch, to a tenth."""
     _, saved, _ = record(name)
     whole = torch.load(HERE / f"{name}.pt", weights_only=True)
     gradient = inputs.gradients()[inputs.SAVED_AT]["fc.weight"].astype(np.float64)
@@ -233,7 +234,7 @@ def test_adams_first_moment_can_become_momentum_of_a_tenth_of_the_rate(tmp_path)
 
 
 def test_stable_baselines3s_zip_is_read(tmp_path):
-    """policy.pth and policy.optimizer.pth inside an archive; whose rule it is must be said."""
+    """policy.pth and policy.optimizer.pth are read from the archive; the user names the rule."""
     _, saved, final = record("sb3_rmsproptflike")
     out = tmp_path / "out.pt"
     write(prepare(HERE / "sb3_rmsproptflike.zip", source="sb3"), out)
@@ -243,7 +244,7 @@ def test_stable_baselines3s_zip_is_read(tmp_path):
 
 
 def test_groups_keep_their_settings_and_their_order(tmp_path):
-    """Two groups with different rates and decays come out as two groups, with their parameters' names."""
+    """Two groups with different rates and decays stay two groups, with their parameters' names."""
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 1))
     groups = [
         {"params": [model[0].weight, model[1].weight], "weight_decay": 0.1},
@@ -280,11 +281,11 @@ def keras_like():
     params = {name: draw.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     slots = {name: {"velocity": value**2, "momentum": value * 0.5} for name, value in params.items()}
     hyper = {"learning_rate": 0.1, "rho": 0.9, "epsilon": 1e-7, "momentum": 0.9}
-    return Checkpoint("keras3", params, slots, 20, hyper)
+    return Checkpoint(find_owner("keras3"), params, slots, 20, hyper)
 
 
 def test_layouts_turn_by_rule_and_back():
-    """HWIO to OIHW, HWIM to (I·M, 1, H, W), (in, out) to (out, in): the same function, and inverses."""
+    """HWIO becomes OIHW, HWIM (I·M, 1, H, W), and (in, out) (out, in); both directions are inverses."""
     held = keras_like()
     moves = {move.source: move for move in plan(held)}
     shapes = {name: move.shape for name, move in moves.items()}
@@ -307,7 +308,7 @@ def test_layouts_turn_by_rule_and_back():
 
 
 def test_layout_keep_turns_and_renames_nothing():
-    """--layout keep leaves both as they are."""
+    """--layout keep changes neither layouts nor names."""
     held = keras_like()
     for move in plan(held, "keep"):
         assert (move.source, held.params[move.source].shape) == (move.target, move.shape)
@@ -317,12 +318,12 @@ def test_layout_keep_turns_and_renames_nothing():
     ("name", "ours"), [("a/kernel:0", "a.weight"), ("a/b/gamma", "a.b.weight"), ("bn/moving_mean", "bn.running_mean")]
 )
 def test_names_become_torchs(name, ours):
-    """The last part says what it is."""
+    """The last part of a name selects torch's name."""
     assert torch_name(name) == ours
 
 
 def test_a_map_renames_and_transposes_over_the_rules(tmp_path):
-    """[rename] and [transpose] by the file's names, axes or a kind; a mistake is one sentence."""
+    """[rename] and [transpose] take the file's names, axes or a kind; a mistake raises one sentence."""
     path = tmp_path / "map.toml"
     path.write_text(
         '[rename]\n"fc/kernel" = "head.weight"\n[transpose]\n"fc/kernel" = [0, 1]\n"conv/kernel" = "keep"\n'
@@ -354,7 +355,7 @@ def test_a_map_renames_and_transposes_over_the_rules(tmp_path):
 
 
 def test_a_model_gives_names_by_name_or_by_order_and_shapes_must_fit():
-    """All names match: by name, in the model's order. Else by order; a shape that differs is said."""
+    """Names pair parameters if all match, else the order does; a shape that differs is reported."""
     held = keras_like()
     model = {
         "fc.bias": (5,),
@@ -379,13 +380,13 @@ def test_a_model_gives_names_by_name_or_by_order_and_shapes_must_fit():
 
 
 def test_the_command_converts_reports_and_never_touches_its_input(tmp_path):
-    """OUT and the report are written, IN is as it was; without --force nothing is replaced."""
+    """OUT and the report are written, and IN is unchanged; without --force nothing is replaced."""
     source, out, report = HERE / "timm_rmsproptf.pt", tmp_path / "out.pt", tmp_path / "report.json"
     before = source.read_bytes()
     words = ("convert", str(source), str(out), "--to", "torch", "--report", str(report))
     code, text = invoke(*words)
     assert code == 0, text
-    assert "approximate: eps=0.001 stands inside the root" in text
+    assert "approximate: eps=0.001 is inside the root" in text
     said = json.loads(report.read_text())
     assert (said["source"], said["target"], len(said["parameters"])) == ("timm", "torch", 4)
     assert said["exact"]
@@ -400,19 +401,42 @@ def test_the_command_converts_reports_and_never_touches_its_input(tmp_path):
 
 
 def test_the_files_of_a_tensorflow_checkpoint_are_an_input_together(tmp_path):
-    """Given by its beginning or by its index, neither of its files is written to, --force or not."""
+    """Given by its prefix or its index, neither of its files is written to through a link, even with --force."""
     for part in (".index", ".data-00000-of-00001"):
         recorded = HERE / f"tensorflow1-momentum.ckpt-20{part}"
         (tmp_path / f"model{part}").write_bytes(recorded.read_bytes())
+        (tmp_path / f"link{part}.pt").symlink_to(f"model{part}")
     words = {"learning_rate": 0.1, "decay": 0.9, "epsilon": 1e-10, "momentum": 0.9}
     for name in ("model", "model.index"):
-        made = prepare(tmp_path / name, "tensorflow1", given=words, out=writer(tmp_path / "model.index"))
-        with pytest.raises(ValueError, match="is the input, which is never changed"):
-            write(made, tmp_path / "model.index", force=True, also_not=tmp_path / name)
+        made = prepare(tmp_path / name, given=words)
+        for part in (".index", ".data-00000-of-00001"):
+            with pytest.raises(ValueError, match="is the input, which is never changed"):
+                write(made, tmp_path / f"link{part}.pt", force=True, also_not=tmp_path / name)
+
+
+@pytest.mark.parametrize(("out", "format"), [("x.index", "tensorflow"), ("x.nd", "mxnet"), ("x.params", "mxnet")])
+def test_formats_that_are_only_read_are_refused_as_outputs(out, format, tmp_path):
+    """The error names the format and the endings that are written."""
+    code, text = invoke("convert", str(HERE / "torch_rmsprop.pt"), str(tmp_path / out), "--to", "tensorflow1")
+    assert code == 2
+    told = " ".join(text.replace("│", " ").split())
+    assert f"{out}: {format} files are read and not written; there are .pt, .pth," in told
+    assert ".keras, .weights.h5, .h5, .hdf5, .npz, .msgpack" in told
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["chainer", "tensorflow1"])
+def test_an_npz_is_written_for_optax_and_mxnet_only(target, tmp_path):
+    """The error names both, and formats that hold the state of every dialect."""
+    code, text = invoke("convert", str(HERE / "torch_rmsprop.pt"), str(tmp_path / "x.npz"), "--to", target)
+    assert code == 2
+    told = " ".join(text.replace("│", " ").split())
+    assert f"an .npz is written for optax and MXNet, not for {target}; write a .pt or a .safetensors" in told
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_dry_run_prints_the_mapping_and_writes_nothing(tmp_path):
-    """One line for each parameter, with its shape."""
+    """Each parameter is one line, with its shape."""
     out = tmp_path / "out.pt"
     code, text = invoke("convert", str(HERE / "torch_rmsprop.pt"), str(out), "--dry-run")
     assert code == 0
@@ -435,7 +459,7 @@ def test_a_dry_run_prints_the_mapping_and_writes_nothing(tmp_path):
     ],
 )
 def test_a_mistake_is_one_sentence(words, sentence, tmp_path, monkeypatch):
-    """Exit code 2, what is wrong and what works, no traceback, nothing written."""
+    """The exit code is 2, the error states the mistake and what works, and nothing is written."""
     monkeypatch.chdir(tmp_path)
     code, text = invoke("convert", str(HERE / "torch_rmsprop.pt"), *words)
     assert code == 2
@@ -445,7 +469,7 @@ def test_a_mistake_is_one_sentence(words, sentence, tmp_path, monkeypatch):
 
 
 def test_settings_that_the_file_does_not_hold_are_asked_for_by_name(tmp_path):
-    """The sentence has the framework's words, ready to be typed."""
+    """The error lists options under the framework's names, ready to be typed."""
     path = tmp_path / "in.safetensors"
     held = keras_like()
     held.hyper = {"learning_rate": 0.1}
@@ -459,7 +483,7 @@ def test_settings_that_the_file_does_not_hold_are_asked_for_by_name(tmp_path):
 
 
 def test_the_commands_of_the_docs_work(tmp_path, monkeypatch):
-    """Every command of docs/convert.md ends with 0, on checkpoints of the kinds that it names."""
+    """Every command of docs/convert.md exits with 0, on checkpoints of the kinds that it names."""
     page = (HERE.parents[1] / "docs" / "convert.md").read_text(encoding="utf-8")
     files = {"model.keras": "keras3-momentum.keras", "timm.pth": "timm_rmsproptf.pt", "adam.pt": "torch_adam.pt"}
     files["state.npz"] = "optax_rmsprop.state.npz"
@@ -484,7 +508,7 @@ def test_the_commands_of_the_docs_work(tmp_path, monkeypatch):
 
 
 class Evil:
-    """What a pickle can do to those who load it."""
+    """An object whose unpickling runs code."""
 
     def __reduce__(self):
         return (print, ("this ran",))
@@ -499,7 +523,7 @@ def resaved(source, out, change):
 
 
 def test_a_pickle_that_needs_code_is_refused_and_never_run(tmp_path, capsys):
-    """The sentence names the code and says how to save the file anew."""
+    """The error names the code and how to save the file again."""
     path = tmp_path / "evil.pt"
     torch.save({"model": {}, "optimizer": Evil()}, path)
     with pytest.raises(
@@ -513,7 +537,7 @@ def test_a_pickle_that_needs_code_is_refused_and_never_run(tmp_path, capsys):
 
 
 def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path):
-    """A stride of 0 makes a terabyte of four bytes; nothing of the kind is allocated."""
+    """A stride of 0 makes a terabyte of four bytes; it is not allocated."""
     path = tmp_path / "huge.pt"
     huge = torch.zeros(1).expand(10**6, 10**6)
     torch.save({"model": {"w": huge}, "optimizer": torch.optim.RMSprop([torch.zeros(1)]).state_dict()}, path)
@@ -522,7 +546,7 @@ def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path):
 
 
 def test_a_storage_that_claims_more_than_its_record_reads_nothing_outside_the_file(tmp_path):
-    """torch would read past the record; here a storage is a slice of the file, and the tensor is what it was."""
+    """torch would read past the record; here a storage is a slice of the file, and the tensor is unchanged."""
     claims = struct.pack("<BB", ord("K"), 72), struct.pack("<BI", ord("J"), 0x7FFFFFFF)  # of conv.weight's elements
     source, path = HERE / "torch_rmsprop.pt", tmp_path / "grown.pt"
     resaved(source, path, lambda name, data: data.replace(*claims) if name.endswith("data.pkl") else data)
@@ -531,7 +555,7 @@ def test_a_storage_that_claims_more_than_its_record_reads_nothing_outside_the_fi
 
 
 def test_every_way_to_break_an_archive_is_one_sentence(tmp_path):
-    """Cut short, flipped, a checksum off, a path outside, compressed, blown up."""
+    """Truncation, flipped bits, a wrong checksum, an outside path, compression and a bomb are each refused."""
     source, out = HERE / "torch_rmsprop.pt", tmp_path / "broken.pt"
     data = source.read_bytes()
     out.write_bytes(data[: len(data) // 2])
@@ -557,7 +581,7 @@ def test_every_way_to_break_an_archive_is_one_sentence(tmp_path):
 
 
 def test_the_state_of_another_optimizer_is_refused_by_what_it_keeps(tmp_path):
-    """SGD's momentum is no RMSprop's state, and a model alone has none."""
+    """SGD's momentum is not RMSprop's state, and a model alone has no state."""
     weight = torch.nn.Parameter(torch.ones(2))
     sgd = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
     weight.grad = torch.ones(2)

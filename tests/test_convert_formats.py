@@ -92,8 +92,8 @@ def test_recorded_files_are_read_with_names_order_kinds_and_values(file):
     """The parameters are those of the record, bit for bit; every parameter has the dialect's states, of its shape."""
     held, told = file.read(), file.told
     record = np.load(HERE / f"{file.record}.npz")
-    assert held.source == told["dialect"]
-    row = dialects.find_dialect(held.source)
+    assert held.owner.name == told["dialect"]
+    row = dialects.find_dialect(held.owner.name)
     names = {name: BY_HAND.get(name) or torch_name(name) for name in held.slots}
     assert sorted(names.values()) == sorted(inputs.SHAPES)
     assert list(held.slots) == [name for name in held.params or held.slots if name in held.slots]
@@ -104,8 +104,8 @@ def test_recorded_files_are_read_with_names_order_kinds_and_values(file):
         assert slots.keys() <= row.states.keys()
         ours = {row.states[slot] for slot in slots}
         assert "square_avg" in ours
-        assert ("momentum_buffer" in ours) == (momentum or held.source == "tensorflow1")
-        graves = held.source == "chainer_graves"
+        assert ("momentum_buffer" in ours) == (momentum or held.owner.name == "tensorflow1")
+        graves = held.owner.name == "chainer_graves"
         assert ("grad_avg" in ours) == (bool(told["words"].get("centered")) or graves)
         for slot, value in slots.items():
             assert turn(value, held.kinds[name]).shape == inputs.SHAPES[names[name]], slot
@@ -121,12 +121,12 @@ def test_recorded_files_are_read_with_names_order_kinds_and_values(file):
 def test_states_are_the_averages_of_the_recorded_gradients(file):
     """No two slots are mixed up: v is the average of squares and m of gradients; the velocity is what is left."""
     held, words = file.read(), file.told["words"]
-    row = dialects.find_dialect(held.source)
+    row = dialects.find_dialect(held.owner.name)
     rho = next(words[word] for word in ("rho", "decay", "alpha", "gamma1") if word in words)
     decay = words.get("weight_decay", words.get("wd", 0.0))
     for name, slots in held.slots.items():
         ours = BY_HAND.get(name) or torch_name(name)
-        v = np.ones(inputs.SHAPES[ours]) * (held.source == "tensorflow1")
+        v = np.ones(inputs.SHAPES[ours]) * (held.owner.name == "tensorflow1")
         m = 0 * v
         for gradient in inputs.gradients()[: inputs.SAVED_AT]:
             g = gradient[ours].astype(np.float64)
@@ -143,7 +143,7 @@ def test_states_are_the_averages_of_the_recorded_gradients(file):
 
 def alike(one: Checkpoint, other: Checkpoint) -> None:
     """Assert that two checkpoints say the same."""
-    assert one.source == other.source
+    assert one.owner == other.owner
     assert one.kinds == other.kinds
     assert list(one.params) == list(other.params)
     assert {name: list(slots) for name, slots in one.slots.items()} == {n: list(s) for n, s in other.slots.items()}
@@ -163,7 +163,14 @@ def blank(held: Checkpoint) -> Checkpoint:
     return made
 
 
-@pytest.mark.parametrize("file", FILES, ids=str)
+def _is_written(file: File) -> bool:
+    return file.format.write is not None and not file.path.name.startswith("chainer")
+
+
+WRITTEN = [file for file in FILES if _is_written(file)]
+
+
+@pytest.mark.parametrize("file", WRITTEN, ids=str)
 def test_what_is_written_is_read_back(file, tmp_path):
     """Into a template that holds other numbers where the format wants one, else from nothing."""
     row, held = file.format, file.read()
@@ -178,30 +185,25 @@ def test_what_is_written_is_read_back(file, tmp_path):
     back = file.read(out)
     alike(held, back)
     assert (held.step, held.hyper) == (back.step, back.hyper)
-    if out.is_file():
-        _same_structure(file.path, out)
+    _same_structure(file.path, out)
 
 
-WHOLE = [file for file in FILES if file.path.name.startswith(("tensorflow1", "optax_rmsprop.state", "mxnet"))]
-WHOLE += [file for file in FILES if file.path.name.endswith(".weights.h5") or file.path.name.startswith("chainer")]
+WHOLE = [file for file in WRITTEN if file.path.name.startswith(("optax_rmsprop.state", "mxnet"))]
+WHOLE += [file for file in WRITTEN if file.path.name.endswith(".weights.h5")]
 
 
 @pytest.mark.parametrize("file", WHOLE, ids=str)
 def test_some_formats_need_no_template(file, tmp_path):
-    """Flat models of .weights.h5, TensorFlow 1, MXNet, Chainer, and optax' commonest tree."""
+    """Flat models of .weights.h5, MXNet's .npz, and optax' commonest tree."""
     held, out = file.read(), tmp_path / file.path.name
     file.format.write(out, held)
     alike(held, file.read(out))
-    if out.is_file():
-        _same_structure(file.path, out)
-    else:
-        for name in (f"{out.name}.index", f"{out.name}.data-00000-of-00001"):
-            assert (HERE / name).read_bytes() == (tmp_path / name).read_bytes()
+    _same_structure(file.path, out)
 
 
 def _same_structure(real: Path, made: Path) -> None:
     """What a framework finds in a file: members, groups, datasets, types and attributes."""
-    if real.suffix in (".nd", ".msgpack"):
+    if real.suffix == ".msgpack":
         assert real.read_bytes() == made.read_bytes()
     elif real.suffix == ".npz":
         with np.load(real) as one, np.load(made) as other:
@@ -310,13 +312,6 @@ def test_the_checksum_is_castagnolis():
     assert sstable.crc32c(raw) == whole
 
 
-def test_tables_of_many_keys_are_read_back(tmp_path):
-    """Keys share beginnings; every sixteenth is whole."""
-    entries = {f"layer/{i:04}/kernel".encode(): bytes(range(i % 7)) for i in range(500)}
-    sstable.write(tmp_path / "x.index", entries)
-    assert sstable.read(tmp_path / "x.index") == entries
-
-
 @pytest.mark.parametrize(
     ("key", "wanted"),
     [
@@ -402,7 +397,11 @@ def test_keras_before_tensorflow_2_is_read_in_order(tmp_path):
         for name, (weight, value) in zip(names, values.items(), strict=True):
             layer[weight], states[name] = value, value**2
     held = h5.read(tmp_path / "x.h5")
-    assert (held.source, held.step, held.hyper) == ("keras1", 9, {"learning_rate": 0.25, "rho": 0.9, "epsilon": 1e-7})
+    assert (held.owner.name, held.step, held.hyper) == (
+        "keras1",
+        9,
+        {"learning_rate": 0.25, "rho": 0.9, "epsilon": 1e-7},
+    )
     for name, slots in held.slots.items():
         np.testing.assert_array_equal(slots["a"], held.params[name] ** 2)
 

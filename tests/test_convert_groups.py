@@ -1,4 +1,4 @@
-"""Parameters without state, outside the optimizer, tied or unnamed: what the report says, and what OUT lists."""
+"""Parameters without state, outside the optimizer, tied or unnamed, in the report and in OUT."""
 
 import torch
 from test_convert_places import net, trained
@@ -8,7 +8,7 @@ from rmsprop.conversion.file import prepare, write, writer
 
 
 def converted(tmp_path, content):
-    """The report's assumptions as one text, and the state dict that is written, at once and through another file."""
+    """Return the report's assumptions as one text, and the state dict written directly and through another file."""
     path, through, out = tmp_path / "in.pt", tmp_path / "through.safetensors", tmp_path / "out.pt"
     torch.save(content, path)
     plan = prepare(path)
@@ -23,7 +23,7 @@ def converted(tmp_path, content):
 
 
 def named(module, optimizer):
-    """The optimizer's state dict with the names that torch keeps."""
+    """Return the optimizer's state dict with torch's names."""
     names = {param: name for name, param in module.named_parameters()}
     packed = optimizer.state_dict()
     for group, own in zip(packed["param_groups"], optimizer.param_groups, strict=True):
@@ -32,7 +32,7 @@ def named(module, optimizer):
 
 
 def loads(optimizer, written, module):
-    """Each parameter's state is the one that it had, in torch's class and in ours."""
+    """Assert that each parameter has the state that it had, in torch's class and in ours."""
     for make in (torch.optim.RMSprop, RMSprop):
         groups = [{"params": group["params"]} for group in optimizer.param_groups]
         other = make(groups, lr=0.1)
@@ -46,7 +46,7 @@ def loads(optimizer, written, module):
 
 
 def test_a_parameter_that_never_had_a_gradient_stays_in_the_optimizer(tmp_path):
-    """It keeps its place, with a model in the file or not, so the others' state is theirs."""
+    """It keeps its place, with a model in the file or not, so every other parameter keeps its state."""
     module = net()
     module[0].bias.requires_grad_(False)
     optimizer = trained(module)
@@ -59,7 +59,7 @@ def test_a_parameter_that_never_had_a_gradient_stays_in_the_optimizer(tmp_path):
 
 
 def test_a_frozen_base_is_not_in_the_optimizer(tmp_path):
-    """The head alone is trained, under its own names: the rest is reported, and none of it gets state."""
+    """Only the head is trained, under its own names; the rest is reported and gets no state."""
     module = net()
     optimizer = trained(module, params=[*module[1].parameters()])
     said, written = converted(tmp_path, {"model": module.state_dict(), "optimizer": named(module, optimizer)})
@@ -68,7 +68,7 @@ def test_a_frozen_base_is_not_in_the_optimizer(tmp_path):
 
 
 def test_tied_weights_have_one_state_under_their_first_name(tmp_path):
-    """The second name is in the model, is no parameter of its own, and does not shift the others' state."""
+    """The second name is in the model, is not a parameter of its own, and does not shift the others' state."""
     module = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3), torch.nn.Linear(3, 3))
     module[1].weight = module[0].weight
     optimizer = trained(module)
@@ -80,7 +80,7 @@ def test_tied_weights_have_one_state_under_their_first_name(tmp_path):
 
 
 def test_weight_decay_groups_without_names_are_not_said_to_be_outside(tmp_path):
-    """timm lists biases first; where the order does not fit the model, the state keeps numbers and loads by them."""
+    """timm lists biases first; if the order does not fit the model, the state keeps numbers and loads by them."""
     module = torch.nn.Sequential(*(torch.nn.Linear(3, 3) for _ in range(3)))
     groups = [
         {"params": [layer.bias for layer in module], "weight_decay": 0.0},

@@ -8,12 +8,13 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from bundles import field, write_table
 
 from rmsprop import RMSprop
 from rmsprop.conversion.file import prepare, write
 from rmsprop.conversion.formats import FORMATS, mxnet, npz, optax
 from rmsprop.conversion.formats.keras import h5, keras3
-from rmsprop.conversion.formats.tensorflow import bundle, checkpoint, sstable
+from rmsprop.conversion.formats.tensorflow import checkpoint, sstable
 from rmsprop.conversion.record import Unreadable
 from rmsprop.inspection.checkpoint import inspect
 
@@ -160,7 +161,7 @@ def _with_entry(tmp_path, change):
     name = "tensorflow1-momentum.ckpt-20"
     table = sstable.read(HERE / f"{name}.index")
     change(table)
-    sstable.write(tmp_path / f"{name}.index", table)
+    write_table(tmp_path / f"{name}.index", table)
     data = (HERE / f"{name}.data-00000-of-00001").read_bytes()
     (tmp_path / f"{name}.data-00000-of-00001").write_bytes(data)
     return tmp_path / name
@@ -169,13 +170,13 @@ def _with_entry(tmp_path, change):
 @pytest.mark.parametrize(
     ("key", "value", "match"),
     [
-        (b"fc/bias", bundle.field(1, 1) + bundle.field(7, b""), "in parts"),
-        (b"fc/bias", bundle.field(1, 1) + bundle.field(5, 1 << 40), "more bytes|declares"),
-        (b"fc/bias", bundle.field(1, 1) + bundle.field(2, bundle.field(2, bundle.field(1, 1 << 62))), "declares"),
-        (b"fc/bias", bundle.field(1, 20), "no number"),
-        (b"fc/bias", bundle.field(1, 1) + bundle.field(3, 7), "file 7 of 1"),
-        (b"", bundle.field(1, 1 << 40), "files of data"),
-        (b"", bundle.field(1, 1) + bundle.field(2, 1), "big-endian"),
+        (b"fc/bias", field(1, 1) + field(7, b""), "in parts"),
+        (b"fc/bias", field(1, 1) + field(5, 1 << 40), "more bytes|declares"),
+        (b"fc/bias", field(1, 1) + field(2, field(2, field(1, 1 << 62))), "declares"),
+        (b"fc/bias", field(1, 20), "no number"),
+        (b"fc/bias", field(1, 1) + field(3, 7), "file 7 of 1"),
+        (b"", field(1, 1 << 40), "files of data"),
+        (b"", field(1, 1) + field(2, 1), "big-endian"),
         (b"fc/bias/RMSProp", None, "1 slots"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Keras' and TensorFlow's own settings and counts: decay, the count in files, and HDF5 to rewrite."""
+"""Settings and counts of Keras and TensorFlow: decay, the count in files, and HDF5 that must be rewritten."""
 
 import dataclasses
 import json
@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from bundles import write_table
 from test_cli import invoke
 from test_convert_formats import HERE
 
@@ -17,13 +18,14 @@ from rmsprop import RMSprop
 from rmsprop.conversion import Unreadable
 from rmsprop.conversion.file import prepare, read_checkpoint, write, writer
 from rmsprop.conversion.formats import hdf5
+from rmsprop.conversion.formats.tensorflow import sstable
 from rmsprop.inspection.checkpoint import inspect
 
 PLAIN = HERE / "tfkeras-legacy-plain.h5"
 
 
 def decayed(path, decay, count=True):
-    """A recorded run of 20 steps, with `decay` among its settings."""
+    """Write a recorded run of 20 steps with `decay` in its settings."""
     path.write_bytes(PLAIN.read_bytes())
     with h5py.File(path, "r+") as file:
         said = json.loads(file.attrs["training_config"])
@@ -37,13 +39,13 @@ def decayed(path, decay, count=True):
 
 
 def test_keras_decay_becomes_the_rate_that_the_run_had_reached(tmp_path):
-    """lr/(1 + decay·20), and the scheduler of the report goes on as Keras does."""
+    """The rate is lr/(1 + decay·20), and the scheduler in the report continues as Keras does."""
     held = read_checkpoint(PLAIN)
     made = prepare(decayed(tmp_path / "x.h5", 0.25))
     lr = held.hyper["learning_rate"]
     assert made.checkpoint.hyper["lr"] == pytest.approx(lr / 6, rel=1e-12)
     (said,) = [sentence for sentence in made.report.approximate if "decay" in sentence]
-    factor = re.search(r"LambdaLR\(optimizer, (lambda t: .*?)\) goes on", said)[1]
+    factor = re.search(r"LambdaLR\(optimizer, (lambda t: .*?)\) continues the decay", said)[1]
     optimizer = RMSprop([torch.nn.Parameter(torch.ones(2))], lr=made.checkpoint.hyper["lr"])
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, eval(factor))  # the sentence is typed in
     for t in range(21, 25):
@@ -55,7 +57,7 @@ def test_keras_decay_becomes_the_rate_that_the_run_had_reached(tmp_path):
 
 
 def test_decay_without_a_count_asks_for_the_rate_and_takes_it(tmp_path):
-    """The option that the sentence names works; inspect takes the rate of the start, and says so."""
+    """The option in the error works; inspect uses the initial rate and reports it."""
     path = decayed(tmp_path / "x.h5", 0.25, count=False)
     with pytest.raises(ValueError, match=r"does not count the steps t: add --set learning_rate=\.\.\.") as asked:
         prepare(path)
@@ -69,7 +71,7 @@ def test_decay_without_a_count_asks_for_the_rate_and_takes_it(tmp_path):
 
 
 def test_a_rate_that_has_decayed_does_not_decay_again_in_the_file_written(tmp_path):
-    """The template's decay is 0 beside the rate of the next step, and the count is said to be dropped by nobody."""
+    """The template's decay becomes 0 beside the rate of the next step, and the count is not reported as dropped."""
     path, back = decayed(tmp_path / "x.h5", 0.25), tmp_path / "back.h5"
     middle = tmp_path / "middle.pt"
     write(prepare(path), middle)
@@ -83,26 +85,24 @@ def test_a_rate_that_has_decayed_does_not_decay_again_in_the_file_written(tmp_pa
 
 
 def test_without_a_count_nobody_is_called_untouched(tmp_path):
-    """TensorFlow 1 without global_step: v began at 1 and is somewhere below; shares are of all elements."""
-    from rmsprop.conversion.formats.tensorflow import bundle
-
-    held = read_checkpoint(HERE / "tensorflow1-momentum.ckpt-20")
-    assert held.step == 20
-    names = {"momentum": "RMSProp_1", "rms": "RMSProp"}
-    tensors = {**held.params}
-    for name, slots in held.slots.items():
-        tensors |= {f"{name}/{names[slot]}": value for slot, value in slots.items()}
-    bundle.write(tmp_path / "model", tensors)
+    """Without global_step, v started at 1 and has decayed by an unknown amount; shares are of all elements."""
+    recorded = HERE / "tensorflow1-momentum.ckpt-20"
+    assert read_checkpoint(recorded).step == 20
+    table = sstable.read(recorded.with_name(f"{recorded.name}.index"))
+    del table[b"global_step"]
+    write_table(tmp_path / "model.index", table)
+    data = recorded.with_name(f"{recorded.name}.data-00000-of-00001").read_bytes()
+    (tmp_path / "model.data-00000-of-00001").write_bytes(data)
     words = {"learning_rate": 0.1, "decay": 0.9, "epsilon": 10.0, "momentum": 0.9}
     told, found = (
-        inspect(HERE / "tensorflow1-momentum.ckpt-20", given=words),
+        inspect(recorded, given=words),
         inspect(tmp_path / "model", given=words),
     )
     assert told.totals()["untouched"] == 0
     assert found.totals()["untouched"] is None
     assert all(row.untouched is None for row in found.rows)
     assert found.totals()["below_eps"] == told.totals()["below_eps"] > 0.5
-    assert found.totals()["frozen"] == told.totals()["frozen"]
+    assert found.totals()["stuck"] == told.totals()["stuck"]
     assert any("which elements never had a gradient is not known" in sentence for sentence in found.assumed)
     code, text = invoke("inspect", str(tmp_path / "model"), *[f"--set={k}={v}" for k, v in words.items()])
     assert code == 0, text
@@ -111,7 +111,7 @@ def test_without_a_count_nobody_is_called_untouched(tmp_path):
 
 
 def test_a_file_of_a_newer_kind_is_read_once_it_was_rewritten_as_the_sentence_says(tmp_path):
-    """h5repack's bounds and layout, which HDF5's library takes by the same names."""
+    """The advised options of h5repack are applied through h5py, under the same names."""
     new, old = tmp_path / "new.h5", tmp_path / "old.h5"
     with h5py.File(PLAIN) as source, h5py.File(new, "w", libver="latest") as file:
         file.attrs.update(source.attrs)
@@ -140,7 +140,7 @@ def test_a_file_of_a_newer_kind_is_read_once_it_was_rewritten_as_the_sentence_sa
 
 @pytest.mark.parametrize("name", ["torch_rmsprop.pt", "tfkeras-legacy-plain.h5"])
 def test_the_settings_word_of_every_sentence_is_taken(name, tmp_path):
-    """lr= of torch's, learning_rate= of Keras': the sentence on a mistyped one says which."""
+    """lr= for torch and learning_rate= for Keras work; the error on a mistyped name gives the right one."""
     out = tmp_path / "out.pt"
     word = "lr" if name.endswith(".pt") else "learning_rate"
     code, text = invoke("convert", str(HERE / name), str(out), "--set", f"{word}=0.5")
@@ -151,7 +151,7 @@ def test_the_settings_word_of_every_sentence_is_taken(name, tmp_path):
 
 
 def keras3_file(path, change):
-    """The recorded .weights.h5 of a run with momentum, its optimizer's list of variables changed."""
+    """Write the recorded .weights.h5 of a run with momentum, with the optimizer's list of variables changed."""
     path.write_bytes((HERE / "keras3-momentum.weights.h5").read_bytes())
     with h5py.File(path, "r+") as file:
         group = file["optimizer/vars"]
@@ -165,7 +165,7 @@ def keras3_file(path, change):
 
 @pytest.mark.parametrize("first", ["weights", "zeros"])
 def test_averaged_weights_are_not_taken_for_the_average_of_squares(first, tmp_path):
-    """use_ema and gradient accumulation put a kind of state before velocity, unnamed in a .weights.h5."""
+    """use_ema and gradient accumulation store a state before velocity, without a name in a .weights.h5."""
     each = (
         len(read_checkpoint(HERE / "keras3-momentum.weights.h5", None, {"momentum": 0.9, "centered": False}).slots),
     )
@@ -182,7 +182,7 @@ def test_averaged_weights_are_not_taken_for_the_average_of_squares(first, tmp_pa
 
 
 def archive(path, change):
-    """The recorded .keras, its description changed."""
+    """Write the recorded .keras with its description changed."""
     with zipfile.ZipFile(HERE / "keras3-momentum.keras") as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
             raw = old.read(name)
@@ -195,7 +195,7 @@ def archive(path, change):
 
 
 def test_a_template_that_averages_weights_is_refused(tmp_path):
-    """Its averages would be another model's, or missing."""
+    """The averages would be another model's, or missing."""
     template = archive(
         tmp_path / "x.keras", lambda said: said["compile_config"]["optimizer"]["config"].update(use_ema=True)
     )
@@ -208,7 +208,7 @@ def test_a_template_that_averages_weights_is_refused(tmp_path):
 
 
 def test_what_the_description_says_of_a_layer_holds_for_writing_too(tmp_path):
-    """A frozen layer without state is frozen in the template as well, and goes back as it came."""
+    """A frozen layer without state is frozen in the template too, and converts back unchanged."""
     frozen = HERE / "layouts-keras3.keras"
     with zipfile.ZipFile(frozen) as held:
         said = json.loads(held.read("config.json"))
@@ -233,7 +233,7 @@ def test_what_the_description_says_of_a_layer_holds_for_writing_too(tmp_path):
 
 
 def _without(raw, folder, layer):
-    """The weights of the recorded model without the states of its last layer, which come last of each kind."""
+    """Write the recorded model's weights without the states of its last layer, which are the last of each kind."""
     (folder / "w.h5").write_bytes(raw)
     held = read_checkpoint(HERE / "layouts-keras3.keras")
     names = list(held.slots)

@@ -1,4 +1,4 @@
-"""Arrays turn by what is known of their layer, never by their shape alone, and come back as they were."""
+"""Arrays are converted by their layer, never by their shape alone, and convert back unchanged."""
 
 import json
 import time
@@ -14,6 +14,7 @@ from rmsprop.conversion import Checkpoint
 from rmsprop.conversion.file import prepare, read_checkpoint, write, writer
 from rmsprop.conversion.layers import Layers, by_name
 from rmsprop.conversion.layout import Map, doubts, plan
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.turning import is_kind, turn, turn_back, turned_shape
 
 HERE = Path(__file__).parent / "checkpoints"
@@ -21,7 +22,7 @@ KERAS = ("layouts-keras3.h5", "layouts-keras3.keras")
 
 
 def answer(params, x):
-    """What the recorded model computes, by torch's own layers from converted arrays."""
+    """Compute the recorded model's output with torch's layers and converted arrays."""
 
     def recurrent(make, layer):
         made = make(x[f"{layer}_in"].shape[-1], 4, batch_first=True)
@@ -49,7 +50,7 @@ def answer(params, x):
 
 @pytest.mark.parametrize("name", KERAS)
 def test_torchs_layers_answer_as_keras_does_from_converted_arrays(name):
-    """Recurrent, depthwise and flattened kernels, gates and table of equal dimensions lie as torch reads them."""
+    """Recurrent, depthwise and flattened kernels, gates and tables of equal dimensions have torch's layout."""
     made = prepare(HERE / name)
     params = {key: torch.from_numpy(value) for key, value in made.checkpoint.params.items()}
     with np.load(HERE / "layouts-keras3.npz") as held:
@@ -58,8 +59,8 @@ def test_torchs_layers_answer_as_keras_does_from_converted_arrays(name):
     with torch.no_grad():
         np.testing.assert_allclose(answer(params, x).numpy(), expected, rtol=1e-5, atol=1e-5)
     said = " ".join(made.report.assumed)
-    assert "flattened image of 4 channels" in said
-    assert "flattened image of 2 channels" in said
+    assert "flattened image with 4 channels" in said
+    assert "flattened image with 2 channels" in said
     assert "r, z, n in torch" in said
 
 
@@ -72,7 +73,7 @@ def test_torchs_layers_answer_as_keras_does_from_converted_arrays(name):
     ],
 )
 def test_square_arrays_come_back_as_they_were(name, middle, layout, told, tmp_path):
-    """Keras to here and back by the file's record, or, if a trainer saved it anew without one, by the template."""
+    """Keras to here and back by the file's record, or by the template if a trainer saved it without a record."""
     first = read_checkpoint(HERE / name)
     between, back = tmp_path / middle, tmp_path / f"back{Path(name).suffix}"
     write(prepare(HERE / name, layout=layout, out=writer(between)), between)
@@ -90,10 +91,10 @@ def test_square_arrays_come_back_as_they_were(name, middle, layout, told, tmp_pa
 
 
 def test_a_file_of_another_framework_in_torchs_layout_is_turned_back(tmp_path):
-    """A .safetensors for keras3 lies as torch's arrays do, and says so."""
+    """A .safetensors for keras3 has torch's layouts, and records it."""
     between, back = tmp_path / "middle.safetensors", tmp_path / "back.h5"
     write(prepare(HERE / KERAS[0], "keras3", out=writer(between)), between)
-    assert read_checkpoint(between).source == "keras3"
+    assert read_checkpoint(between).owner.name == "keras3"
     write(prepare(between, "keras3", model=HERE / KERAS[0], out=writer(back)), back)
     first, last = read_checkpoint(HERE / KERAS[0]), read_checkpoint(back)
     for key, value in first.params.items():
@@ -110,7 +111,7 @@ def test_a_file_of_another_framework_in_torchs_layout_is_turned_back(tmp_path):
     ],
 )
 def test_a_turn_has_an_inverse_and_a_shape(kind, shape):
-    """turn_back undoes turn, and turned_shape tells both shapes."""
+    """turn_back undoes turn, and turned_shape returns both shapes."""
     value = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
     turned = turn(value, kind)
     assert turned.shape == turned_shape(shape, kind)
@@ -122,7 +123,7 @@ def test_a_turn_has_an_inverse_and_a_shape(kind, shape):
 
 
 def sequential(*layers, **more):
-    """A Sequential's configuration."""
+    """Return a Sequential's configuration."""
     listed = [{"class_name": kind, "config": {"name": kind.lower(), **config}} for kind, config in layers]
     return {"class_name": "Sequential", "config": {"name": "net", "layers": listed, **more}}
 
@@ -156,7 +157,7 @@ CONV, FLAT, DENSE = ("Conv2D", {"filters": 6}), ("Flatten", {}), ("Dense", {})
     ],
 )  # fmt: skip
 def test_rows_of_a_dense_layer_follow_the_graph(layers, kind):
-    """An image's flattening turns the rows, a sequence's or a pooled one's does not, and nothing is guessed."""
+    """Flattening an image reorders the rows; a sequence or a pooled image does not, and nothing is guessed."""
     assert Layers(sequential(*layers)).hint("dense/kernel", (36, 36)) == kind
 
 
@@ -183,7 +184,7 @@ def test_graphs_that_are_long_deep_or_go_in_circles_take_linear_time():
 
 
 def test_models_in_models_are_walked():
-    """The convolutions of a base model are those of the flattened image."""
+    """A base model's last convolution gives the channels of the flattened image."""
     base = sequential(CONV, ("MaxPooling2D", {}))
     outer = {
         "class_name": "Sequential",
@@ -224,7 +225,7 @@ def test_models_in_models_are_walked():
     ],
 )  # fmt: skip
 def test_a_layers_class_says_how_its_arrays_lie(layer, leaf, shape, kind):
-    """By the class in the configuration, whatever the layer is called."""
+    """The class in the configuration decides, not the layer's name."""
     inner = {"TimeDistributed": "Dense", "Bidirectional": "GRU"}.get(layer)
     wrapped = {"layer": {"class_name": inner, "config": {"name": "inner"}}} if inner else {}
     told = sequential(("Embedding", {}), (layer, {"name": "mine", **wrapped}))
@@ -252,34 +253,32 @@ def test_without_a_configuration_default_names_say_it(name, shape, kind):
 
 
 def test_what_is_not_known_is_said_and_not_turned():
-    """Rows behind a convolution without a graph, kernels of three axes, and names alone on the way back."""
+    """Rows after a convolution without a graph, kernels of three axes, and layouts guessed by name are reported."""
 
     def held(source, shapes):
         params = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
-        return Checkpoint(source, params, {name: {"rms": value} for name, value in params.items()})
+        return Checkpoint(find_owner(source), params, {name: {"rms": value} for name, value in params.items()})
 
     first = held("keras2", {"conv/kernel": (2, 2, 2, 4), "fc/kernel": (16, 16), "mha/query/kernel": (4, 2, 2)})
     said = " ".join(doubts(first, plan(first), "torch"))
     assert '"fc/kernel" = "dense:4"' in said
-    assert "mha/query/kernel lie as in the file" in said
+    assert "mha/query/kernel keep the file's layout" in said
     assert doubts(first, plan(first, "keep"), "keep") == []
     pooled = held("keras2", {"conv/kernel": (2, 2, 2, 4), "fc/kernel": (4, 4)})
     assert doubts(pooled, plan(pooled), "torch") == []
     last = held("torch", {"fc.weight": (4, 4)})
-    assert "fc.weight are turned as the name suggests" in " ".join(
-        doubts(last, plan(last, "tensorflow"), "tensorflow")
-    )
+    assert "fc.weight are transposed by name" in " ".join(doubts(last, plan(last, "tensorflow"), "tensorflow"))
 
 
 def test_the_map_of_the_sentence_turns_the_rows():
-    """What the report advises for rows without a graph gives what the graph gives."""
+    """The report's advice for rows without a graph has the same result as the graph."""
 
     value = np.arange(48, dtype=np.float32).reshape(12, 4)
-    held = Checkpoint("keras2", {"fc/kernel": value}, {"fc/kernel": {"rms": value}})
+    held = Checkpoint(find_owner("keras2"), {"fc/kernel": value}, {"fc/kernel": {"rms": value}})
     (move,) = plan(held, "torch", Map(transpose={"fc/kernel": "dense:3"}))
     expected = value.reshape(2, 2, 3, 4).transpose(2, 0, 1, 3).reshape(12, 4).T
     np.testing.assert_array_equal(move.turned(value), expected)
-    with pytest.raises(ValueError, match="cannot turn as 'dense:5' does"):
+    with pytest.raises(ValueError, match="cannot be converted as 'dense:5'"):
         plan(held, "torch", Map(transpose={"fc/kernel": "dense:5"}))
 
 
@@ -292,7 +291,7 @@ def test_what_is_not_a_kind_is_not_taken_for_one(wrong):
 
 
 def test_keras_1_kernels_turn(tmp_path):
-    """Dense, recurrent and convolutional kernels of names such as dense_1_W turn by their class."""
+    """Dense, recurrent and convolutional kernels with names such as dense_1_W are converted by their class."""
     path = tmp_path / "keras1.h5"
     layers = [
         {"class_name": "Convolution2D", "config": {"name": "c", "nb_filter": 2, "dim_ordering": "tf"}},

@@ -11,7 +11,7 @@ from test_convert_files import HERE, resaved
 from test_convert_places import MODEL, STATE
 
 from rmsprop.conversion import Unreadable
-from rmsprop.conversion.file import prepare, read_checkpoint, recognise
+from rmsprop.conversion.file import prepare, read_checkpoint, recognize
 
 CONTENT = {
     "model": {**MODEL, "half": torch.ones(3).half(), "count": torch.tensor(3), "empty": torch.empty(0)},
@@ -103,7 +103,7 @@ def test_an_old_file_runs_no_code(tmp_path, capsys):
     path.write_bytes(legacy({**CONTENT, "args": Evil()}))
     assert len(read_checkpoint(path).slots) == 4
     path.write_bytes(legacy(Evil()))
-    assert recognise(path).name == "torch"
+    assert recognize(path).name == "torch"
     with pytest.raises(Unreadable, match="needs code to be loaded"):
         prepare(path)
     path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + pickle.dumps(Evil()) * 9)

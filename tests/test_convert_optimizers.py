@@ -1,4 +1,4 @@
-"""Whose state a file holds: every optimizer of torch and timm is named, and what each message advises works."""
+"""Every optimizer of torch and timm is identified by its state, and the advice in each message works."""
 
 import importlib
 import inspect
@@ -30,7 +30,7 @@ CARRIES = ("Adam", "AdamW", "NAdam", "RAdam", "SparseAdam", "Adadelta")
 
 
 def timms():
-    """timm's own optimizers, imported without the package."""
+    """Return timm's own optimizers, imported without the package."""
     folder = _folder("timm")
     if folder is None:
         return []
@@ -62,7 +62,7 @@ def timms():
 
 
 def stepped(cls, **settings):
-    """A small model, and an optimizer of it after three steps."""
+    """Make a small model, and an optimizer of it after three steps."""
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(4, 3))
     words = inspect.signature(cls).parameters
@@ -90,7 +90,7 @@ def follow(message, path, out):
 
 @pytest.mark.parametrize("cls", [*TORCHS, *timms()], ids=lambda cls: f"{cls.__module__.split('.')[0]}.{cls.__name__}")
 def test_another_optimizers_state_is_named_and_the_advice_works(cls, tmp_path):
-    """load_state_dict and convert name it; what they advise gives a file that loads, or says that nothing does."""
+    """load_state_dict and convert name it; their advice gives a file that loads, or says that nothing does."""
     weight, other = stepped(cls)
     path, out = tmp_path / "in.pt", tmp_path / "out.pt"
     torch.save({"model": {"w": weight.detach()}, "optimizer": other.state_dict()}, path)
@@ -125,7 +125,7 @@ def test_another_optimizers_state_is_named_and_the_advice_works(cls, tmp_path):
 
 @pytest.mark.parametrize("cls", TORCHS, ids=lambda cls: cls.__name__)
 def test_before_its_first_step_it_is_told_by_its_settings(cls):
-    """ASGD's and Adafactor's too, one of which has an alpha of its own."""
+    """ASGD and Adafactor, one of which has an alpha of its own, are included."""
     weight = torch.nn.Parameter(torch.ones(2, 2))
     settings = {"lr": 0.1} if cls in (torch.optim.SGD, torch.optim.LBFGS) else {}
     held = "the state of parameter 0 holds" if cls is torch.optim.Adagrad else "its group 0 holds"
@@ -136,7 +136,7 @@ def test_before_its_first_step_it_is_told_by_its_settings(cls):
 @pytest.mark.parametrize("decay", [0.0, 0.01])
 @pytest.mark.parametrize("wanted", ["adam", "adamw"])
 def test_an_adam_whose_groups_do_not_tell_its_decay_is_asked_about(decay, wanted, tmp_path):
-    """torch before 2.7 wrote no decoupled_weight_decay; without decay both are one."""
+    """torch before 2.7 wrote no decoupled_weight_decay; without decay, both are equal."""
     weight, other = stepped(torch.optim.AdamW, weight_decay=decay)
     saved = other.state_dict()
     del saved["param_groups"][0]["decoupled_weight_decay"]
@@ -146,7 +146,7 @@ def test_an_adam_whose_groups_do_not_tell_its_decay_is_asked_about(decay, wanted
         with pytest.raises(ValueError, match="its groups do not tell whose weight decay it is"):
             prepare(path)
     else:
-        assert read_checkpoint(path).source == "adam"
+        assert read_checkpoint(path).owner.name == "adam"
     group = prepare(path, source=wanted).checkpoint.hyper
     assert group["weight_decay_mode"] == ("l2" if wanted == "adam" else "decoupled")
     assert group["weight_decay"] == decay
@@ -182,7 +182,7 @@ def test_nadams_next_step_divides_by_its_own_root(tmp_path):
     ],
 )
 def test_bitsandbytes_other_optimizers_are_not_taken_for_its_rmsprop(group, state, sentence, tmp_path):
-    """Their states have RMSprop's name; their settings, or a negative average, tell."""
+    """Their states have RMSprop's names; their settings, or a negative average, distinguish them."""
     path = tmp_path / "in.pt"
     groups = [{"params": [0], "lr": 0.1, "weight_decay": 0.0, **group}]
     torch.save(
@@ -197,7 +197,7 @@ def test_bitsandbytes_other_optimizers_are_not_taken_for_its_rmsprop(group, stat
 
 
 def sb3_zip(path, named):
-    """A zip as model.save writes it, of the recorded policy, with the optimizer's class as its text."""
+    """Write a zip as model.save does, of the recorded policy, with the optimizer's class as its text."""
     kwargs = {
         ":type:": "<class 'dict'>",
         ":serialized:": "gASVBAAAAAAAAAB9lC4=",
@@ -225,13 +225,13 @@ TF_LIKE = "stable_baselines3.common.sb2_compat.rmsprop_tf_like.RMSpropTFLike"
     ],
 )
 def test_an_sb3_zip_is_read_by_the_class_it_names(named, source, tmp_path):
-    """policy_kwargs.optimizer_class, the text beside a pickle that is never loaded."""
-    assert read_checkpoint(sb3_zip(tmp_path / "model.zip", named)).source == source
+    """The text of policy_kwargs.optimizer_class decides; the pickle beside it is never loaded."""
+    assert read_checkpoint(sb3_zip(tmp_path / "model.zip", named)).owner.name == source
 
 
 @pytest.mark.parametrize("named", ["<class '__main__.Mine'>", "<class 'rmsprop_tf_like.RMSpropTFLike'>"])
 def test_an_sb3_zip_of_an_unknown_class_is_asked_about(named, tmp_path):
-    """A class of the user's own may compute anything; the advice works."""
+    """A user's own class may compute anything, so the user decides; the advice works."""
     path = sb3_zip(tmp_path / "model.zip", named)
     with pytest.raises(ValueError, match=r"was trained by .*: add --from torch, or sb3 or timm") as asked:
         prepare(path)
@@ -239,7 +239,7 @@ def test_an_sb3_zip_of_an_unknown_class_is_asked_about(named, tmp_path):
 
 
 def test_from_an_sb3_zip_the_next_step_is_that_of_the_class_it_names(tmp_path):
-    """ε stands inside the root under RMSpropTFLike: the step that the optimizer itself would take."""
+    """RMSpropTFLike has ε inside the root; the next step equals its own."""
     from oracles import sb3
 
     if sb3() is None:
@@ -268,7 +268,7 @@ def test_from_an_sb3_zip_the_next_step_is_that_of_the_class_it_names(tmp_path):
     "data", ["{", "[" * 100_000, "[]", '{"policy_kwargs": []}', '{"policy_kwargs": {"optimizer_class": 3}}']
 )
 def test_a_description_that_is_not_one_names_no_class_or_is_refused(data, tmp_path):
-    """One sentence for what is not JSON; whatever else is JSON names nothing."""
+    """Text that is not JSON is refused in one sentence; other JSON names no class."""
     path = tmp_path / "model.zip"
     with zipfile.ZipFile(HERE / "sb3_rmsproptflike.zip") as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
@@ -276,7 +276,7 @@ def test_a_description_that_is_not_one_names_no_class_or_is_refused(data, tmp_pa
         if "data" not in old.namelist():
             new.writestr("data", data)
     if data.startswith(("{}", "[]", '{"')):
-        assert read_checkpoint(path).source == "torch"
+        assert read_checkpoint(path).owner.name == "torch"
     else:
         with pytest.raises(Unreadable, match="not JSON"):
             read_checkpoint(path)

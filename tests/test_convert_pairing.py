@@ -1,4 +1,4 @@
-"""`rmsprop convert`: state whose parameters are numbers or names, given to the right ones or refused.
+"""`rmsprop convert` pairs numbered or named state with the right parameters, or refuses.
 
 All layers have one shape, so that nothing but the pairing decides; the value of `square_avg` tells whose it is.
 """
@@ -17,6 +17,7 @@ from rmsprop import RMSprop
 from rmsprop.cli import app
 from rmsprop.conversion.file import prepare, write
 from rmsprop.conversion.layout import Map, plan
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.pairing import sorted_as_text, ways
 from rmsprop.conversion.record import Checkpoint, Unreadable
 
@@ -24,13 +25,13 @@ LAYERS = 12
 
 
 def network(width=3):
-    """Layers of one shape, whose numbers do not sort as text."""
+    """Make layers of one shape, whose numbers do not sort as text."""
     torch.manual_seed(0)
     return nn.Sequential(*(nn.Linear(width, width, bias=False) for _ in range(LAYERS)))
 
 
 def stepped(model, groups, cls=torch.optim.RMSprop):
-    """An optimizer after a step, whose gradient is the layer's number."""
+    """Make an optimizer after a step on gradients that equal the layer's number."""
     optimizer = cls(groups)
     for i, p in enumerate(model.parameters(), 1):
         p.grad = torch.full_like(p, float(i))
@@ -39,7 +40,7 @@ def stepped(model, groups, cls=torch.optim.RMSprop):
 
 
 def head_first(model):
-    """The last two layers in the first group, at another rate."""
+    """Put the last two layers in the first group, at another rate."""
     params = list(model.parameters())
     return [{"params": params[-2:], "lr": 0.5}, {"params": params[:-2], "lr": 0.25}]
 
@@ -50,7 +51,7 @@ def saved(path, weights, optimizer):
 
 
 def whose(checkpoint):
-    """By name, the layer whose state it is, and its rate."""
+    """Return, by name, the layer that the state belongs to, and its rate."""
     rates = {name: hyper["lr"] for names, hyper in checkpoint.groups for name in names}
     return {
         name: (round(float(np.ravel(slots["square_avg"])[0] / 0.01) ** 0.5), rates[name])
@@ -64,7 +65,7 @@ RIGHT = {f"{i}.weight": (i + 1, 0.5 if i >= LAYERS - 2 else 0.25) for i in range
 @pytest.mark.parametrize("wrapper", ["", "module.", "_orig_mod."])
 @pytest.mark.parametrize("cls", [torch.optim.RMSprop, RMSprop])
 def test_state_that_is_keyed_by_name_goes_by_name(tmp_path, wrapper, cls):
-    """A distributed state dict with two groups: 10 does not stand before 2, also where the model was wrapped."""
+    """A distributed state dict with two groups keeps 10 after 2, also if the model was wrapped."""
     model = network()
     kept = get_optimizer_state_dict(model, stepped(model, head_first(model), cls))
     wrapped = {f"{wrapper}{name}": value for name, value in model.state_dict().items()}
@@ -80,7 +81,7 @@ def test_state_that_is_keyed_by_name_goes_by_name(tmp_path, wrapper, cls):
 
 @pytest.mark.parametrize("where", ["in the file", "--model"])
 def test_numbers_in_several_groups_of_one_shape_are_refused(tmp_path, where):
-    """The head is listed first, and no shape tells: the sentence says what decides."""
+    """The head is listed first, and shapes are equal: the error names the options that decide."""
     model = network()
     kept = stepped(model, head_first(model)).state_dict()
     path = saved(tmp_path / "in.pt", {} if where == "--model" else model.state_dict(), kept)
@@ -92,7 +93,7 @@ def test_numbers_in_several_groups_of_one_shape_are_refused(tmp_path, where):
         prepare(path, **given)
     assert "--match order" in str(found.value)
     assert "--match number" in str(found.value)
-    fixed = prepare(path, chart=Map({"0": "10.weight", "1": "11.weight"}), **given)
+    fixed = prepare(path, mapping=Map({"0": "10.weight", "1": "11.weight"}), **given)
     assert whose(fixed.checkpoint) == RIGHT
     wrong = prepare(path, match="order", **given).checkpoint
     assert whose(wrong)["0.weight"] == (11, 0.5)  # the user said so
@@ -110,7 +111,7 @@ def test_numbers_in_several_groups_of_one_shape_are_refused(tmp_path, where):
 
 
 def test_numbers_are_names_where_shapes_leave_one_way(tmp_path):
-    """Weights and biases in two groups, a frozen layer, buffers, tied weights and parameters that never stepped."""
+    """Shapes pair two groups despite a frozen layer, buffers, tied weights and parameters that never stepped."""
 
     class Net(nn.Module):
         def __init__(self):
@@ -139,7 +140,7 @@ def test_numbers_are_names_where_shapes_leave_one_way(tmp_path):
 
 @pytest.mark.parametrize("kind", [str, int])
 def test_numbers_of_one_group_follow_the_model(tmp_path, kind):
-    """Also as the strings that torch's dcp_to_torch_save makes of them."""
+    """The numbers may be strings, as torch's dcp_to_torch_save writes them."""
     model = network()
     kept = copy.deepcopy(stepped(model, model.parameters()).state_dict())
     kept["state"] = {kind(key): entry for key, entry in kept["state"].items()}
@@ -149,7 +150,7 @@ def test_numbers_of_one_group_follow_the_model(tmp_path, kind):
 
 
 def test_state_that_belongs_to_no_parameter_is_refused(tmp_path):
-    """As by load_state_dict."""
+    """`convert` refuses the same as load_state_dict does."""
     model = network()
     kept = stepped(model, model.parameters()).state_dict()
     kept["state"][99] = kept["state"].pop(3)
@@ -158,7 +159,7 @@ def test_state_that_belongs_to_no_parameter_is_refused(tmp_path):
 
 
 def test_state_without_any_names_stays_numbered_and_complete(tmp_path):
-    """No names are made up, and a parameter that never stepped keeps its place: torch's loading goes by order."""
+    """No names are invented, and a parameter that never stepped keeps its place, since torch loads by order."""
     model = network()
     optimizer = torch.optim.RMSprop(model.parameters())
     for i, p in enumerate(model.parameters(), 1):
@@ -175,17 +176,17 @@ def test_state_without_any_names_stays_numbered_and_complete(tmp_path):
 
 
 def flax_like(order):
-    """A checkpoint whose names are not the model's, in this order."""
+    """Make a checkpoint whose names are not the model's, in this order."""
     slots = {f"Dense_{i}/kernel": {"nu": np.full((3, 3), float(i))} for i in order}
     hyper = {"learning_rate": 0.1, "decay": 0.9, "eps": 1e-8}
-    return Checkpoint("optax", {name: np.ones((3, 3)) for name in slots}, slots, 1, hyper)
+    return Checkpoint(find_owner("optax"), {name: np.ones((3, 3)) for name in slots}, slots, 1, hyper)
 
 
 def test_a_file_that_sorts_names_as_text_does_not_decide_by_order():
-    """flax sorts Dense_10 before Dense_2: refused where shapes fit both orders, unless the user decides."""
+    """Flax sorts Dense_10 before Dense_2, which is refused if shapes fit both orders and the user does not decide."""
     model = {f"layers.{i}.weight": (3, 3) for i in range(LAYERS)}
     as_text = sorted(range(LAYERS), key=str)
-    with pytest.raises(ValueError, match=r"sorts its names as text \(Dense_10/kernel stands before Dense_2/kernel\)"):
+    with pytest.raises(ValueError, match=r"sorts its names as text \(Dense_10/kernel before Dense_2/kernel\)"):
         plan(flax_like(as_text), model=model)
     assert [m.target for m in plan(flax_like(as_text), model=model, match="order")] == list(model)
     moves = {m.source: m.target for m in plan(flax_like(range(LAYERS)), model=model)}
@@ -193,10 +194,10 @@ def test_a_file_that_sorts_names_as_text_does_not_decide_by_order():
 
 
 def test_names_that_match_are_matched_where_others_do_not():
-    """One name that changed does not send the others away from theirs."""
+    """One changed name does not change the pairing of the others."""
     names = [f"{i}.weight" for i in range(5)]
     slots = {name: {"square_avg": np.full((3, 3), 1.0)} for name in [*reversed(names[1:]), "old.weight"]}
-    held = Checkpoint("torch", {}, slots, 1, {"lr": 0.1, "alpha": 0.9, "eps": 1e-8})
+    held = Checkpoint(find_owner("torch"), {}, slots, 1, {"lr": 0.1, "alpha": 0.9, "eps": 1e-8})
     moves = {m.source: m.target for m in plan(held, model=dict.fromkeys(names, (3, 3)))}
     assert moves == {**{name: name for name in names[1:]}, "old.weight": "0.weight"}
 
@@ -217,7 +218,7 @@ def test_names_sorted_as_text_are_recognized(names, said):
 
 
 def test_ways_are_counted_as_by_trying_all():
-    """Against every choice of disjoint places for the groups."""
+    """The count equals that of trying every choice of disjoint places for the groups."""
     import itertools
     import random
 
@@ -247,13 +248,13 @@ def test_ways_are_counted_as_by_trying_all():
 
 
 def test_many_groups_of_one_shape_end_soon():
-    """A rate for each of 60 layers of two parameters: ambiguous, found within the search's bound."""
+    """60 groups of two parameters each are ambiguous, which the search finds within its bound."""
     model = {f"{i}": (3, 3) for i in range(120)}
     assert len(ways([[2 * i, 2 * i + 1] for i in range(60)], dict.fromkeys(range(120), (3, 3)), model)) == 2
 
 
 def test_the_command_takes_the_decision(tmp_path):
-    """--match order and number; another word is refused."""
+    """--match takes order and number; any other value is refused."""
     model = network()
     path = saved(tmp_path / "in.pt", model.state_dict(), stepped(model, head_first(model)).state_dict())
 

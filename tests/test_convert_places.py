@@ -1,4 +1,4 @@
-"""Optimizers and models are found by their structure, wherever a trainer put them in its file."""
+"""Optimizers and models are found by their structure, under any key of a trainer's file."""
 
 import argparse
 import itertools
@@ -19,7 +19,7 @@ SIZES = {"a": (3, 4, 2), "b": (4, 6, 3), "c": (5, 2)}
 
 
 def net(which="a"):
-    """A small network whose shapes are its own."""
+    """Make a small network with distinct shapes."""
     sizes = SIZES[which]
     torch.manual_seed(ord(which))
     layers = [torch.nn.Linear(a, b) for a, b in itertools.pairwise(sizes)]
@@ -27,7 +27,7 @@ def net(which="a"):
 
 
 def trained(module, make=torch.optim.RMSprop, params=None, **settings):
-    """An optimizer after two steps."""
+    """Make an optimizer after two steps."""
     optimizer = make(module.parameters() if params is None else params, lr=0.1, **settings)
     for at in range(2):
         torch.manual_seed(at)
@@ -38,13 +38,13 @@ def trained(module, make=torch.optim.RMSprop, params=None, **settings):
 
 
 def saved(which="a", **settings):
-    """The model's and the optimizer's state dicts."""
+    """Return the model's and the optimizer's state dicts."""
     module = net(which)
     return module.state_dict(), trained(module, **settings).state_dict()
 
 
 def other(which="c"):
-    """Of a second network, trained by Adam."""
+    """Return the state dicts of a second network, trained by Adam."""
     return saved(which, make=torch.optim.Adam)
 
 
@@ -177,19 +177,19 @@ LAYOUTS = {
 
 
 def expected(slot="square_avg"):
-    """The state in the model's order."""
+    """Return the state in the model's order."""
     return [entry[slot].numpy() for entry in STATE["state"].values()]
 
 
 def params_of(held, at):
-    """The parameter that the state's name stands for, by the one bare or the other."""
+    """Return the parameter of a state's name, with or without the wrapper's prefix."""
     name = list(held.slots)[at]
     return held.params[name if name in held.params else name.removeprefix("module.")]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_state_and_model_are_found_under_any_key(layout, tmp_path):
-    """Each parameter has its own state and its own values, and what convert writes goes on."""
+    """Each parameter has its own state and values, and training continues from the converted file."""
     path, out = tmp_path / "in.pt", tmp_path / "out.pt"
     torch.save(LAYOUTS[layout], path)
     held = read_checkpoint(path)
@@ -230,7 +230,7 @@ SEVERAL = {
 
 @pytest.mark.parametrize("layout", SEVERAL)
 def test_several_optimizers_are_listed_and_one_is_chosen(layout, tmp_path):
-    """Without a choice each is named with what it is; with one, its state and its model are read."""
+    """Without a choice, the error lists each optimizer; with one, its state and its model are read."""
     content, place = SEVERAL[layout]
     path, out = tmp_path / "in.pt", tmp_path / "out.pt"
     torch.save(content, path)
@@ -250,7 +250,7 @@ def test_several_optimizers_are_listed_and_one_is_chosen(layout, tmp_path):
 
 
 def test_several_models_that_fit_alike_are_listed_and_one_is_chosen(tmp_path):
-    """Nothing tells left from right, so neither is taken without being asked for."""
+    """Left and right fit equally, so neither is read without a choice."""
     path = tmp_path / "in.pt"
     torch.save({"left": COPY, "right": MODEL, "optimizer": STATE}, path)
     with pytest.raises(
@@ -264,7 +264,7 @@ def test_several_models_that_fit_alike_are_listed_and_one_is_chosen(tmp_path):
 
 
 def test_a_choice_that_is_not_in_the_file_is_refused_with_what_is(tmp_path):
-    """One sentence each for --optimizer, --parameters, and a file of another kind."""
+    """--optimizer, --parameters, and a file of another format each have their sentence."""
     path = tmp_path / "in.pt"
     torch.save({"model": MODEL, "optimizer": STATE}, path)
     with pytest.raises(ValueError, match=r"--optimizer 'x' is not in in\.pt; its optimizers are 'optimizer'"):
@@ -273,7 +273,7 @@ def test_a_choice_that_is_not_in_the_file_is_refused_with_what_is(tmp_path):
         prepare(path, parameters="x")
     made = tmp_path / "out.safetensors"
     assert invoke("convert", str(path), str(made))[0] == 0
-    with pytest.raises(ValueError, match=r"--optimizer 'x' chooses among what a file of torch\.save holds"):
+    with pytest.raises(ValueError, match=r"--optimizer 'x' chooses among the contents of a torch\.save file"):
         prepare(made, optimizer="x")
 
 
@@ -289,7 +289,7 @@ def test_places_are_printable_and_can_be_typed(tmp_path):
 
 
 def test_an_optimizer_that_has_not_stepped_is_not_a_missing_one(tmp_path):
-    """The sentence says what is there: an optimizer without state, or none."""
+    """The error distinguishes an optimizer without state from a missing one."""
     path = tmp_path / "in.pt"
     torch.save({"model": MODEL, "optimizer": torch.optim.RMSprop(net().parameters()).state_dict()}, path)
     for read in (prepare, inspect):
@@ -301,7 +301,7 @@ def test_an_optimizer_that_has_not_stepped_is_not_a_missing_one(tmp_path):
 
 
 def test_a_partition_of_deepspeed_is_named_as_one(tmp_path):
-    """Its flat state is read with a note that says whose it is; what is not a state dict is refused by that name."""
+    """Its flat state is read with a note that identifies it; anything that is not a state dict is refused."""
     flat = torch.nn.Parameter(torch.cat([value.reshape(-1) for value in MODEL.values()]))
     optimizer = torch.optim.RMSprop([flat])
     flat.grad = torch.ones_like(flat)
@@ -338,7 +338,7 @@ RULE = {"learning_rate": 0.1, "decay": 0.9, "eps": 1e-8}
 
 
 def train_state(place, width, **others):
-    """The arrays of a flax TrainState at a place of a tree; others are collections beside the parameters."""
+    """Return the arrays of a Flax TrainState at a path; others are collections beside the parameters."""
     draw, made = np.random.default_rng(width), {f"{place}step": np.array(7)}
     for name, shape in {"dense/kernel": (3, width), "dense/bias": (width,)}.items():
         made[f"{place}params/{name}"] = draw.normal(size=shape).astype(np.float32)
@@ -348,7 +348,7 @@ def train_state(place, width, **others):
 
 
 def test_each_train_state_of_a_jax_file_is_listed_and_has_its_own_parameters(tmp_path):
-    """An actor's and a critic's: one is chosen, and what is outside of it is left out."""
+    """Of an actor's and a critic's one is chosen, and arrays outside of it are omitted."""
     path, arrays = tmp_path / "x.npz", train_state("actor/", 4) | train_state("critic/", 5, target_params=0.5)
     np.savez(path, **arrays)
     with pytest.raises(Unreadable, match=r"2 optimizers: 'actor/opt_state', 'critic/opt_state'; choose one"):
@@ -367,7 +367,7 @@ def test_each_train_state_of_a_jax_file_is_listed_and_has_its_own_parameters(tmp
 
 @pytest.mark.parametrize("place", ["", "critic/", "agents/0/critic/"])
 def test_a_jax_target_network_is_not_taken_for_what_is_trained(place, tmp_path):
-    """Parameters are those in the collection params beside the state, wherever both are."""
+    """The parameters are those in the collection params beside the state."""
     path, arrays = tmp_path / "x.npz", train_state(place, 5, target_params=0.5, ema_params=0.25)
     np.savez(path, **arrays)
     held = prepare(path, given=RULE).checkpoint
@@ -375,7 +375,7 @@ def test_a_jax_target_network_is_not_taken_for_what_is_trained(place, tmp_path):
 
 
 def test_nested_data_is_searched_once(tmp_path):
-    """Lists that hold one list twice, forty deep, have 2 to the 40 paths, and take no time."""
+    """Lists that hold one list twice, forty deep, have 2⁴⁰ paths and are searched in no time."""
     path, knot = tmp_path / "in.pt", []
     for _ in range(40):
         knot = [knot, knot]
@@ -384,7 +384,7 @@ def test_nested_data_is_searched_once(tmp_path):
 
 
 def sb3_zip(path, **parts):
-    """A zip as Stable-Baselines3's model.save writes it."""
+    """Write a zip as Stable-Baselines3's model.save does."""
     with zipfile.ZipFile(path, "w") as made:
         made.writestr("data", json.dumps({"policy_class": {":type:": "x"}}))
         for name, value in parts.items():
@@ -395,7 +395,7 @@ def sb3_zip(path, **parts):
 
 
 class ActorCritic(torch.nn.Module):
-    """Two networks, an actor's and a critic's, and the critic's copy."""
+    """Make an actor's and a critic's network, and the critic's copy."""
 
     def __init__(self):
         super().__init__()
@@ -431,7 +431,7 @@ def test_each_optimizer_of_a_stable_baselines3_zip_has_its_part_of_the_policy(tm
 
 
 def test_a_stable_baselines3_zip_without_optimizer_is_a_model(tmp_path):
-    """What model.save(exclude=...) leaves is named as a model, and inspect says that there is nothing to inspect."""
+    """A file of model.save(exclude=...) is reported as a model, and inspect refuses it."""
     path = sb3_zip(tmp_path / "bare.zip", policy=ActorCritic().state_dict(), pytorch_variables={})
     with pytest.raises(Unreadable, match="holds parameters and no optimizer state"):
         prepare(path)

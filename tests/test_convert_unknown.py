@@ -84,7 +84,7 @@ FILES = {
     "array.npy": (b"\x93NUMPY\x01\x00" + bytes(100), "is a single NumPy array"),
     "model.gguf": (b"GGUF\x03" + bytes(range(100)), "is a GGUF model"),
     "model.ckpt-1.data-00000-of-00001": (bytes(range(256)), "lacks the .index"),
-    "noise.pt": (bytes(range(128, 256)) * 9, "is of no format that is read here"),
+    "noise.pt": (bytes(range(128, 256)) * 9, "is not a format that this package reads"),
     **{
         f"state{p}.pkl": (pickle.dumps({"w": np.ones(2)}, protocol=p), "is a pickle of Python objects.*torch.save")
         for p in (2, 3, 4, 5)

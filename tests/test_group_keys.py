@@ -367,5 +367,5 @@ def test_a_file_of_such_a_run_is_converted_and_inspected(tmp_path):
     run(wrapped, params, 2)
     torch.save(wrapped.base_optimizer.state_dict(), tmp_path / "in.pt")
     report = prepare(tmp_path / "in.pt", "timm").report
-    assert any("rho, adaptive in the group: no setting of PyTorch" in line for line in report.dropped)
+    assert any("rho, adaptive in the group: not a setting of PyTorch" in line for line in report.dropped)
     inspect(tmp_path / "in.pt")

@@ -16,6 +16,7 @@ from rmsprop import RMSprop
 from rmsprop.cli import app
 from rmsprop.conversion import Checkpoint
 from rmsprop.conversion.formats import FORMATS
+from rmsprop.conversion.owner import find_owner
 from rmsprop.diagnose.effective_lr import LayerRecord, Recorder
 from rmsprop.inspection import checkpoint
 from rmsprop.inspection.checkpoint import inspect
@@ -66,7 +67,9 @@ def test_an_average_that_is_kept_corrected_is_not_corrected_again(monkeypatch):
     slots = {"w": {"exp_avg_sq": np.full(3, 0.25, dtype=np.float32)}}
     rates = {}
     for source in ("heavyball", "adam"):
-        held = Checkpoint(source=source, slots=slots, step=1, hyper={"lr": 1.0, "betas": (0.9, 0.75), "eps": 0.0})
+        held = Checkpoint(
+            find_owner(source), slots=slots, step=1, hyper={"lr": 1.0, "betas": (0.9, 0.75), "eps": 0.0}
+        )
         monkeypatch.setattr(checkpoint, "read_checkpoint", lambda *_, held=held, **__: held)
         rates[source] = inspect(Path("state")).rows[0].lr_median
     assert rates == {"heavyball": 2.0, "adam": 1.0}

@@ -113,7 +113,7 @@ def test_what_trainers_save_beside_does_not_keep_a_state_from_being_read(tmp_pat
     whole = {"args": FOREIGN, "model": model.state_dict(), "optimizer": optimizer.state_dict(), **FOREIGN}
     torch.save(whole, tmp_path / "x.pt", pickle_protocol=protocol)
     held = read_checkpoint(tmp_path / "x.pt")
-    assert held.source == "torch"
+    assert held.owner.name == "torch"
     for i, (name, p) in enumerate(model.named_parameters()):
         np.testing.assert_array_equal(held.params[name], p.detach().numpy())
         for slot in ("square_avg", "momentum_buffer"):

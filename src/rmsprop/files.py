@@ -46,30 +46,6 @@ def write_whole(path: str | bytes | os.PathLike[str], save: Callable[[Path], obj
     return path
 
 
-def write_together(path: Path, endings: tuple[str, ...], save: Callable[[Path], object]) -> Path:
-    """Write several files with a common prefix, such as x.index and x.data, like `write_whole`: all or none.
-
-    Args:
-        path: the prefix, or one of the files.
-        endings: the suffixes of the files, in the order in which they are to appear.
-        save: a function that writes all files, given a prefix.
-    Returns: the last file's path.
-    """
-    start = path
-    for ending in endings:
-        start = start.with_name(start.name.removesuffix(ending))
-    made = [start.with_name(start.name + ending) for ending in endings]
-    targets = [_target(path) for path in made]
-    with _folder(targets[0], start) as folder:
-        save(folder / start.name)
-        parts = [folder / path.name for path in made]
-        for part, target in zip(parts, targets, strict=True):
-            _set_mode(part, target)
-        for part, target in zip(parts, targets, strict=True):
-            os.replace(part, target)
-    return made[-1]
-
-
 def _target(path: Path) -> Path:
     """Return the path with links resolved. Raises: OSError if something other than a regular file is there."""
     target = Path(os.path.realpath(path))

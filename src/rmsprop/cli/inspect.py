@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmsprop.cli.checkpoints import Optimizer, Parameters, Settings, Source, usage_errors
 from rmsprop.cli.table import say
 
 if TYPE_CHECKING:
@@ -16,24 +17,10 @@ if TYPE_CHECKING:
 
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint, of any format that convert reads.")],
-    source: Annotated[
-        str | None,
-        typer.Option("--from", help="Whose checkpoint it is: a dialect, adam or adamw. Default: what it says."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A setting in the source's words: lr=.01 of torch's, learning_rate=.01 of Keras'. May be repeated.",
-        ),
-    ] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(help="Which optimizer, if the file holds several: its place, such as optimizers[0].")
-    ] = None,
-    parameters: Annotated[
-        str | None,
-        typer.Option(help="Which model goes with it, if the file holds several: its place, such as policy_net."),
-    ] = None,
+    source: Source = None,
+    settings: Settings = None,
+    optimizer: Optimizer = None,
+    parameters: Parameters = None,
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout in place of the table.")] = False,
     html: Annotated[Path | None, typer.Option(help="Also write a page there, which needs no network.")] = None,
 ) -> None:
@@ -54,19 +41,13 @@ def inspect(
     from rmsprop.files import write_whole
     from rmsprop.inspection.checkpoint import inspect as read
 
-    try:
+    with usage_errors(checkpoint, html):
         found = read(checkpoint, source, read_settings(settings or []), optimizer=optimizer, parameters=parameters)
         if html is not None:
             from rmsprop.inspection.page import page
 
             text = page(found)
             write_whole(html, lambda part: part.write_text(text, encoding="utf-8"))
-    except (ValueError, TypeError) as error:
-        raise typer.BadParameter(str(error)) from error
-    except (MemoryError, RecursionError) as error:
-        raise typer.BadParameter(f"{checkpoint} asks for more memory than there is; it may be damaged") from error
-    except OSError as error:
-        raise typer.BadParameter(f"{error.filename} cannot be read or written: {error.strerror}") from error
     if as_json:
         typer.echo(json.dumps(found.record(), allow_nan=False))
         return

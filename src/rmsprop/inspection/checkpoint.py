@@ -16,9 +16,8 @@ import numpy as np
 
 from rmsprop.analysis import denominator, steps_stuck
 from rmsprop.conversion.file import read_checkpoint, refuse_stateless
-from rmsprop.conversion.record import OWN, Array, Checkpoint, ConversionReport
-from rmsprop.conversion.settings import resolve_settings
-from rmsprop.conversion.state import find_row
+from rmsprop.conversion.record import Array, Checkpoint, ConversionReport
+from rmsprop.conversion.settings import has_momentum, resolve_settings
 from rmsprop.dialects import HYPERS, SWITCHES, Dialect
 from rmsprop.spec import Hyper, Rule, check_number, check_switch
 
@@ -130,14 +129,16 @@ def inspect(
     given = dict(given or {})
     held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
     refuse_stateless(held, path, "inspect")
-    row = find_row(held.source)
+    row = held.row
     assumed = list(held.notes)
     groups = []
-    for names, hyper in held.groups or [(list(held.slots), held.hyper)]:
+    for names, hyper in held.all_groups:
         slots = {name: held.slots[name] for name in names if name in held.slots}
         own = dataclasses.replace(held, groups=[], hyper=hyper, slots=slots)
-        unsaid = not held.source.startswith(OWN) and "momentum" not in _said(row, hyper, given) and _moving(own, row)
-        if not held.source.startswith(OWN):
+        unsaid = (
+            not held.owner.ours and "momentum" not in _said(row, hyper, given) and has_momentum(map(own.state, names))
+        )
+        if not held.owner.ours:
             own.hyper = _complete(row, hyper, given, assumed)
         if unsaid:  # no number here depends on it
             own.hyper[row.argument("momentum")] = row.hyper.momentum or 0.9
@@ -159,7 +160,7 @@ def inspect(
     rows = list(_rows(held, row, groups, assumed))
     return Inspection(
         file=path.name,
-        source=held.source.removeprefix(OWN),
+        source=row.name,
         title=row.title,
         settings=[_shown(settings) for _, settings in groups],
         equations=[_equation(settings) for _, settings in groups],
@@ -188,12 +189,6 @@ def _complete(row: Dialect, hyper: Settings, given: Mapping[str, Any], assumed: 
                 f"{word}={value:g}, {row.name}'s default, since the file does not say; or --set {word}=..."
             )
     return full
-
-
-def _moving(held: Checkpoint, row: Dialect) -> bool:
-    """Whether the run had momentum: a buffer that is not 0."""
-    kept = ((slot, value) for slots in held.slots.values() for slot, value in slots.items())
-    return any(row.states.get(slot) == "momentum_buffer" and bool((value != 0).any()) for slot, value in kept)
 
 
 def _said(row: Dialect, hyper: Settings, given: Mapping[str, Any]) -> set[str]:
@@ -230,8 +225,7 @@ def _rows(
     for i, (names, settings) in enumerate(groups):
         for name in names:
             if name in held.slots:
-                slots = {row.states[slot]: value for slot, value in held.slots[name].items()}
-                yield _row(name, i, slots, held, row, settings, assumed)
+                yield _row(name, i, held.state(name), held, row, settings, assumed)
 
 
 def _row(

@@ -11,6 +11,6 @@ FORMATS: tuple[Format, ...] = (
     *keras.FORMATS,
     *tensorflow.FORMATS,
     Format("npz", (".npz",), npz.sniff, npz.read, npz.write, template=True, chooses=True),
-    Format("mxnet", (".nd", ".params"), mxnet.sniff, mxnet.read, mxnet.write),
+    Format("mxnet", (".nd", ".params"), mxnet.sniff, mxnet.read),
     Format("flax", (".msgpack",), optax.sniff, optax.read, optax.write, template=True, chooses=True),
 )

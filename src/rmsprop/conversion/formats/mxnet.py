@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rmsprop.conversion.formats.reading import array, count, strange, to_write
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import shown
 
@@ -66,12 +67,13 @@ def from_arrays(path: Path, arrays: Mapping[str, Array]) -> Checkpoint:
     if not kinds:
         made.notes.append("The file holds no state of an optimizer.")
         return made
-    made.source = next((name for name, known in SLOTS.items() if len(kinds) == 1 and next(iter(kinds)) in known), "")
-    if not made.source:
+    name = next((name for name, known in SLOTS.items() if len(kinds) == 1 and next(iter(kinds)) in known), "")
+    if not name:
         kept = ", ".join(sorted({slot for kind in kinds for slot in kind}))
         raise Unreadable(
             f"{path.name} holds the states {shown(kept)}, not alike for all parameters, or not RMSProp's"
         )
+    made.owner = find_owner(name)
     made.hyper["centered"] = len(next(iter(kinds))) == 3
     for name in made.params or slots:
         if name in slots:
@@ -92,23 +94,6 @@ def to_arrays(checkpoint: Checkpoint) -> dict[str, Array]:
     for name, slots in checkpoint.slots.items():
         made |= {f"{name}.{slot}": slots[slot] for slot in _ORDER if slot in slots}
     return made
-
-
-def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a file as mx.nd.save does."""
-    arrays = to_arrays(checkpoint)
-    made = bytearray(struct.pack("<3Q", MAGIC, 0, len(arrays)))
-    for name, value in arrays.items():
-        if value.dtype.name not in _DTYPES or value.ndim == 0:
-            raise Unreadable(f"MXNet 1 has no arrays like {name}, of {value.dtype} and shape {value.shape}")
-        made += struct.pack(f"<IiI{value.ndim}q", V2, 0, value.ndim, *value.shape)
-        made += struct.pack("<3i", 1, 0, _DTYPES.index(value.dtype.name))
-        made += np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<")).tobytes()
-    made += struct.pack("<Q", len(arrays))
-    for name in arrays:
-        text = name.encode()
-        made += struct.pack("<Q", len(text)) + text
-    path.write_bytes(made)
 
 
 def _load(path: Path, raw: bytes) -> dict[str, Array]:

@@ -36,22 +36,20 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
             return mxnet.from_arrays(path, arrays)
         arrays = {name: value for name, value in arrays.items() if value.dtype.kind in "biufc"}
         kinds = {name: layout(name, value) for name, value in arrays.items()}
-        return Checkpoint("", params=arrays, kinds=kinds, notes=["The file holds no state of an optimizer."])
+        return Checkpoint(params=arrays, kinds=kinds, notes=["The file holds no state of an optimizer."])
 
 
 def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
-    """Write the arrays under the names that the checkpoint's framework gives them.
+    """Write the arrays under the names that optax or MXNet gives them.
 
     Args:
         template: for optax, a file with the keys wanted.
+    Raises: Unreadable for the state of another framework.
     """
-    if checkpoint.source == "optax":
+    name = checkpoint.owner.name
+    if name == "optax":
         optax.save(path, checkpoint, template)
-    elif checkpoint.source in chainer.SLOTS:
-        chainer.save(path, checkpoint)
-    elif checkpoint.source in mxnet.SLOTS:
+    elif name in mxnet.SLOTS:
         archives.save(path, mxnet.to_arrays(checkpoint))
     else:
-        raise Unreadable(
-            f"an .npz is written for optax, Chainer and MXNet; there is none of {checkpoint.source or 'it'}"
-        )
+        raise Unreadable(f"an .npz is written for optax and MXNet, not for {name}; write a .pt or a .safetensors")

@@ -16,6 +16,7 @@ import numpy as np
 
 from rmsprop.conversion.formats import archives
 from rmsprop.conversion.formats.reading import array, count, decimal, layout, strange, to_write
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import printable, shown
 
@@ -57,7 +58,7 @@ def understand(path: Path, tree: Mapping[Words, Array], optimizer: str | None = 
         optimizer: the place of the state wanted, where the tree holds those of several networks.
     Raises: Unreadable, also for several without a choice, or a choice that is not there.
     """
-    made = Checkpoint("optax")
+    made = Checkpoint(find_owner("optax"))
     tree = _one(path, tree, optimizer, made)
     root = _root(path, tree)
     state = {place[len(root) :]: value for place, value in tree.items() if place[: len(root)] == root}

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from rmsprop.conversion.formats.pytorch.load import Arrays
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Checkpoint, Unreadable
 from rmsprop.conversion.turning import recorded
 from rmsprop.printing import shown
@@ -78,7 +79,7 @@ def _describe(made: Checkpoint, about: str, path: Path) -> None:
     """What the metadata says: whose state, the count, the settings, the order."""
     try:
         said = json.loads(about)
-        made.source = str(said["source"])
+        made.owner = find_owner(str(said["source"])) if said["source"] else made.owner
         made.step = None if said["step"] is None else int(said["step"])
         made.hyper = dict(said["hyper"])
         made.groups = [([str(name) for name in names], dict(hyper)) for names, hyper in said["groups"]]
@@ -105,7 +106,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
         tensors |= {f"{PREFIX}{slot}.{name}": np.array(value) for slot, value in slots.items()}
     listed = [name for names, _ in checkpoint.groups for name in names]  # without state or value, maybe
     about = {
-        "source": checkpoint.source,
+        "source": checkpoint.owner.name,
         "step": checkpoint.step,
         "hyper": checkpoint.hyper,
         "groups": checkpoint.groups,

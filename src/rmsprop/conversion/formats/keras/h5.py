@@ -17,6 +17,7 @@ from rmsprop.conversion.formats.keras.keras3 import sniff_weights, take_settings
 from rmsprop.conversion.formats.keras.owners import LEGACY, NEWER, Owners, Variable, assign
 from rmsprop.conversion.formats.reading import decimal, layout, strange
 from rmsprop.conversion.layers import Layers
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Checkpoint, Unreadable
 from rmsprop.printing import shown
 
@@ -157,7 +158,7 @@ def _put(path: Path, made: Checkpoint, stored: Mapping[str, Dataset], rest: Mapp
         found = {owner: {"a": rest[name]} for owner, name in zip(way[0], left, strict=True)}
         made.notes.append("The states have no names of variables; they are taken in the order of the weights.")
     kinds = {kind for kept in found.values() for kind in kept}
-    made.source = "keras1" if "a" in kinds else "keras2" if "rms" in kinds else "keras3"
+    made.owner = find_owner("keras1" if "a" in kinds else "keras2" if "rms" in kinds else "keras3")
     order = ("a",) if "a" in kinds else LEGACY if "rms" in kinds else NEWER
     for name in stored:
         own = found.get(name, {})

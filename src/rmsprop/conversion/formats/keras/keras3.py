@@ -21,6 +21,7 @@ from rmsprop.conversion.formats import archives, hdf5
 from rmsprop.conversion.formats.keras.owners import Item, Shape, Unordered, Variable, assign, variables
 from rmsprop.conversion.formats.reading import decimal, layout, strange
 from rmsprop.conversion.layers import TABLES, Layer, Layers, hint, kind_name, known
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import shown
 
@@ -97,7 +98,7 @@ def optimizer(root: hdf5.Group) -> list[hdf5.Dataset]:
 
 def _understand(path: Path, root: hdf5.Group, settings: Any, said: dict[str, Any]) -> Checkpoint:
     items, found = tree(root, (settings or {}).get("config"))
-    made = Checkpoint("keras3")
+    made = Checkpoint(find_owner("keras3"))
     made.params = {variable.name: found[variable.name][0].read() for variable in variables(items)}
     made.kinds = {name: found[name][2] for name in made.params}
     kinds = _settings(path, settings, made) if settings else []

@@ -16,7 +16,8 @@ from rmsprop.conversion.formats import archives
 from rmsprop.conversion.formats.pytorch import legacy, sb3, states
 from rmsprop.conversion.formats.pytorch.bnb import dequantize
 from rmsprop.conversion.formats.pytorch.load import Arrays, load, refuse_code
-from rmsprop.conversion.record import OWN, Checkpoint, Unreadable
+from rmsprop.conversion.owner import UNKNOWN, Owner, find_owner, this_package
+from rmsprop.conversion.record import Checkpoint, Unreadable
 from rmsprop.conversion.turning import recorded
 from rmsprop.printing import shown
 from rmsprop.state import owners
@@ -130,11 +131,9 @@ def understand(
     if not ordered and _given_names(groups, order) is order:
         shapes = _in_order(_sizes(order, state), shapes, arrays)
     names, numbers = _names(groups, state, shapes, path)
-    source, ask = _source(groups, state, path, trained_by)
+    owner, ask = _owner(groups, state, path, trained_by)
     turned = recorded(whole.get("turned")) if isinstance(whole, Mapping) else {}
-    made = Checkpoint(
-        source=source, ask=ask, params=params, notes=arrays.notes, turned=turned, tied=states.tied(model)
-    )
+    made = Checkpoint(owner=owner, ask=ask, params=params, notes=arrays.notes, turned=turned, tied=states.tied(model))
     made.numbers, made.trained = numbers, list(shapes) if numbers else []
     made.notes += [
         f"{shown(key)} is left out: only code can make it ({shown(value.name)})"
@@ -145,13 +144,15 @@ def understand(
     for key in order:
         if state.get(key):
             entry = {**counts.get(key, {}), **state[key]}
-            made.slots[names[key]] = _slots(source, entry, names[key], arrays, path)
-    made.groups = [([names[key] for key in group["params"]], _hyper(source, group, made, path)) for group in groups]
+            made.slots[names[key]] = _slots(owner.name, entry, names[key], arrays, path)
+    made.groups = [
+        ([names[key] for key in group["params"]], _hyper(owner.name, group, made, path)) for group in groups
+    ]
     made.hyper = dict(made.groups[0][1])
     steps = {int(slots["step"]) for slots in made.slots.values() if "step" in slots}
     made.step = max(steps, default=None)
     if ask:
-        made.source = ""
+        made.owner = UNKNOWN
     if any("initial_lr" in group for group in groups):
         made.notes.append("initial_lr, a scheduler's note in the groups, is dropped: build the scheduler anew")
     if len(groups) == 1 and len(made.slots) == len(order):
@@ -250,7 +251,7 @@ def _names(
     return {key: str(key) for key in order}, [[str(key) for key in own] for own in numbers]
 
 
-def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path, trained_by: str) -> tuple[str, str]:
+def _owner(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path, trained_by: str) -> tuple[Owner, str]:
     """Whose state dict it is, by the names in it.
 
     Args:
@@ -262,20 +263,21 @@ def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path, 
     if "dialect" in group:
         if not isinstance(group["dialect"], str) or group["dialect"] not in dialects.DIALECTS:
             raise Unreadable(f"{path.name} is of the dialect {shown(group['dialect'])}, which nobody knows")
-        return OWN + str(group["dialect"]), ""
+        return this_package(dialects.find_dialect(group["dialect"])), ""
     other = owners.owner(slots, group)
     told = sb3.source(trained_by)
     if other is None:
         if trained_by and not told:
             ask = f"was trained by {shown(trained_by)}: add --from torch, or sb3 or timm if it is theirs"
-            return "torch", ask
-        return told or ("timm" if {"lr_in_momentum", "decoupled_decay"} & set(group) else "torch"), ""
+            return find_owner("torch"), ask
+        timm = {"lr_in_momentum", "decoupled_decay"} & set(group)
+        return find_owner(told or ("timm" if timm else "torch")), ""
     if other.source or not slots:
-        return (told if told in ("adam", "adamw") else other.source or "torch"), ""
+        return find_owner(told if told in ("adam", "adamw") else other.source or "torch"), ""
     if told in ("adam", "adamw") and other.name.startswith("torch.optim.Adam or"):
-        return told, ""
+        return find_owner(told), ""
     if other.options:
-        return other.options.split()[1], f"holds the state of {other.name}: {other.advice}"
+        return find_owner(other.options.split()[1]), f"holds the state of {other.name}: {other.advice}"
     kept = ", ".join(sorted(shown(name) for name in slots)[:6])
     name = "" if other.name.startswith("another") else f", {other.name}"
     raise Unreadable(

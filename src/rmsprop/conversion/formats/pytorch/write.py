@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.conversion.record import OWN, Checkpoint
+from rmsprop.conversion.record import Checkpoint
 
 WRITTEN = ("rmsprop", "torch", "timm", "sb3", "bitsandbytes")
 _QUANTIZED = "__bnb_optimizer_quant_state__"
@@ -26,9 +26,9 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     """
     import torch
 
-    source = "rmsprop" if checkpoint.source.startswith(OWN) else checkpoint.source
+    source = "rmsprop" if checkpoint.owner.ours else checkpoint.owner.name
     if source not in WRITTEN:
-        raise ValueError(f"a .pt holds the state of {', '.join(WRITTEN)}; got {checkpoint.source!r}")
+        raise ValueError(f"a .pt holds the state of {', '.join(WRITTEN)}; got {source!r}")
     groups = checkpoint.groups or [(list(checkpoint.slots), checkpoint.hyper)]
     state: dict[int, Any] = {}
     packed: list[dict[str, Any]] = []

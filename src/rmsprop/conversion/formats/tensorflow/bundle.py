@@ -1,21 +1,20 @@
 """TensorFlow's tensor bundles, without TensorFlow: PREFIX.index, a table of what is where, and PREFIX.data-....
 
-Values in the table are protocol buffers; the few fields that matter here are read and written by hand.
+Values in the table are protocol buffers; the few fields that matter here are read by hand.
 Source: tensorflow/core/util/tensor_bundle/tensor_bundle.cc and core/protobuf/tensor_bundle.proto.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from rmsprop.conversion.formats.reading import array, count
 from rmsprop.conversion.formats.tensorflow import sstable
-from rmsprop.conversion.formats.tensorflow.sstable import crc32c, mask, to_varint, varint
+from rmsprop.conversion.formats.tensorflow.sstable import crc32c, mask, varint
 from rmsprop.conversion.record import Array, Unreadable
 from rmsprop.printing import shown
 
@@ -24,7 +23,6 @@ _DTYPES = {
     **{1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 8: "complex64", 9: "int64"},
     **{10: "bool", 14: "bfloat16", 17: "uint16", 18: "complex128", 19: "float16", 22: "uint32", 23: "uint64"},
 }
-_NUMBERS = {name: number for number, name in _DTYPES.items()}
 _SHARDS = 10_000
 _NAME = 4096  # bytes of a tensor's name
 Field = tuple[int, int | bytes]
@@ -88,13 +86,6 @@ def number(value: int | bytes) -> int:
     if isinstance(value, bytes):
         raise ValueError("bytes stand where a number should")
     return value
-
-
-def field(tag: int, value: int | bytes) -> bytes:
-    """One field, written: a number as a varint, bytes with their length."""
-    if isinstance(value, int):
-        return to_varint(tag << 3) + to_varint(value)
-    return to_varint(tag << 3 | 2) + to_varint(len(value)) + value
 
 
 class Bundle:
@@ -189,37 +180,6 @@ class Bundle:
         if raw[at : at + 4] != struct.pack("<I", told):
             raise Unreadable(f"{self.path.name} does not fit the checksum of {shown(name)}: it is damaged")
         return raw[at + 4 :]
-
-
-def write(path: Path, tensors: Mapping[str, Array | bytes]) -> None:
-    """Write PREFIX.index and PREFIX.data-00000-of-00001; bytes stand for a tensor of one string.
-
-    Args: path: the prefix.
-    """
-    table = {b"": field(1, 1) + field(3, field(1, 1))}  # one shard, little-endian, version 1
-    with shard(path, 0, 1).open("wb") as data:
-        for name in sorted(tensors, key=str.encode):
-            table[name.encode()] = _put(data, tensors[name])
-    sstable.write(index_of(path), table)
-
-
-def _put(data: BinaryIO, value: Array | bytes) -> bytes:
-    """Append a tensor. Returns: its entry."""
-    offset = data.tell()
-    if isinstance(value, bytes):
-        crc = crc32c(struct.pack("<I", len(value)))
-        told = struct.pack("<I", mask(crc))
-        crc = crc32c(value, crc32c(told, crc))
-        raw, dtype, shape = to_varint(len(value)) + told + value, STRING, b""
-    else:
-        raw = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<")).tobytes()
-        crc, dtype = crc32c(raw), _NUMBERS[value.dtype.name]
-        shape = b"".join(field(2, field(1, size) if size else b"") for size in value.shape)
-    data.write(raw)
-    entry = field(1, dtype) + field(2, shape)
-    if offset:
-        entry += field(4, offset)
-    return entry + field(5, len(raw)) + to_varint(6 << 3 | 5) + struct.pack("<I", mask(crc))
 
 
 def _bytes(value: int | bytes) -> bytes:

@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rmsprop.conversion.formats.keras.owners import LEGACY, NEWER, Owners
-from rmsprop.conversion.formats.reading import decimal, layout, strange, to_write
+from rmsprop.conversion.formats.reading import decimal, layout, strange
 from rmsprop.conversion.formats.tensorflow import bundle
 from rmsprop.conversion.formats.tensorflow.bundle import Bundle, fields, text
 from rmsprop.conversion.formats.tensorflow.sstable import MAGIC
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import shown
 
@@ -52,7 +51,7 @@ def read(path: Path) -> Checkpoint:
 
 def _saver(held: Bundle) -> Checkpoint:
     """TensorFlow 1."""
-    made = Checkpoint("tensorflow1")
+    made = Checkpoint(find_owner("tensorflow1"))
     numbers = {name: entry for name, entry in held.entries.items() if entry[0] != bundle.STRING}
     stem = _stem(held, list(numbers))
     slots: dict[str, dict[str, str]] = {}
@@ -193,7 +192,8 @@ def _objects(held: Bundle) -> Checkpoint:
         raise Unreadable(
             f"{held.path.name} holds the state of another optimizer, which keeps {shown(', '.join(sorted(kinds)))}"
         )
-    made.source = "keras2" if "rms" in kinds else "keras3" if kinds else ""
+    if kinds:
+        made.owner = find_owner("keras2" if "rms" in kinds else "keras3")
     order = LEGACY if "rms" in kinds else NEWER
     for name in made.params:
         kept = slots.get(name, {})
@@ -228,89 +228,3 @@ def _numbers(made: Checkpoint, numbers: Mapping[str, Array], kinds: set[str]) ->
 
 def _number(held: Bundle, key: str) -> bool:
     return held.entries[key + VALUE][0] != bundle.STRING
-
-
-def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
-    """Write a bundle: path.index and path.data-00000-of-00001.
-
-    Args:
-        path: the prefix, or the name of the .index.
-        template: a checkpoint of the same program; what is not replaced stays as it is there. One of TensorFlow 1 can
-            do without.
-    Raises: Unreadable, if the template does not fit.
-    """
-    checkpoint = to_write(checkpoint)
-    held = None
-    if template is not None:
-        with strange(bundle.index_of(template), "TensorFlow checkpoint"):
-            held = Bundle(bundle.prefix(template))
-    if held is not None and any(name.endswith(VALUE) for name in held.entries):
-        tensors = _filled(held, checkpoint)
-    elif checkpoint.source == "tensorflow1":
-        tensors = _saved(held, checkpoint)
-    else:
-        raise Unreadable(
-            "a TensorFlow 2 checkpoint lists the objects of its program: give one of the same program as the "
-            "template, or write for TensorFlow 1 with --to tensorflow1"
-        )
-    bundle.write(bundle.prefix(path), tensors)
-
-
-def _all(held: Bundle) -> dict[str, Array | bytes]:
-    with strange(bundle.index_of(held.path), "TensorFlow checkpoint"):
-        return {
-            name: held.string(name) if entry[0] == bundle.STRING else held.tensor(name)
-            for name, entry in held.entries.items()
-        }
-
-
-def _saved(held: Bundle | None, checkpoint: Checkpoint) -> dict[str, Array | bytes]:
-    """The tensors of TensorFlow 1's Saver."""
-    made: dict[str, Array] = dict(checkpoint.params)
-    centered = any("mg" in kept for kept in checkpoint.slots.values())
-    ages = {"rms": "RMSProp", "momentum": "RMSProp_2" if centered else "RMSProp_1", "mg": "RMSProp_1"}
-    for name, kept in checkpoint.slots.items():
-        for slot in ("rms", "mg", "momentum") if centered else ("rms", "momentum"):
-            made[f"{name}/{ages[slot]}"] = kept.get(slot, np.zeros_like(kept["rms"]))
-    if checkpoint.step is not None and (held is None or "global_step" in held.entries):
-        made["global_step"] = np.array(checkpoint.step, np.int64)
-    stood: dict[str, Array | bytes] = _all(held) if held is not None else {**made}
-    for name, value in made.items():
-        before = stood.get(name)
-        if not isinstance(before, np.ndarray) or before.shape != value.shape:
-            raise Unreadable(f"the template has no {shown(name)} of shape {value.shape}; is it of the same program?")
-        stood[name] = value.astype(before.dtype)
-    return stood
-
-
-def _filled(held: Bundle, checkpoint: Checkpoint) -> dict[str, Array | bytes]:
-    """An object-based template's tensors with the checkpoint's in their places."""
-    tensors = _all(held)
-    with strange(bundle.index_of(held.path), "TensorFlow checkpoint"):
-        variables, slots, own = places(held)
-    keys: dict[str, Array] = {}
-    for name, value in checkpoint.params.items():
-        keys[_place(variables, name, held)] = value
-    for name, kept in checkpoint.slots.items():
-        for slot, value in kept.items():
-            keys[_place(slots.get(name, {}), slot, held, f" of {name}")] = value
-    for word, key in own.items():
-        if word in STEPS and checkpoint.step is not None:
-            keys[key] = np.array(checkpoint.step)
-        elif word.lstrip("_") in checkpoint.hyper:
-            keys[key] = np.array(checkpoint.hyper[word.lstrip("_")])
-        elif word.lstrip("_") == "decay":
-            keys[key] = np.array(0.0)  # the learning rate is that of the next step already
-    for key, value in keys.items():
-        stood = tensors[key + VALUE]
-        assert not isinstance(stood, bytes)
-        if stood.shape != value.shape:
-            raise Unreadable(f"{held.path.name} holds {shown(key)} of shape {stood.shape}, to become {value.shape}")
-        tensors[key + VALUE] = value.astype(stood.dtype)
-    return tensors
-
-
-def _place(places: Mapping[str, str], name: str, held: Bundle, of: str = "") -> str:
-    if name not in places:
-        raise Unreadable(f"{held.path.name} has no {shown(name)}{of}: it has {shown(', '.join(places), 200)}")
-    return places[name]

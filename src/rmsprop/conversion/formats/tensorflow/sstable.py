@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,15 +35,6 @@ def varint(raw: bytes, at: int) -> tuple[int, int]:
                 break
             return value, at
     raise ValueError("a number has more than 64 bits")
-
-
-def to_varint(value: int) -> bytes:
-    """The inverse of `varint`."""
-    made = bytearray()
-    while value > 127:
-        made.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*made, value])
 
 
 def crc32c(raw: bytes | memoryview, crc: int = 0) -> int:
@@ -103,29 +94,6 @@ def read(path: Path) -> dict[bytes, bytes]:
     return found
 
 
-def write(path: Path, entries: Mapping[bytes, bytes]) -> None:
-    """Write a table of one block, uncompressed."""
-    made = bytearray()
-
-    def _put(block: bytes) -> bytes:
-        handle = to_varint(len(made)) + to_varint(len(block))
-        made.extend(block + b"\0" + struct.pack("<I", mask(crc32c(block + b"\0"))))
-        return handle
-
-    keys = sorted(entries)
-    data = _put(_pack({key: entries[key] for key in keys}))
-    meta = _put(_pack({}))
-    index = _put(_pack({_after(keys[-1]): data}))
-    made += (meta + index).ljust(_FOOTER - 8, b"\0") + struct.pack("<Q", MAGIC)
-    path.write_bytes(made)
-
-
-def _after(key: bytes) -> bytes:
-    """The shortest key that is no smaller, as LevelDB names a table's last block."""
-    place = next((at for at, byte in enumerate(key) if byte < 255), None)
-    return key if place is None else key[:place] + bytes([key[place] + 1])
-
-
 def _handle(raw: bytes, at: int) -> tuple[tuple[int, int], int]:
     offset, at = varint(raw, at)
     size, at = varint(raw, at)
@@ -165,22 +133,6 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         key = key[:shared] + block[at : at + own]
         yield key, block[at + own : at + own + length]
         at += own + length
-
-
-def _pack(entries: Mapping[bytes, bytes]) -> bytes:
-    """A block: every sixteenth key is whole, and listed at the end."""
-    made, restarts, before = bytearray(), [], b""
-    for number, (key, value) in enumerate(entries.items()):
-        shared = 0
-        if number % 16 == 0:
-            restarts.append(len(made))
-        else:
-            while shared < min(len(key), len(before)) and key[shared] == before[shared]:
-                shared += 1
-        made += to_varint(shared) + to_varint(len(key) - shared) + to_varint(len(value)) + key[shared:] + value
-        before = key
-    restarts = restarts or [0]
-    return bytes(made) + struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
 
 
 @functools.cache
