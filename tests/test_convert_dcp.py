@@ -94,10 +94,10 @@ CHANGES = {
     "code inside": (lambda metadata: setattr(metadata, "storage_meta", Evil()), "print"),
     "another object": (lambda _: {"w": 1}, "cannot be read"),
     "no pieces": (lambda _: Metadata({}), "cannot be read"),
-    "a size that is not there": (_grown, "leave a gap|is not what"),
-    "a file elsewhere": (_elsewhere, "is not there"),
+    "a size that is too large": (_grown, "leave a gap|does not match"),
+    "a file elsewhere": (_elsewhere, "is missing"),
     "more bytes than there are": (_longer, "cut short"),
-    "places that hold each other": (_knotted, "neither a name nor a number"),
+    "paths that contain each other": (_knotted, "neither a string nor an integer"),
     "compressed pieces": (_compressed, "transformed by"),
 }
 

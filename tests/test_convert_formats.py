@@ -423,7 +423,7 @@ def test_what_this_package_alone_keeps_is_named_as_dropped(tmp_path):
     torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "run.pt")
     for target in ("torch", "rmsprop"):
         said = str(prepare(tmp_path / "run.pt", target).report)
-        assert "compensation, what the rounding of half-precision parameters left over, is dropped" in said
+        assert "compensation, the rounding error of half-precision parameters, is dropped" in said
         assert "rounding='stochastic', compensation=True, max_update=3.0 is dropped" in said
     plain = RMSprop([weight])
     plain.step()

@@ -58,8 +58,8 @@ def safetensors():
 FILES = {
     "empty.pt": (b"", "is empty"),
     "empty.keras": (b"", "is empty"),
-    "cut.pt": (archive()[:-200], "begins as an archive of torch.save and has no end: it is cut short"),
-    "cut.zip": (zipped()[:-20], "begins as a zip archive and has no end: it is cut short"),
+    "cut.pt": (archive()[:-200], "begins as an archive of torch.save but its end is missing: it is cut short"),
+    "cut.zip": (zipped()[:-20], "begins as a zip archive but its end is missing: it is cut short"),
     "cut.safetensors": (safetensors(), "begins as a safetensors file.*cut short"),
     "zeros.pt": (bytes(9000), "begins with 4096 zero bytes"),
     "pointer.pt": (
@@ -69,18 +69,18 @@ FILES = {
     "page.pt": (b"\n<!DOCTYPE html><html><body>404</body></html>", "is an HTML page.*download the file itself"),
     "page.safetensors": (b"<html lang=en>" + bytes(range(32, 127)) * 60, "is an HTML page"),
     "denied.pt": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is an XML document"),
-    "notes.pt": ("Größe: 3\n".encode(), "is a file of text, beginning"),
-    "config.json": (b'{"hidden_size": 64}', "is a file of JSON, beginning"),
-    "error.pt": (b'{"error": "not found"}', "is a file of JSON, beginning"),
-    "model.safetensors.index.json": (b'{"weight_map": {}}', "index of a sharded model; give the folder"),
-    "checkpoint": (b'model_checkpoint_path: "model.ckpt-20"\n', "list of a TensorFlow run's checkpoints"),
+    "notes.pt": ("Größe: 3\n".encode(), "is a text file that begins with"),
+    "config.json": (b'{"hidden_size": 64}', "is a JSON file that begins with"),
+    "error.pt": (b'{"error": "not found"}', "is a JSON file that begins with"),
+    "model.safetensors.index.json": (b'{"weight_map": {}}', "index of a sharded model; pass the folder"),
+    "checkpoint": (b'model_checkpoint_path: "model.ckpt-20"\n', "lists a TensorFlow run's checkpoints"),
     "model.pt.gz": (gzip.compress(archive()), "is compressed by gzip; unpack it with: gzip -dc"),
     "gz.pt": (gzip.compress(archive()), "is compressed by gzip"),
     "model.pt.bz2": (bz2.compress(archive()), "is compressed by bzip2"),
     "model.pt.xz": (lzma.compress(archive()), "is compressed by xz"),
     "model.tar": (tarred(), "is a tar archive; unpack it with: tar -xvf"),
     "model.tar.gz": (gzip.compress(tarred()), "is compressed by gzip"),
-    "other.zip": (zipped(), "is a zip archive, and not that of a checkpoint: it holds 'run/model.pt'"),
+    "other.zip": (zipped(), "is a zip archive, but not a checkpoint: it holds 'run/model.pt'"),
     "array.npy": (b"\x93NUMPY\x01\x00" + bytes(100), "is a single NumPy array"),
     "model.gguf": (b"GGUF\x03" + bytes(range(100)), "is a GGUF model"),
     "model.ckpt-1.data-00000-of-00001": (bytes(range(256)), "lacks the .index"),
@@ -151,7 +151,7 @@ def test_the_line_that_writes_a_file_again_does(make, tmp_path):
     """The Python that is printed makes a file that is read."""
     path = tmp_path / "in.pt"
     make(path)
-    with pytest.raises(Unreadable, match=r"write it again.*with torch\.save\(") as caught:
+    with pytest.raises(Unreadable, match=r"rewrite it.*with torch\.save\(") as caught:
         read_checkpoint(path)
     line = re.search(r"torch\.save\(torch\.load\(.*\), new\)", str(caught.value))[0]
     exec(line, {"torch": torch, "file": path, "new": tmp_path / "new.pt"})
@@ -170,11 +170,11 @@ FOLDERS = {
     "empty": ({}, "is an empty folder"),
     "saved_model": (
         {"saved_model.pb": b"x", "variables/variables.index": b"x"},
-        "SavedModel; give saved_model/variables/variables.index",
+        "SavedModel; pass saved_model/variables/variables.index",
     ),
     "tf": ({"model.ckpt-20.index": b"x"}, "one TensorFlow checkpoint in it, such as 'tf/model.ckpt-20.index'"),
-    "run": ({"checkpoint-500/x": b"", "checkpoint-1000/x": b""}, "give one of them, such as 'run/checkpoint-1000'"),
-    "mixed": ({"notes.txt": b"x", "last.pt": b"x"}, "is a folder that holds 'last.pt, notes.txt'"),
+    "run": ({"checkpoint-500/x": b"", "checkpoint-1000/x": b""}, "pass one of them, such as 'run/checkpoint-1000'"),
+    "mixed": ({"notes.txt": b"x", "last.pt": b"x"}, "is a folder that contains 'last.pt, notes.txt'"),
 }
 
 
@@ -258,7 +258,7 @@ def test_sorted_names_of_equal_shapes_are_not_paired_by_their_order(tmp_path):
     save_file(module.state_dict(), path / "model.safetensors")
     torch.save(optimizer.state_dict(), path / "optimizer.pt")
     plan = prepare(path)
-    assert any("which is which is not known" in sentence for sentence in plan.report.assumed)
+    assert any("cannot be matched by order" in sentence for sentence in plan.report.assumed)
     write(plan, out)
     ours = RMSprop(module.named_parameters(), lr=0.1)
     ours.load_state_dict(torch.load(out, weights_only=True)["optimizer"])
@@ -280,7 +280,7 @@ def test_a_folder_whose_shards_are_missing_or_elsewhere_is_refused(tmp_path):
     """By name; an index that leads out of the folder is not followed."""
     path = hugging_face(tmp_path / "run", shards=2)
     (path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(Unreadable, match=r"1 of them are not there, such as 'model-00002-of-00002.safetensors'"):
+    with pytest.raises(Unreadable, match=r"of which 1 are missing, such as 'model-00002-of-00002.safetensors'"):
         read_checkpoint(path)
     for name in ("../model.pt", "/etc/passwd", "a/b", 3):
         (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))

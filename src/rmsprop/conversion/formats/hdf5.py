@@ -101,7 +101,7 @@ def read(path: Path, stream: BinaryIO, size: int) -> Group:
         stream, size: its bytes, which must stay open while datasets are read.
     Raises: Unreadable.
     """
-    with strange(path, "HDF5 file"):
+    with strange(path, "an HDF5 file"):
         return _File(path, stream, size).root()
 
 

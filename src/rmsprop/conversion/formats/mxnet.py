@@ -45,7 +45,7 @@ def sniff(path: Path) -> bool:
 
 def read(path: Path) -> Checkpoint:
     """Parameters and states of mx.nd.save. Raises: Unreadable, also for pickles."""
-    with strange(path, "file of mx.nd.save"):
+    with strange(path, "an mx.nd.save file"):
         raw = path.read_bytes()
         if raw[:1] == b"\x80":
             raise Unreadable(f"{path.name} {_ADVICE}")

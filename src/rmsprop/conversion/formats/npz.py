@@ -23,7 +23,7 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
     Raises: Unreadable, also for a choice that is not there.
     """
     optax.refuse_parameters(path, parameters)
-    with strange(path, ".npz"):
+    with strange(path, "an .npz"):
         arrays = archives.arrays(path)
         keys = list(arrays)
         if optax.has_state(keys):

@@ -260,7 +260,7 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
             f"{path.name} is a folder of Orbax, which only its own libraries read: load it there and save it by "
             "pathlib.Path('state.msgpack').write_bytes(flax.serialization.to_bytes(tree))"
         )
-    with strange(path, "file of flax' msgpack"):
+    with strange(path, "a flax msgpack file"):
         tree = _flat(path, _unpack(path))
         if not any("nu" in place for place in tree):
             made = Checkpoint()
@@ -294,7 +294,7 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
         tree = to_tree(checkpoint)
         nested: dict[str, Any] = {"params": {}, "opt_state": {"0": {}, "1": {}, "2": {}}}
     else:
-        with strange(template, "file of flax' msgpack"):
+        with strange(template, "a flax msgpack file"):
             held = _unpack(template)
             tree = filled(template, _flat(template, held), checkpoint)
             nested = _emptied(held)

@@ -31,7 +31,7 @@ def sniff(path: Path) -> bool:
 
 def read(path: Path) -> Checkpoint:
     """The model's weights and the optimizer's. Raises: Unreadable."""
-    with strange(path, "HDF5 file of Keras"), path.open("rb") as file:
+    with strange(path, "a Keras HDF5 file"), path.open("rb") as file:
         root = hdf5.read(path, file, path.stat().st_size)
         made = Checkpoint()
         owners: dict[str, str] = {}

@@ -68,7 +68,7 @@ def read(path: Path, said: Mapping[str, Any] | None = None) -> Checkpoint:
     Raises: Unreadable.
     """
     said = dict(said or {})
-    with strange(path, "Keras file"):
+    with strange(path, "a Keras file"):
         if archives.is_zip(path):
             members = archives.members(path, ("config.json", WEIGHTS))
             settings = json.loads(members["config.json"])

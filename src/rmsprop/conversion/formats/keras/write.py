@@ -47,7 +47,7 @@ def write_archive(path: Path, checkpoint: Checkpoint, template: Path | None = No
     if template is None or not archives.is_zip(template):
         raise Unreadable("a .keras file holds a model's program: give a .keras of the same model as the template")
     members = archives.members(template)
-    with strange(template, "Keras file"):
+    with strange(template, "a Keras file"):
         settings = json.loads(members["config.json"])
         compiled = (settings.get("compile_config") or {}).get("optimizer")
         if not isinstance(compiled, dict) or compiled.get("class_name") != "RMSprop":
@@ -66,7 +66,7 @@ def write_h5(path: Path, checkpoint: Checkpoint, template: Path | None = None) -
     if template is None:
         raise Unreadable("an .h5 of Keras holds a model's program: give one of the same model as the template")
     raw = template.read_bytes()
-    with strange(template, "HDF5 file of Keras"):
+    with strange(template, "a Keras HDF5 file"):
         root = hdf5.read(template, io.BytesIO(raw), len(raw))
         stored, states = h5.weights(template, root), h5.optimizer(template, root)
         owners = Owners(stored)
@@ -88,7 +88,7 @@ def write_h5(path: Path, checkpoint: Checkpoint, template: Path | None = None) -
         elif leaf == "learning_rate" and "learning_rate" in checkpoint.hyper:
             values.append((dataset, np.array(checkpoint.hyper["learning_rate"])))
     stream = io.BytesIO(_replaced(template, raw, values))
-    with strange(template, "HDF5 file of Keras"), _library().File(stream, "r+") as file:
+    with strange(template, "a Keras HDF5 file"), _library().File(stream, "r+") as file:
         said = json.loads(root.attrs["training_config"])
         _settle(template, said["optimizer_config"]["config"], checkpoint)
         file.attrs["training_config"] = json.dumps(said)
@@ -157,7 +157,7 @@ def _weights(template: Path, raw: bytes, checkpoint: Checkpoint, config: Any = N
     Args:
         config: the model's, where the template has it: it names variables and says what is frozen.
     """
-    with strange(template, "Keras file"):
+    with strange(template, "a Keras file"):
         root = hdf5.read(template, io.BytesIO(raw), len(raw))
         items, found = keras3.tree(root, config)
         stood = keras3.optimizer(root)
@@ -184,7 +184,7 @@ def _weights(template: Path, raw: bytes, checkpoint: Checkpoint, config: Any = N
     else:
         step = checkpoint.step or 0
     stream = io.BytesIO(_replaced(template, raw, values))
-    with strange(template, "Keras file"), _library().File(stream, "r+") as file:
+    with strange(template, "a Keras file"), _library().File(stream, "r+") as file:
         if "optimizer/vars" in file:
             group = file["optimizer/vars"]
             for name in list(group):

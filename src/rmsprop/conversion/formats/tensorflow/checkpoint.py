@@ -43,7 +43,7 @@ def sniff(path: Path) -> bool:
 
 def read(path: Path) -> Checkpoint:
     """The variables and the optimizer's slots. Raises: Unreadable."""
-    with strange(bundle.index_of(path), "TensorFlow checkpoint"):
+    with strange(bundle.index_of(path), "a TensorFlow checkpoint"):
         held = Bundle(bundle.prefix(path))
         if any(name.endswith(VALUE) for name in held.entries):
             return _objects(held)
@@ -242,7 +242,7 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
     checkpoint = to_write(checkpoint)
     held = None
     if template is not None:
-        with strange(bundle.index_of(template), "TensorFlow checkpoint"):
+        with strange(bundle.index_of(template), "a TensorFlow checkpoint"):
             held = Bundle(bundle.prefix(template))
     if held is not None and any(name.endswith(VALUE) for name in held.entries):
         tensors = _filled(held, checkpoint)
@@ -257,7 +257,7 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
 
 
 def _all(held: Bundle) -> dict[str, Array | bytes]:
-    with strange(bundle.index_of(held.path), "TensorFlow checkpoint"):
+    with strange(bundle.index_of(held.path), "a TensorFlow checkpoint"):
         return {
             name: held.string(name) if entry[0] == bundle.STRING else held.tensor(name)
             for name, entry in held.entries.items()
@@ -286,7 +286,7 @@ def _saved(held: Bundle | None, checkpoint: Checkpoint) -> dict[str, Array | byt
 def _filled(held: Bundle, checkpoint: Checkpoint) -> dict[str, Array | bytes]:
     """An object-based template's tensors with the checkpoint's in their places."""
     tensors = _all(held)
-    with strange(bundle.index_of(held.path), "TensorFlow checkpoint"):
+    with strange(bundle.index_of(held.path), "a TensorFlow checkpoint"):
         variables, slots, own = places(held)
     keys: dict[str, Array] = {}
     for name, value in checkpoint.params.items():
