@@ -541,7 +541,7 @@ def test_every_way_to_break_an_archive_is_one_sentence(tmp_path):
         read_checkpoint(out)
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("../data.pkl", b"")
-    with pytest.raises(Unreadable, match="lies outside"):
+    with pytest.raises(Unreadable, match="path outside"):
         read_checkpoint(out)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"\0" * (1 << 24))

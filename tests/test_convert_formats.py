@@ -294,7 +294,7 @@ def test_a_weights_file_that_does_not_name_its_second_state_asks(tmp_path):
     }
     path = tmp_path / "x.weights.h5"
     next(row for row in FORMATS if row.name == "keras weights").write(path, held)
-    with pytest.raises(Unreadable, match="give --set momentum="):
+    with pytest.raises(Unreadable, match="pass --set momentum="):
         keras3.read(path)
     assert set(keras3.read(path, {"momentum": 0.9}).slots["fc/bias"]) == {"velocity", "momentum"}
     assert set(keras3.read(path, {"centered": True}).slots["fc/bias"]) == {"velocity", "average_gradient"}

@@ -196,7 +196,7 @@ def test_hdf5_of_others_is_refused(tmp_path):
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["measurements/0"] = np.zeros(4)
     assert h5.sniff(tmp_path / "x.h5")
-    refuses(h5.read, tmp_path / "x.h5", "none of Keras")
+    refuses(h5.read, tmp_path / "x.h5", "but not from Keras")
 
 
 def said_by(read):

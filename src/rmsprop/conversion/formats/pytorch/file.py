@@ -33,7 +33,7 @@ _UNIVERSAL = (
 )
 # Group keys that select how a step runs, or belong to a scheduler.
 _ASIDE = ("params", "param_names", "capturable", "foreach", "fused", "differentiable", "initial_lr", "dialect")
-# Settings that only this package has, each with the value that has no effect. A copy of settings.CARE, which needs torch.
+# Settings that only this package has, each with the value that has no effect: settings.CARE, without importing torch.
 _OWN_CARE = {"rounding": "nearest", "compensation": False, "seed": 0, "max_update": None}
 
 
@@ -339,7 +339,7 @@ def _hyper(source: str, group: Mapping[str, Any], made: Checkpoint, path: Path) 
     odd = next((name for name, value in kept.items() if not _is_setting(value)), None)
     if odd is not None:
         raise Unreadable(
-            f"{path.name}: the setting {shown(odd)} is {shown(kept[odd])}, not a number, boolean, string or short tuple"
+            f"{path.name}: the setting {shown(odd)} is {shown(kept[odd])}, not a number, bool, string or short tuple"
         )
     if "rho" in kept and "alpha" not in kept:  # Adadelta, which uses lr and eps differently
         return {"alpha": kept["rho"], "weight_decay": kept.get("weight_decay", 0), "momentum": 0, "centered": False}

@@ -109,7 +109,8 @@ def _check(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise Unreadable(
-                f"{path.name} has compressed members, but torch.save writes uncompressed ones: rewrite it with {REWRITE}"
+                f"{path.name} has compressed members, but torch.save stores them uncompressed: "
+                f"rewrite it with {REWRITE}"
             )
     if pickles[0].file_size > _MOST_PICKLE:
         raise Unreadable(

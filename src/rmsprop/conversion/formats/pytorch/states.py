@@ -294,7 +294,7 @@ def _together(held: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _fit(own: Mapping[str, Any], names: Sequence[Any], sizes: Sequence[Shape | None]) -> int:
-    """Return how well a model fits: 3 for equal names, 2 for equal shapes, 1 if it has further shapes, 0 for no fit."""
+    """Return the quality of a match: 3 for equal names, 2 for equal shapes, 1 with further shapes, 0 for none."""
     if names and all(isinstance(name, str) and name in own for name in names):
         return 3
     left = [tuple(value.shape) for value in learned(own).values()]
