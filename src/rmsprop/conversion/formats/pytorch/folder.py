@@ -66,7 +66,7 @@ def _shards(model: Path) -> list[Path]:
     missing = [name for name in files if not (model.parent / name).is_file()]
     if missing:
         raise Unreadable(
-            f"{model.name} names {len(files)} files, of which {len(missing)} are missing, such as "
+            f"{model.name} names {len(files)} files, and {len(missing)} of them cannot be found, such as "
             f"{shown(missing[0])}; copy or download them too"
         )
     return [model.parent / name for name in files]
