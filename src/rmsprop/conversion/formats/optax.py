@@ -155,15 +155,15 @@ def _finish(path: Path, made: Checkpoint, state: Mapping[Place, Array], counts: 
         if len(shapes) != 1 or "nu" not in slots or (made.params and name not in made.params):
             raise Unreadable(f"{path.name} has a state of {shown(name)} that does not fit its parameter")
     made.slots = {n: {s: made.slots[n][s] for s in SLOTS if s in made.slots[n]} for n in known if n in made.slots}
-    beside = {place[: place.index("nu")] for place in state if "nu" in place}
-    own = {count for place, count in counts.items() if place in beside}
+    roots = {place[: place.index("nu")] for place in state if "nu" in place}
+    own = {count for place, count in counts.items() if place in roots}
     centered = any("mu" in slots for slots in made.slots.values())
-    told = own or set(counts.values())
-    if told - {-1}:
-        made.step = max(told)
-        if len(told) > 1:
+    steps = own or set(counts.values())
+    if steps - {-1}:
+        made.step = max(steps)
+        if len(steps) > 1:
             made.notes.append(
-                f"The file has the step counts {', '.join(map(str, sorted(told)))}; {made.step} is used."
+                f"The file has the step counts {', '.join(map(str, sorted(steps)))}; {made.step} is used."
             )
     if centered and own:
         for name, slots in made.slots.items():

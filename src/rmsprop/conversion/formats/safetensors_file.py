@@ -84,15 +84,15 @@ def _describe(made: Checkpoint, metadata: str, path: Path) -> None:
     Raises: Unreadable.
     """
     try:
-        said = json.loads(metadata)
-        made.source = str(said["source"])
-        made.step = None if said["step"] is None else int(said["step"])
-        made.hyper = dict(said["hyper"])
-        made.groups = [([str(name) for name in names], dict(hyper)) for names, hyper in said["groups"]]
-        made.kinds = {str(name): str(kind) for name, kind in said["kinds"].items()}
-        made.turned = recorded(said.get("turned", {}))
-        made.numbers = [names for names, _ in made.groups] if said.get("numbered") is True else []
-        order = {name: i for i, name in enumerate(map(str, said["order"]))}
+        values = json.loads(metadata)
+        made.source = str(values["source"])
+        made.step = None if values["step"] is None else int(values["step"])
+        made.hyper = dict(values["hyper"])
+        made.groups = [([str(name) for name in names], dict(hyper)) for names, hyper in values["groups"]]
+        made.kinds = {str(name): str(kind) for name, kind in values["kinds"].items()}
+        made.turned = recorded(values.get("turned", {}))
+        made.numbers = [names for names, _ in made.groups] if values.get("numbered") is True else []
+        order = {name: i for i, name in enumerate(map(str, values["order"]))}
         unknown = {name for names, _ in made.groups for name in names} - set(order)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Unreadable(f"{path.name} has metadata that this package did not write: {shown(str(error))}") from error

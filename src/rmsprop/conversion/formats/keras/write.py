@@ -164,8 +164,8 @@ def _weights(template: Path, raw: bytes, checkpoint: Checkpoint, config: Any = N
     with strange(template, "a Keras file"):
         root = hdf5.read(template, io.BytesIO(raw), len(raw))
         items, found = keras3.tree(root, config)
-        stood = keras3.optimizer(root)
-        tail = [dataset for dataset in stood[1:] if dataset.shape or dataset is not stood[1]]
+        old = keras3.optimizer(root)
+        tail = [dataset for dataset in old[1:] if dataset.shape or dataset is not old[1]]
         if tail:
             _, names = keras3.fit(template, Checkpoint(params=dict.fromkeys(found, np.empty(0))), items, tail, [], {})
         elif any(isinstance(item, Unordered) for item in items):
@@ -181,10 +181,10 @@ def _weights(template: Path, raw: bytes, checkpoint: Checkpoint, config: Any = N
         if any(value.shape != places[name].shape for value in kept.values()):
             raise Unreadable(f"{template.name} has {shown(name)} of shape {places[name].shape}, unlike the state")
     rate = checkpoint.hyper.get("learning_rate")
-    with_rate = not stood or len(tail) < len(stood) - 1
-    if stood:
-        step = int(stood[0].read()) if checkpoint.step is None else checkpoint.step
-        rate = float(stood[1].read()) if rate is None and with_rate else rate
+    with_rate = not old or len(tail) < len(old) - 1
+    if old:
+        step = int(old[0].read()) if checkpoint.step is None else checkpoint.step
+        rate = float(old[1].read()) if rate is None and with_rate else rate
     else:
         step = checkpoint.step or 0
     stream = io.BytesIO(_replaced(template, raw, values))

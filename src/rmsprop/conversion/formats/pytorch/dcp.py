@@ -171,12 +171,12 @@ class _Pieces:
             value = load(part)
             return value.clone() if hasattr(value, "untyped_storage") else value
 
-    def tensor(self, name: str, said: Mapping[str, Any]) -> Any:
+    def tensor(self, name: str, entry: Mapping[str, Any]) -> Any:
         """Assemble a tensor from its chunks. Raises: ValueError for chunks that leave a gap."""
         import torch
 
-        size, whole, filled = _size(said["size"]), None, 0
-        for chunk in said["chunks"]:
+        size, whole, filled = _size(entry["size"]), None, 0
+        for chunk in entry["chunks"]:
             at, shape = _size(chunk.held["offsets"]), _size(chunk.held["sizes"])
             value = self.get(name, at)
             sound = isinstance(value, torch.Tensor) and tuple(value.shape) == shape
@@ -186,7 +186,7 @@ class _Pieces:
                 return value
             filled += math.prod(shape)
             if whole is None:
-                if sum(math.prod(_size(c.held["sizes"])) for c in said["chunks"]) != math.prod(size):
+                if sum(math.prod(_size(c.held["sizes"])) for c in entry["chunks"]) != math.prod(size):
                     raise ValueError(f"the pieces of {shown(name)} leave a gap, or overlap")
                 whole = torch.zeros(size, dtype=value.dtype, device="cpu")
             whole[tuple(slice(a, a + n) for a, n in zip(at, shape, strict=True))] = value

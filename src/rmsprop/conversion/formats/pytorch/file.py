@@ -104,10 +104,10 @@ def understand(
     arrays.left += 4 * size
     one = states.optimizer(found, path, optimizer)
     if found.partition is not None:
-        said = f"{shown(found.partition)} is one process's partition of DeepSpeed's ZeRO"
+        partition = f"{shown(found.partition)} is one process's partition of DeepSpeed's ZeRO"
         if one is None:
-            raise Unreadable(f"{path.name} holds no state of whole parameters: {said}; {_UNIVERSAL}")
-        arrays._note(f"{said}: its state is one flat array for all parameters; {_UNIVERSAL}")
+            raise Unreadable(f"{path.name} holds no state of whole parameters: {partition}; {_UNIVERSAL}")
+        arrays._note(f"{partition}: its state is one flat array for all parameters; {_UNIVERSAL}")
     if one is None:
         made_by_code = states.opaque(whole)
         for key in (key for key in made_by_code if "opt" in key):

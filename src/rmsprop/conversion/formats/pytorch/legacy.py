@@ -60,9 +60,9 @@ def load(path: Path) -> Any:
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # a damaged pickle can raise anything
-        said = shown(str(error) or type(error).__name__, 100)
+        reason = shown(str(error) or type(error).__name__, 100)
         raise Unreadable(
-            f"{path.name} is a file of torch.save from before torch 1.6, damaged or cut short: {said}"
+            f"{path.name} is a file of torch.save from before torch 1.6, damaged or cut short: {reason}"
         ) from error
 
 

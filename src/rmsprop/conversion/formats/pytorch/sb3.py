@@ -18,7 +18,7 @@ _HOMES = ("torch.optim.", "timm.optim.", "stable_baselines3.common.sb2_compat.")
 def optimizer_class(path: Path) -> str:
     """Return the optimizer class in policy_kwargs, such as torch.optim.rmsprop.RMSprop, or "" without one.
 
-    The description has each value as text beside its pickle, which is never loaded.
+    The description has each value as text next to its pickle, which is never loaded.
     Raises: Unreadable for a description that is not JSON.
     """
     with archives.opened(path) as archive:

@@ -136,8 +136,8 @@ def places(held: Bundle) -> tuple[dict[str, str], dict[str, dict[str, str]], dic
     Returns: the variables' keys by name, their slots' keys, and the keys of the optimizer's own numbers.
     """
     keys = {name.removesuffix(VALUE) for name in held.entries if name.endswith(VALUE)}
-    told = {key: full for key, full in graph(held).items() if key in keys}
-    ordered = [*told, *(key for key in sorted(keys) if key not in told)]
+    names = {key: full for key, full in graph(held).items() if key in keys}
+    ordered = [*names, *(key for key in sorted(keys) if key not in names)]
     own: dict[str, str] = {}
     slots: dict[str, dict[str, str]] = {}
     rest, states = [], []
@@ -158,7 +158,7 @@ def places(held: Bundle) -> tuple[dict[str, str], dict[str, dict[str, str]], dic
             own[key.removeprefix(root)] = key
         elif key != "save_counter":
             rest.append(key)
-    full = [told.get(key, "").removesuffix(":0") for key in rest]
+    full = [names.get(key, "").removesuffix(":0") for key in rest]
     named = full if all(full) and len(set(full)) == len(full) else rest
     variables = dict(zip(named, rest, strict=True))
     by_key = {key: name for name, key in variables.items()}
@@ -166,11 +166,11 @@ def places(held: Bundle) -> tuple[dict[str, str], dict[str, dict[str, str]], dic
     owners = Owners(full)
     back = dict(zip(full, named, strict=True))
     for key in states:
-        owner = owners.of(told.get(key, "").removesuffix(":0"))
+        owner = owners.of(names.get(key, "").removesuffix(":0"))
         if owner is None:
             raise Unreadable(
-                f"{held.path.name} does not say which variable {shown(key)} ({shown(told.get(key, ''))}) belongs to; "
-                "save the model in HDF5 (model.save('model.h5')) and convert that"
+                f"{held.path.name} does not say which variable {shown(key)} ({shown(names.get(key, ''))}) belongs "
+                "to; save the model in HDF5 (model.save('model.h5')) and convert that"
             )
         found.setdefault(back[owner[1]], {})[owner[0]] = key
     return variables, found, own
@@ -242,7 +242,7 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
     checkpoint = to_write(checkpoint)
     held = None
     if template is not None:
-        with strange(bundle.index_of(template), "a TensorFlow checkpoint"):
+        with strange(bundle.index_of(template), "TensorFlow checkpoint"):
             held = Bundle(bundle.prefix(template))
     if held is not None and any(name.endswith(VALUE) for name in held.entries):
         tensors = _filled(held, checkpoint)
@@ -257,7 +257,7 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
 
 
 def _all(held: Bundle) -> dict[str, Array | bytes]:
-    with strange(bundle.index_of(held.path), "a TensorFlow checkpoint"):
+    with strange(bundle.index_of(held.path), "TensorFlow checkpoint"):
         return {
             name: held.string(name) if entry[0] == bundle.STRING else held.tensor(name)
             for name, entry in held.entries.items()
@@ -286,7 +286,7 @@ def _saved(held: Bundle | None, checkpoint: Checkpoint) -> dict[str, Array | byt
 def _filled(held: Bundle, checkpoint: Checkpoint) -> dict[str, Array | bytes]:
     """An object-based template's tensors with the checkpoint's in their places."""
     tensors = _all(held)
-    with strange(bundle.index_of(held.path), "a TensorFlow checkpoint"):
+    with strange(bundle.index_of(held.path), "TensorFlow checkpoint"):
         variables, slots, own = places(held)
     keys: dict[str, Array] = {}
     for name, value in checkpoint.params.items():
