@@ -1,4 +1,4 @@
-"""Folders of torch.distributed.checkpoint are read without running their metadata; damaged ones are one sentence."""
+"""Folders of torch.distributed.checkpoint are read without running their metadata; damaged ones give one sentence."""
 
 import pickle
 import re
@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from rmsprop.conversion import Unreadable
 from rmsprop.conversion.file import prepare, read_checkpoint
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch's own, of saving in one process
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns about saving in one process
 
 LAYOUTS = {
     "numbers": {"model": MODEL, "optimizer": STATE, "epoch": 3},
@@ -26,7 +26,7 @@ LAYOUTS = {
 
 
 def save(path, content):
-    """A folder that dcp.save wrote in one process."""
+    """Write a folder with dcp.save in one process."""
     dcp.save(content, checkpoint_id=path, no_dist=True)
     return path
 
@@ -34,7 +34,7 @@ def save(path, content):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("as_file", [False, True], ids=["folder", "dcp_to_torch_save"])
 def test_a_folder_and_the_file_made_of_it_are_read_alike(layout, as_file, tmp_path):
-    """The state and the values of every parameter, whatever the keys and their types became on the way."""
+    """The values and the state of every parameter are equal, even where dcp changes keys and their types."""
     if as_file and "code" in layout:
         pytest.skip("torch.load refuses the file")
     path = save(tmp_path / "step_3", LAYOUTS[layout])
@@ -49,14 +49,14 @@ def test_a_folder_and_the_file_made_of_it_are_read_alike(layout, as_file, tmp_pa
 
 
 class Evil:
-    """What a pickle can do to those who load it."""
+    """An object whose pickle runs code when it is loaded."""
 
     def __reduce__(self):
         return (print, ("this ran",))
 
 
 def changed(path, change):
-    """The folder with other metadata."""
+    """Return the folder with changed metadata."""
     metadata = pickle.loads((path / ".metadata").read_bytes())
     (path / ".metadata").write_bytes(pickle.dumps(change(metadata) or metadata))
     return path
@@ -94,17 +94,17 @@ CHANGES = {
     "code inside": (lambda metadata: setattr(metadata, "storage_meta", Evil()), "print"),
     "another object": (lambda _: {"w": 1}, "cannot be read"),
     "no pieces": (lambda _: Metadata({}), "cannot be read"),
-    "a size that is not there": (_grown, "leave a gap|is not what"),
-    "a file elsewhere": (_elsewhere, "is not there"),
+    "a size that is too large": (_grown, "leave a gap|does not match"),
+    "a file elsewhere": (_elsewhere, "is missing"),
     "more bytes than there are": (_longer, "cut short"),
-    "places that hold each other": (_knotted, "neither a name nor a number"),
+    "paths that contain each other": (_knotted, "neither a string nor an integer"),
     "compressed pieces": (_compressed, "transformed by"),
 }
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_metadata_that_lies_or_runs_code_is_refused(name, tmp_path, capsys):
-    """One sentence with torch's own way to a plain file; nothing ran, nothing outside was read or allocated."""
+def test_wrong_or_executable_metadata_is_refused(name, tmp_path, capsys):
+    """The message names torch's command for a plain file, and no code runs."""
     change, sentence = CHANGES[name]
     path = changed(save(tmp_path / "step_3", LAYOUTS["numbers"]), change)
     with pytest.raises(Unreadable, match=rf"{sentence}.*dcp_to_torch_save\(folder, 'plain.pt'\)") as caught:
@@ -114,8 +114,8 @@ def test_metadata_that_lies_or_runs_code_is_refused(name, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, 0.9])
-def test_a_folder_whose_copy_broke_off_is_refused(keep, tmp_path):
-    """The metadata or the pieces are cut short."""
+def test_an_incomplete_copy_of_a_folder_is_refused(keep, tmp_path):
+    """Cut metadata or a cut piece gives one sentence."""
     for name in (".metadata", "__0_0.distcp"):
         path = save(tmp_path / name.strip("._"), LAYOUTS["numbers"])
         data = (path / name).read_bytes()

@@ -182,7 +182,7 @@ def test_states_of_8_bits_are_multiplied_out_exactly_and_the_next_step_agrees(tm
             np.testing.assert_array_equal(slots["state1"], states[f"square_avg/{name}"])
     out = tmp_path / "out.pt"
     made = prepare(HERE / "bnb_rmsprop8.pt")
-    assert any("8-bit states are multiplied out" in sentence for sentence in made.report.assumed)
+    assert any("8-bit states are dequantized" in sentence for sentence in made.report.assumed)
     write(made, out)
     params, optimizer = load(out, saved)
     go_on(optimizer, params, steps=[inputs.SAVED_AT])
@@ -526,9 +526,7 @@ def test_a_pickle_that_needs_code_is_refused_and_never_run(tmp_path, capsys):
     """The error names the code and how to save the file again."""
     path = tmp_path / "evil.pt"
     torch.save({"model": {}, "optimizer": Evil()}, path)
-    with pytest.raises(
-        Unreadable, match=r"needs code to be loaded \('(builtins|__builtin__) print'\).*torch\.save\("
-    ):
+    with pytest.raises(Unreadable, match=r"would run code \('(builtins|__builtin__) print'\).*torch\.save\("):
         read_checkpoint(path)
     path.write_bytes(pickle.dumps(Evil(), protocol=2))
     with pytest.raises(Unreadable, match="is a pickle of Python objects"):
@@ -541,7 +539,7 @@ def test_a_tensor_that_claims_more_than_the_file_holds_is_refused(tmp_path):
     path = tmp_path / "huge.pt"
     huge = torch.zeros(1).expand(10**6, 10**6)
     torch.save({"model": {"w": huge}, "optimizer": torch.optim.RMSprop([torch.zeros(1)]).state_dict()}, path)
-    with pytest.raises(Unreadable, match="claims 4000000000000 bytes, more than the file stores for it"):
+    with pytest.raises(Unreadable, match="claims 4000000000000 bytes, more than its storage has"):
         read_checkpoint(path)
 
 
@@ -567,7 +565,7 @@ def test_every_way_to_break_an_archive_is_one_sentence(tmp_path):
         read_checkpoint(out)
     with zipfile.ZipFile(out, "w") as archive:
         archive.writestr("../data.pkl", b"")
-    with pytest.raises(Unreadable, match="lies outside"):
+    with pytest.raises(Unreadable, match="path outside"):
         read_checkpoint(out)
     with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", b"\0" * (1 << 24))
@@ -596,5 +594,5 @@ def test_the_state_of_another_optimizer_is_refused_by_what_it_keeps(tmp_path):
     with pytest.raises(Unreadable, match="holds parameters and no optimizer state"):
         prepare(path)
     path.write_bytes(b"hello")
-    with pytest.raises(Unreadable, match="is a file of text"):
+    with pytest.raises(Unreadable, match="is a text file"):
         prepare(path)

@@ -1,4 +1,4 @@
-"""Checkpoints of other frameworks: recorded ones are read right, written ones are like them, hostile ones refused."""
+"""Recorded checkpoints of other frameworks are read correctly, and written ones have the same structure."""
 
 import contextlib
 import dataclasses
@@ -33,7 +33,7 @@ BY_HAND |= {name.replace(".", "_"): name for name in inputs.SHAPES}
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A recorded checkpoint, and the record that tells where its run stood."""
+    """A recorded checkpoint, and the name of the record of its run."""
 
     path: Path
     record: str
@@ -46,13 +46,13 @@ class File:
         return next(row for row in FORMATS if row.sniff(self.path))
 
     @property
-    def told(self):
+    def description(self):
         return json.loads(str(np.load(HERE / f"{self.record}.npz")["description"]))
 
     def read(self, path: Path | None = None) -> Checkpoint:
         row = self.format
-        words = {word: value for word, value in self.told["words"].items() if word in ("momentum", "centered")}
-        return row.read(path or self.path, words) if row.asks else row.read(path or self.path)
+        given = {name: value for name, value in self.description["words"].items() if name in ("momentum", "centered")}
+        return row.read(path or self.path, given) if row.asks else row.read(path or self.path)
 
 
 def _files() -> list[File]:
@@ -61,8 +61,7 @@ def _files() -> list[File]:
         with np.load(path) as record:
             if "description" not in record:
                 continue
-            told = json.loads(str(record["description"]))
-        name = told["checkpoint"]
+            name = json.loads(str(record["description"]))["checkpoint"]
         if path.stem.startswith(("keras3", "tfkeras", "tf2", "tensorflow1", "optax", "chainer", "mxnet")):
             others = [name, *(name.replace(*pair) for pair in ((".optimizer.", ".snapshot."), (".states", ".nd")))]
             others += [f"{name}.npz"] if name.endswith(".states") else []
@@ -75,7 +74,7 @@ FRAMEWORKS = ("keras3", "tfkeras", "tf2", "tensorflow1", "optax", "chainer", "mx
 
 
 def test_every_framework_has_files():
-    """Else the tests below would pass on nothing."""
+    """The tests below have files for every framework."""
     assert {frame: sum(file.path.name.startswith(frame) for file in FILES) for frame in FRAMEWORKS} == {
         "keras3": 4,
         "tfkeras": 6,
@@ -89,41 +88,42 @@ def test_every_framework_has_files():
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_recorded_files_are_read_with_names_order_kinds_and_values(file):
-    """The parameters are those of the record, bit for bit; every parameter has the dialect's states, of its shape."""
-    held, told = file.read(), file.told
+    """Parameters equal the record's bit for bit, and each has the dialect's states in its own shape."""
+    held, description = file.read(), file.description
     record = np.load(HERE / f"{file.record}.npz")
-    assert held.owner.name == told["dialect"]
+    assert held.owner.name == description["dialect"]
     row = dialects.find_dialect(held.owner.name)
     names = {name: BY_HAND.get(name) or torch_name(name) for name in held.slots}
     assert sorted(names.values()) == sorted(inputs.SHAPES)
     assert list(held.slots) == [name for name in held.params or held.slots if name in held.slots]
     for name, value in held.params.items():
         np.testing.assert_array_equal(turn(value, held.kinds[name]), record[f"saved/{names[name]}"])
-    momentum = bool(told["words"].get("momentum", told["words"].get("gamma2")))
+    settings = description["words"]
+    momentum = bool(settings.get("momentum", settings.get("gamma2")))
     for name, slots in held.slots.items():
         assert slots.keys() <= row.states.keys()
         ours = {row.states[slot] for slot in slots}
         assert "square_avg" in ours
         assert ("momentum_buffer" in ours) == (momentum or held.owner.name == "tensorflow1")
         graves = held.owner.name == "chainer_graves"
-        assert ("grad_avg" in ours) == (bool(told["words"].get("centered")) or graves)
+        assert ("grad_avg" in ours) == (bool(settings.get("centered")) or graves)
         for slot, value in slots.items():
             assert turn(value, held.kinds[name]).shape == inputs.SHAPES[names[name]], slot
             assert value.dtype == np.float32
     if held.step is not None:
         assert held.step == inputs.SAVED_AT
-    for word, value in held.hyper.items():
-        wanted = told["words"].get(word, 0.0 if word == "momentum" else False)
-        assert value == pytest.approx(wanted if wanted is not None else 0.0, rel=1e-12), word
+    for name, value in held.hyper.items():
+        wanted = settings.get(name, 0.0 if name == "momentum" else False)
+        assert value == pytest.approx(wanted if wanted is not None else 0.0, rel=1e-12), name
 
 
 @pytest.mark.parametrize("file", FILES, ids=str)
 def test_states_are_the_averages_of_the_recorded_gradients(file):
-    """No two slots are mixed up: v is the average of squares and m of gradients; the velocity is what is left."""
-    held, words = file.read(), file.told["words"]
+    """v is the average of squared gradients and m of gradients, so no two slots are swapped."""
+    held, settings = file.read(), file.description["words"]
     row = dialects.find_dialect(held.owner.name)
-    rho = next(words[word] for word in ("rho", "decay", "alpha", "gamma1") if word in words)
-    decay = words.get("weight_decay", words.get("wd", 0.0))
+    rho = next(settings[name] for name in ("rho", "decay", "alpha", "gamma1") if name in settings)
+    decay = settings.get("weight_decay", settings.get("wd", 0.0))
     for name, slots in held.slots.items():
         ours = BY_HAND.get(name) or torch_name(name)
         v = np.ones(inputs.SHAPES[ours]) * (held.owner.name == "tensorflow1")
@@ -134,7 +134,7 @@ def test_states_are_the_averages_of_the_recorded_gradients(file):
         for slot, value in slots.items():
             got = turn(value, held.kinds[name])
             if decay:
-                continue  # the decay is in the recorded gradient; its one slot cannot be mixed up
+                continue  # the recorded gradient lacks the decay, and this optimizer has one slot only
             if row.states[slot] == "square_avg":
                 np.testing.assert_allclose(got, v, rtol=1e-4)
             if row.states[slot] == "grad_avg":
@@ -142,7 +142,7 @@ def test_states_are_the_averages_of_the_recorded_gradients(file):
 
 
 def alike(one: Checkpoint, other: Checkpoint) -> None:
-    """Assert that two checkpoints say the same."""
+    """Assert that two checkpoints are equal."""
     assert one.owner == other.owner
     assert one.kinds == other.kinds
     assert list(one.params) == list(other.params)
@@ -155,7 +155,7 @@ def alike(one: Checkpoint, other: Checkpoint) -> None:
 
 
 def blank(held: Checkpoint) -> Checkpoint:
-    """The same with other numbers."""
+    """Return the same checkpoint with other values."""
     made = dataclasses.replace(held, params={name: 0 * value + 7 for name, value in held.params.items()})
     made.slots = {n: {slot: 0 * value + 5 for slot, value in slots.items()} for n, slots in held.slots.items()}
     made.step = None if held.step is None else 3
@@ -171,8 +171,8 @@ WRITTEN = [file for file in FILES if _is_written(file)]
 
 
 @pytest.mark.parametrize("file", WRITTEN, ids=str)
-def test_what_is_written_is_read_back(file, tmp_path):
-    """Into a template that holds other numbers where the format wants one, else from nothing."""
+def test_a_written_file_reads_back_equal(file, tmp_path):
+    """A template with other values is used if the format needs one."""
     row, held = file.format, file.read()
     out = tmp_path / file.path.name
     if row.template:
@@ -194,7 +194,7 @@ WHOLE += [file for file in WRITTEN if file.path.name.endswith(".weights.h5")]
 
 @pytest.mark.parametrize("file", WHOLE, ids=str)
 def test_some_formats_need_no_template(file, tmp_path):
-    """Flat models of .weights.h5, MXNet's .npz, and optax' commonest tree."""
+    """Flat models of .weights.h5, MXNet's .npz, and optax's most common tree are written without a template."""
     held, out = file.read(), tmp_path / file.path.name
     file.format.write(out, held)
     alike(held, file.read(out))
@@ -202,7 +202,7 @@ def test_some_formats_need_no_template(file, tmp_path):
 
 
 def _same_structure(real: Path, made: Path) -> None:
-    """What a framework finds in a file: members, groups, datasets, types and attributes."""
+    """Assert that two files have equal members, groups, datasets, types and shapes."""
     if real.suffix == ".msgpack":
         assert real.read_bytes() == made.read_bytes()
     elif real.suffix == ".npz":
@@ -218,7 +218,7 @@ def _same_structure(real: Path, made: Path) -> None:
         assert inner[0] == inner[1]
     else:
         one, other = _outline(real), _outline(made)
-        if real.name.endswith(".weights.h5"):  # empty groups of layers without weights, and the optimizer's own name
+        if real.name.endswith(".weights.h5"):  # only the real file has empty groups of layers without weights
             filled = {name: what for name, what in one.items() if what is not None}
             assert filled == {name: what for name, what in other.items() if what is not None}
         else:
@@ -235,8 +235,8 @@ def _outline(file) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("path", sorted(HERE.glob("*.h5")), ids=lambda path: path.name)
-def test_our_hdf5_is_the_c_librarys(path):
-    """Groups, attributes and values of every recorded file are what h5py reads."""
+def test_the_hdf5_reader_agrees_with_h5py(path):
+    """Groups, attributes and values of every recorded file are equal to h5py's."""
     with path.open("rb") as stream, h5py.File(path) as theirs:
         ours = hdf5.read(path, stream, path.stat().st_size)
         seen = 0
@@ -254,7 +254,7 @@ def test_our_hdf5_is_the_c_librarys(path):
         assert seen > 6
 
 
-# --- which state is whose -------------------------------------------------------------------------
+# --- assigning states to variables ----------------------------------------------------------------
 
 
 def _variables(*shapes, trainable=True):
@@ -262,7 +262,7 @@ def _variables(*shapes, trainable=True):
 
 
 def test_states_find_their_variables_past_the_frozen_ones():
-    """What was frozen is skipped where shapes leave one way only."""
+    """Frozen variables are skipped if the shapes determine the assignment."""
     layers = [*_variables((3, 4), (4,)), Variable("mean", (4,), False), Variable("last", (4, 2), True)]
     assert assign(layers, [(3, 4), (4,), (4, 2)]) == (["v0", "v1", "last"], 0, True)
     assert assign(layers, [(4,), (4, 2)]) == (["v1", "last"], 1, True)
@@ -270,14 +270,14 @@ def test_states_find_their_variables_past_the_frozen_ones():
 
 
 def test_states_that_fit_in_two_ways_are_not_guessed():
-    """Of three alike and two states, any two may be meant."""
+    """With three equal variables and two states, the assignment is ambiguous."""
     way = assign(_variables((4, 4), (4, 4), (4, 4)), [(4, 4), (4, 4)])
     assert way is not None
     assert not way[2]
 
 
-def test_parts_without_an_order_are_put_into_one_by_shape():
-    """Attributes of a subclassed model are saved by name; its variables train in the order of their making."""
+def test_unordered_parts_are_ordered_by_shape():
+    """A subclassed model's attributes are saved by name, but its variables train in the order of their creation."""
     one, two = Variable("one", (2,), True), Variable("two", (3,), True)
     items = [Unordered((((one,),), ((two,),)))]
     assert assign(items, [(3,), (2,)]) == (["two", "one"], 0, True)
@@ -287,8 +287,8 @@ def test_parts_without_an_order_are_put_into_one_by_shape():
     assert not way[2]
 
 
-def test_a_weights_file_that_does_not_name_its_second_state_asks(tmp_path):
-    """A small momentum could be an average of gradients: the file does not say, so the user has to."""
+def test_an_unnamed_second_state_needs_a_setting(tmp_path):
+    """A small momentum could be an average gradient, which the file does not specify, so the user has to."""
     held = next(file for file in FILES if file.path.name == "keras3-momentum.weights.h5").read()
     held = dataclasses.replace(held, hyper={"learning_rate": 0.5}, step=3)
     held.slots = {
@@ -296,14 +296,14 @@ def test_a_weights_file_that_does_not_name_its_second_state_asks(tmp_path):
     }
     path = tmp_path / "x.weights.h5"
     next(row for row in FORMATS if row.name == "keras weights").write(path, held)
-    with pytest.raises(Unreadable, match="give --set momentum="):
+    with pytest.raises(Unreadable, match="pass --set momentum="):
         keras3.read(path)
     assert set(keras3.read(path, {"momentum": 0.9}).slots["fc/bias"]) == {"velocity", "momentum"}
     assert set(keras3.read(path, {"centered": True}).slots["fc/bias"]) == {"velocity", "average_gradient"}
 
 
-def test_the_checksum_is_castagnolis():
-    """The published value, and long inputs in lanes as short ones."""
+def test_the_checksum_is_crc32c():
+    """The published value is reproduced, and long inputs give the same result as short pieces."""
     assert sstable.crc32c(b"123456789") == 0xE3069283
     raw = np.random.default_rng(1).bytes(3 * 4096 * 8 + 77)
     whole = 0
@@ -322,12 +322,12 @@ def test_the_checksum_is_castagnolis():
     ],
 )
 def test_keys_of_jax_are_paths(key, wanted):
-    """keystr in both forms, Orbax' dots, flax' slashes."""
-    assert optax.words(key) == wanted
+    """Both forms of keystr, Orbax's dots and flax's slashes are split alike."""
+    assert optax.split_key(key) == wanted
 
 
 def test_wrapped_states_of_optax_are_found(tmp_path):
-    """inject_hyperparams and a chain inside a chain: nu is where it is."""
+    """nu is found inside inject_hyperparams and nested chains."""
     tree = {"hyperparams/learning_rate": np.array(0.25, np.float32), "count": np.array(7, np.int32)}
     tree |= {f"inner_state/1/0/{slot}/net/w": np.ones(2, np.float32) for slot in ("nu", "mu")}
     tree = {f"opt_state/{key}": value for key, value in tree.items()} | {"params/net/w": np.ones(2, np.float32)}
@@ -338,7 +338,7 @@ def test_wrapped_states_of_optax_are_found(tmp_path):
 
 
 def test_big_arrays_of_flax_come_in_chunks(tmp_path):
-    """As flax.serialization splits what is over a gigabyte."""
+    """flax.serialization splits arrays of more than a gigabyte."""
     msgpack = pytest.importorskip("msgpack")
 
     def pack(value):
@@ -353,7 +353,7 @@ def test_big_arrays_of_flax_come_in_chunks(tmp_path):
 
 
 def test_bfloat16_is_widened():
-    """Exactly, to float32."""
+    """The conversion to float32 is exact."""
     from rmsprop.conversion.formats.reading import array
 
     raw = struct.pack("<3H", 0x3F80, 0xC000, 0x7F80)
@@ -362,7 +362,7 @@ def test_bfloat16_is_widened():
 
 @pytest.mark.parametrize("file", [file for file in FILES if file.path.suffix in (".h5", ".nd", ".msgpack")], ids=str)
 def test_damage_without_checksums_is_one_sentence_or_arrays(file, tmp_path):
-    """Numbers, bits and pieces exchanged at random, where no checksum stops it first."""
+    """Numbers replaced at random in formats without checksums give one sentence or arrays."""
     draw, raw, path = random.Random(str(file)), file.path.read_bytes(), tmp_path / file.path.name
     row, read = file.format, 0
     for _ in range(60):
@@ -379,7 +379,7 @@ def test_damage_without_checksums_is_one_sentence_or_arrays(file, tmp_path):
 
 
 def test_keras_before_tensorflow_2_is_read_in_order(tmp_path):
-    """Its states are called training/RMSprop/Variable:0, ...; they are in the order of the trainable weights."""
+    """Its states, training/RMSprop/Variable:0, ..., are in the order of the trainable weights."""
     draw = np.random.default_rng(3)
     values = {
         f"dense_1/{leaf}:0": draw.random(shape, np.float32) for leaf, shape in (("kernel", (3, 2)), ("bias", (2,)))
@@ -406,8 +406,8 @@ def test_keras_before_tensorflow_2_is_read_in_order(tmp_path):
         np.testing.assert_array_equal(slots["a"], held.params[name] ** 2)
 
 
-def test_what_this_package_alone_keeps_is_named_as_dropped(tmp_path):
-    """A remainder and a bound of steps are no dialect's: the report says that they are left out, and of what size."""
+def test_state_that_only_this_package_has_is_reported_as_dropped(tmp_path):
+    """No dialect has compensation, rounding or max_update, so the report lists them as dropped."""
     import torch
 
     from rmsprop import RMSprop, settings
@@ -422,7 +422,7 @@ def test_what_this_package_alone_keeps_is_named_as_dropped(tmp_path):
     torch.save({"optimizer": optimizer.state_dict()}, tmp_path / "run.pt")
     for target in ("torch", "rmsprop"):
         said = str(prepare(tmp_path / "run.pt", target).report)
-        assert "compensation, what the rounding of half-precision parameters left over, is dropped" in said
+        assert "compensation, the rounding error of half-precision parameters, is dropped" in said
         assert "rounding='stochastic', compensation=True, max_update=3.0 is dropped" in said
     plain = RMSprop([weight])
     plain.step()

@@ -1,4 +1,4 @@
-"""Checkpoints that lie, link elsewhere, hold code or are damaged: each is refused in one clear sentence."""
+"""Checkpoints with wrong sizes, external links, code or damage are each refused in one clear sentence."""
 
 import io
 import zipfile
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent / "checkpoints"
 
 
 def refuses(read, path, match):
-    """Assert one clear sentence."""
+    """Assert that reading raises one clear sentence."""
     with pytest.raises(Unreadable, match=match) as caught:
         read(path)
     said = str(caught.value)
@@ -32,20 +32,20 @@ def refuses(read, path, match):
 
 
 def test_objects_in_an_npz_are_refused(tmp_path):
-    """np.load would unpickle them."""
+    """Reading objects would unpickle them."""
     np.savez(tmp_path / "x.npz", **{"opt_state/0/nu/w": np.array([{}], dtype=object)})
     refuses(npz.read, tmp_path / "x.npz", "Python objects")
 
 
 def test_a_decompression_bomb_is_refused(tmp_path):
-    """Before it is unpacked."""
+    """The archive is refused before it is unpacked."""
     with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("nu.npy", bytes(1 << 26))
     refuses(npz.read, tmp_path / "x.npz", "ten times its size")
 
 
-def test_a_declared_shape_has_to_be_there(tmp_path):
-    """A header of terabytes allocates nothing."""
+def test_a_declared_shape_must_match_the_data(tmp_path):
+    """A header that declares terabytes allocates nothing."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)})
     with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
@@ -54,19 +54,19 @@ def test_a_declared_shape_has_to_be_there(tmp_path):
 
 
 def test_pickles_of_mxnet_are_refused():
-    """With what to do."""
+    """The message says how to save the arrays instead."""
     refuses(mxnet.read, HERE / "mxnet_rmsprop.states", "can run code.*nd.save")
     refuses(mxnet.read, HERE / "mxnet_rmsprop.trainer.states", "can run code.*nd.save")
 
 
 def test_orbax_is_refused():
-    """With what to do."""
+    """The message says how to save the tree instead."""
     assert optax.sniff(HERE / "optax_orbax")
     refuses(optax.read, HERE / "optax_orbax", "to_bytes")
 
 
 def test_adam_is_not_taken_for_rmsprop(tmp_path):
-    """A count, mu and nu of optax.adam have the names of a centered, bias-corrected RMSprop."""
+    """count, mu and nu of optax.adam have the names of a centered, bias-corrected RMSprop."""
     state = {"opt_state/0/count": np.array(3, np.int32), "params/w": np.ones(2, np.float32)}
     state |= {"opt_state/0/mu/w": np.array([1.0, 2.0], np.float32), "opt_state/0/nu/w": np.ones(2, np.float32)}
     np.savez(tmp_path / "x.npz", **state)
@@ -74,7 +74,7 @@ def test_adam_is_not_taken_for_rmsprop(tmp_path):
 
 
 def test_other_optimizers_are_named(tmp_path):
-    """Keras says whose state it is."""
+    """The message contains the optimizer's name from the Keras file."""
     with zipfile.ZipFile(HERE / "keras3-momentum.keras") as archive:
         members = {name: archive.read(name) for name in archive.namelist()}
     members["config.json"] = members["config.json"].replace(b'"class_name": "RMSprop"', b'"class_name": "Adam"')
@@ -111,27 +111,27 @@ def _twice(file):
     file["layers/dense/vars/1"] = file["layers/dense/vars/0"]
 
 
-def _of_texts(file):
+def _strings(file):
     file["layers/dense/vars/0"] = ["a", "b"]
 
 
-@pytest.mark.parametrize("make", [_linked, _outside, _chunked, _stored_elsewhere, _virtual, _twice, _of_texts])
+@pytest.mark.parametrize("make", [_linked, _outside, _chunked, _stored_elsewhere, _virtual, _twice, _strings])
 def test_hdf5_beyond_plain_arrays_is_refused(make, tmp_path):
-    """Links, chunks, files elsewhere: by name, with the command that makes a plain file of it."""
+    """Links, chunks and external files are refused by name, with the command that creates a plain file."""
     with h5py.File(tmp_path / "x.weights.h5", "w") as file:
         make(file)
     refuses(keras3.read, tmp_path / "x.weights.h5", "h5repack|save it again with model.save")
 
 
-def test_hdf5_of_a_newer_kind_is_refused(tmp_path):
-    """With the command that makes an older one of it."""
+def test_a_newer_hdf5_version_is_refused(tmp_path):
+    """The message contains the command that rewrites the file in an older version."""
     with h5py.File(tmp_path / "x.weights.h5", "w", libver="latest") as file:
         file["layers/dense/vars/0"] = np.zeros(4)
     refuses(keras3.read, tmp_path / "x.weights.h5", "superblock of version 3.*h5repack --low=0")
 
 
 def _damaged(tmp_path, change):
-    """A copy of a bundle with a changed index or data."""
+    """Return a copy of a bundle with a changed index or data file."""
     name = "tensorflow1-momentum.ckpt-20"
     index, data = ((HERE / f"{name}{end}").read_bytes() for end in (".index", ".data-00000-of-00001"))
     index, data = change(bytearray(index), bytearray(data))
@@ -152,12 +152,12 @@ def _damaged(tmp_path, change):
     ],
 )
 def test_damaged_bundles_are_refused(change, match, tmp_path):
-    """By the checksums of LevelDB's blocks and of every tensor."""
+    """The checksums of LevelDB's blocks and of every tensor detect the damage."""
     refuses(checkpoint.read, _damaged(tmp_path, change), match)
 
 
 def _with_entry(tmp_path, change):
-    """A bundle whose table has a changed entry and sound checksums."""
+    """Return a bundle with a changed table entry and valid checksums."""
     name = "tensorflow1-momentum.ckpt-20"
     table = sstable.read(HERE / f"{name}.index")
     change(table)
@@ -173,15 +173,15 @@ def _with_entry(tmp_path, change):
         (b"fc/bias", field(1, 1) + field(7, b""), "in parts"),
         (b"fc/bias", field(1, 1) + field(5, 1 << 40), "more bytes|declares"),
         (b"fc/bias", field(1, 1) + field(2, field(2, field(1, 1 << 62))), "declares"),
-        (b"fc/bias", field(1, 20), "no number"),
+        (b"fc/bias", field(1, 20), "not numeric"),
         (b"fc/bias", field(1, 1) + field(3, 7), "file 7 of 1"),
-        (b"", field(1, 1 << 40), "files of data"),
+        (b"", field(1, 1 << 40), "data files"),
         (b"", field(1, 1) + field(2, 1), "big-endian"),
         (b"fc/bias/RMSProp", None, "1 slots"),
     ],
 )
-def test_lying_bundles_are_refused(key, value, match, tmp_path):
-    """Sizes, types and shapes are checked before anything is allocated."""
+def test_bundles_with_wrong_entries_are_refused(key, value, match, tmp_path):
+    """Sizes, types and shapes are validated before anything is allocated."""
 
     def change(table):
         if value is None:
@@ -192,16 +192,16 @@ def test_lying_bundles_are_refused(key, value, match, tmp_path):
     refuses(checkpoint.read, _with_entry(tmp_path, change), match)
 
 
-def test_hdf5_of_others_is_refused(tmp_path):
-    """It is Keras' lists of layers that make a checkpoint of it."""
+def test_hdf5_of_other_programs_is_refused(tmp_path):
+    """A checkpoint has Keras' lists of layers."""
     with h5py.File(tmp_path / "x.h5", "w") as file:
         file["measurements/0"] = np.zeros(4)
     assert h5.sniff(tmp_path / "x.h5")
-    refuses(h5.read, tmp_path / "x.h5", "none of Keras")
+    refuses(h5.read, tmp_path / "x.h5", "but not from Keras")
 
 
 def said_by(read):
-    """The sentence of a refusal, "" if there is none."""
+    """Return the message of a ValueError or TypeError, or "" if none is raised."""
     try:
         read()
     except (ValueError, TypeError) as error:
@@ -217,7 +217,7 @@ def said_by(read):
 )
 @pytest.mark.parametrize("name", ["x.pt", "x.safetensors"])
 def test_values_of_any_size_in_our_own_format_are_read_or_refused_in_a_sentence(name, word, value, tmp_path):
-    """No OverflowError, no KeyError: a short ValueError or TypeError at the worst."""
+    """The only errors are a ValueError or TypeError with a short message."""
     parameter = torch.nn.Parameter(torch.ones(2))
     optimizer = RMSprop([("w", parameter)], lr=0.1)
     parameter.grad = torch.ones(2)
@@ -240,7 +240,7 @@ def test_values_of_any_size_in_our_own_format_are_read_or_refused_in_a_sentence(
 
 
 def test_our_own_state_without_its_average_is_a_sentence(tmp_path):
-    """inspect and convert alike."""
+    """inspect and convert give the same sentence."""
     group = RMSprop([torch.nn.Parameter(torch.ones(2))], lr=0.1, momentum=0.9).state_dict()["param_groups"]
     state = {0: {"step": torch.tensor(1.0), "square_avg": None, "momentum_buffer": torch.ones(2)}}
     torch.save({"optimizer": {"state": state, "param_groups": group}}, tmp_path / "x.pt")

@@ -177,7 +177,7 @@ def test_averaged_weights_are_not_taken_for_the_average_of_squares(first, tmp_pa
 
     path = keras3_file(tmp_path / "x.weights.h5", change)
     for given in ({}, {"momentum": 0.9, "centered": False}):
-        with pytest.raises(Unreadable, match="no average of squares"):
+        with pytest.raises(Unreadable, match="no averages of squares"):
             read_checkpoint(path, None, given)
 
 

@@ -1,4 +1,4 @@
-"""Files of torch.save from before torch 1.6, and files saved on a GPU, are read on a CPU; damage is one sentence."""
+"""Files from before torch 1.6 and files saved on a GPU are read on a CPU; damaged ones give one sentence."""
 
 import io
 import pickle
@@ -21,14 +21,14 @@ CONTENT = {
 
 
 def legacy(content=CONTENT, protocol=2, moved=False):
-    """The bytes of the old kind; moved: as if its tensors had been on the second GPU."""
+    """Return the bytes of a file in the old format. Args: moved: as if its tensors were on the second GPU."""
     file = io.BytesIO()
     torch.save(content, file, _use_new_zipfile_serialization=False, pickle_protocol=protocol)
     return on_gpu(file.getvalue()) if moved else file.getvalue()
 
 
 def on_gpu(data):
-    """The same with storages of a GPU, as a pickle of protocol 2 has them."""
+    """Return the same file with GPU storages, as a pickle of protocol 2 contains them."""
     cpu, gpu = (struct.pack("<BI", ord("X"), len(name)) + name for name in (b"cpu", b"cuda:1"))
     assert cpu in data
     return data.replace(cpu, gpu).replace(b"ctorch\nFloatStorage", b"ctorch.cuda\nFloatStorage")
@@ -38,9 +38,9 @@ def on_gpu(data):
 @pytest.mark.parametrize("moved", [False, True], ids=["cpu", "gpu"])
 @pytest.mark.parametrize("name", ["old.pt", "old.pth.tar", "old", "old.pkl"])
 def test_an_old_file_is_read_under_any_name(name, moved, protocol, tmp_path):
-    """Values and state are those that were saved, also of views of one storage."""
+    """Values and state equal the saved ones, including views of one storage."""
     if moved and protocol == 4:
-        pytest.skip("the bytes that are replaced are those of an earlier protocol")
+        pytest.skip("the replaced bytes are those of an earlier protocol")
     path = tmp_path / name
     path.write_bytes(legacy(moved=moved, protocol=protocol))
     held = read_checkpoint(path)
@@ -53,7 +53,7 @@ def test_an_old_file_is_read_under_any_name(name, moved, protocol, tmp_path):
 
 
 def test_an_archive_saved_on_a_gpu_is_read(tmp_path):
-    """No GPU is needed, and none is asked for."""
+    """Reading neither needs nor queries a GPU."""
     path, out = tmp_path / "in.pt", tmp_path / "out.pt"
     torch.save(CONTENT, path)
     resaved(path, out, lambda name, data: on_gpu(data) if name.endswith("data.pkl") else data)
@@ -64,7 +64,7 @@ def test_an_archive_saved_on_a_gpu_is_read(tmp_path):
 
 
 def test_views_share_their_storage(tmp_path):
-    """A slice and a transpose of one storage are read where they lie in it."""
+    """A slice and a transpose of one storage have their own values."""
     whole = torch.arange(12.0).reshape(3, 4)
     path = tmp_path / "old.pt"
     path.write_bytes(legacy({"a": whole, "b": whole[1:], "c": whole.t(), "d": whole[:, 1]}))
@@ -75,7 +75,7 @@ def test_views_share_their_storage(tmp_path):
 
 @pytest.mark.parametrize("at", [0.05, 0.3, 0.6, 0.9, -1])
 def test_a_cut_old_file_is_one_sentence(at, tmp_path):
-    """Wherever it is cut."""
+    """The message is the same wherever the file is cut."""
     path, data = tmp_path / "old.pt", legacy()
     path.write_bytes(data[: int(at * len(data)) if at > 0 else at])
     with pytest.raises(Unreadable, match=r"from before torch 1\.6, damaged or cut short"):
@@ -83,28 +83,28 @@ def test_a_cut_old_file_is_one_sentence(at, tmp_path):
 
 
 def test_an_old_file_that_declares_more_than_it_has_allocates_nothing(tmp_path):
-    """torch would allocate a terabyte before it reads; here the bytes that are there count."""
+    """torch would allocate the declared size before reading; this reader checks it against the file first."""
     path, data = tmp_path / "old.pt", legacy({"w": torch.zeros(77)})
     path.write_bytes(data.replace(struct.pack("<BB", ord("K"), 77), struct.pack("<BI", ord("J"), 0x7FFFFFFF)))
-    with pytest.raises(Unreadable, match="is not there whole"):
+    with pytest.raises(Unreadable, match="is incomplete"):
         read_checkpoint(path)
 
 
 class Evil:
-    """What a pickle can do to those who load it."""
+    """An object whose pickle runs code when it is loaded."""
 
     def __reduce__(self):
         return (print, ("this ran",))
 
 
 def test_an_old_file_runs_no_code(tmp_path, capsys):
-    """Objects beside the state are left; a file that is one is refused."""
+    """Other objects in the file are skipped; a file that is itself such an object is refused."""
     path = tmp_path / "old.pt"
     path.write_bytes(legacy({**CONTENT, "args": Evil()}))
     assert len(read_checkpoint(path).slots) == 4
     path.write_bytes(legacy(Evil()))
     assert recognize(path).name == "torch"
-    with pytest.raises(Unreadable, match="needs code to be loaded"):
+    with pytest.raises(Unreadable, match="would run code"):
         prepare(path)
     path.write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2) + pickle.dumps(Evil()) * 9)
     with pytest.raises(Unreadable):
@@ -112,8 +112,8 @@ def test_an_old_file_runs_no_code(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_recorded_checkpoint_in_the_old_kind_reads_alike(tmp_path):
-    """A file of a real run, written again in the old way."""
+def test_a_recorded_checkpoint_reads_the_same_in_the_old_format(tmp_path):
+    """The checkpoint of a real run is rewritten in the old format."""
     path = tmp_path / "old.pt"
     path.write_bytes(legacy(torch.load(HERE / "torch_rmsprop_named.pt", weights_only=True)))
     new, old = read_checkpoint(HERE / "torch_rmsprop_named.pt"), read_checkpoint(path)

@@ -177,7 +177,7 @@ def test_nadams_next_step_divides_by_its_own_root(tmp_path):
     [
         ({"betas": (0.0, 0.0), "eps": 1e-10}, {"state1": torch.ones(2)}, "bitsandbytes' Adagrad"),
         ({"betas": (0.9, 0.99), "eps": 0.0}, {"state1": torch.ones(2)}, "bitsandbytes' SGD or Lion"),
-        ({"betas": (0.9, 0), "eps": 1e-8}, {"state1": -torch.ones(2)}, "it is a momentum's"),
+        ({"betas": (0.9, 0), "eps": 1e-8}, {"state1": -torch.ones(2)}, "it is a momentum buffer"),
         ({"betas": (0.9, 0.99), "eps": 1e-8}, {"state1": torch.ones(2), "state2": torch.ones(2)}, "two states"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What is not a checkpoint that is read here is refused by what it is, with what would work."""
+"""A file that is not a readable checkpoint is refused with its kind and with advice that works."""
 
 import bz2
 import gzip
@@ -26,14 +26,14 @@ from rmsprop.inspection.checkpoint import inspect
 
 
 def archive():
-    """A checkpoint's bytes."""
+    """Return a checkpoint's bytes."""
     file = io.BytesIO()
     torch.save({"model": MODEL, "optimizer": STATE}, file)
     return file.getvalue()
 
 
 def tarred():
-    """A checkpoint in a tar."""
+    """Return the bytes of a tar with a checkpoint."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as made:
         member = tarfile.TarInfo("model.pt")
@@ -43,7 +43,7 @@ def tarred():
 
 
 def zipped():
-    """A zip of other things."""
+    """Return the bytes of a zip without a checkpoint."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as made:
         made.writestr("run/model.pt", b"x")
@@ -51,15 +51,15 @@ def zipped():
 
 
 def safetensors():
-    """The beginning of a large file."""
+    """Return the first bytes of a large safetensors file."""
     return struct.pack("<Q", 100_000) + b'{"weight":{"dtype":"F32"'
 
 
 FILES = {
     "empty.pt": (b"", "is empty"),
     "empty.keras": (b"", "is empty"),
-    "cut.pt": (archive()[:-200], "begins as an archive of torch.save and has no end: it is cut short"),
-    "cut.zip": (zipped()[:-20], "begins as a zip archive and has no end: it is cut short"),
+    "cut.pt": (archive()[:-200], "begins as an archive of torch.save but its end is missing: it is cut short"),
+    "cut.zip": (zipped()[:-20], "begins as a zip archive but its end is missing: it is cut short"),
     "cut.safetensors": (safetensors(), "begins as a safetensors file.*cut short"),
     "zeros.pt": (bytes(9000), "begins with 4096 zero bytes"),
     "pointer.pt": (
@@ -69,18 +69,18 @@ FILES = {
     "page.pt": (b"\n<!DOCTYPE html><html><body>404</body></html>", "is an HTML page.*download the file itself"),
     "page.safetensors": (b"<html lang=en>" + bytes(range(32, 127)) * 60, "is an HTML page"),
     "denied.pt": (b'<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "is an XML document"),
-    "notes.pt": ("Größe: 3\n".encode(), "is a file of text, beginning"),
-    "config.json": (b'{"hidden_size": 64}', "is a file of JSON, beginning"),
-    "error.pt": (b'{"error": "not found"}', "is a file of JSON, beginning"),
-    "model.safetensors.index.json": (b'{"weight_map": {}}', "index of a sharded model; give the folder"),
-    "checkpoint": (b'model_checkpoint_path: "model.ckpt-20"\n', "list of a TensorFlow run's checkpoints"),
+    "notes.pt": ("Größe: 3\n".encode(), "is a text file that begins with"),
+    "config.json": (b'{"hidden_size": 64}', "is a JSON file that begins with"),
+    "error.pt": (b'{"error": "not found"}', "is a JSON file that begins with"),
+    "model.safetensors.index.json": (b'{"weight_map": {}}', "index of a sharded model; pass the folder"),
+    "checkpoint": (b'model_checkpoint_path: "model.ckpt-20"\n', "lists a TensorFlow run's checkpoints"),
     "model.pt.gz": (gzip.compress(archive()), "is compressed by gzip; unpack it with: gzip -dc"),
     "gz.pt": (gzip.compress(archive()), "is compressed by gzip"),
     "model.pt.bz2": (bz2.compress(archive()), "is compressed by bzip2"),
     "model.pt.xz": (lzma.compress(archive()), "is compressed by xz"),
     "model.tar": (tarred(), "is a tar archive; unpack it with: tar -xvf"),
     "model.tar.gz": (gzip.compress(tarred()), "is compressed by gzip"),
-    "other.zip": (zipped(), "is a zip archive, and not that of a checkpoint: it holds 'run/model.pt'"),
+    "other.zip": (zipped(), "is a zip archive, but not a checkpoint: it holds 'run/model.pt'"),
     "array.npy": (b"\x93NUMPY\x01\x00" + bytes(100), "is a single NumPy array"),
     "model.gguf": (b"GGUF\x03" + bytes(range(100)), "is a GGUF model"),
     "model.ckpt-1.data-00000-of-00001": (bytes(range(256)), "lacks the .index"),
@@ -94,8 +94,8 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(name, tmp_path):
-    """One sentence for convert and for inspect, and nothing of the file runs or is unpacked."""
+def test_a_file_that_is_not_a_checkpoint_is_identified(name, tmp_path):
+    """convert and inspect give one sentence, and neither runs nor unpacks anything."""
     content, sentence = FILES[name]
     path = tmp_path / name
     path.write_bytes(content)
@@ -112,8 +112,8 @@ def test_a_file_that_is_no_checkpoint_is_named_for_what_it_is(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["model.pt.gz", "gz.pt", "model.pt.bz2", "model.pt.xz", "model.tar", "model.tar.gz"])
-def test_the_command_that_unpacks_a_file_does(name, tmp_path):
-    """Typed as it is printed, whatever the file is called, until the checkpoint is there."""
+def test_the_printed_command_unpacks_the_file(name, tmp_path):
+    """The commands, run exactly as printed, produce the checkpoint, even if the file's name has a space."""
     given = tmp_path / f"my {name}"
     given.write_bytes(FILES[name][0])
     for _ in range(3):
@@ -127,18 +127,18 @@ def test_the_command_that_unpacks_a_file_does(name, tmp_path):
         subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True, timeout=60)
         given = tmp_path / ("model.pt" if command.startswith("tar") else "unpacked")
         given = given.rename(tmp_path / f"next {given.name}")
-    pytest.fail("it is packed for ever")
+    pytest.fail("three commands did not unpack it")
 
 
 def deflated(path):
-    """A checkpoint packed anew by a zip program."""
+    """Write a checkpoint compressed by a zip program."""
     with zipfile.ZipFile(io.BytesIO(archive())) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
         for name in old.namelist():
             new.writestr(name, old.read(name))
 
 
 def without_checksums(path):
-    """A checkpoint as torch.serialization.set_crc32_options(False) has it."""
+    """Write a checkpoint under torch.serialization.set_crc32_options(False)."""
     torch.serialization.set_crc32_options(False)
     try:
         path.write_bytes(archive())
@@ -147,11 +147,11 @@ def without_checksums(path):
 
 
 @pytest.mark.parametrize("make", [deflated, without_checksums])
-def test_the_line_that_writes_a_file_again_does(make, tmp_path):
-    """The Python that is printed makes a file that is read."""
+def test_the_printed_line_rewrites_the_file(make, tmp_path):
+    """The printed Python line creates a readable file."""
     path = tmp_path / "in.pt"
     make(path)
-    with pytest.raises(Unreadable, match=r"write it again.*with torch\.save\(") as caught:
+    with pytest.raises(Unreadable, match=r"rewrite it.*with torch\.save\(") as caught:
         read_checkpoint(path)
     line = re.search(r"torch\.save\(torch\.load\(.*\), new\)", str(caught.value))[0]
     exec(line, {"torch": torch, "file": path, "new": tmp_path / "new.pt"})
@@ -159,7 +159,7 @@ def test_the_line_that_writes_a_file_again_does(make, tmp_path):
 
 
 def folder(path, files):
-    """A folder with these files."""
+    """Create these files in a folder."""
     for name, content in files.items():
         (path / name).parent.mkdir(parents=True, exist_ok=True)
         (path / name).write_bytes(content)
@@ -170,17 +170,17 @@ FOLDERS = {
     "empty": ({}, "is an empty folder"),
     "saved_model": (
         {"saved_model.pb": b"x", "variables/variables.index": b"x"},
-        "SavedModel; give saved_model/variables/variables.index",
+        "SavedModel; pass saved_model/variables/variables.index",
     ),
     "tf": ({"model.ckpt-20.index": b"x"}, "one TensorFlow checkpoint in it, such as 'tf/model.ckpt-20.index'"),
-    "run": ({"checkpoint-500/x": b"", "checkpoint-1000/x": b""}, "give one of them, such as 'run/checkpoint-1000'"),
-    "mixed": ({"notes.txt": b"x", "last.pt": b"x"}, "is a folder that holds 'last.pt, notes.txt'"),
+    "run": ({"checkpoint-500/x": b"", "checkpoint-1000/x": b""}, "pass one of them, such as 'run/checkpoint-1000'"),
+    "mixed": ({"notes.txt": b"x", "last.pt": b"x"}, "is a folder that contains 'last.pt, notes.txt'"),
 }
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_a_folder_says_what_in_it_can_be_given(name, tmp_path):
-    """One sentence, with a path to type."""
+def test_a_folder_is_refused_with_a_path_to_pass(name, tmp_path):
+    """The message is one sentence with a path in that folder, if one can be read."""
     files, sentence = FOLDERS[name]
     (tmp_path / name).mkdir()
     with pytest.raises(Unreadable, match=sentence):
@@ -188,7 +188,7 @@ def test_a_folder_says_what_in_it_can_be_given(name, tmp_path):
 
 
 def hugging_face(path, shards=1, optimizer="optimizer.pt", weights="safetensors"):
-    """A folder as Transformers' Trainer writes it."""
+    """Create a folder as Transformers' Trainer writes it."""
     from safetensors.torch import save_file
 
     path.mkdir()
@@ -214,7 +214,7 @@ def hugging_face(path, shards=1, optimizer="optimizer.pt", weights="safetensors"
     [(1, "optimizer.pt", "safetensors"), (3, "optimizer.pt", "bin"), (2, "optimizer.bin", "safetensors")],
 )
 def test_folders_of_transformers_and_accelerate_are_read(shards, optimizer, weights, tmp_path):
-    """All shards together are the model, and each parameter's state is its own although names are sorted there."""
+    """All shards form the model, and each parameter gets its own state although the names are sorted."""
     held = read_checkpoint(hugging_face(tmp_path / "run", shards, optimizer, weights))
     assert sorted(held.params) == sorted(MODEL)
     for name, entry in zip(MODEL, STATE["state"].values(), strict=True):
@@ -235,8 +235,8 @@ FOLDERS_OF = {
 
 
 @pytest.mark.parametrize("name", FOLDERS_OF)
-def test_folders_with_the_optimizer_in_a_file_of_its_own_are_read(name, tmp_path):
-    """The state is that of the models beside it, whatever the trainer calls them."""
+def test_folders_with_a_separate_optimizer_file_are_read(name, tmp_path):
+    """The state is assigned to the models in the folder, whatever their file names."""
     for file, content in FOLDERS_OF[name].items():
         torch.save(content, tmp_path / file)
     held = read_checkpoint(tmp_path)
@@ -248,7 +248,7 @@ def test_folders_with_the_optimizer_in_a_file_of_its_own_are_read(name, tmp_path
 
 
 def test_sorted_names_of_equal_shapes_are_not_paired_by_their_order(tmp_path):
-    """Twelve equal layers: 10 sorts before 2, so the state keeps its numbers, and loads by order."""
+    """With twelve equal layers, 10 sorts before 2, so the state keeps its numbers and loads by order."""
     from safetensors.torch import save_file
 
     path, out = tmp_path / "run", tmp_path / "out.pt"
@@ -258,7 +258,7 @@ def test_sorted_names_of_equal_shapes_are_not_paired_by_their_order(tmp_path):
     save_file(module.state_dict(), path / "model.safetensors")
     torch.save(optimizer.state_dict(), path / "optimizer.pt")
     plan = prepare(path)
-    assert any("which is which is not known" in sentence for sentence in plan.report.assumed)
+    assert any("cannot be matched by order" in sentence for sentence in plan.report.assumed)
     write(plan, out)
     ours = RMSprop(module.named_parameters(), lr=0.1)
     ours.load_state_dict(torch.load(out, weights_only=True)["optimizer"])
@@ -266,8 +266,8 @@ def test_sorted_names_of_equal_shapes_are_not_paired_by_their_order(tmp_path):
         assert torch.equal(ours.state[param]["square_avg"], optimizer.state[param]["square_avg"])
 
 
-def test_a_folder_is_an_input_with_all_that_is_in_it(tmp_path):
-    """Its files are never written to, --force or not."""
+def test_the_files_of_an_input_folder_are_never_overwritten(tmp_path):
+    """--force does not change that."""
     path = hugging_face(tmp_path / "run")
     before = (path / "optimizer.pt").read_bytes()
     code, text = invoke("convert", str(path), str(path / "optimizer.pt"), "--force")
@@ -276,11 +276,11 @@ def test_a_folder_is_an_input_with_all_that_is_in_it(tmp_path):
     assert (path / "optimizer.pt").read_bytes() == before
 
 
-def test_a_folder_whose_shards_are_missing_or_elsewhere_is_refused(tmp_path):
-    """By name; an index that leads out of the folder is not followed."""
+def test_missing_shards_and_shards_outside_the_folder_are_refused(tmp_path):
+    """A missing shard is named, and an index that points outside the folder is not followed."""
     path = hugging_face(tmp_path / "run", shards=2)
     (path / "model-00002-of-00002.safetensors").unlink()
-    with pytest.raises(Unreadable, match=r"1 of them are not there, such as 'model-00002-of-00002.safetensors'"):
+    with pytest.raises(Unreadable, match=r"1 of them cannot be found, such as 'model-00002-of-00002.safetensors'"):
         read_checkpoint(path)
     for name in ("../model.pt", "/etc/passwd", "a/b", 3):
         (path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"w": name}}))

@@ -251,7 +251,7 @@ def test_the_page_is_whole_and_escapes_names(tmp_path):
     ("make", "words", "says"),
     [
         (lambda folder: folder / "none.pt", [], "there is no file"),
-        (lambda folder: _file(folder, b"hello"), [], "is a file of text"),
+        (lambda folder: _file(folder, b"hello"), [], "is a text file"),
         (lambda folder: _model(folder), [], "there is nothing to inspect"),
         (lambda folder: saved(folder, [1.0]), ["--set", "lr"], "is no NAME=VALUE"),
         (lambda folder: saved(folder, [1.0]), ["--set", "rho=0.9"], "takes no rho=0.9 under dialect='torch'"),

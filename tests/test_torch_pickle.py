@@ -1,4 +1,4 @@
-"""Pickles of torch.save: what is read of them, and what a hostile one cannot do."""
+"""Pickles of torch.save are read as data, and hostile ones neither run code nor exhaust memory."""
 
 import argparse
 import collections
@@ -28,35 +28,35 @@ from rmsprop.conversion.record import Unreadable
 
 
 class Settings(dict):
-    """A dict that trainers use as their own (EasyDict, CfgNode, AttributeDict)."""
+    """A dict subclass, as many trainers define one (EasyDict, CfgNode, AttributeDict)."""
 
 
 class Rows(list):
-    """A list of the same kind."""
+    """A list subclass."""
 
 
-class Colour(enum.Enum):
-    """A choice."""
+class Color(enum.Enum):
+    """An enum."""
 
     RED = 1
 
 
 class Loud:
-    """An object that would run code at every turn."""
+    """An object that would run code at every opcode of its pickle."""
 
     def __reduce__(self):
         return print, ("this ran",), {"a": 1}, iter([1]), iter([("a", 2)])
 
 
 class Kept(types.SimpleNamespace):
-    """An object with a state."""
+    """An object with state."""
 
 
 FOREIGN = {
     "Namespace": argparse.Namespace(lr=0.1, opt="rmsprop", nested=argparse.Namespace(a=[1])),
     "path": pathlib.Path("/x"),
     "datetime": datetime.datetime(2020, 1, 1),
-    "enum": Colour.RED,
+    "enum": Color.RED,
     "Decimal": Decimal("0.1"),
     "function": os.system,
     "class": nn.Linear,
@@ -89,14 +89,14 @@ FOREIGN = {
     "range": range(3),
     "Ellipsis": ...,
     "loud": Loud(),
-    "loud keys": {Colour.RED: 1, pathlib.Path("/x"): 2, (1, (2, "a")): 3, 1 << 2000: 4, None: 5},
+    "loud keys": {Color.RED: 1, pathlib.Path("/x"): 2, (1, (2, "a")): 3, 1 << 2000: 4, None: 5},
     "itself": None,
 }
 FOREIGN["itself"] = [FOREIGN]
 
 
 def a_run():
-    """A model and its optimizer after two steps."""
+    """Return a model and its optimizer after two steps."""
     torch.manual_seed(0)
     model = nn.Linear(3, 2)
     optimizer = torch.optim.RMSprop(model.parameters(), lr=0.01, momentum=0.9)
@@ -107,8 +107,8 @@ def a_run():
 
 
 @pytest.mark.parametrize("protocol", range(2, 6))
-def test_what_trainers_save_beside_does_not_keep_a_state_from_being_read(tmp_path, protocol, capfd):
-    """Arguments, paths, enums, dicts and lists of their own, objects: the tensors and numbers are the file's."""
+def test_state_is_read_from_a_file_with_foreign_objects(tmp_path, protocol, capfd):
+    """Arguments, paths, enums, subclasses and objects in the file do not affect its tensors and numbers."""
     model, optimizer = a_run()
     whole = {"args": FOREIGN, "model": model.state_dict(), "optimizer": optimizer.state_dict(), **FOREIGN}
     torch.save(whole, tmp_path / "x.pt", pickle_protocol=protocol)
@@ -123,8 +123,8 @@ def test_what_trainers_save_beside_does_not_keep_a_state_from_being_read(tmp_pat
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 @pytest.mark.parametrize("name", FOREIGN)
-def test_each_foreign_value_is_read_as_data_or_as_a_name(tmp_path, name, protocol, capfd):
-    """Nothing of it is made by its own class."""
+def test_each_foreign_value_becomes_data_or_a_placeholder(tmp_path, name, protocol, capfd):
+    """No value is created by its own class."""
     path = tmp_path / "x.pt"
     torch.save({"before": 1, "it": FOREIGN[name], "after": torch.ones(2)}, path, pickle_protocol=protocol)
     found = load(path)
@@ -137,7 +137,7 @@ def test_each_foreign_value_is_read_as_data_or_as_a_name(tmp_path, name, protoco
 
 @pytest.mark.parametrize("protocol", range(2, 6))
 def test_plain_values_are_read_exactly(tmp_path, protocol):
-    """Numbers of NumPy as numbers, bytes, text, containers, in the file's order."""
+    """NumPy scalars become numbers; bytes, text and containers keep their values and order."""
     path = tmp_path / "x.pt"
     given = {
         "numpy": [np.float64(0.1), np.float32(0.5), np.int64(-7), np.uint8(200), np.bool_(True), np.float64("nan")],
@@ -186,7 +186,7 @@ TENSORS = {
 
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_tensors_are_read_as_torch_reads_them(tmp_path, protocol):
-    """Every dtype, view and layout, bit for bit, and shared storages shared."""
+    """Every dtype, view and layout is equal bit for bit, and shared storages stay shared."""
     path = tmp_path / "x.pt"
     named = nn.Parameter(torch.randn(2))
     named.note = "an attribute"
@@ -206,7 +206,7 @@ def test_tensors_are_read_as_torch_reads_them(tmp_path, protocol):
 
 
 def archived(path, data, records=None):
-    """An archive of torch.save with this pickle."""
+    """Write an archive of torch.save with this pickle."""
     with zipfile.ZipFile(path, "w") as held:
         held.writestr("x/data.pkl", data)
         for key, raw in (records or {}).items():
@@ -215,7 +215,7 @@ def archived(path, data, records=None):
 
 
 def said(path):
-    """What a file holds, or the sentence."""
+    """Return the value in a file, or the message of its refusal."""
     try:
         return load(path)
     except Unreadable as error:
@@ -223,7 +223,7 @@ def said(path):
 
 
 class Reduced:
-    """A pickle of any call."""
+    """An object whose pickle is any given call."""
 
     def __init__(self, *call):
         self.call = call
@@ -254,13 +254,13 @@ class Reduced:
     ],
     ids=range(15),
 )
-def test_no_call_in_a_pickle_is_made(tmp_path, monkeypatch, call, protocol):
-    """Whatever it names, however it is written, alone or beside data."""
+def test_no_call_in_a_pickle_is_executed(tmp_path, monkeypatch, call, protocol):
+    """No function runs and no module is imported, in any protocol."""
     monkeypatch.chdir(tmp_path)
     try:
         data = pickle.dumps({"a": Reduced(*call), "b": [1]}, protocol)
     except (pickle.PicklingError, TypeError, AttributeError, ValueError):
-        pytest.skip("pickle writes no such call")
+        pytest.skip("pickle cannot write this call")
     loaded = set(sys.modules)
     found = said(archived(tmp_path / "x.pt", data))
     assert len(found) < 400 if isinstance(found, str) else found["b"] == [1]
@@ -268,8 +268,8 @@ def test_no_call_in_a_pickle_is_made(tmp_path, monkeypatch, call, protocol):
     assert {name for name in set(sys.modules) - loaded if not name.startswith("encodings.")} == set()
 
 
-def test_importing_is_never_done_for_a_name(tmp_path, monkeypatch):
-    """A module that lies beside the file stays where it is."""
+def test_no_name_in_a_pickle_is_imported(tmp_path, monkeypatch):
+    """A module on the import path is not imported."""
     (tmp_path / "evil_module.py").write_text("open('ran', 'w')")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -278,14 +278,14 @@ def test_importing_is_never_done_for_a_name(tmp_path, monkeypatch):
         b"(ievil_module\nThing\n.",
         b"\x80\x04\x8c\x0bevil_module\x8c\x05Thing\x93)R.",
     ):
-        with pytest.raises(Unreadable, match=r"needs code to be loaded \('evil_module Thing'\)"):
+        with pytest.raises(Unreadable, match=r"would run code \('evil_module Thing'\)"):
             load(archived(tmp_path / "x.pt", data))
     assert not (tmp_path / "ran").exists()
     assert "evil_module" not in sys.modules
 
 
-def test_state_that_is_set_on_a_function_or_a_class_changes_none(tmp_path):
-    """BUILD writes to attributes of what it is given: here of nothing."""
+def test_build_changes_no_function_or_class(tmp_path):
+    """BUILD, which sets attributes of an object, changes none."""
     before = torch._utils._rebuild_tensor_v2.__defaults__, dict(vars(collections.OrderedDict))
     for name in (b"torch._utils\n_rebuild_tensor_v2", b"collections\nOrderedDict", b"builtins\nprint"):
         state = pickle.dumps((None, {"__defaults__": (1,), "__code__": 5, "items": 3, "__init__": 4}), 2)[2:-1]
@@ -297,7 +297,7 @@ def test_state_that_is_set_on_a_function_or_a_class_changes_none(tmp_path):
 
 
 def tensor(size, stride, offset=0, storage="FloatStorage", key="0"):
-    """The pickle of one tensor with any numbers."""
+    """Return the pickle of one tensor with any size, stride and offset."""
 
     class _Pickler(pickle.Pickler):
         def persistent_id(self, value):
@@ -310,7 +310,7 @@ def tensor(size, stride, offset=0, storage="FloatStorage", key="0"):
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         dict(size=(5,), stride=(1,)),
         dict(size=(1,), stride=(1,), offset=4),
@@ -332,10 +332,10 @@ def tensor(size, stride, offset=0, storage="FloatStorage", key="0"):
     ],
     ids=range(17),
 )
-def test_a_tensor_is_never_outside_its_record(tmp_path, words):
-    """Offsets, strides and sizes of any kind and value: one sentence."""
-    with pytest.raises(Unreadable, match="its pickle has no meaning"):
-        load(archived(tmp_path / "x.pt", tensor(**words), {"0": bytes(16)}))
+def test_a_tensor_never_exceeds_its_record(tmp_path, arguments):
+    """Invalid offsets, strides and sizes give one sentence."""
+    with pytest.raises(Unreadable, match="its pickle is invalid"):
+        load(archived(tmp_path / "x.pt", tensor(**arguments), {"0": bytes(16)}))
     assert load(archived(tmp_path / "y.pt", tensor((4,), (1,)), {"0": bytes(16)}))["t"].numel() == 4
 
 
@@ -378,8 +378,8 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_pickle_costs_no_more_than_its_size(tmp_path, name):
-    """Counts that lie, nesting, sharing and copies without end: refused, or read in 100 bytes for each of its own."""
+def test_memory_is_linear_in_the_pickle_size(tmp_path, name):
+    """Wrong counts, nesting, sharing and endless copies are refused, or take at most 100 bytes per byte of pickle."""
     path = archived(tmp_path / "x.pt", BOMBS[name])
     tracemalloc.start()
     found = said(path)
@@ -389,15 +389,15 @@ def test_a_pickle_costs_no_more_than_its_size(tmp_path, name):
     assert peak < 100 * len(BOMBS[name]) + (1 << 20)
 
 
-def test_what_is_wanted_and_opaque_is_named(tmp_path):
-    """A whole module in the optimizer's place, and a file that is one object."""
+def test_the_class_of_a_required_object_is_named(tmp_path):
+    """A whole optimizer instead of its state dict, and a file that is a whole module, are refused by class."""
     path = tmp_path / "x.pt"
     model, optimizer = a_run()
     torch.save({"model": model.state_dict(), "optimizer": optimizer}, path)
-    with pytest.raises(Unreadable, match=r"needs code to be loaded \('torch.optim.rmsprop RMSprop'\)"):
+    with pytest.raises(Unreadable, match=r"would run code \('torch.optim.rmsprop RMSprop'\)"):
         prepare(path)
     torch.save(model, path)
-    with pytest.raises(Unreadable, match=r"needs code to be loaded \('torch.nn.modules.linear Linear'\)"):
+    with pytest.raises(Unreadable, match=r"would run code \('torch.nn.modules.linear Linear'\)"):
         prepare(path)
 
 
@@ -407,7 +407,7 @@ def test_what_is_wanted_and_opaque_is_named(tmp_path):
     ids=str,
 )
 def test_a_hostile_setting_is_not_compared_or_printed_whole(tmp_path, settings):
-    """A tuple that holds one tuple twice, sixty times over, ends in one sentence of 80 of its characters."""
+    """A tuple nested sixty times with shared parts, or another huge value, gives one short sentence."""
     (name,) = settings
     tree = ()
     for _ in range(60):
@@ -423,8 +423,8 @@ def test_a_hostile_setting_is_not_compared_or_printed_whole(tmp_path, settings):
         assert str(caught.value).isprintable()
 
 
-def test_the_machine_knows_every_opcode_that_pickle_writes():
-    """Those that it refuses are of other machines: buffers, extensions, persistent names as text."""
+def test_every_opcode_that_torch_writes_is_supported():
+    """Only buffers, extensions and persistent ids as text are refused."""
     refused = {"PERSID", "EXT1", "EXT2", "EXT4", "NEXT_BUFFER", "READONLY_BUFFER"}
     for op in pickletools.opcodes:
         said = ""

@@ -55,7 +55,7 @@ def find_owner(name: str) -> Owner:
     return Owner(_ADAM[name] if name in _ADAM else dialects.find_dialect(name))
 
 
-def _adam(name: str, title: str, decay: str, weight_decay: float) -> Dialect:
+def _adam(name: str, title: str, decay: WeightDecayMode, weight_decay: float) -> Dialect:
     return Dialect(
         name=name,
         title=title,

@@ -28,7 +28,7 @@ NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
 def _rmsprop(params: NamedParameters, lr: float) -> Optimizer:
-    from rmsprop import RMSprop
+    from rmsprop.optimizer import RMSprop
 
     optimizer: Optimizer = RMSprop(params, lr=lr)
     return optimizer

@@ -1,4 +1,4 @@
-"""The files that a checkpoint may come in: one row per format, asked in this order."""
+"""The file formats of checkpoints, one row each, in the order in which a file is matched against them."""
 
 from __future__ import annotations
 

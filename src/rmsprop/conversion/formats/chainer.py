@@ -1,4 +1,4 @@
-"""Chainer's .npz files: of an optimizer, of a model, and the trainer's snapshots, which have both."""
+"""Reads Chainer's .npz files of an optimizer or a model, and the trainer's snapshots, which have both."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _MODEL, _OPTIMIZER = "updater/model:", "updater/optimizer:"
 
 
 def has_state(keys: list[str]) -> bool:
-    """Whether an .npz' keys are those of an optimizer: every parameter has a count t."""
+    """Return whether the keys of an .npz are those of an optimizer, which counts steps t per parameter."""
     return any(key.startswith(_OPTIMIZER) for key in keys) or (
         "t" in keys and any(key.endswith("/t") for key in keys)
     )
 
 
 def from_arrays(path: Path, arrays: Mapping[str, Array]) -> Checkpoint:
-    """A checkpoint of an .npz' arrays. Raises: Unreadable."""
+    """Build a checkpoint from the arrays of an .npz. Raises: Unreadable."""
     made = Checkpoint()
     whose = {key.split("/")[1] for key in arrays if key.startswith(_OPTIMIZER)}
     if len(whose) > 1:

@@ -1,4 +1,4 @@
-"""Checkpoints of TensorFlow 1 and 2, read without TensorFlow, and not written."""
+"""Reads checkpoints of TensorFlow 1 and 2 without TensorFlow."""
 
 from rmsprop.conversion.formats.tensorflow import checkpoint
 from rmsprop.conversion.record import Format
