@@ -8,15 +8,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from rmsprop.style import LOOKS
+
 HERE = Path(__file__).parent
 RECORD = HERE.parent / "bench" / "results" / "distributed.json"
 CPU = HERE.parent / "bench" / "results" / "cpu.json"
 BLOCK = r"<!-- {} -->\n.*?<!-- end -->"
 OURS, LOOP, FOREACH = "rmsprop", "torch, for-loop", "torch, foreach"
-LOOKS: Mapping[str, Mapping[str, Any]] = {
-    OURS: {"color": "#D55E00", "marker": "o", "label": "rmsprop"},
-    FOREACH: {"color": "#009E73", "marker": "D", "linestyle": "--", "label": "torch, foreach"},
-    LOOP: {"color": "#0072B2", "marker": "s", "linestyle": ":", "label": "torch, for-loop"},
+LINES: Mapping[str, Mapping[str, Any]] = {
+    OURS: LOOKS["rmsprop"].marked_line | {"label": "rmsprop"},
+    FOREACH: LOOKS["adam"].marked_line | {"label": "torch, foreach"},
+    LOOP: LOOKS["sgd"].marked_line | {"label": "torch, for-loop"},
 }
 TITLES = {"500x16": "500 tensors of 16", "mobilenet": "MobileNetV3-L", "resnet50": "ResNet-50"}
 ALT = (
@@ -117,8 +119,8 @@ def draw(figure: Figure, panels: Sequence[Any]) -> None:
     times = medians(record())
     worlds = sorted({world for _, world, _ in times})
     for axes, (case, title) in zip(panels, TITLES.items(), strict=True):
-        for name, look in LOOKS.items():
-            axes.plot(worlds, [times[case, world, name] / 1000 for world in worlds], **look)
+        for name, line in LINES.items():
+            axes.plot(worlds, [times[case, world, name] / 1000 for world in worlds], **line)
         axes.set(xscale="log", yscale="log", xlabel="processes", title=title)
         axes.set_xticks(worlds, [str(world) for world in worlds])
         axes.minorticks_off()

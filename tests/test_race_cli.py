@@ -14,9 +14,10 @@ from typer.testing import CliRunner, Result
 
 from rmsprop.cli.race import race as command
 from rmsprop.files import write_whole
-from rmsprop.race.figures import FRAMES, LOOKS, animation, figure, moments
+from rmsprop.race.figures import FRAMES, animation, figure, moments
 from rmsprop.race.landscapes import LANDSCAPES, OPTIMIZERS, race
 from rmsprop.race.page import page
+from rmsprop.style import LOOKS
 
 app = typer.Typer()
 app.command("race")(command)
@@ -157,15 +158,15 @@ def test_animation_moves_repeats_and_rests(made: Path, kind: str) -> None:
     assert path.stat().st_size < 3_000_000
 
 
-def test_gif_keeps_its_colours(made: Path) -> None:
-    """Every optimizer's colour, and the star's, survives the GIF's palette, within what an eye would miss."""
+def test_gif_keeps_its_colors(made: Path) -> None:
+    """Every optimizer's color, and the star's, survives the GIF's palette, within what an eye would miss."""
     with Image.open(made / "ravine.gif") as image:
         image.seek(image.n_frames - 1)
-        colours = [colour for _, colour in image.convert("RGB").getcolors(1 << 20)]
+        colors = [color for _, color in image.convert("RGB").getcolors(1 << 20)]
     star = "#F0E442"
-    for code in (star, *(look.colour for look in LOOKS.values())):
+    for code in (star, *(look.color for look in LOOKS.values())):
         wanted = bytes.fromhex(code[1:])
-        assert min(max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) for colour in colours) <= 8
+        assert min(max(abs(a - b) for a, b in zip(color, wanted, strict=True)) for color in colors) <= 8
 
 
 @pytest.mark.parametrize("steps", [1, 20, 61, 500, 2000])
@@ -179,9 +180,9 @@ def test_moments_thin_the_frames(steps: int) -> None:
 
 
 def test_looks_are_told_apart() -> None:
-    """Every optimizer has a look, and no two share a colour, a dash or a marker."""
+    """Every optimizer has a look, and no two share a color, a dash, or a marker."""
     assert set(LOOKS) == set(OPTIMIZERS)
-    for part in ("colour", "dash", "marker", "sign"):
+    for part in ("color", "dash", "marker", "sign"):
         assert len({getattr(look, part) for look in LOOKS.values()}) == len(LOOKS)
 
 

@@ -16,7 +16,6 @@ from rmsprop.demo.figures import (
     BAND,
     MEDIAN,
     NOMINAL,
-    STYLES,
     accuracy_floor,
     averaged,
     curve_points,
@@ -27,28 +26,21 @@ from rmsprop.demo.figures import (
 )
 from rmsprop.demo.training import BATCH, HEADINGS, Run, Settings, cells
 from rmsprop.printing import in_html
+from rmsprop.style import CSS, LOOKS
 
-CSS = """
-:root { color-scheme: light; }
+DEMO_CSS = """
 html { overflow-y: scroll; }
-body { font: 17px/1.55 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1rem; max-width: 68rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0; }
+body { max-width: 68rem; }
 h2 { font-size: 1.35rem; margin: 2.2rem 0 .4rem; }
 h3 { font-size: 1.05rem; margin: .8rem 0 0; }
-p, li { max-width: 44rem; }
 code { background: #f2f2f2; padding: .1em .3em; border-radius: 3px; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: .5rem 1rem; }
 .pair > *, .grid > * { min-width: 0; }
 .key span { display: inline-block; margin-right: 1.2rem; }
 .key i { display: inline-block; width: 2rem; height: 0; margin-right: .4rem; vertical-align: middle; }
 img { max-width: 100%; height: auto; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
+dd { overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   th, td { padding: .35rem .3rem; font-size: .8rem; }
   th, td:first-child { white-space: normal; }
@@ -72,7 +64,7 @@ def page(runs: Sequence[Run], dataset: Dataset, settings: Settings, pictures: Ma
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>RMSprop demo: {in_html(dataset.source)}</title>
-<style>{CSS}</style>
+<style>{CSS}{DEMO_CSS}</style>
 <script>{get_plotlyjs()}</script>
 </head>
 <body>
@@ -131,8 +123,7 @@ def _curves(runs: Sequence[Run]) -> str:
     width = window(runs)
     left, right = graph_objects.Figure(), graph_objects.Figure()
     for run in runs:
-        colour, _, dash = STYLES[run.optimizer]
-        line = {"color": colour, "dash": dash, "width": 2.5}
+        line = LOOKS[run.optimizer].plotly_line | {"width": 2.5}
         steps, losses = curve_points(run, width)
         hover = "step %{x}: %{y:.4f}"
         left.add_scatter(x=steps, y=losses, name=run.label, line=line, mode="lines", hovertemplate=hover)

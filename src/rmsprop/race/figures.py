@@ -11,6 +11,7 @@ import numpy as np
 
 from rmsprop.files import write_whole
 from rmsprop.race.landscapes import TARGET, Floats, Landscape, Trajectory
+from rmsprop.style import LOOKS, REFERENCE, YELLOW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,29 +26,6 @@ FRAMES = 60
 
 FLOOR = 1e-6
 """Losses are drawn down to this share of the starting loss; below it curves say nothing more to a viewer."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """How an optimizer is drawn: a colour of Okabe and Ito's colour-blind-safe set, and a dash and a marker as well.
-
-    `dash` and `marker` are matplotlib's word and plotly's word for the same thing; `sign` is the marker as text.
-    """
-
-    colour: str
-    dash: tuple[Any, str]
-    marker: tuple[str, str]
-    sign: str
-
-
-# The same colours and dashes as the training curves of `rmsprop demo`.
-LOOKS: dict[str, Look] = {
-    "sgd": Look("#0072B2", (":", "dot"), ("s", "square"), "■"),
-    "momentum": Look("#CC79A7", ("-.", "dashdot"), ("^", "triangle-up"), "▲"),
-    "adam": Look("#009E73", ("--", "dash"), ("D", "diamond"), "◆"),
-    "rmsprop": Look("#D55E00", ("-", "solid"), ("o", "circle"), "●"),
-    "rmsprop-textbook": Look("#000000", ((0, (7, 3)), "longdash"), ("v", "triangle-down"), "▼"),
-}
 
 
 def outcome(run: Trajectory) -> str:
@@ -136,22 +114,21 @@ def _draw(landscape: Landscape, runs: Races, dpi: int) -> _Drawing:
     for run in runs:
         look = LOOKS[run.name]
         every = max(1, len(run.points) // 30)
-        style: dict[str, Any] = {"color": look.colour, "linestyle": look.dash[0], "linewidth": 1.7}
-        dots: dict[str, Any] = {"marker": look.marker[0], "markersize": 4.5, "markevery": every}
+        style: dict[str, Any] = look.marked_line | {"linewidth": 1.7, "markersize": 4.5, "markevery": every}
         label = f"{run.label} ({run.settings}): {outcome(run)}"
-        drawing.paths += land.plot(*run.points.T, label=label, path_effects=halo, **style, **dots)
+        drawing.paths += land.plot(*run.points.T, label=label, path_effects=halo, **style)
         drawing.heads += land.plot(
             *run.points[-1],
             look.marker[0],
-            color=look.colour,
+            color=look.color,
             markersize=10,
             markeredgecolor="white",
             zorder=5,
         )
-        drawing.losses += loss.plot(np.maximum(run.losses, 1e-300), **style, **dots)
+        drawing.losses += loss.plot(np.maximum(run.losses, 1e-300), **style)
     steps = max(moments(runs)[-1], 1)  # an axis from 0 to 0, when all diverge at once, has no width
     loss.set(yscale="log", ylabel="loss", ylim=loss_range(landscape, runs), xlim=(0, steps))
-    loss.axhline(landscape.target, color="#444444", linewidth=1)
+    loss.axhline(landscape.target, color=REFERENCE, linewidth=1)
     loss.set_xlabel(f"step (the line across is the target, {TARGET:g} of the starting loss)")
     loss.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.grid(alpha=0.25)
@@ -168,7 +145,7 @@ def _draw_ground(landscape: Landscape, land: Axes) -> list[Line2D]:
     land.set_title(landscape.description, fontsize=12, loc="left")
     mark: dict[str, Any] = {"linestyle": "none", "zorder": 6}
     [start] = land.plot(*landscape.start, marker="P", ms=11, color="white", mec="black", label="start", **mark)
-    [end] = land.plot(*np.array(landscape.minima).T, marker="*", ms=16, color="#F0E442", mec="black", **mark)
+    [end] = land.plot(*np.array(landscape.minima).T, marker="*", ms=16, color=YELLOW, mec="black", **mark)
     end.set_label("minimum")
     # Under the right end of the x axis, where no path can hide it.
     land.legend(handles=[start, end], loc="upper right", bbox_to_anchor=(1, -0.06), ncols=2, frameon=False)

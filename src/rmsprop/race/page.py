@@ -10,8 +10,9 @@ import numpy as np
 
 from rmsprop.files import write_whole
 from rmsprop.printing import in_html
-from rmsprop.race.figures import LOOKS, Races, loss_range, moments, surface
+from rmsprop.race.figures import Races, loss_range, moments, surface
 from rmsprop.race.landscapes import TARGET, Landscape, Trajectory
+from rmsprop.style import CSS, LOOKS, REFERENCE, YELLOW
 
 
 def page(landscape: Landscape, runs: Races, path: Path) -> Path:
@@ -28,6 +29,7 @@ def page(landscape: Landscape, runs: Races, path: Path) -> Path:
         config={"displaylogo": False, "responsive": True, "displayModeBar": False},
     )
     text = PAGE.format(
+        css=CSS + RACE_CSS,
         title=in_html(f"A race with RMSprop: {landscape.name}"),
         description=in_html(landscape.description),
         lesson=in_html(landscape.lesson),
@@ -47,7 +49,7 @@ def _row(run: Trajectory) -> str:
     cells = [arrived, f"{run.losses[-1]:.3g}", f"{run.distance:.3g}"]
     if run.diverged:
         cells = [f"diverged at step {run.diverged_at}", "-", "-"]
-    name = f'<span style="color:{look.colour}">{look.sign}</span> {in_html(run.label)}'
+    name = f'<span style="color:{look.color}">{look.sign}</span> {in_html(run.label)}'
     settings = f"<small>{in_html(run.settings)}</small>"
     numbers = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr><th scope="row">{name}<br>{settings}</th>{numbers}</tr>'
@@ -97,7 +99,7 @@ def _interactive(landscape: Landscape, runs: Races) -> Any:
                 "x1": 1,
                 "y0": landscape.target,
                 "y1": landscape.target,
-                "line": {"color": "#444444", "width": 1},
+                "line": {"color": REFERENCE, "width": 1},
             }
         ],
         "updatemenus": [_buttons()],
@@ -133,7 +135,7 @@ def _marks(landscape: Landscape) -> list[dict[str, Any]]:
         | {"marker": {"symbol": "cross", "size": 12, "color": "white", "line": ink}},
         mark
         | {"name": "minimum", "x": minima[:, 0], "y": minima[:, 1]}
-        | {"marker": {"symbol": "star", "size": 13, "color": "#F0E442", "line": ink}},
+        | {"marker": {"symbol": "star", "size": 13, "color": YELLOW, "line": ink}},
     ]
 
 
@@ -142,8 +144,8 @@ def _run_traces(run: Trajectory, shown: int) -> list[dict[str, Any]]:
     look = LOOKS[run.name]
     points, losses = run.points[:shown].astype(np.float32), run.losses[:shown]
     common = {"type": "scatter", "name": run.label, "legendgroup": run.name}
-    line = {"color": look.colour, "dash": look.dash[1], "width": 2}
-    head = {"symbol": look.marker[1], "size": 12, "color": look.colour, "line": {"color": "white", "width": 1}}
+    line = look.plotly_line | {"width": 2}
+    head = {"symbol": look.marker[1], "size": 12, "color": look.color, "line": {"color": "white", "width": 1}}
     return [
         common
         | {"mode": "lines", "line": line, "x": points[:, 0], "y": points[:, 1], "showlegend": False}
@@ -191,6 +193,15 @@ def _slider(steps: list[int]) -> dict[str, Any]:
     }
 
 
+RACE_CSS = """
+body { font: 1rem/1.5 system-ui, sans-serif; background: #fff; max-width: 60rem; }
+h1 { font-size: 1.4rem; line-height: 1.25; margin: 0 0 .5rem; }
+.picture { height: 50rem; }
+table { width: 100%; }
+th, td { text-align: left; padding: .35rem .6rem .35rem 0; white-space: normal; vertical-align: top; }
+small { color: #555; font-weight: normal; }
+"""
+
 # The security policy lets the page fetch nothing at all: what is not in the file cannot be part of it.
 PAGE = """<!doctype html>
 <html lang="en">
@@ -200,18 +211,7 @@ PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
 <title>{title}</title>
-<style>
-body {{ font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 60rem;
-  margin: 0 auto; padding: 1rem; }}
-h1 {{ font-size: 1.4rem; line-height: 1.25; margin: 0 0 .5rem; }}
-p {{ max-width: 44rem; }}
-.picture {{ height: 50rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }}
-td {{ font-variant-numeric: tabular-nums; }}
-small {{ color: #555; font-weight: normal; }}
-</style>
+<style>{css}</style>
 </head>
 <body>
 <main>
@@ -224,7 +224,7 @@ autograd. Press Play, or drag the slider.</p>
 <h2>What to see</h2>
 <p>At the suggested settings: {lesson}</p>
 <h2>Results</h2>
-<div class="wide"><table>
+<div class="scroll"><table>
 <thead><tr><th scope="col">optimizer</th><th scope="col">target</th><th scope="col">final loss</th>
 <th scope="col">distance</th></tr></thead>
 <tbody>
