@@ -1,5 +1,6 @@
 """The GPU benchmark: what it counts, tells and refuses, with a CPU in the GPU's place; on a GPU, that it is right."""
 
+import importlib
 import importlib.util
 import json
 import math
@@ -93,25 +94,25 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hip", "cuda", "says"),
+    ("hip", "toolkit", "says"),
     [
-        ("7.0", None, "ROCm, where nothing is tested"),
+        ("7.0", None, "ROCm, which is not tested"),
         (None, None, "built without CUDA"),
         (None, "13.2", "no NVIDIA GPU"),
     ],
 )
-def test_why_nothing_can_be_measured(hip, cuda, says, monkeypatch):
+def test_why_nothing_can_be_measured(hip, toolkit, says, monkeypatch):
     """AMD's, no CUDA and no device are told apart; with a device there is nothing to say."""
     monkeypatch.setattr(torch.version, "hip", hip)
-    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "cuda", toolkit)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert says in cuda.missing()
-    if cuda:
+    if toolkit:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         assert cuda.missing() is None
 
 
-def test_the_shapes_are_the_networks():
+def test_the_shapes_are_the_networks(pass_marks):
     """As many tensors and elements as torchvision's."""
     found = {name: shapes() for name, shapes in cuda.CASES.items()}
     counts = {name: (len(shapes), sum(map(math.prod, shapes))) for name, shapes in found.items()}
@@ -120,7 +121,7 @@ def test_the_shapes_are_the_networks():
     assert counts["vit"] == (152, 86_567_656)
     assert counts["256M"] == (1, 1 << 28)
     assert set(cuda.DEFAULT) <= set(found)
-    assert {case for case, *_ in cuda.BARS} <= set(cuda.DEFAULT)
+    assert {case for case, *_ in pass_marks.GPU} <= set(cuda.DEFAULT)
 
 
 def test_a_trace_is_counted_by_what_its_events_are():
@@ -282,34 +283,58 @@ def test_figures_become_cells_in_the_order_of_the_columns():
     assert set(COLUMNS) == set(GOOD) - {"wall_p10_ms", "wall_p90_ms"}
 
 
-def test_bars_are_judged_from_the_right_side():
+def test_bars_are_judged_from_the_right_side(pass_marks):
     """A time, a count and memory may be at most the bar; a part of the copy rate at least."""
-    found = {what: (reached, met) for what, reached, _, met in cuda.verdicts(RESULTS)}
+    rows = [{"case": r.case, "contestant": r.contestant, **r.figures} for r in RESULTS]
+    found = {what: (reached, met) for what, reached, _, met in pass_marks.on_gpu(rows)}
     assert found == {
         f"mobilenet, {OURS}: wall ms": (0.073, True),
         f"mobilenet, {OURS}: launches": (1.0, True),
         f"mobilenet, {OURS}: waits": (0.0, True),
         f"vit, {OURS}: of copy": (0.914, False),
     }
-    worse = [Result("mobilenet", OURS, 174, 1, GOOD | {"wall_ms": 0.13, "waits": 1.0, "launches": 2.0})]
-    assert [met for *_, met in cuda.verdicts(worse)] == [False, False, False]
-    assert cuda.verdicts([RESULTS[3]]) == []
+    worse = rows[0] | {"wall_ms": 0.13, "waits": 1.0, "launches": 2.0}
+    assert [met for *_, met in pass_marks.on_gpu([worse])] == [False, False, False]
+    assert pass_marks.on_gpu([rows[3]]) == []
+
+
+def test_recorded_results_get_their_recorded_verdicts(pass_marks):
+    """The marks judge bench/results/cpu.json as the record says; a slower step misses them."""
+    record = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())
+    assert pass_marks.rows(pass_marks.on_cpu(record["results"])) == record["bars"]
+    assert {row["bar"].partition(":")[0] for row in record["bars"]} >= set(pass_marks.RATIOS)
+    for row in record["results"]:
+        row["times"][OURS] = {name: 100 * value for name, value in row["times"][OURS].items()}
+    met = {what: met for what, _, _, met in pass_marks.on_cpu(record["results"])}
+    assert not any(met[f"{case}: torch's best over ours"] for case in pass_marks.RATIOS)
+
+
+def test_a_record_keeps_its_verdicts(pass_marks, tmp_path):
+    """Judging adds them before the results, and prints one line for each."""
+    path = tmp_path / "gpu.json"
+    cuda.write(iter(RESULTS), {"gpu": "A GPU"}, path)
+    lines = pass_marks.judge(path)
+    assert f"met    mobilenet, {OURS}: wall ms 0.073, bar 0.12" in lines
+    assert f"missed vit, {OURS}: of copy 0.914, bar 0.95" in lines
+    saved = json.loads(path.read_text())
+    assert list(saved) == ["machine", "bars", "results"]
+    assert saved["bars"][0] == {"bar": f"mobilenet, {OURS}: wall ms", "reached": 0.073, "needed": 0.12, "met": True}
+    assert pass_marks.judge(path) == lines
 
 
 def test_the_json_has_every_figure(tmp_path):
-    """Machine, bars, what was added, and a row for each contestant, failed or not."""
+    """Machine, what was added, and a row for each contestant, failed or not."""
     path = tmp_path / "made" / "gpu.json"
     cuda.write(iter(RESULTS), {"gpu": "A GPU"}, path, parity={"passed": True})
     saved = json.loads(path.read_text())
-    assert list(saved) == ["machine", "parity", "bars", "results"]
+    assert list(saved) == ["machine", "parity", "results"]
     first = {"case": "mobilenet", "contestant": OURS, "tensors": 174, "elements": 5_483_032}
     assert saved["results"][0] == first | GOOD
     assert saved["results"][3]["failed"] == RESULTS[3].failed
-    assert saved["bars"][0] == {"bar": f"mobilenet, {OURS}: wall ms", "reached": 0.073, "needed": 0.12, "met": True}
 
 
 def test_the_command_prints_a_table_and_writes_json(measured, tmp_path):
-    """Everyone with all columns, who failed and of what, the bars, and a file."""
+    """Everyone with all columns, who failed and of what, and a file, without verdicts."""
     out = tmp_path / "gpu.json"
     code, text = invoke("bench", "--device", "cuda", "--seconds", "0.2", "--out", str(out))
     assert code == 0, text
@@ -318,8 +343,7 @@ def test_the_command_prints_a_table_and_writes_json(measured, tmp_path):
     for part in (*(head for head, _ in COLUMNS.values()), "torch foreach", "1.9900", "42.5", "91.4%"):
         assert part in text
     assert "vit, bitsandbytes failed: RuntimeError: no [library] here" in text
-    assert f"met    mobilenet, {OURS}: wall ms 0.073, bar 0.12" in text
-    assert f"missed vit, {OURS}: of copy 0.914, bar 0.95" in text
+    assert "bars" not in json.loads(out.read_text())
     assert len(json.loads(out.read_text())["results"]) == len(RESULTS)
 
 
@@ -333,12 +357,15 @@ def test_the_command_takes_cases(measured):
     ("words", "says"),
     [
         (("--device", "tpu"), "--device takes cpu or cuda; got 'tpu'"),
-        (("--device", "cuda", "--threads", "1,all"), "--threads is of --device cpu; cuda takes --cases, --seconds"),
-        (("--device", "cuda", "--variants", "plain"), "--variants is of --device cpu"),
-        (("--device", "cuda", "--busy"), "--busy is of --device cpu"),
-        (("--device", "cuda", "--cases", "gpt5"), "unknown 'gpt5'; choose from rl"),
-        (("--device", "cpu", "--cases", "256M"), "unknown '256M'; choose from rl"),
-        (("--cases", ""), "unknown ''; choose from rl"),
+        (
+            ("--device", "cuda", "--threads", "1,all"),
+            "--threads needs --device cpu; --device cuda takes --cases, --seconds",
+        ),
+        (("--device", "cuda", "--variants", "plain"), "--variants needs --device cpu"),
+        (("--device", "cuda", "--busy"), "--busy needs --device cpu"),
+        (("--device", "cuda", "--cases", "gpt5"), "'gpt5' is unknown; choose from rl"),
+        (("--device", "cpu", "--cases", "256M"), "'256m' is unknown; choose from rl"),
+        (("--cases", ""), "'' names nothing; choose from rl"),
     ],
     ids=" ".join,
 )
@@ -360,8 +387,16 @@ def test_without_a_gpu_the_command_says_so(monkeypatch):
 
 
 @pytest.fixture
-def script():
+def pass_marks(monkeypatch):
+    """bench/pass_marks.py as a module."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    return importlib.import_module("pass_marks")
+
+
+@pytest.fixture
+def script(monkeypatch):
     """bench/gpu.py as a module."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
     spec = importlib.util.spec_from_file_location("bench_gpu", ROOT / "bench" / "gpu.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

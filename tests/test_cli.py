@@ -137,9 +137,9 @@ def test_the_benchmark_prints_a_table_and_writes_json(tmp_path):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--cases", "gpt5"), "unknown 'gpt5'; choose from rl"),
+        (("--cases", "gpt5"), "'gpt5' is unknown; choose from rl"),
         (("--threads", "0"), "--threads takes numbers from 1"),
-        (("--variants", "half"), "unknown 'half'; choose from plain, full"),
+        (("--variants", "half"), "'half' is unknown; choose from plain, full"),
     ],
     ids=str,
 )

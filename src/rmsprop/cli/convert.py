@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmsprop.cli.arguments import read_settings
 from rmsprop.cli.table import say
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def convert(
             source_file,
             target,
             source=source,
-            given=_settings(settings or []),
+            given=read_settings(settings or [], "--set"),
             model=model,
             chart=None if map_file is None else read_map(map_file),
             layout=layout,
@@ -113,34 +114,6 @@ def convert(
         raise typer.BadParameter(f"{source_file} asks for more memory than there is; it may be damaged") from error
     except OSError as error:
         raise typer.BadParameter(f"{error.filename or out} cannot be read or written: {error.strerror}") from error
-
-
-def _settings(words: list[str]) -> dict[str, Any]:
-    """NAME=VALUE, the value a number, True, False, None or text."""
-    given: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name or name in given:
-            fault = "is given twice" if name in given else "is no NAME=VALUE"
-            raise typer.BadParameter(
-                f"--set {word!r} {fault}; write --set NAME=VALUE, each name once: lr=0.001 for torch's"
-            )
-        given[name] = _value(value)
-    return given
-
-
-def _value(text: str) -> Any:
-    known = {"true": True, "false": False, "none": None}
-    if text.lower() in known:
-        return known[text.lower()]
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _tell(plan: Conversion, out: Path | None, report: Path | None) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from rmsprop.cli.arguments import read_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +45,7 @@ def translate(
     from rmsprop.translation import translate as _translate
 
     try:
-        found = _translate(source, target, **_read(settings or []))
+        found = _translate(source, target, **read_settings(settings or []))
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     if plot is not None:
@@ -54,29 +56,6 @@ def translate(
         _print(found)
         if plot is not None:
             typer.echo(f"wrote {plot}")
-
-
-def _read(words: list[str]) -> dict[str, Any]:
-    """NAME=VALUE, once each. Raises: ValueError with the word that is something else."""
-    found: dict[str, Any] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or not name.isidentifier() or not text:
-            raise ValueError(f"{word!r} is no setting; write it as name=value, such as lr=0.01.")
-        if name in found:
-            raise ValueError(f"{name} is given twice; give it once.")
-        found[name] = _value(text)
-    return found
-
-
-def _value(text: str) -> Any:
-    """A number, True, False, None or a tuple; anything else is text."""
-    from ast import literal_eval
-
-    try:
-        return literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
 
 
 def _draw(found: Translation, path: Path) -> None:
