@@ -1,4 +1,4 @@
-"""The figures: of choosing.md, drawn from the findings of claims.py, and of what bench/ measured."""
+"""The figures of choosing.md, from the results of claims.py, and of the measurements of bench/."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -34,7 +34,7 @@ SIZE: Any = {
 
 
 def ravine(finding: Measured) -> Figure:
-    """The distance left against the condition of the ravine, along the axes and turned."""
+    """Draw the distance left against the condition of the ravine, aligned and rotated."""
     figure, (left, right) = _canvas(2)
     for axes, degrees, title in ((left, 0, "along the axes"), (right, 45, "turned by 45 degrees")):
         for name in ("SGD", "SGD + momentum 0.9", "RMSprop", "Adam"):
@@ -50,7 +50,7 @@ def ravine(finding: Measured) -> Figure:
 
 
 def digits(finding: Measured) -> Figure:
-    """Test accuracy against the learning rate, one line per optimizer."""
+    """Draw the test accuracy against the learning rate, one line per optimizer."""
     figure, (axes,) = _canvas(1)
     axes.axhline(95, color="#666666", linewidth=1)
     for name, scores in finding.data["scores"].items():
@@ -62,7 +62,7 @@ def digits(finding: Measured) -> Figure:
 
 
 def hover(finding: Measured) -> Figure:
-    """The weight over the steps, near the minimum."""
+    """Draw the weight over the steps, near the minimum."""
     figure, panels = _canvas(3)
     shown = (("RMSprop, lr 0.1", VERMILION), ("RMSprop, lr 0.1 falling to 0", VERMILION), ("SGD, lr 0.1", BLUE))
     for axes, (label, color) in zip(panels, shown, strict=True):
@@ -75,7 +75,7 @@ def hover(finding: Measured) -> Figure:
 
 
 def drift(finding: Measured) -> Figure:
-    """The net move per step against alpha, for two kinds of rare gradients."""
+    """Draw the net move per step against alpha, for two kinds of rare gradients."""
     figure, panels = _canvas(2)
     memory = [1 / (1 - alpha) for alpha in finding.data["alphas"]]
     for axes, (label, moves) in zip(panels, finding.data["moves"].items(), strict=True):
@@ -94,7 +94,7 @@ def drift(finding: Measured) -> Figure:
 
 
 def first_step(finding: Measured) -> Figure:
-    """The length of the first thousand steps under a steady gradient."""
+    """Draw the length of the first thousand steps under a constant gradient."""
     figure, (axes,) = _canvas(1)
     curves = finding.data["curves"]
     lines: Mapping[tuple[str, float], tuple[str, Mapping[str, Any]]] = {
@@ -116,7 +116,7 @@ def first_step(finding: Measured) -> Figure:
 
 
 def eps(finding: Measured) -> Figure:
-    """The length of a step against the size of the gradient, for four values and places of ε."""
+    """Draw the length of a step against the size of the gradient, for four values and places of ε."""
     figure, (axes,) = _canvas(1)
     lines: tuple[dict[str, Any], ...] = (
         {"color": VERMILION, "marker": "o"},
@@ -131,7 +131,7 @@ def eps(finding: Measured) -> Figure:
     return figure
 
 
-# Each figure with the words for readers who do not see it.
+# Each figure with its alternative text.
 FIGURES: Mapping[str, tuple[Callable[[Measured], Figure], str]] = {
     "ravine": (
         ravine,
@@ -161,13 +161,13 @@ FIGURES: Mapping[str, tuple[Callable[[Measured], Figure], str]] = {
 
 
 def distributed() -> Figure:
-    """The step of a sharded model against the number of processes."""
+    """Draw the step time of a sharded model against the number of processes."""
     figure, panels = _canvas(3)
     distributed_page.draw(figure, panels)
     return figure
 
 
-# Figures of what bench/ measured, each with the record that it is drawn from.
+# The figures of the measurements of bench/, each with its record.
 MEASURED: Mapping[str, tuple[Callable[[], Figure], Path]] = {
     "distributed": (distributed, distributed_page.RECORD),
     "release": (training_page.figure, training_page.RECORD),

@@ -1,4 +1,4 @@
-"""The generated block and the figure of training.md: what bench/release.py measured."""
+"""The generated block and the figure of training.md, from the measurements of bench/release.py."""
 
 import json
 import re
@@ -24,13 +24,13 @@ ALT = (
 
 
 def record() -> list[dict[str, Any]]:
-    """What bench/release.py measured, a row for each model and way of stepping."""
-    found: list[dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["results"]
-    return found
+    """Return the measurements of bench/release.py, a row for each model and way of stepping."""
+    rows: list[dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["results"]
+    return rows
 
 
 def block() -> str:
-    """The table and the figure, as they stand in the page."""
+    """Return the block with the table and the figure."""
     rows = {(row["case"], row["name"]): row for row in record()}
     cases = list(dict.fromkeys(case for case, _ in rows))
     lines = ["| model | gradients | stepped | most beyond parameters and state | the process |", "| --- " * 5 + "|"]
@@ -45,14 +45,14 @@ def block() -> str:
 
 
 def page(text: str) -> str:
-    """The page with its block as the record is today. Raises: ValueError if it has no place for it."""
+    """Return the page with an up-to-date block. Raises: ValueError if it does not have exactly one block."""
     if len(BLOCK.findall(text)) != 1:
         raise ValueError("docs/training.md needs one <!-- bench: release --> with its <!-- end -->")
     return BLOCK.sub(lambda _: block(), text)
 
 
 def figure() -> Figure:
-    """The most memory beyond parameters and state, with the gradients' size as a line."""
+    """Draw the peak memory beyond parameters and state, with the size of the gradients as a line."""
     rows = record()
     cases = list(dict.fromkeys(row["case"] for row in rows))
     drawn, (axes,) = panels(1, 1, (8, 3.4), {"font.size": 11, "legend.fontsize": 10})
