@@ -221,8 +221,8 @@ def run(target: str, seconds: int, keep: bool) -> str | None:
         runs = re.findall(r"stat::number_of_executed_units:\s*(\d+)|Done (\d+) runs", ran.stderr)
         count = runs[-1][0] or runs[-1][1] if runs else "no"
         print(
-            f"{target}: {count} inputs; edges covered: {before} by the recorded checkpoints, {first} with the corpus, "
-            f"{after} now"
+            f"{target}: {count} inputs; edges covered: {before} by the recorded checkpoints, {first} with the "
+            f"corpus, {after} now"
         )
         if keep:
             merge(target, folder, own)

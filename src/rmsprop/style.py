@@ -69,7 +69,7 @@ dd { margin: 0; }
 
 
 def panels(
-    rows: int, columns: int, size: tuple[float, float], fonts: dict[str, Any], *, sharey: bool = False
+    rows: int, columns: int, size: tuple[float, float], fonts: Any, *, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure that pyplot does not manage, with empty panels on a light grid.
 
