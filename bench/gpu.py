@@ -62,7 +62,7 @@ def main() -> None:
     rate = cuda.copy_rate()
     about = cuda.machine(rate)
     print(f"\n{cuda.headline(about)}\n")
-    heads = line("case", "who", [head for head, _ in cuda.COLUMNS.values()])
+    heads = line("case", "optimizer", [head for head, _ in cuda.COLUMNS.values()])
     print(f"{heads}\n(in progress; the whole table follows)")
     results = {}
     for result in cuda.run(cases, arguments.seconds, rate, BRIEF):

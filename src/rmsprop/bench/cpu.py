@@ -174,7 +174,7 @@ def measure(case: str, variant: str, threads: int, busy: bool, seconds: float) -
         params = [torch.nn.Parameter(torch.randn(shape, generator=generator, device="cpu")) for shape in shapes]
         for p in params:
             p.grad = torch.randn(p.shape, generator=generator, device="cpu") * 1e-3
-        with neighbours(threads if busy else 0):
+        with neighbors(threads if busy else 0):
             times = turn_about(contestants([*params], variant), seconds)
     finally:
         torch.set_num_threads(before)
@@ -217,7 +217,7 @@ def summary(values: list[float]) -> Times:
 
 
 @contextmanager
-def neighbours(count: int) -> Iterator[None]:
+def neighbors(count: int) -> Iterator[None]:
     """Run `count` other processes, each of which keeps one core busy."""
     working = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from rmsprop.cli.arguments import read_names
+from rmsprop.cli.arguments import read_list, read_names
 
 # The defaults of --cases, --variants, and --threads on a CPU. The options default to None, so that --device cuda can
 # refuse the ones that it would ignore.
@@ -91,7 +91,7 @@ def _on_cpu(cases: str, variants: str, threads: str, busy: bool, seconds: float,
     about = timing.machine()
     cores = about["cores"] or 1
     try:
-        counts = sorted({cores if word == "all" else int(word) for word in threads.split(",")})
+        counts = sorted({cores if word == "all" else int(word) for word in read_list("--threads", threads)})
     except ValueError:
         counts = []
     if not counts or counts[0] < 1:
@@ -99,8 +99,8 @@ def _on_cpu(cases: str, variants: str, threads: str, busy: bool, seconds: float,
     console = Console()
     console.print(f"{about['cpu']}, {cores} cores · torch {about['torch']} · rmsprop {about['rmsprop']}")
     table = Table(title="median step", caption="ratio: torch's best RMSprop over rmsprop")
-    whose = (timing.OURS, *timing.TORCH, *timing.YARDSTICKS)
-    for name in ("case", "tensors", "elements", "threads", *whose):
+    optimizers = (timing.OURS, *timing.TORCH, *timing.YARDSTICKS)
+    for name in ("case", "tensors", "elements", "threads", *optimizers):
         table.add_column(name, justify="left" if name == "case" else "right")
     for name in ("ratio", "GB/s"):
         table.add_column(name, justify="right", style="bold")
@@ -115,7 +115,7 @@ def _on_cpu(cases: str, variants: str, threads: str, busy: bool, seconds: float,
                 f"{result.tensors}",
                 _short(result.elements),
                 f"{result.threads}{', busy' if result.busy else ''}",
-                *(_time(result.times[name].median) for name in whose),
+                *(_time(result.times[name].median) for name in optimizers),
                 f"{result.ratio():.1f}",
                 f"{result.gigabytes():.1f}",
             )
@@ -147,8 +147,8 @@ def _on_cuda(cases: str | None, seconds: float, out: Path | None) -> None:
             results[result.case, result.contestant] = result
             status.update(f"measured {result.contestant} on {result.case}")
     table = Table(title="one step of float32 parameters", caption="GB/s: at 20 bytes per element")
-    for name in ("case", "who", *(head for head, _ in timing.COLUMNS.values())):
-        table.add_column(name, justify="left" if name in ("case", "who") else "right")
+    for name in ("case", "optimizer", *(head for head, _ in timing.COLUMNS.values())):
+        table.add_column(name, justify="left" if name in ("case", "optimizer") else "right")
     for result in results.values():
         table.add_row(result.case, result.contestant, *timing.cells(result))
     show(table, console)

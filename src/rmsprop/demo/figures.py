@@ -84,7 +84,7 @@ def rate_limits(run: Run) -> tuple[float, float]:
 def curves(runs: Sequence[Run]) -> Figure:
     """Draw the training loss by step and the test accuracy by epoch, one line per optimizer."""
     width = window(runs)
-    figure, (left, right) = _figure(1, 2, (13, 5.6))
+    figure, (left, right) = figure_with_panels(1, 2, (13, 5.6))
     for run in runs:
         ended = f", diverged at step {run.diverged_at}" if run.diverged_at else ""
         label = f"{run.label}, lr {run.lr:g}{ended}"
@@ -109,7 +109,7 @@ def effective_lr(run: Run) -> Figure:
     by_name = layers(run.layers)
     columns = min(3, len(by_name))
     rows = math.ceil(len(by_name) / columns)
-    figure, each = _figure(rows, columns, (13, 1.6 + 3.1 * rows))
+    figure, each = figure_with_panels(rows, columns, (13, 1.6 + 3.1 * rows))
     for axes, (name, records) in zip(each, by_name.items(), strict=False):
         steps = [record.step for record in records]
         low, high = ([_finite(getattr(record, side)) for record in records] for side in ("low", "high"))
@@ -139,7 +139,7 @@ def translation(found: Translation) -> Figure:
         (f"{found.target}, ε typed unchanged", naive, *STYLES["momentum"][:2]),
     )
     where = roots(found.source_settings, found.target_settings, naive)
-    figure, (left, right) = _figure(1, 2, (13, 5.6))
+    figure, (left, right) = figure_with_panels(1, 2, (13, 5.6))
     for i, (label, settings, colour, dash) in enumerate(entrants):
         style: dict[str, Any] = {"color": colour, "linestyle": dash if i else "-", "linewidth": 4.5 - 1.3 * i}
         left.plot(where, [step_size(settings, root) for root in where], label=label, **style)
@@ -162,8 +162,8 @@ def to_png(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """Make an empty figure with lettering for a lecture hall."""
+def figure_with_panels(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
+    """Make a figure of empty panels with large lettering, as for a lecture."""
     return panels(rows, columns, size, SIZE)
 
 
