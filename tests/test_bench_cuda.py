@@ -1,5 +1,6 @@
-"""The GPU benchmark: what it counts, tells and refuses, with a CPU in the GPU's place; on a GPU, that it is right."""
+"""The GPU benchmark's counts, output, and refusals, with a CPU in place of the GPU; on a GPU, its correctness."""
 
+import importlib
 import importlib.util
 import json
 import math
@@ -39,19 +40,19 @@ RESULTS = [
 
 
 def invoke(*words: str) -> tuple[int, str]:
-    """The command's exit code and output. Imported here: bench/gpu.py runs where the command line is missing."""
+    """Return the command's exit code and output. The import is local, because bench/gpu.py does not need the CLI."""
     import test_cli
 
     return test_cli.invoke(*words)
 
 
 def event(name: str, device: str = "CPU") -> SimpleNamespace:
-    """An event of a trace."""
+    """Return an event of a trace."""
     return SimpleNamespace(name=name, device_type=getattr(torch.autograd.DeviceType, device))
 
 
 def memory(peaks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device whose memory peaks as listed, call after call, over 1000 bytes that stay."""
+    """Simulate a device whose memory peaks as listed, call after call, above 1000 bytes that remain."""
     left = iter(peaks)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: None)
@@ -61,11 +62,11 @@ def memory(peaks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> dict:
-    """A machine with a GPU, on which RESULTS are found; what was asked for is kept."""
-    asked: dict = {}
+    """Simulate a GPU that gives RESULTS, and return the recorded arguments of the run."""
+    recorded: dict = {}
 
     def run(cases, seconds, rate, brief=()):
-        asked.update(cases=list(cases), seconds=seconds, rate=rate, brief=brief)
+        recorded.update(cases=list(cases), seconds=seconds, rate=rate, brief=brief)
         yield from RESULTS
 
     about = {"gpu": "A GPU", "copy_gb_s": 3000.0, "torch": "2.15", "triton": "3.9", "rmsprop": "0.1"}
@@ -73,12 +74,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> dict:
     monkeypatch.setattr(cuda, "copy_rate", lambda: 3e12)
     monkeypatch.setattr(cuda, "machine", lambda rate: about | {"copy_gb_s": rate / 1e9})
     monkeypatch.setattr(cuda, "run", run)
-    return asked
+    return recorded
 
 
 @pytest.fixture
 def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A CPU in the GPU's place: a step takes 2 ms on it, one of 5 kernels, and nothing is held."""
+    """Put a CPU in place of the GPU: a step takes 2 ms, runs 5 kernels, and allocates nothing."""
     memory([0] * 100, monkeypatch)
     monkeypatch.setattr(cuda, "DEVICE", "cpu")
     monkeypatch.setattr(cuda, "stream", lambda _: 2.0)
@@ -93,25 +94,25 @@ def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hip", "cuda", "says"),
+    ("hip", "toolkit", "says"),
     [
-        ("7.0", None, "ROCm, where nothing is tested"),
+        ("7.0", None, "ROCm, which is not tested"),
         (None, None, "built without CUDA"),
         (None, "13.2", "no NVIDIA GPU"),
     ],
 )
-def test_why_nothing_can_be_measured(hip, cuda, says, monkeypatch):
-    """AMD's, no CUDA and no device are told apart; with a device there is nothing to say."""
+def test_reason_that_nothing_can_be_measured(hip, toolkit, says, monkeypatch):
+    """ROCm, a build without CUDA, and a missing device are distinguished; with a device, the reason is None."""
     monkeypatch.setattr(torch.version, "hip", hip)
-    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.version, "cuda", toolkit)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert says in cuda.missing()
-    if cuda:
+    if toolkit:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         assert cuda.missing() is None
 
 
-def test_the_shapes_are_the_networks():
+def test_the_shapes_are_the_networks(pass_marks):
     """As many tensors and elements as torchvision's."""
     found = {name: shapes() for name, shapes in cuda.CASES.items()}
     counts = {name: (len(shapes), sum(map(math.prod, shapes))) for name, shapes in found.items()}
@@ -120,11 +121,11 @@ def test_the_shapes_are_the_networks():
     assert counts["vit"] == (152, 86_567_656)
     assert counts["256M"] == (1, 1 << 28)
     assert set(cuda.DEFAULT) <= set(found)
-    assert {case for case, *_ in cuda.BARS} <= set(cuda.DEFAULT)
+    assert {case for case, *_ in pass_marks.GPU} <= set(cuda.DEFAULT)
 
 
 def test_a_trace_is_counted_by_what_its_events_are():
-    """Launches and waits are the host's calls, kernels and copies what the device ran; some are nobody's."""
+    """Launches and waits are calls of the host, kernels and copies work of the device; other events do not count."""
     launches = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx", "cudaGraphLaunch")
     waits = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy", "cudaFree")
     others = (
@@ -145,15 +146,15 @@ def test_a_trace_is_counted_by_what_its_events_are():
 
 
 @pytest.mark.usefixtures("on_cpu")
-def test_what_opening_a_trace_costs_is_taken_off():
-    """The launches and waits of a trace without steps are not a step's; the rest is told for one step."""
+def test_the_cost_of_opening_a_trace_is_subtracted():
+    """The launches and waits of a trace without steps do not count; the others are divided by the steps."""
     calls = []
     assert cuda.traced(lambda: calls.append(1)) == {"launches": 5, "kernels": 5, "copies": 0, "waits": 0}
     assert len(calls) == 5
 
 
-def test_a_graph_holds_what_its_capture_set_aside(monkeypatch):
-    """A replay takes no memory, since the capture took it for good: that counts as the step's."""
+def test_a_graph_counts_the_memory_of_its_capture(monkeypatch):
+    """A replay allocates nothing, so the memory that the capture keeps counts as the step's."""
     memory([64, 512], monkeypatch)
     assert cuda.extra(lambda: None) == 64
     replay = cuda.Replay.__new__(cuda.Replay)
@@ -162,7 +163,7 @@ def test_a_graph_holds_what_its_capture_set_aside(monkeypatch):
 
 
 def test_a_capture_follows_three_steps_and_its_memory_is_kept(monkeypatch):
-    """State and tables exist before the one step that is captured; only what the capture takes is held."""
+    """State and tables exist before the captured step; only the capture's memory counts."""
     memory([4096, 0], monkeypatch)
     done = []
     graph = SimpleNamespace(replay=lambda: done.append("replay"))
@@ -198,7 +199,7 @@ def test_stream_time_is_the_best_of_three_per_step(monkeypatch):
 
 
 def test_a_trace_opens_with_kernels_that_may_be_lost(monkeypatch):
-    """Spinning kernels, the steps, a wait; what the profiler saw is handed on."""
+    """A trace has spinning kernels, the steps, and a wait, and returns the profiler's events."""
     done = []
     profile = MagicMock()
     profile.__enter__.return_value.events.return_value = ["seen"]
@@ -209,8 +210,8 @@ def test_a_trace_opens_with_kernels_that_may_be_lost(monkeypatch):
     assert done == ["wait", *["spin"] * 256, "step", "step", "wait"]
 
 
-def test_the_machine_is_told_with_its_versions(monkeypatch):
-    """The GPU, its copy rate and what may be missing, beside what the CPU's benchmark tells."""
+def test_the_machine_is_recorded_with_its_versions(monkeypatch):
+    """The record has the GPU, its copy rate, and optional packages, beside the entries of the CPU's benchmark."""
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "A GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(cuda, "_version", {"triton": "3.9"}.get)
@@ -221,8 +222,8 @@ def test_the_machine_is_told_with_its_versions(monkeypatch):
     assert "triton missing" in cuda.headline(about | {"triton": None})
 
 
-def test_everyone_whom_issue_4_names_is_there(monkeypatch):
-    """bitsandbytes where installed; without those that take long if few are asked for."""
+def test_all_contestants_exist(monkeypatch):
+    """bitsandbytes takes part if installed; the slow contestants do not if few are requested."""
     monkeypatch.setattr(cuda, "_version", lambda _: None)
     few, most = cuda.contestants(brief=True), cuda.contestants()
     assert list(few) == [OURS, OURS_GRAPH, "torch foreach", "Adam fused", "SGD fused"]
@@ -234,7 +235,7 @@ def test_everyone_whom_issue_4_names_is_there(monkeypatch):
 
 @pytest.mark.usefixtures("on_cpu")
 def test_all_times_are_taken_before_the_first_trace(monkeypatch):
-    """Two rounds; one that fails in either is told with its reason, and the others go on."""
+    """There are two rounds; a failure in either is recorded with its reason, and the others continue."""
 
     def failing(_):
         raise ValueError("no such kernel")
@@ -267,7 +268,7 @@ def test_all_times_are_taken_before_the_first_trace(monkeypatch):
 
 @pytest.mark.usefixtures("on_cpu")
 def test_a_kernel_that_refuses_is_a_finding():
-    """Ours where the Triton kernel does not run: the reason it gives, and torch's figures all the same."""
+    """If the Triton kernel refuses, its reason is recorded, and torch's optimizers are still measured."""
     found = {r.contestant: r for r in cuda.run(["rl"], 0.01, 1e9, brief=["rl"])}
     assert "the parameters are on cpu" in found[OURS].failed
     assert found["torch foreach"].failed is None
@@ -275,41 +276,65 @@ def test_a_kernel_that_refuses_is_a_finding():
 
 
 def test_figures_become_cells_in_the_order_of_the_columns():
-    """Formatted, empty where unknown, and one word for who failed."""
+    """Cells are formatted, empty for missing figures, and "failed" for a failure."""
     assert cuda.cells(RESULTS[0]) == ["0.0730", "0.0400", "2,742", "91.4%", "1", "1", "0", "0", "0.00"]
     assert cuda.cells(Result("rl", OURS, 6, 4610, {"wall_ms": 0.05})) == ["0.0500", *[""] * 8]
     assert cuda.cells(RESULTS[3]) == ["failed", *[""] * 8]
     assert set(COLUMNS) == set(GOOD) - {"wall_p10_ms", "wall_p90_ms"}
 
 
-def test_bars_are_judged_from_the_right_side():
-    """A time, a count and memory may be at most the bar; a part of the copy rate at least."""
-    found = {what: (reached, met) for what, reached, _, met in cuda.verdicts(RESULTS)}
+def test_bars_are_judged_from_the_right_side(pass_marks):
+    """A time, a count, and memory may be at most the bar; a share of the copy rate must be at least the bar."""
+    rows = [{"case": r.case, "contestant": r.contestant, **r.figures} for r in RESULTS]
+    found = {what: (reached, met) for what, reached, _, met in pass_marks.on_gpu(rows)}
     assert found == {
         f"mobilenet, {OURS}: wall ms": (0.073, True),
         f"mobilenet, {OURS}: launches": (1.0, True),
         f"mobilenet, {OURS}: waits": (0.0, True),
         f"vit, {OURS}: of copy": (0.914, False),
     }
-    worse = [Result("mobilenet", OURS, 174, 1, GOOD | {"wall_ms": 0.13, "waits": 1.0, "launches": 2.0})]
-    assert [met for *_, met in cuda.verdicts(worse)] == [False, False, False]
-    assert cuda.verdicts([RESULTS[3]]) == []
+    worse = rows[0] | {"wall_ms": 0.13, "waits": 1.0, "launches": 2.0}
+    assert [met for *_, met in pass_marks.on_gpu([worse])] == [False, False, False]
+    assert pass_marks.on_gpu([rows[3]]) == []
+
+
+def test_recorded_results_get_their_recorded_verdicts(pass_marks):
+    """Judging bench/results/cpu.json gives its recorded verdicts; a slower step misses the marks."""
+    record = json.loads((ROOT / "bench" / "results" / "cpu.json").read_text())
+    assert pass_marks.rows(pass_marks.on_cpu(record["results"])) == record["bars"]
+    assert {row["bar"].partition(":")[0] for row in record["bars"]} >= set(pass_marks.RATIOS)
+    for row in record["results"]:
+        row["times"][OURS] = {name: 100 * value for name, value in row["times"][OURS].items()}
+    met = {what: met for what, _, _, met in pass_marks.on_cpu(record["results"])}
+    assert not any(met[f"{case}: torch's best over ours"] for case in pass_marks.RATIOS)
+
+
+def test_a_record_keeps_its_verdicts(pass_marks, tmp_path):
+    """Judging adds the verdicts before the results, and returns one line for each."""
+    path = tmp_path / "gpu.json"
+    cuda.write(iter(RESULTS), {"gpu": "A GPU"}, path)
+    lines = pass_marks.judge(path)
+    assert f"met    mobilenet, {OURS}: wall ms 0.073, bar 0.12" in lines
+    assert f"missed vit, {OURS}: of copy 0.914, bar 0.95" in lines
+    saved = json.loads(path.read_text())
+    assert list(saved) == ["machine", "bars", "results"]
+    assert saved["bars"][0] == {"bar": f"mobilenet, {OURS}: wall ms", "reached": 0.073, "needed": 0.12, "met": True}
+    assert pass_marks.judge(path) == lines
 
 
 def test_the_json_has_every_figure(tmp_path):
-    """Machine, bars, what was added, and a row for each contestant, failed or not."""
+    """It has the machine, the added entries, and a row for each contestant, failed or not."""
     path = tmp_path / "made" / "gpu.json"
     cuda.write(iter(RESULTS), {"gpu": "A GPU"}, path, parity={"passed": True})
     saved = json.loads(path.read_text())
-    assert list(saved) == ["machine", "parity", "bars", "results"]
+    assert list(saved) == ["machine", "parity", "results"]
     first = {"case": "mobilenet", "contestant": OURS, "tensors": 174, "elements": 5_483_032}
     assert saved["results"][0] == first | GOOD
     assert saved["results"][3]["failed"] == RESULTS[3].failed
-    assert saved["bars"][0] == {"bar": f"mobilenet, {OURS}: wall ms", "reached": 0.073, "needed": 0.12, "met": True}
 
 
 def test_the_command_prints_a_table_and_writes_json(measured, tmp_path):
-    """Everyone with all columns, who failed and of what, the bars, and a file."""
+    """The table has all contestants and columns, failures have their reasons, and the file has no verdicts."""
     out = tmp_path / "gpu.json"
     code, text = invoke("bench", "--device", "cuda", "--seconds", "0.2", "--out", str(out))
     assert code == 0, text
@@ -318,13 +343,12 @@ def test_the_command_prints_a_table_and_writes_json(measured, tmp_path):
     for part in (*(head for head, _ in COLUMNS.values()), "torch foreach", "1.9900", "42.5", "91.4%"):
         assert part in text
     assert "vit, bitsandbytes failed: RuntimeError: no [library] here" in text
-    assert f"met    mobilenet, {OURS}: wall ms 0.073, bar 0.12" in text
-    assert f"missed vit, {OURS}: of copy 0.914, bar 0.95" in text
+    assert "bars" not in json.loads(out.read_text())
     assert len(json.loads(out.read_text())["results"]) == len(RESULTS)
 
 
 def test_the_command_takes_cases(measured):
-    """Those of the CPU and the large one."""
+    """--cases accepts the cases of the CPU and the large one."""
     assert invoke("bench", "--device", "cuda", "--cases", "rl,256M")[0] == 0
     assert measured["cases"] == ["rl", "256M"]
 
@@ -333,12 +357,15 @@ def test_the_command_takes_cases(measured):
     ("words", "says"),
     [
         (("--device", "tpu"), "--device takes cpu or cuda; got 'tpu'"),
-        (("--device", "cuda", "--threads", "1,all"), "--threads is of --device cpu; cuda takes --cases, --seconds"),
-        (("--device", "cuda", "--variants", "plain"), "--variants is of --device cpu"),
-        (("--device", "cuda", "--busy"), "--busy is of --device cpu"),
-        (("--device", "cuda", "--cases", "gpt5"), "unknown 'gpt5'; choose from rl"),
-        (("--device", "cpu", "--cases", "256M"), "unknown '256M'; choose from rl"),
-        (("--cases", ""), "unknown ''; choose from rl"),
+        (
+            ("--device", "cuda", "--threads", "1,all"),
+            "--threads needs --device cpu; --device cuda takes --cases, --seconds",
+        ),
+        (("--device", "cuda", "--variants", "plain"), "--variants needs --device cpu"),
+        (("--device", "cuda", "--busy"), "--busy needs --device cpu"),
+        (("--device", "cuda", "--cases", "gpt5"), "'gpt5' is unknown; choose from rl"),
+        (("--device", "cpu", "--cases", "256M"), "'256m' is unknown; choose from rl"),
+        (("--cases", ""), "'' names nothing; choose from rl"),
     ],
     ids=" ".join,
 )
@@ -360,8 +387,16 @@ def test_without_a_gpu_the_command_says_so(monkeypatch):
 
 
 @pytest.fixture
-def script():
+def pass_marks(monkeypatch):
+    """bench/pass_marks.py as a module."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
+    return importlib.import_module("pass_marks")
+
+
+@pytest.fixture
+def script(monkeypatch):
     """bench/gpu.py as a module."""
+    monkeypatch.syspath_prepend(ROOT / "bench")
     spec = importlib.util.spec_from_file_location("bench_gpu", ROOT / "bench" / "gpu.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -370,7 +405,7 @@ def script():
 
 @pytest.mark.parametrize("passed", [True, False])
 def test_the_script_checks_measures_and_writes(passed, script, measured, monkeypatch, tmp_path, capsys):
-    """Whether the tests pass, the table in columns, the bars and the file; failing tests fail it, after all that."""
+    """The script prints the test result, the table, and the bars, and writes the file; failing tests fail it last."""
     out = tmp_path / "gpu.json"
     monkeypatch.setattr(script, "parity", lambda: {"passed": passed, "seconds": 1.5, "said": ["12 passed"]})
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--out", str(out)])
@@ -404,7 +439,7 @@ def test_the_script_needs_a_gpu_and_cases_it_knows(script, monkeypatch, capsys):
 
 
 def test_the_script_runs_tests_that_exist(script):
-    """Its list names files with tests for a GPU."""
+    """TESTS names files with tests for a GPU."""
     for name in script.TESTS:
         assert "pytest.mark.gpu" in (ROOT / name).read_text(encoding="utf-8")
 
@@ -416,14 +451,14 @@ needs_gpu = pytest.mark.skipif(cuda.missing() is not None, reason=f"not measured
 @needs_gpu
 @pytest.mark.filterwarnings("default")  # of drivers and compilers that are not ours
 def test_on_a_gpu_ours_is_one_launch_without_waiting():
-    """The benchmark's own figures: one launch, no copy, no wait, no memory; torch's show that it can tell."""
+    """Our step is one launch without copies, waits, or memory; torch's figures show that the counts work."""
     rate = cuda.copy_rate()
     found = {r.contestant: r for r in cuda.run(["500x1024"], 0.02, rate, brief=["500x1024"])}
     assert {r.failed for r in found.values()} == {None}
     ours, graph, foreach = (found[name].figures for name in (OURS, OURS_GRAPH, "torch foreach"))
     expected = {"launches": 1, "kernels": 1, "copies": 0, "waits": 0}
     assert {name: ours[name] for name in expected} == expected
-    assert (graph["launches"], graph["kernels"], graph["waits"]) == (1, 1, 0)  # its table may be sent again
+    assert (graph["launches"], graph["kernels"], graph["waits"]) == (1, 1, 0)  # a graph may copy its table again
     assert ours["extra_bytes_per_parameter"] == 0
     assert foreach["launches"] > 1
     assert foreach["extra_bytes_per_parameter"] > 3.9
@@ -434,7 +469,7 @@ def test_on_a_gpu_ours_is_one_launch_without_waiting():
 @needs_gpu
 @pytest.mark.filterwarnings("default")
 def test_on_a_gpu_a_wait_is_seen():
-    """Asking for a number waits for the device and copies."""
+    """Reading a number from the device waits and copies."""
     x = torch.ones(1000, device="cuda")
     assert cuda.traced(x.sum().item)["waits"] >= 1
     assert cuda.traced(lambda: (x.sum().item(), x.sum().item()))["waits"] >= 2

@@ -1,4 +1,4 @@
-"""The command line as a whole; each command's own behaviour has its own file."""
+"""The command line as a whole; each command's behavior has its own file."""
 
 import runpy
 import sys
@@ -16,7 +16,7 @@ from rmsprop.dialects.describe import describe
 
 
 def invoke(*words):
-    """The command's exit code and everything it printed, on a wide terminal."""
+    """Return the command's exit code and output, on a wide terminal."""
     result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200", "TERM": "dumb"})
     return result.exit_code, result.output
 
@@ -39,12 +39,12 @@ def test_the_version_is_the_packages():
 
 
 def said(text):
-    """Words as they appear whatever the lines and columns: no spaces, no backticks."""
+    """Return a text without spaces and backticks, so that line breaks do not matter."""
     return "".join(text.replace("`", "").split())
 
 
 def test_dialects_are_listed():
-    """One line of numbers per dialect, one of words, what does not fit, and all of it within 100 columns."""
+    """The list has two lines per dialect and the rules that do not fit, within 100 columns."""
     code, text = invoke("dialects")
     assert code == 0
     assert max(map(len, text.splitlines())) <= 100
@@ -57,7 +57,7 @@ def test_dialects_are_listed():
 
 @pytest.mark.parametrize("name", DIALECTS)
 def test_a_dialect_is_shown_in_full(name):
-    """Its equation, words, states, limits, refusals, traps and source, within 100 columns."""
+    """It has its equation, arguments, states, limits, refusals, traps, and source, within 100 columns."""
     row = DIALECTS[name]
     code, text = invoke("dialects", name)
     assert code == 0
@@ -98,7 +98,7 @@ def test_python_dash_m_runs_it(monkeypatch, capsys):
 
 
 def test_a_missing_extra_is_one_sentence_and_a_broken_module_is_not_hidden(monkeypatch):
-    """Only packages of the extra are blamed on the extra."""
+    """Only missing packages of the extra are reported as such."""
     from rmsprop.__main__ import main
 
     monkeypatch.setitem(sys.modules, "rmsprop.cli", None)
@@ -113,8 +113,8 @@ def test_a_missing_extra_is_one_sentence_and_a_broken_module_is_not_hidden(monke
     assert stop.value.code == "The command line needs typer: pip install 'rmsprop[cli]'"
 
 
-def test_check_says_what_steps_each_kind_of_tensor():
-    """Versions, and a line per backend for each dtype."""
+def test_check_reports_the_backends_of_each_kind_of_tensor():
+    """It prints versions, and a line per backend for each dtype."""
     code, text = invoke("check")
     assert code == 0
     assert f"rmsprop {rmsprop.__version__}, torch " in text
@@ -123,7 +123,7 @@ def test_check_says_what_steps_each_kind_of_tensor():
 
 
 def test_the_benchmark_prints_a_table_and_writes_json(tmp_path):
-    """A short run of the smallest case: times of all contestants, the machine and the commit."""
+    """A short run of the smallest case writes the times of all optimizers and the machine, without verdicts."""
     import json
 
     out = tmp_path / "times.json"
@@ -131,19 +131,20 @@ def test_the_benchmark_prints_a_table_and_writes_json(tmp_path):
     assert code == 0, text
     saved = json.loads(out.read_text())
     assert saved["machine"]["torch"]
+    assert list(saved) == ["machine", "unit", "results"]
     assert {"rmsprop", "torch loop", "torch foreach", "SGD fused", "Adam fused"} <= set(saved["results"][0]["times"])
 
 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--cases", "gpt5"), "unknown 'gpt5'; choose from rl"),
+        (("--cases", "gpt5"), "'gpt5' is unknown; choose from rl"),
         (("--threads", "0"), "--threads takes numbers from 1"),
-        (("--variants", "half"), "unknown 'half'; choose from plain, full"),
+        (("--variants", "half"), "'half' is unknown; choose from plain, full"),
     ],
     ids=str,
 )
-def test_the_benchmark_refuses_what_it_does_not_know(words, says):
+def test_the_benchmark_refuses_unknown_choices(words, says):
     """One sentence and exit code 2."""
     code, text = invoke("bench", *words)
     assert code == 2
@@ -174,7 +175,7 @@ def test_the_benchmark_refuses_what_it_does_not_know(words, says):
     ],
 )
 def test_a_file_that_cannot_be_read_or_written_is_one_sentence(words, tmp_path, monkeypatch):
-    """Folders in the place of files and files in the place of folders: exit code 2, named, without a traceback."""
+    """A folder in place of a file, or a file in place of a folder, is named with exit code 2 and no traceback."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("text")
@@ -197,7 +198,7 @@ def test_a_file_that_cannot_be_read_or_written_is_one_sentence(words, tmp_path, 
     ],
 )
 def test_a_package_that_is_missing_is_named_with_the_extra(words, package, tmp_path, monkeypatch):
-    """No traceback of an import."""
+    """The message names the package and the extra, without a traceback."""
     monkeypatch.chdir(tmp_path)
     for name in [name for name in sys.modules if name.partition(".")[0] == package or name in USERS]:
         monkeypatch.delitem(sys.modules, name)

@@ -1,4 +1,4 @@
-"""Tables of the command line: nothing of them is cut off, whatever the width."""
+"""Tables of the command line are never truncated, whatever the width."""
 
 import io
 import re
@@ -17,7 +17,7 @@ TEXT = st.lists(WORD, max_size=4).map(" ".join)
 
 
 def printed(table: Table, width: int, terminal: bool = True) -> list[str]:
-    """The lines that show prints."""
+    """Return the lines that show prints."""
     console = Console(
         file=io.StringIO(), width=width, force_terminal=terminal, color_system=None, legacy_windows=False
     )
@@ -36,7 +36,7 @@ def made(heads: list[str], rows: list[list[str]], **words) -> Table:
 
 @given(st.data(), st.integers(20, 120))
 def test_every_word_is_there_whole(data: st.DataObject, width: int) -> None:
-    """Beside each other or as lines; a word is broken only where one alone is wider than the terminal."""
+    """Cells are side by side or on lines; only a word that is wider than the terminal is broken."""
     heads = data.draw(st.lists(WORD, min_size=1, max_size=6))
     rows = data.draw(st.lists(st.lists(TEXT, min_size=len(heads), max_size=len(heads)), min_size=1, max_size=4))
     lines = printed(made(heads, rows), width)
@@ -52,26 +52,26 @@ def test_every_word_is_there_whole(data: st.DataObject, width: int) -> None:
 
 
 def test_a_file_has_no_width_to_wrap_at() -> None:
-    """Where there is no terminal a row is one line."""
+    """Outside a terminal, a row is one line."""
     row = ["a word " * 40, "b " * 100]
     lines = printed(made(["one", "two"], [row]), 80, terminal=False)
     assert sum(("a word " * 40).strip() in line and ("b " * 100).strip() in line for line in lines) == 1
 
 
 def test_what_fits_keeps_its_lines() -> None:
-    """A table that is no wider than the terminal is rich's own."""
+    """A table that fits the terminal is printed as rich prints it."""
     assert printed(made(["one"], [["1"]]), 80)[0].startswith("┏")
 
 
 def test_what_is_left_goes_to_those_that_miss_most() -> None:
-    """A long text gets the room beside short columns."""
+    """A long text gets the width that short columns leave."""
     lines = printed(made(["n", "text"], [["1", "word " * 30]]), 60)
     assert max(map(len, lines)) > 50
     assert len(lines) == 4
 
 
 def test_names_may_be_broken() -> None:
-    """A column that folds takes ten cells at least, and all of a word is there, in pieces."""
+    """A folding column has at least ten cells, and its words are complete, in pieces."""
     table = made(["name", "a", "b"], [["x" * 40, "1" * 12, "2" * 12]])
     table.columns[0].overflow = "fold"
     lines = printed(table, 36)
@@ -80,7 +80,7 @@ def test_names_may_be_broken() -> None:
 
 
 def test_what_does_not_fit_at_all_becomes_lines() -> None:
-    """A row's first cell, then its others under their headings; title and caption stay."""
+    """Each row is its first cell, then the others after their headings; title and caption remain."""
     table = made(["name", "first", "second"], [["w" * 9, "1" * 9, "2" * 9]], title="title", caption="caption")
     assert printed(table, 20) == ["title", "w" * 9, "  first: " + "1" * 9, "  second: " + "2" * 9, "caption"]
 

@@ -450,7 +450,7 @@ def test_a_dry_run_prints_the_mapping_and_writes_nothing(tmp_path):
         ((), "OUT is missing"),
         (("out.pt", "--layout", "sideways"), "--layout takes torch or keep"),
         (("out.xyz",), "no format with that name is written here"),
-        (("out.pt", "--set", "lr"), "is no NAME=VALUE"),
+        (("out.pt", "--set", "lr"), "is not a setting; write it as NAME=VALUE"),
         (("out.pt", "--set", "lr=1", "--set", "lr=2"), "is given twice"),
         (("out.pt", "--set", "rho=0.9"), "write alpha=... here"),
         (("out.pt", "--to", "keras9"), "Unknown dialect"),

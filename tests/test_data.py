@@ -1,4 +1,4 @@
-"""Promises of `rmsprop.demo.data`: digits without a download, and tables read strictly or refused in one sentence."""
+"""`rmsprop.demo.data`: digits without a download, and tables read strictly or refused in one sentence."""
 
 import numpy as np
 import pytest
@@ -8,28 +8,28 @@ from rmsprop.demo.data import DataError, load_digits, load_file
 
 
 def table(tmp_path, text, name="table.csv", encoding="utf-8"):
-    """A file with this text."""
+    """Write a file with this text."""
     path = tmp_path / name
     path.write_bytes(text.encode(encoding))
     return path
 
 
 def rows(count=12, labels=("cat", "dog"), delimiter=",", header=("a", "b", "kind")):
-    """Lines of a clean table: two features and a label, 12 rows unless told."""
+    """Return the lines of a clean table: two features and a label, 12 rows by default."""
     lines = [delimiter.join(header)]
     lines += [delimiter.join((str(i), str(i * i / 4), labels[i % len(labels)])) for i in range(count)]
     return lines
 
 
 def arrays(tmp_path, name="data.npz", **found):
-    """An .npz with these arrays."""
+    """Write an .npz with these arrays."""
     path = tmp_path / name
     np.savez(path, **found)
     return path
 
 
 def refusal(path, target="kind"):
-    """The sentence with which the file is refused."""
+    """Return the message with which the file is refused."""
     with pytest.raises(DataError) as caught:
         load_file(path, target, seed=0)
     return str(caught.value)
@@ -40,7 +40,7 @@ Y = np.arange(20) % 2
 
 
 def test_digits():
-    """The digits are 1797 pictures of one channel and 8x8 pixels from 0 to 1, in ten classes, a quarter held back."""
+    """The digits are 1797 images of one channel and 8x8 pixels from 0 to 1, in ten classes, a quarter held back."""
     digits = load_digits(seed=0)
     assert digits.is_image
     assert digits.x_train.shape[1:] == (1, 8, 8)
@@ -83,7 +83,7 @@ def test_csv(tmp_path):
     assert data.x_test.shape == (4, 2)
 
 
-def test_target_may_stand_anywhere(tmp_path):
+def test_target_may_be_any_column(tmp_path):
     """The label column need not be the last one."""
     lines = [",".join(reversed(line.split(","))) for line in rows()]
     data = load_file(table(tmp_path, "\n".join(lines)), "kind", seed=0)
@@ -93,7 +93,7 @@ def test_target_may_stand_anywhere(tmp_path):
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_delimiters(tmp_path, delimiter):
-    """Comma, semicolon and tab are found out from the header line."""
+    """Comma, semicolon, and tab are detected from the header line."""
     text = "\n".join(rows(delimiter=delimiter))
     assert load_file(table(tmp_path, text, "table.tsv"), "kind", seed=0).feature_names == ("a", "b")
 
@@ -104,8 +104,8 @@ def test_byte_order_mark_and_windows_line_ends(tmp_path):
     assert load_file(path, "kind", seed=0).feature_names == ("a", "b")
 
 
-def test_blank_lines_are_no_rows(tmp_path):
-    """Blank lines are passed over, and still counted as lines in the file."""
+def test_blank_lines_are_not_rows(tmp_path):
+    """Blank lines are skipped, and still counted as lines in the file."""
     lines = rows()
     lines.insert(3, "")
     assert len(load_file(table(tmp_path, "\n".join(lines) + "\n\n"), "kind", seed=0).y_train) == 8
@@ -128,7 +128,7 @@ def test_blank_lines_are_no_rows(tmp_path):
     ],
 )
 def test_bad_feature_cells(tmp_path, cell, words):
-    """A cell that is no finite number is refused with its line in the file and its column."""
+    """A cell that is not a finite number is refused with its line in the file and its column."""
     lines = rows(delimiter=";")
     lines[4] = f"1;{cell};cat"
     assert refusal(table(tmp_path, "\n".join(lines))).startswith(f"Line 5 of table.csv, feature column 'b': {words}")
@@ -144,7 +144,7 @@ def test_lines_are_counted_through_quoted_line_ends(tmp_path):
     assert refusal(table(tmp_path, "\n".join(lines))).startswith("Lines 3 to 5 of table.csv, feature column 'b'")
 
 
-@pytest.mark.parametrize(("cell", "words"), [("", "the label is empty"), ("nan", "'nan' is no label")])
+@pytest.mark.parametrize(("cell", "words"), [("", "the label is empty"), ("nan", "'nan' is not a label")])
 def test_bad_labels(tmp_path, cell, words):
     """An empty or NaN label is refused with its line."""
     lines = rows()
@@ -158,7 +158,7 @@ def test_missing_file(tmp_path):
 
 
 def test_folder(tmp_path):
-    """A folder is no file."""
+    """A folder is not a file."""
     assert refusal(tmp_path) == f"{tmp_path} is a folder; give a .csv or .npz file."
 
 
@@ -170,7 +170,7 @@ def test_unknown_suffix(tmp_path):
 
 
 def test_missing_column(tmp_path):
-    """A missing column is answered with the columns there are, and the nearest of them."""
+    """A missing column is refused with the existing columns and the closest of them."""
     path = table(tmp_path, "\n".join(rows()))
     columns = "The columns are: 'a', 'b', 'kind'."
     assert refusal(path, "Kinds") == f"There is no column 'Kinds'. Did you mean 'kind'? {columns}"
@@ -179,8 +179,8 @@ def test_missing_column(tmp_path):
 
 
 def test_missing_header(tmp_path):
-    """A first line of numbers is recognised as data."""
-    assert "The first line must name the columns, and here it holds numbers only." in refusal(
+    """A first line of numbers is recognized as data."""
+    assert "The first line must name the columns, but it contains only numbers." in refusal(
         table(tmp_path, "1,2,0\n3,4,1\n")
     )
 
@@ -214,7 +214,7 @@ def test_many_columns_are_not_all_listed(tmp_path):
     ],
 )
 def test_unusable_tables(tmp_path, text, sentence):
-    """A table that cannot be learned from is refused with a sentence that says why."""
+    """A table that cannot be trained on is refused with the reason."""
     assert refusal(table(tmp_path, text)) == sentence
 
 
@@ -243,22 +243,22 @@ def test_kinds_of_labels(tmp_path, labels, names):
 
 
 def test_continuous_target(tmp_path):
-    """A target of many different fractions is refused with the word for what is expected."""
+    """A target of many distinct fractions is refused with what is expected."""
     labels = [f"{i / 7:.3f}" for i in range(30)]
     assert refusal(table(tmp_path, "\n".join(rows(30, labels)))) == (
-        "The target column 'kind' is continuous: 30 different numbers with fractions in 30 rows. "
-        "Classification labels are expected: a few classes, as words or whole numbers."
+        "The target column 'kind' is continuous: 30 distinct fractional numbers in 30 rows. "
+        "Classification labels are expected: a few classes, as text or whole numbers."
     )
 
 
 def test_identifier_as_target(tmp_path):
-    """A target that differs in almost every row is no set of classes."""
+    """A target that differs in almost every row is not a set of classes."""
     assert "which looks like a quantity or an identifier" in refusal(
         table(tmp_path, "\n".join(rows(30, [f"id{i}" for i in range(30)])))
     )
 
 
-def test_standardised_by_the_training_rows(tmp_path):
+def test_standardized_by_the_training_rows(tmp_path):
     """Each column has mean 0 and standard deviation 1 over the training rows alone; constants become 0."""
     x = np.random.default_rng(0).lognormal(size=(40, 3)) * [1, 1e6, 0] + [0, 5, 7]
     data = load_file(arrays(tmp_path, X=x, y=np.arange(40) % 2), None, seed=0)
@@ -272,7 +272,7 @@ def test_too_large_numbers(tmp_path):
     """Finite numbers whose spread is not finite are refused by column."""
     lines = rows()
     lines[1:4] = ["1e308,1,cat", "-1e308,1,dog", "1e308,1,cat"]
-    assert refusal(table(tmp_path, "\n".join(lines))) == "The numbers in column 'a' are too large to standardise."
+    assert refusal(table(tmp_path, "\n".join(lines))) == "The numbers in column 'a' are too large to standardize."
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_too_large_numbers(tmp_path):
     [((20, 3), (3,), False), ((20, 5, 6), (1, 5, 6), True), ((20, 3, 5, 6), (3, 5, 6), True)],
 )
 def test_npz_shapes(tmp_path, shape, expected, image):
-    """An .npz holds a table (n, features) or pictures (n, height, width) or (n, channels, height, width)."""
+    """An .npz holds a table (n, features) or images (n, height, width) or (n, channels, height, width)."""
     x = np.random.default_rng(0).integers(0, 255, shape).astype(np.uint8)
     data = load_file(arrays(tmp_path, X=x, y=Y), None, seed=0)
     assert data.x_train.shape[1:] == expected
@@ -320,13 +320,13 @@ def test_npz_labels(tmp_path, labels, names):
         ({"X": X.astype(str), "y": Y}, "X in data.npz holds <U32; features must be real numbers."),
         ({"X": X, "y": Y + 0j}, "y in data.npz holds complex128; labels must be text or whole numbers."),
         ({"X": X, "y": np.array(["a", ""] * 10)}, "y in data.npz is empty at row 1 (counted from 0)."),
-        ({"X": X, "y": np.linspace(0, 1, 20)}, "The target array 'y' is continuous: 20 different numbers"),
+        ({"X": X, "y": np.linspace(0, 1, 20)}, "The target array 'y' is continuous: 20 distinct fractional numbers"),
         ({"X": X, "y": np.zeros(20)}, "All rows have the label '0'; at least 2 classes are needed."),
         ({"X": X[:4], "y": Y[:4]}, "There are 4 rows; at least 10 are needed"),
     ],
 )
 def test_unusable_arrays(tmp_path, found, sentence):
-    """An .npz that cannot be learned from is refused with what was found and what would work."""
+    """An .npz that cannot be trained on is refused with what was found and what would work."""
     assert refusal(arrays(tmp_path, **found), None if "label" not in found else "label").startswith(sentence)
 
 
@@ -359,14 +359,14 @@ def test_pickles_are_refused(tmp_path, name):
     )
 
 
-def test_files_that_are_no_npz(tmp_path):
+def test_files_that_are_not_npz(tmp_path):
     """A damaged .npz, and a lone array under that name, are refused."""
     assert refusal(table(tmp_path, "hello", "bad.npz"), None) == (
-        "bad.npz is no readable .npz file; write one with np.savez."
+        "bad.npz is not a readable .npz file; write one with np.savez."
     )
     whole = arrays(tmp_path, X=X, y=Y).read_bytes()
     (tmp_path / "cut.npz").write_bytes(whole[: len(whole) // 2])
-    assert refusal(tmp_path / "cut.npz", None).startswith("cut.npz is no readable .npz file")
+    assert refusal(tmp_path / "cut.npz", None).startswith("cut.npz is not a readable .npz file")
     (tmp_path / "flipped.npz").write_bytes(whole.replace(X.tobytes()[64:96], b"?" * 32))
     assert refusal(tmp_path / "flipped.npz", None).startswith("X in flipped.npz is damaged")
     with (tmp_path / "lone.npz").open("wb") as file:
@@ -375,7 +375,7 @@ def test_files_that_are_no_npz(tmp_path):
 
 
 @pytest.mark.parametrize("header", ["<script>alert(1)</script>", "[bold]x[/bold]", "Größe (m²)", "a\nb"])
-def test_any_name_will_do(tmp_path, header):
+def test_any_name_is_accepted(tmp_path, header):
     """Column and class names may hold anything, and come through unchanged."""
     lines = rows(labels=("<b>x</b>", "ok"))
     lines[0] = f'"{header}",b,kind'

@@ -1,4 +1,4 @@
-"""What `rmsprop demo` promises: a fair comparison, the same every time, with everything left in files."""
+"""`rmsprop demo` is a fair and reproducible comparison with complete files."""
 
 import csv
 import json
@@ -37,27 +37,27 @@ app.command()(command)
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    """Two threads on busy cores wait for each other longer than these tests should take."""
+    """Use one thread, since two threads on busy cores mostly wait for each other."""
     with one_thread():
         yield
 
 
 @pytest.fixture(scope="module")
 def digits():
-    """The digits as the demo splits them for seed 0."""
+    """Return the digits, split for seed 0."""
     return load_digits(0)
 
 
 @pytest.fixture
 def small(tmp_path):
-    """A table of 40 rows, 3 features and 2 classes, which is one batch."""
+    """Write a table of 40 rows, 3 features, and 2 classes, which is one batch."""
     x = np.random.default_rng(0).normal(size=(40, 3))
     np.savez(tmp_path / "small.npz", X=x, y=(x[:, 0] > 0).astype(int))
     return tmp_path / "small.npz"
 
 
 def trained(name, dataset, lr=None, epochs=1, seed=0):
-    """A finished run."""
+    """Return a finished run."""
     run = Run(name, OPTIMIZERS[name].lr if lr is None else lr)
     for _ in train(run, dataset, Settings(epochs, seed)):
         pass
@@ -65,7 +65,7 @@ def trained(name, dataset, lr=None, epochs=1, seed=0):
 
 
 def invoke(*words):
-    """The command's result, with its error text on one line."""
+    """Return the command's result and its error text on one line."""
     result = CliRunner().invoke(app, [str(word) for word in words])
     return result, re.sub(r"[│╭╮╰╯─\s]+", " ", result.stderr)
 
@@ -92,7 +92,7 @@ def test_same_start_for_all(digits):
 
 
 def test_same_batches_for_all(digits):
-    """With no learning to speak of, all optimizers see the same losses all along: the batches are the same."""
+    """With negligible learning rates, all optimizers have the same losses, since the batches are the same."""
     curves = [trained(name, digits, lr=1e-12).losses for name in OPTIMIZERS]
     for losses in curves[1:]:
         np.testing.assert_allclose(losses, curves[0], rtol=1e-5)
@@ -134,7 +134,7 @@ def test_it_is_our_rmsprop():
 
 
 def test_networks(digits, small):
-    """Pictures get convolutions and tables a perceptron; the seed decides the weights, and nothing else is drawn."""
+    """Images get convolutions and tables a perceptron; the seed alone determines the weights."""
     before = torch.get_rng_state()
     first, same, other = (make_network(digits, seed) for seed in (0, 0, 1))
     assert torch.equal(torch.get_rng_state(), before)
@@ -146,7 +146,7 @@ def test_networks(digits, small):
 
 @pytest.mark.parametrize("shape", [(3, 5, 9), (4, 4), (1, 2, 2)])
 def test_pictures_of_any_size(tmp_path, shape):
-    """Pictures of any size and number of channels can be learned from."""
+    """Images of any size and number of channels can be trained on."""
     x = np.random.default_rng(0).normal(size=(20, *shape))
     np.savez(tmp_path / "p.npz", X=x, y=np.arange(20) % 2)
     assert trained("rmsprop", load_file(tmp_path / "p.npz", None, 0)).train_loss > 0
@@ -173,7 +173,7 @@ def test_evaluate_in_pieces():
 
 
 def test_rates_are_recorded_for_rmsprop(digits):
-    """RMSprop's effective learning rates are kept by layer name, and the others have none."""
+    """RMSprop's effective learning rates are recorded by layer name; the other optimizers have none."""
     run = trained("rmsprop", digits)
     assert {row.name for row in run.layers} == {
         f"{layer}.{kind}" for layer in ("conv1", "conv2", "out") for kind in ("weight", "bias")
@@ -202,7 +202,7 @@ def test_divergence_is_reported(digits, name):
 
 
 def test_divergence_at_the_very_last_step(small):
-    """Weights that overflow in the last step are found by the test loss."""
+    """The test loss detects weights that overflow in the last step."""
     run = trained("sgd", load_file(small, None, 0), lr=1e38)
     assert len(run.losses) == 1
     assert run.test_losses == []
@@ -210,7 +210,7 @@ def test_divergence_at_the_very_last_step(small):
 
 
 def test_threads_are_given_back():
-    """The number of threads is one inside and what it was outside, also after an error."""
+    """The number of threads is one inside the block and restored after it, even after an error."""
     torch.set_num_threads(2)
     inside = []
 
@@ -226,7 +226,7 @@ def test_threads_are_given_back():
 
 
 def test_devices(monkeypatch):
-    """A device that is not there is answered with those that are; "cuda" means the first one."""
+    """A missing device is refused with the available ones; "cuda" means the first one."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert check_device("cpu") == "cpu"
     available = ", ".join(available_devices())
@@ -242,7 +242,7 @@ def test_devices(monkeypatch):
 
 
 def test_command_leaves_its_files(tmp_path):
-    """The command prints plain lines and a table where there is no terminal, and leaves five whole files."""
+    """Outside a terminal, the command prints plain lines and a table, and writes five complete files."""
     out = tmp_path / "new" / "out"
     result, _ = invoke("--epochs", 1, "--out", out)
     assert result.exit_code == 0, result.output
@@ -274,7 +274,7 @@ def test_files_agree(tmp_path):
 
 
 def test_same_seed_same_files(tmp_path):
-    """Run twice with one seed, the command leaves the same numbers, times apart."""
+    """Two runs with one seed give the same numbers, except for times."""
     for name in ("a", "b"):
         invoke("--epochs", 1, "--seed", 1, "--optimizers", "rmsprop", "--out", tmp_path / name)
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("a", "b"))
@@ -286,7 +286,7 @@ def test_same_seed_same_files(tmp_path):
 
 
 def test_no_stale_picture(tmp_path, small):
-    """A run without RMSprop removes an earlier run's picture of rates, which would not belong to it."""
+    """A run without RMSprop removes an earlier run's figure of rates."""
     (tmp_path / "effective_lr.png").write_bytes(b"old")
     result, _ = invoke("--data", small, "--epochs", 1, "--optimizers", "adam", "--out", tmp_path)
     assert result.exit_code == 0
@@ -295,7 +295,7 @@ def test_no_stale_picture(tmp_path, small):
 
 
 def test_own_table(tmp_path):
-    """A table of one's own goes in by --data and --target, and its names reach the report."""
+    """--data and --target select the user's own table, and its names reach the report."""
     lines = ["petal;sepal;kind", *(f"{i % 7};{i * 3 % 11};{('rose', 'lily')[i % 2]}" for i in range(30))]
     path = tmp_path / "flowers.csv"
     path.write_text("\n".join(lines))
@@ -320,7 +320,7 @@ def test_divergence_in_the_command(tmp_path, small):
 
 
 def test_live_display(tmp_path, small, monkeypatch):
-    """On a terminal there is a bar for each optimizer instead of the plain lines."""
+    """On a terminal, each optimizer has a progress bar instead of plain lines."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "120")
     result, _ = invoke("--data", small, "--epochs", 2, "--out", tmp_path)
@@ -339,11 +339,11 @@ def test_live_display(tmp_path, small, monkeypatch):
         ),
         (("--optimizers", ","), "--optimizers ',' names nothing; choose from sgd, momentum, rmsprop, adam."),
         (("--optimizers", "sgd,SGD"), "--optimizers 'sgd,SGD' names one twice; name each once."),
-        (("--lr", "fast"), "--lr: 'fast' is not a positive number up to 1e6; write it like 0.001."),
-        (("--lr", "0"), "--lr: '0' is not a positive number"),
-        (("--lr", "1e7"), "--lr: '1e7' is not a positive number up to 1e6"),
-        (("--lr", "nan"), "--lr: 'nan' is not a positive number"),
-        (("--lr", "sgd=-1"), "--lr: '-1' is not a positive number"),
+        (("--lr", "fast"), "--lr: 'fast' is not a number; write it like 0.001."),
+        (("--lr", "0"), "--lr: 0 is not a positive number"),
+        (("--lr", "1e7"), "--lr: 1e+07 is not a positive number up to 1e6"),
+        (("--lr", "nan"), "--lr: nan is not a positive number"),
+        (("--lr", "sgd=-1"), "--lr: -1 is not a positive number"),
         (("--lr", "sgd=0.1,0.2"), "give one number for all, or name=number for each, not a mixture."),
         (("--lr", "lion=0.1"), "--lr: 'lion' is not among the optimizers of this run: sgd, momentum, rmsprop, adam."),
         (("--optimizers", "sgd", "--lr", "adam=0.1"), "'adam' is not among the optimizers of this run: sgd."),
@@ -355,8 +355,8 @@ def test_live_display(tmp_path, small, monkeypatch):
         (("--data", "nowhere.npz", "--target", "y"), "There is no file nowhere.npz."),
     ],
 )
-def test_wrong_words(tmp_path, words, sentence):
-    """A wrong word on the command line costs one sentence and exit status 2, and nothing is written."""
+def test_invalid_arguments(tmp_path, words, sentence):
+    """An invalid argument gives one sentence and exit status 2, and nothing is written."""
     out = tmp_path / "out"
     result, error = invoke(*words, "--out", out)
     assert result.exit_code == 2
@@ -366,7 +366,7 @@ def test_wrong_words(tmp_path, words, sentence):
 
 
 def test_unwritable_directory(tmp_path, small):
-    """A place that cannot be written to is found before the training."""
+    """A directory that cannot be written is refused before training."""
     (tmp_path / "file").write_text("")
     result, error = invoke("--data", small, "--out", tmp_path / "file")
     assert result.exit_code == 2

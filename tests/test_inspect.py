@@ -253,7 +253,7 @@ def test_the_page_is_whole_and_escapes_names(tmp_path):
         (lambda folder: folder / "none.pt", [], "there is no file"),
         (lambda folder: _file(folder, b"hello"), [], "is a text file"),
         (lambda folder: _model(folder), [], "there is nothing to inspect"),
-        (lambda folder: saved(folder, [1.0]), ["--set", "lr"], "is no NAME=VALUE"),
+        (lambda folder: saved(folder, [1.0]), ["--set", "lr"], "is not a setting; write it as NAME=VALUE"),
         (lambda folder: saved(folder, [1.0]), ["--set", "rho=0.9"], "takes no rho=0.9 under dialect='torch'"),
         (lambda folder: saved(folder, [1.0]), ["--set", "alpha=2"], "Invalid alpha value: 2; alpha takes"),
         (lambda folder: saved(folder, [1.0]), ["--from", "keras9"], "Unknown dialect"),

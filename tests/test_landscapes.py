@@ -1,4 +1,4 @@
-"""The landscapes are what they say, and races on them are true, repeatable and hard to crash."""
+"""The landscapes match their descriptions, and races on them are correct, repeatable, and robust."""
 
 import math
 import subprocess
@@ -22,7 +22,7 @@ from rmsprop.race.landscapes import (
     tilted_ravine,
 )
 
-# Gradients worked out by hand, as functions of x and y.
+# Gradients derived by hand, as functions of x and y.
 GRADIENTS = {
     "ravine": lambda x, y: (x, 100 * y),
     "tilted-ravine": lambda x, y: (
@@ -41,7 +41,7 @@ GRADIENTS = {
 
 
 def gradient(landscape: Landscape, x: float, y: float) -> list[float]:
-    """The gradient that autograd gives."""
+    """Return the gradient from autograd."""
     point = torch.tensor([x, y], dtype=torch.float64, requires_grad=True)
     landscape.f(point[0], point[1]).backward()
     assert point.grad is not None
@@ -54,7 +54,7 @@ def by_name(runs: list[Trajectory]) -> dict[str, Trajectory]:
 
 @pytest.mark.parametrize("name", LANDSCAPES)
 def test_gradients_match_hand_derivatives(name: str) -> None:
-    """Autograd's gradient of every landscape is the derivative worked by hand."""
+    """Autograd's gradient of every landscape equals the derivative by hand."""
     for x, y in [(-1.5, 0.7), (0.3, -1.2), (2.0, 0.4), LANDSCAPES[name].start]:
         assert gradient(LANDSCAPES[name], x, y) == pytest.approx(GRADIENTS[name](x, y), rel=1e-12, abs=1e-12)
 
@@ -185,7 +185,7 @@ def test_sgd_zigzags_on_the_ravine() -> None:
 
 
 def test_rmsprop_hovers_half_a_learning_rate_away() -> None:
-    """As the ravine's text says: with a fixed rate RMSprop does not settle, but hops half a rate to each side."""
+    """As the ravine's lesson states: with a fixed rate RMSprop does not settle, but hops half a rate to each side."""
     for lr in (0.1, 0.01):
         [run] = race("ravine", ["rmsprop"], steps=2000, lr=lr)
         assert float(np.median(abs(run.points[-200:, 1]))) == pytest.approx(lr / 2, rel=1e-5)
@@ -193,7 +193,7 @@ def test_rmsprop_hovers_half_a_learning_rate_away() -> None:
 
 
 def test_tilt_takes_the_advantage_away() -> None:
-    """As the tilted ravine's text says: RMSprop and Adam end further off than on the straight one, SGD the same."""
+    """As the tilted ravine's lesson states: RMSprop and Adam end farther away than untilted, SGD the same."""
     straight, tilted = by_name(race("ravine")), by_name(race("tilted-ravine"))
     for name in ("rmsprop", "adam"):
         assert tilted[name].distance > 5 * straight[name].distance
@@ -203,7 +203,7 @@ def test_tilt_takes_the_advantage_away() -> None:
 
 
 def test_rosenbrock_is_lost() -> None:
-    """As Rosenbrock's text says: RMSprop is on the valley floor in 20 steps, and still momentum arrives first."""
+    """As Rosenbrock's lesson states: RMSprop is on the valley floor in 20 steps, and still momentum arrives first."""
     runs = by_name(race("rosenbrock"))
     x, y = runs["rmsprop"].points[20]
     assert abs(y - x * x) < 0.05
@@ -212,7 +212,7 @@ def test_rosenbrock_is_lost() -> None:
 
 
 def test_beale_first_and_hovering() -> None:
-    """As Beale's text says: momentum leaves the window, returns and arrives first; RMSprop hovers at the end."""
+    """As Beale's lesson states: momentum leaves the window, returns and arrives first; RMSprop hovers at the end."""
     runs = by_name(race("beale"))
     assert runs["momentum"].points[:, 1].min() < LANDSCAPES["beale"].window[2]
     assert min(run.target_at or math.inf for run in runs.values()) == runs["momentum"].target_at
@@ -220,15 +220,15 @@ def test_beale_first_and_hovering() -> None:
 
 
 def test_saddle_is_left_at_once_by_division() -> None:
-    """As the saddle's text says: RMSprop and Adam leave the ridge in 10 steps, SGD and momentum do not."""
+    """As the saddle's lesson states: RMSprop and Adam leave the ridge in 10 steps, SGD and momentum do not."""
     runs = by_name(race("saddle"))
     assert all(runs[name].points[10, 1] > 0.25 for name in ("rmsprop", "adam"))
     assert all(runs[name].points[10, 1] < 0.01 for name in ("sgd", "momentum"))
     assert min(run.target_at or math.inf for run in runs.values()) == runs["rmsprop"].target_at
 
 
-def test_noise_is_loudest_for_sgd() -> None:
-    """As the noisy ravine's text says, over eight seeds: SGD ends loudest, RMSprop quieter, Adam mostly quietest."""
+def test_noise_affects_sgd_most() -> None:
+    """As the noisy ravine's lesson states, over eight seeds: SGD ends with the largest loss, Adam the smallest."""
     loud = {name: [] for name in ENTRANTS}
     for seed in range(8):
         for run in race("noisy-ravine", seed=seed):
@@ -248,7 +248,7 @@ def test_seed_decides_the_noise_alone() -> None:
 
 
 def test_race_leaves_the_global_generator_alone() -> None:
-    """A noisy race draws from a generator of its own: the user's random numbers do not move."""
+    """A noisy race draws from its own generator and does not advance the user's."""
     before = torch.get_rng_state()
     race("noisy-ravine", steps=5)
     assert torch.equal(torch.get_rng_state(), before)
@@ -257,7 +257,7 @@ def test_race_leaves_the_global_generator_alone() -> None:
 @pytest.mark.parametrize("name", LANDSCAPES)
 @pytest.mark.parametrize("lr", [10.0, 1e300])
 def test_divergence_ends_a_trajectory(name: str, lr: float) -> None:
-    """A run that leaves the landscape ends at its last near, finite point and says at which step; nothing crashes."""
+    """A run that leaves the landscape ends at its last finite, near point and records the step; nothing crashes."""
     for run in race(name, list(OPTIMIZERS), steps=50, lr=lr):
         assert np.isfinite(run.points).all()
         assert np.isfinite(run.losses).all()
@@ -266,7 +266,7 @@ def test_divergence_ends_a_trajectory(name: str, lr: float) -> None:
 
 
 def test_start_can_be_moved() -> None:
-    """Another start is raced from, and the window grows to show it; the row in the table stays as it is."""
+    """A race starts from the given point, and the window grows to show it; the table is unchanged."""
     moved = find_landscape("ravine").starting_at(-9, 2)
     assert tuple(race(moved, ["sgd"], steps=1)[0].points[0]) == (-9, 2)
     assert moved.window[0] < -9
@@ -303,8 +303,8 @@ def test_start_can_be_moved() -> None:
         (lambda: find_landscape("beale", 10), ["condition=10", "'beale'", *RAVINES]),
     ],
 )
-def test_what_cannot_work_is_refused_in_words(attempt, words: list[str]) -> None:
-    """An argument that cannot work is refused by one sentence, with what was given and what would work."""
+def test_invalid_arguments_are_refused(attempt, words: list[str]) -> None:
+    """An invalid argument is refused by one sentence, with what was given and what would work."""
     with pytest.raises(ValueError, match=r"\.$") as caught:
         attempt()
     for word in words:

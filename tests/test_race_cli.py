@@ -1,4 +1,4 @@
-"""`rmsprop race` from the command line to the files, and the files as their readers meet them."""
+"""`rmsprop race` from the command line to the files, and the contents of the files."""
 
 import re
 import shutil
@@ -14,9 +14,10 @@ from typer.testing import CliRunner, Result
 
 from rmsprop.cli.race import race as command
 from rmsprop.files import write_whole
-from rmsprop.race.figures import FRAMES, LOOKS, animation, figure, moments
+from rmsprop.race.figures import FRAMES, animation, figure, moments
 from rmsprop.race.landscapes import LANDSCAPES, OPTIMIZERS, race
 from rmsprop.race.page import page
+from rmsprop.style import LOOKS
 
 app = typer.Typer()
 app.command("race")(command)
@@ -28,13 +29,13 @@ def run(*words: str) -> Result:
 
 
 def plain(text: str) -> str:
-    """Text without the boxes and line ends that depend on the terminal."""
+    """Return a text without the boxes and line breaks that depend on the terminal."""
     return " ".join(re.sub(r"[│╭╮╰╯─┃]", " ", text).split())
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with every kind of file of one race with all optimizers."""
+    """Write every kind of file of one race with all optimizers to a directory."""
     folder = tmp_path_factory.mktemp("race")
     runs = race("ravine", list(OPTIMIZERS), steps=60)
     for draw, kind in ((figure, "png"), (animation, "gif"), (animation, "webp"), (page, "html")):
@@ -54,7 +55,7 @@ def test_default_race_prints_a_table_and_writes_three_files(tmp_path: Path) -> N
 
 
 def test_options_reach_the_race(tmp_path: Path) -> None:
-    """Condition, optimizers, steps, rates, start and format do what they say."""
+    """Condition, optimizers, steps, rates, start, and format take effect."""
     words = ["--condition", "1000", "--optimizers", "sgd, rmsprop-textbook", "--steps", "30"]
     words += ["--lr", "sgd=0.1,rmsprop-textbook=0.2", "--start", "-3,0.5", "--format", "png", "--out", str(tmp_path)]
     result = run("ravine", *words)
@@ -97,20 +98,20 @@ def test_help_explains_with_examples() -> None:
         (["beale", "--condition", "5"], "condition=5 has no meaning on 'beale'"),
         (["all", "--condition", "5"], "condition=5 has no meaning on"),
         (["--condition", "0.5"], "condition=0.5: the steep curvature over the flat one is a number from 1"),
-        (["--optimizers", "adagrad"], "optimizer 'adagrad' is unknown; choose from sgd,"),
+        (["--optimizers", "adagrad"], "--optimizers: 'adagrad' is unknown; choose from sgd,"),
         (["--optimizers", ","], "--optimizers ',' names nothing"),
         (["--steps", "0"], "steps=0: on ravine give a whole number from 1 to 2000."),
         (["--lr", "-1"], "lr=-1.0 for sgd: a learning rate is a positive finite number"),
         (["--lr", "nan"], "lr=nan for sgd"),
-        (["--lr", "fast"], "'fast' is not a number; write it like 0.1."),
+        (["--lr", "fast"], "--lr: 'fast' is not a number; write it like 0.001."),
         (["--lr", "sgd=0.1,0.2"], "not a mixture"),
         (["--lr", "adm=0.1"], "lr is given for 'adm', which is not in this race"),
-        (["--start", "3"], "--start '3': give two numbers with a comma between"),
+        (["--start", "3"], "--start '3': give two numbers with a comma between them"),
         (["--start", "1,2,3"], "give two numbers"),
         (["--start", "a,b"], "'a' is not a number"),
         (["--start", "0,0"], "start=0,0 is a minimum of ravine"),
         (["--seed", "-1"], "seed=-1: give a whole number"),
-        (["--format", "mp4"], "--format 'mp4' is unknown; choose from png, gif, webp, html."),
+        (["--format", "mp4"], "--format: 'mp4' is unknown; choose from png, gif, webp, html."),
         (["--format", ""], "--format '' names nothing"),
     ],
 )
@@ -123,15 +124,15 @@ def test_mistakes_end_with_a_sentence(words: list[str], sentence: str, tmp_path:
     assert not (tmp_path / "none").exists()
 
 
-def test_unwritable_place_is_said(tmp_path: Path) -> None:
-    """A directory that cannot be made is one sentence, too."""
+def test_unwritable_directory_is_named(tmp_path: Path) -> None:
+    """A directory that cannot be created gives one sentence, too."""
     (tmp_path / "file").write_text("in the way")
     result = run("--steps", "2", "--format", "png", "--out", str(tmp_path / "file" / "folder"))
     assert result.exit_code == 2
     assert "cannot be written" in plain(result.stderr)
 
 
-def test_png_is_a_picture(made: Path) -> None:
+def test_png_is_an_image(made: Path) -> None:
     """The PNG opens and is large enough for a slide."""
     with Image.open(made / "ravine.png") as image:
         image.load()
@@ -157,20 +158,20 @@ def test_animation_moves_repeats_and_rests(made: Path, kind: str) -> None:
     assert path.stat().st_size < 3_000_000
 
 
-def test_gif_keeps_its_colours(made: Path) -> None:
-    """Every optimizer's colour, and the star's, survives the GIF's palette, within what an eye would miss."""
+def test_gif_keeps_its_colors(made: Path) -> None:
+    """Every optimizer's color, and the star's, survives the GIF's palette within an invisible difference."""
     with Image.open(made / "ravine.gif") as image:
         image.seek(image.n_frames - 1)
-        colours = [colour for _, colour in image.convert("RGB").getcolors(1 << 20)]
+        colors = [color for _, color in image.convert("RGB").getcolors(1 << 20)]
     star = "#F0E442"
-    for code in (star, *(look.colour for look in LOOKS.values())):
+    for code in (star, *(look.color for look in LOOKS.values())):
         wanted = bytes.fromhex(code[1:])
-        assert min(max(abs(a - b) for a, b in zip(colour, wanted, strict=True)) for colour in colours) <= 8
+        assert min(max(abs(a - b) for a, b in zip(color, wanted, strict=True)) for color in colors) <= 8
 
 
 @pytest.mark.parametrize("steps", [1, 20, 61, 500, 2000])
 def test_moments_thin_the_frames(steps: int) -> None:
-    """Frames are few, evenly apart by a round number, and always hold the first and the last step."""
+    """Frames are few, evenly spaced by a round number, and always include the first and the last step."""
     shown = moments(race("d2l", ["sgd"], steps=steps))
     assert shown[0] == 0
     assert shown[-1] == steps
@@ -178,10 +179,10 @@ def test_moments_thin_the_frames(steps: int) -> None:
     assert len(set(np.diff(shown[:-1]))) <= 1
 
 
-def test_looks_are_told_apart() -> None:
-    """Every optimizer has a look, and no two share a colour, a dash or a marker."""
+def test_looks_are_distinct() -> None:
+    """Every optimizer has a look, and no two share a color, a dash, or a marker."""
     assert set(LOOKS) == set(OPTIMIZERS)
-    for part in ("colour", "dash", "marker", "sign"):
+    for part in ("color", "dash", "marker", "sign"):
         assert len({getattr(look, part) for look in LOOKS.values()}) == len(LOOKS)
 
 
@@ -193,8 +194,8 @@ def test_everything_diverged_still_draws(tmp_path: Path) -> None:
     assert (tmp_path / "lost.html").read_text(encoding="utf-8").count("diverged at step 1") == 4
 
 
-def test_other_ending_is_refused(tmp_path: Path) -> None:
-    """An animation is asked for by its ending; another one is refused in words."""
+def test_other_suffix_is_refused(tmp_path: Path) -> None:
+    """The suffix selects the kind of animation; another suffix is refused."""
     with pytest.raises(ValueError, match=r"'race\.mp4': an animation is a \.gif or a \.webp\."):
         animation(LANDSCAPES["ravine"], race("ravine", steps=1), tmp_path / "race.mp4")
 
@@ -215,7 +216,7 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_pyplot_is_left_alone(made: Path) -> None:
-    """Drawing opens no pyplot figure: the user's own stay the only ones."""
+    """Drawing does not open a pyplot figure."""
     from matplotlib import pyplot
 
     assert made.exists()
@@ -223,7 +224,7 @@ def test_pyplot_is_left_alone(made: Path) -> None:
 
 
 class Outside(HTMLParser):
-    """Collects every address a page would fetch, and the language it says it is in."""
+    """Collects every address that a page would fetch, and its language."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +239,7 @@ class Outside(HTMLParser):
 
 
 def test_page_holds_everything(made: Path) -> None:
-    """The page fetches nothing, states its language, and names every optimizer, result and lesson."""
+    """The page fetches nothing, declares its language, and names every optimizer, result, and lesson."""
     text = (made / "ravine.html").read_text(encoding="utf-8")
     reader = Outside()
     reader.feed(text)

@@ -625,7 +625,7 @@ def test_the_plot_shows_three_settings():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("--from", "torch", "--to", "mlx", "lr"), "'lr' is not a setting; write it as name=value"),
+        (("--from", "torch", "--to", "mlx", "lr"), "'lr' is not a setting; write it as NAME=VALUE"),
         (("--from", "torch", "--to", "mlx", "=1"), "'=1' is not a setting"),
         (("--from", "torch", "--to", "mlx", "lr=1", "lr=2"), "lr is given twice"),
         (("--from", "torch", "--to", "mlx", "lr=1/3"), "Invalid learning rate: '1/3' is a str"),

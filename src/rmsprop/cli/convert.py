@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmsprop.cli.arguments import read_settings
 from rmsprop.cli.checkpoints import Optimizer, Parameters, Settings, Source, usage_errors
 from rmsprop.cli.table import say
 
@@ -81,7 +82,7 @@ def convert(
             source_file,
             target,
             source=source,
-            given=_settings(settings or []),
+            given=read_settings(settings or [], "--set"),
             model=model,
             mapping=None if map_file is None else read_map(map_file),
             layout=layout,
@@ -95,34 +96,6 @@ def convert(
         elif out is not None:
             write(conversion, out, force=force, also_not=source_file)
         _report(conversion, None if dry_run else out, report)
-
-
-def _settings(words: list[str]) -> dict[str, Any]:
-    """NAME=VALUE, the value a number, True, False, None or text."""
-    given: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name or name in given:
-            fault = "is given twice" if name in given else "is no NAME=VALUE"
-            raise typer.BadParameter(
-                f"--set {word!r} {fault}; write --set NAME=VALUE, each name once: lr=0.001 for torch's"
-            )
-        given[name] = _value(value)
-    return given
-
-
-def _value(text: str) -> Any:
-    known = {"true": True, "false": False, "none": None}
-    if text.lower() in known:
-        return known[text.lower()]
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _report(conversion: Conversion, out: Path | None, report: Path | None) -> None:

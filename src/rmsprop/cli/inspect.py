@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmsprop.cli.arguments import read_settings
 from rmsprop.cli.checkpoints import Optimizer, Parameters, Settings, Source, usage_errors
 from rmsprop.cli.table import say
 
@@ -37,12 +38,13 @@ def inspect(
 
     rmsprop inspect state.npz --from optax --json
     """
-    from rmsprop.cli.convert import _settings as read_settings
     from rmsprop.files import write_whole
     from rmsprop.inspection.checkpoint import inspect as read
 
     with usage_errors(checkpoint, html):
-        found = read(checkpoint, source, read_settings(settings or []), optimizer=optimizer, parameters=parameters)
+        found = read(
+            checkpoint, source, read_settings(settings or [], "--set"), optimizer=optimizer, parameters=parameters
+        )
         if html is not None:
             from rmsprop.inspection.page import page
 

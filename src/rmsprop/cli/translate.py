@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from rmsprop.cli.arguments import read_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +45,7 @@ def translate(
     from rmsprop.translation import translate as _translate
 
     try:
-        translation = _translate(source, target, **_read(settings or []))
+        translation = _translate(source, target, **read_settings(settings or []))
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     if plot is not None:
@@ -54,29 +56,6 @@ def translate(
         _print(translation)
         if plot is not None:
             typer.echo(f"wrote {plot}")
-
-
-def _read(arguments: list[str]) -> dict[str, Any]:
-    """Return settings from NAME=VALUE arguments. Raises: ValueError for a malformed or repeated one."""
-    settings: dict[str, Any] = {}
-    for argument in arguments:
-        name, equals, text = argument.partition("=")
-        if not equals or not name.isidentifier() or not text:
-            raise ValueError(f"{argument!r} is not a setting; write it as name=value, such as lr=0.01.")
-        if name in settings:
-            raise ValueError(f"{name} is given twice; give it once.")
-        settings[name] = _value(text)
-    return settings
-
-
-def _value(text: str) -> Any:
-    """Return a Python literal, such as a number, True or None, as its value; anything else as text."""
-    from ast import literal_eval
-
-    try:
-        return literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
 
 
 def _draw(translation: Translation, path: Path) -> None:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 
+from rmsprop import style
 from rmsprop.inspection.checkpoint import STUCK, Inspection, Row
 from rmsprop.printing import in_html
+from rmsprop.style import BLUE, SKY, VERMILION
 
 HEADINGS = (
     "parameter",
@@ -30,22 +32,20 @@ MEANINGS = {
     "untouched": "elements that never had a gradient; the two shares before leave them out",
     "NaN, inf": "elements of the state, and after + of the parameter",
 }
-PLAIN, BAND, LOUD = "#0072B2", "#56B4E9", "#D55E00"
+PLAIN, BAND, LOUD = BLUE, SKY, VERMILION
 
-CSS = """
-:root { color-scheme: light; }
-body { font: 17px/1.55 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1rem; max-width: 80rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0; overflow-wrap: anywhere; }
+CSS = (
+    style.CSS
+    + """
+body { max-width: 80rem; }
+h1 { overflow-wrap: anywhere; }
 p, li, dd { max-width: 44rem; overflow-wrap: anywhere; }
 pre { background: #f2f2f2; padding: .5rem .8rem; border-radius: 3px; overflow-x: auto; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+table { font-size: .9rem; }
+th, td { padding: .3rem .7rem; }
 .loud { color: #B34700; font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-dd { margin: 0; }
 """
+)
 
 
 def sentences(found: Inspection) -> list[str]:

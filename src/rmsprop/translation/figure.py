@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from rmsprop.analysis import roots, step_size
-from rmsprop.demo.figures import STYLES, figure_with_panels
+from rmsprop.style import BLACK, LECTURE, LOOKS, panels
 from rmsprop.translation import Translation
 
 
@@ -16,14 +16,14 @@ def draw(translation: Translation) -> Figure:
     source, target = translation.source_settings, translation.target_settings
     unchanged = {**target, "eps": source["eps"]}
     curves = (
-        (f"{translation.source}, original", source, "#000000", "-"),
-        (f"{translation.target}, translated", target, *STYLES["rmsprop"][:2]),
-        (f"{translation.target}, ε unchanged", unchanged, *STYLES["momentum"][:2]),
+        (f"{translation.source}, original", source, {"color": BLACK, "linestyle": "-"}),
+        (f"{translation.target}, translated", target, LOOKS["rmsprop"].line),
+        (f"{translation.target}, ε unchanged", unchanged, LOOKS["momentum"].line),
     )
     where = roots(source, target, unchanged)
-    figure, (left, right) = figure_with_panels(1, 2, (13, 5.6))
-    for i, (label, settings, color, dash) in enumerate(curves):
-        style: dict[str, Any] = {"color": color, "linestyle": dash, "linewidth": 4.5 - 1.3 * i}
+    figure, (left, right) = panels(1, 2, (13, 5.6), LECTURE)
+    for i, (label, settings, line) in enumerate(curves):
+        style: dict[str, Any] = {**line, "linewidth": 4.5 - 1.3 * i}
         left.plot(where, [step_size(settings, root) for root in where], label=label, **style)
         right.plot(where, [step_size(settings, r) / step_size(source, r) for r in where], **style)
     low = min(step_size(settings, root) for _, settings, *_ in curves for root in where[80:])
