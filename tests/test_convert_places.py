@@ -362,7 +362,7 @@ def test_each_train_state_of_a_jax_file_is_listed_and_has_its_own_parameters(tmp
     )
     assert held.step == 7
     for choice in ({"optimizer": "x"}, {"parameters": "critic"}):
-        with pytest.raises(Unreadable, match=r"'x' is not in|--parameters 'critic' chooses among"):
+        with pytest.raises(Unreadable, match=r"'x' is not in|--parameters 'critic' applies only to torch.save"):
             prepare(path, given=RULE, **choice)
 
 

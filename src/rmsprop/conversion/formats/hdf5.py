@@ -5,6 +5,9 @@ a few bytes changed. This reader handles the parts of the format that Keras uses
 symbol tables, object headers of version 1, contiguous and compact numeric datasets, and attributes of numbers or
 strings. It refuses anything else by name. Files are written with h5py.
 
+pyfive 1.3.0 does not replace this reader. It discards the order in which names were created, which Keras 3's files
+need. It also reads many damaged files as valid, and allocates what they declare.
+
 Source: The HDF Group, HDF5 File Format Specification, version 3.0, sections II to IV.
 """
 
