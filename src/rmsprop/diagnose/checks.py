@@ -39,9 +39,9 @@ def _nonfinite(f: Facts) -> Found:
             "They stay: later steps of these elements are NaN or 0. Load an older checkpoint",
         ),
     ):
-        bad = [x for x in f.tensors if getattr(x, part)]
+        bad = [x for x in f.tensors if x.sums[part]]
         if bad and not (part == "bad_grads" and f.history.nonfinite != "propagate"):
-            count = sum(getattr(x, part) for x in bad)
+            count = f.total(part)
             yield "error", f"{count:.0f} NaN or infinite elements in {what}, of {names(bad)}", change
 
 
@@ -161,7 +161,7 @@ def _eps_dominates(f: Facts) -> Found:
     share = f.share("below_eps", "touched")
     if not f.oldest or share <= MOST:
         return
-    root = sum(x.roots for x in f.tensors) / sum(x.touched for x in f.tensors)
+    root = f.total("roots") / f.total("touched")
     inside = f.rule.eps_mode in ("inside", "both")
     calm = f.calm_lr / 2  # v of a small alpha leaves some steps longer than lr
     lr = f" with {_lr(f, calm)}" if calm < f.lr / 2 else ""
@@ -175,7 +175,7 @@ def _eps_dominates(f: Facts) -> Found:
 
 def _alpha_small(f: Facts) -> Found:
     alpha, run = f.hyper.alpha, f.run or math.inf
-    rare = [x for x in f.tensors if x.steps and x.has_grad and x.touched and not x.is_lazy]
+    rare = [x for x in f.tensors if x.steps and x.has_grad and x.sums["touched"] and not x.is_lazy]
     if alpha < NEAR_SIGN and run > 1:
         better = 0.9 if run >= analysis.memory(0.9) else _alpha_of(run)
         longer = analysis.first_step(f.rule, replace(f.hyper, alpha=better)) * f.lr
@@ -187,10 +187,10 @@ def _alpha_small(f: Facts) -> Found:
             f"Take alpha={better:g}{lr}" + (" or larger" if math.isinf(run) and not lr else ""),
         )
         return
-    rare = [x for x in rare if 0 < x.touched_with_grad < (1 - alpha) * x.touched]
+    rare = [x for x in rare if 0 < x.sums["touched_with_grad"] < (1 - alpha) * x.sums["touched"]]
     if rare and alpha >= NEAR_SIGN:
-        worst = min(rare, key=lambda x: x.touched_with_grad / x.touched)
-        share = worst.touched_with_grad / worst.touched
+        worst = min(rare, key=_present)
+        share = _present(worst)
         fits = share / 2 >= 1e-6 and 2 / share <= run
         yield (
             "warning",
@@ -255,7 +255,7 @@ def _updates_lost(f: Facts) -> Found:
     share = f.share("lost", "moving")
     if share <= MOST:
         return
-    lost = [x for x in f.tensors if x.moving and x.lost > MOST * x.moving]
+    lost = [x for x in f.tensors if x.sums["moving"] and x.sums["lost"] > MOST * x.sums["moving"]]
     half = [x for x in lost if arithmetic_dtype(x.dtype) != x.dtype]
     dtype = str((half or lost)[0].dtype).removeprefix("torch.")
     yield (
@@ -294,7 +294,7 @@ def _stuck(f: Facts) -> Found:
     share = f.share("stuck", "touched_with_grad")
     if share <= MOST:
         return
-    times = sum(x.stuck_roots for x in f.tensors) / max(sum(x.stuck_grads for x in f.tensors), 1e-300)
+    times = f.total("stuck_roots") / max(f.total("stuck_grads"), 1e-300)
     if not math.isfinite(times):  # the check of the state for what is not finite finds it
         return
     yield (
@@ -372,11 +372,16 @@ CHECKS: Mapping[str, Callable[[Facts], Found]] = {
 }
 
 
+def _present(x: Reading) -> float:
+    """Return the share of the elements that ever had a gradient that have one now."""
+    return x.sums["touched_with_grad"] / x.sums["touched"]
+
+
 def _lengths(tensors: Sequence[Reading]) -> tuple[float, float]:
     """The root mean squares of the steps and of the parameters, over all these tensors."""
     elements = sum(x.elements for x in tensors)
-    step = math.sqrt(sum(x.step_squares for x in tensors) / elements)
-    return step, math.sqrt(sum(x.param_squares for x in tensors) / elements)
+    step = math.sqrt(sum(x.sums["step_squares"] for x in tensors) / elements)
+    return step, math.sqrt(sum(x.sums["param_squares"] for x in tensors) / elements)
 
 
 def _lr(f: Facts, lr: float) -> str:

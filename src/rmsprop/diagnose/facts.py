@@ -85,13 +85,13 @@ class Facts:
     @cached_property
     def matrices(self) -> list[Reading]:
         """The weights proper: tensors of two or more axes. Biases start at 0, so no step is short beside them."""
-        return [x for x in self.tensors if len(x.shape) > 1 and x.param_squares > 0]
+        return [x for x in self.tensors if len(x.shape) > 1 and x.sums["param_squares"] > 0]
 
     @cached_property
     def weight(self) -> float:
         """The root mean square of all weights proper; 0 if there are none."""
         elements = sum(x.elements for x in self.matrices)
-        return math.sqrt(sum(x.param_squares for x in self.matrices) / elements) if elements else 0.0
+        return math.sqrt(sum(x.sums["param_squares"] for x in self.matrices) / elements) if elements else 0.0
 
     @cached_property
     def guarded(self) -> bool:
@@ -125,13 +125,15 @@ class Facts:
                 return float(f"1e-{k + (4 if self.rule.eps_mode in ('inside', 'both') else 2)}")
         return 1.0
 
+    def total(self, name: str) -> float:
+        """Return one of the sums of `Reading`, over all tensors."""
+        return sum(x.sums[name] for x in self.tensors)
+
     def share(self, part: str, whole: str) -> float:
         """A sum over the tensors as a share of another."""
-        total = sum(getattr(x, whole) for x in self.tensors)
-        return float(sum(getattr(x, part) for x in self.tensors) / total) if total else 0.0
+        total = self.total(whole)
+        return self.total(part) / total if total else 0.0
 
     def worst(self, part: str, whole: str) -> str:
         """The name of the tensor where that share is largest."""
-        return max(
-            (x for x in self.tensors if getattr(x, whole)), key=lambda x: float(getattr(x, part) / getattr(x, whole))
-        ).name
+        return max((x for x in self.tensors if x.sums[whole]), key=lambda x: x.sums[part] / x.sums[whole]).name

@@ -1,7 +1,7 @@
 """What looks wrong about an optimizer, and what to change: findings from its settings, gradients and state.
 
 Every finding states the numbers it rests on. Nothing is changed by looking: no parameter, no gradient, no state, no
-random number. The checks and their thresholds: checks.py; how tensors are read: survey.py.
+random number. The checks and their thresholds: checks.py; how tensors are read: readings.py.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from rmsprop import settings
 from rmsprop.diagnose import usage
 from rmsprop.diagnose.checks import CHECKS
 from rmsprop.diagnose.facts import Facts, History
-from rmsprop.diagnose.readings import survey
+from rmsprop.diagnose.readings import take_readings
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -53,7 +53,7 @@ def lint(
     Returns: findings; an empty list where nothing looks wrong.
     """
     history = history or History()
-    readings = survey(groups, state)
+    readings = take_readings(groups, state)
     tensors_of_all = [x for tensors in readings for x in tensors]
     oldest = max((x.steps for x in tensors_of_all), default=0)
     unreachable = bool(tensors_of_all) and not any(

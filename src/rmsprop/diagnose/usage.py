@@ -41,7 +41,11 @@ def no_gradient(f: Facts) -> Found:
         return
     off = [x for x in f.tensors if not x.requires_grad]
     never = [x for x in f.tensors if x.requires_grad and x.elements and not x.has_state and not x.has_grad]
-    zero = [x for x in f.tensors if x.steps and x.elements and not x.touched and not x.with_grad and x.requires_grad]
+    zero = [
+        x
+        for x in f.tensors
+        if x.steps and x.elements and not x.sums["touched"] and not x.sums["with_grad"] and x.requires_grad
+    ]
     if never and not (f.late and len(never) == len(f.tensors)):
         yield (
             "warning",
