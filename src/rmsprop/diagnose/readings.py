@@ -236,7 +236,7 @@ def _sums(
         "bad_params": count(~torch.isfinite(p)),
         "bad_grads": zero if g is None else count(~torch.isfinite(g)),
         "bad_state": bad_state,
-        # p², and the square of the last step (before the first step, of the next) with the elements where it is known.
+        # p², and the square of the last step (before the first, of the next) with the elements where it is known.
         "param_squares": p.square().sum(dtype=sum_dtype),
         "step_squares": zero if move is None else move.to(sum_dtype).square().sum(),
         "steps_known": zero if move is None else zero + p.numel(),
@@ -285,8 +285,8 @@ def _move(rule: Rule, hyper: Hyper, u: Tensor | None, b: Tensor | None, stepped:
 def _pull(p: Tensor, g: Tensor) -> tuple[Tensor | float, Tensor | float]:
     """Detect weight decay inside the loss: many elements share one ratio g/p.
 
-    Returns: the spread of the densest tenth of the positive ratios in a sample, relative to the ratio, and that ratio;
-        (inf, 0) below 200 elements.
+    Returns: the spread of the densest tenth of the positive ratios in a sample, relative to their ratio, and that
+        ratio; (inf, 0) below 200 elements.
     """
     stride = max(1, p.numel() // SAMPLE)
     p, g = _wide(p[::stride]), _wide(g[::stride])
