@@ -112,7 +112,7 @@ def test_d06_the_first_step_is_announced_and_can_be_one_lr(backend):
     p = run(RMSprop([weight(1.0)], square_avg_init=1.0, backend=backend), [0.5])  # TensorFlow's way: a warm-up
     assert 1 - p.item() < 0.01
     plain = RMSprop([nn.Parameter(torch.full((4, 4), 0.01))], momentum=0.9, backend=backend)
-    assert "the first step is 10·lr = 0.1 long (1/√(1−alpha)), whatever g is" in plain.explain()
+    assert "the first step is 10·lr = 0.1 long (1/√(1−alpha)), whatever the gradient" in plain.explain()
     assert {"first_step", "momentum"} <= {finding.name for finding in plain.lint()}
     theirs = run(TORCH([weight(1.0)]), [3.0])
     torch_has(bool((theirs - 0.9).abs() < 1e-5), "D6: the first step is 10 times lr, and nothing says so")

@@ -18,7 +18,9 @@ from typer.testing import CliRunner
 from rmsprop import DIALECTS, Hyper, RMSprop, Rule, analysis, reference
 from rmsprop.cli import app
 from rmsprop.diagnose.checks import CHECKS
+from rmsprop.diagnose.explain import meaning
 from rmsprop.diagnose.lint import SEVERITIES
+from rmsprop.spec import EPS_MODES
 
 
 def walked(rule, hyper, steps, gradient=1.0):
@@ -100,22 +102,28 @@ def text(**words):
     [
         (
             {},
-            ["ε = 1e-08 is in units of g, beside the root", "at most 1/ε = 1e+08, so no element's lr exceeds 1e+06"],
+            [
+                "ε = 1e-08 is added to the root, in units of g;",
+                "at most 1/ε = 1e+08, so no element's lr exceeds 1e+06",
+            ],
         ),
-        ({}, ["the first step is 10·lr = 0.1 long (1/√(1−alpha)), whatever g is"]),
-        ({"eps_mode": "inside", "eps": 1e-4}, ["in units of g², under the root", "at most 1/√ε = 100"]),
+        ({}, ["the first step is 10·lr = 0.1 long (1/√(1−alpha)), whatever the gradient"]),
+        ({"eps_mode": "inside", "eps": 1e-4}, ["added under the root, in units of g²;", "at most 1/√ε = 100"]),
         (
             {"eps_mode": "both", "eps": 1e-4},
-            ["at most 1/(√ε + ε) = 99", "not as there: eps_mode='both' for 'outside'"],
+            ["at most 1/(√ε + ε) = 99", "changed from the dialect: eps_mode='both', not 'outside'"],
         ),
-        ({"eps_mode": "floor"}, ["the least that the root counts for"]),
-        ({"eps": 0}, ["ε is 0: nothing bounds what a small gradient is multiplied by"]),
-        ({"bias_correction": True}, ["the first step is 1·lr = 0.01 long (corrected)"]),
+        ({"eps_mode": "floor"}, ["the least value of the root, in units of g;"]),
+        ({"eps": 0}, ["ε is 0, so nothing bounds the factor on a small gradient"]),
+        ({"bias_correction": True}, ["the first step is 1·lr = 0.01 long (bias-corrected)"]),
         ({"centered": True}, ["the first step is 10.0504·lr = 0.100504 long (1/√(alpha·(1−alpha)), centered)"]),
-        ({"centered": True, "bias_correction": True}, ["the first step has variance 0, so only ε bounds it: 1e+06"]),
+        (
+            {"centered": True, "bias_correction": True},
+            ["the first variance is 0, so only ε bounds the first step: it is 1e+06 times"],
+        ),
         (
             {"momentum": 0.9},
-            ["steps of 1/(1−momentum) = 10·lr = 0.1", "before that, step 11 is 29.8779·lr = 0.298779"],
+            ["steps are 1/(1−momentum) = 10·lr = 0.1 long", "before that, step 11 is 29.8779·lr = 0.298779"],
         ),
         (
             {"momentum": 0.9, "nesterov": True},
@@ -123,29 +131,87 @@ def text(**words):
         ),
         (
             {"square_avg_init": 1.0},
-            ["v starts at 1, a warm-up: steps are about lr·|g|/√(alphaᵗ·1)", "917 steps for |g| = 0.01"],
+            ["v starts at v₀ = 1, a warm-up: steps are about lr·|g|/√(alphaᵗ·v₀)", "917 steps for |g| = 0.01"],
         ),
-        ({"lr_in_buffer": True, "momentum": 0.9}, ["the old rate fades over some 1/(1−momentum) = 10 steps"]),
+        ({"lr_in_buffer": True, "momentum": 0.9}, ["the old rate fades over about 1/(1−momentum) = 10 steps"]),
         ({"lr": torch.tensor(0.5)}, ["the first step is 10·lr = 5 long"]),
         ({"dialect": "keras3"}, [DIALECTS["keras3"].source, DIALECTS["keras3"].title]),
     ],
     ids=str,
 )
 def test_the_numbers_are_explained(words, parts):
-    """One sentence for each thing that surprises."""
+    """One sentence explains each surprising number."""
     found = text(**words)
     for part in parts:
         assert part in found
 
 
+PLACES = {
+    "outside": (
+        "ε = 0.01 is added to the root, in units of g; it matters for gradients below about 0.01",
+        "1/ε = 100,",
+    ),
+    "inside": (
+        "ε = 0.01 is added under the root, in units of g²; it matters for gradients below about 0.1",
+        "1/√ε = 10,",
+    ),
+    "both": (
+        "ε = 0.01 is added under the root, in units of g², and to the root, in units of g; it matters for gradients",
+        "1/(√ε + ε) = 9.09091,",
+    ),
+    "floor": ("ε = 0.01 is the least value of the root, in units of g; it matters for gradients", "1/ε = 100,"),
+}
+
+
+@pytest.mark.parametrize("mode", EPS_MODES)
+@pytest.mark.parametrize("centered", [False, True])
+@pytest.mark.parametrize("bias_correction", [False, True])
+@pytest.mark.parametrize("square_avg_init", [0.0, 1.0])
+@pytest.mark.parametrize("momentum", [{}, {"momentum": 0.9}, {"momentum": 0.9, "nesterov": True}], ids=str)
+@pytest.mark.parametrize("max_update", [None, 0.5])
+def test_every_sentence_is_whole_for_every_part(
+    mode, centered, bias_correction, square_avg_init, momentum, max_update
+):
+    """Each line joins its parts correctly, and claims no formula that max_update overrides."""
+    rule = Rule(
+        eps_mode=mode,
+        centered=centered,
+        bias_correction=bias_correction,
+        square_avg_init=square_avg_init,
+        momentum=bool(momentum),
+        nesterov="nesterov" in momentum,
+    )
+    hyper = Hyper(lr=0.1, alpha=0.99, eps=0.01, momentum=momentum.get("momentum", 0.0), max_update=max_update)
+    place, largest, *lines = meaning(rule, hyper)
+    assert place.startswith(PLACES[mode][0])
+    assert f"a gradient is multiplied by at most {PLACES[mode][1]} so no element's lr exceeds" in largest
+    for line in (place, largest, *lines):
+        assert not re.search(r"  |,,|, ;|\(\)|\b1 steps|None|\.$", line), line
+        assert line.count(": ") <= 1, line
+    first = lines[0]
+    if max_update:
+        assert "the first step is 0.5·lr = 0.05 long (bounded by max_update), " in first
+        assert any("under a steady gradient, steps are 0.5·lr" in line for line in lines) is bool(momentum)
+    elif centered and bias_correction:
+        assert first.startswith("the first variance is 0, so only ε bounds the first step: it is ")
+    else:
+        why = (
+            "1/√(alpha·(1−alpha)), centered" if centered else "bias-corrected" if bias_correction else "1/√(1−alpha)"
+        )
+        ahead = ", times 1 + momentum" if "nesterov" in momentum else ""
+        which = "for gradients far above √v₀ = 1" if square_avg_init else "whatever the gradient"
+        assert first.endswith(f" long ({why}{ahead}), {which}")
+    assert any(line.startswith("v starts at v₀ = 1, a warm-up: ") for line in lines) is bool(square_avg_init)
+
+
 @pytest.mark.parametrize("name", DIALECTS)
 def test_a_dialect_as_it_is_differs_in_nothing(name):
-    """ "not as there" appears for switches that were changed, and for no dialect's own."""
+    """Only switches that were changed are listed as changed from the dialect."""
     row = DIALECTS[name]
     found = text(dialect=name, **({row.argument("lr"): 1e-3} if row.hyper.lr is None else {}))
     assert row.title in found
     assert row.source in found
-    assert "not as there" not in found
+    assert "changed from the dialect" not in found
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64], ids=str)
@@ -161,7 +227,7 @@ def test_the_bytes_are_what_the_state_takes(dtype, words):
     slots = [x for name, x in optimizer.state[p].items() if name != "step"]
     each, total = sum(x.element_size() for x in slots), sum(x.nbytes for x in slots)
     line = f"{each} bytes per element, {total} for 15 elements, and a step count per tensor"
-    assert f"{line}; 0 of 1 tensors have it so far" in said
+    assert f"{line}; 0 of 1 tensor has state so far" in said
     assert line + "\n" in optimizer.explain()
 
 

@@ -19,8 +19,8 @@ from rmsprop.conversion.formats import FORMATS
 from rmsprop.conversion.owner import find_owner
 from rmsprop.diagnose.effective_lr import LayerRecord, Recorder
 from rmsprop.inspection import checkpoint
-from rmsprop.inspection.checkpoint import inspect
-from rmsprop.inspection.page import HEADINGS, page
+from rmsprop.inspection.checkpoint import Inspection, Row, inspect
+from rmsprop.inspection.page import HEADINGS, page, sentences
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 
@@ -216,7 +216,10 @@ def test_the_command_prints_a_table():
     for part in (*HEADINGS, "conv.weight", "4×2×3×3", "888 bytes of state", "after 20 steps", "lr=0.0078125"):
         assert part in text
     code, text, _ = invoke(CHECKPOINTS / "optax_rmsprop.msgpack")
-    assert "assumed: decay=0.9, optax's default, since the file does not say; or --set decay=..." in text
+    assert (
+        "assumed: decay=0.9, the default of optax, since the file has no value; override it with --set decay=..."
+        in text
+    )
 
 
 def test_the_command_prints_json(tmp_path):
@@ -267,6 +270,32 @@ def test_the_command_refuses_in_one_sentence(tmp_path, make, words, says):
     assert code == 2, output
     assert says in " ".join(re.sub(r"[│╭╮╰╯─]", " ", output).split())
     assert "Traceback" not in output
+
+
+def test_a_sam_wrapper_without_averages_is_refused(tmp_path):
+    """A wrapper's own state dict holds old parameters, and the averages are in the inner optimizer's."""
+    groups = [{"lr": 0.1, "alpha": 0.9, "eps": 1e-8, "rho": 0.05, "adaptive": False, "params": [0]}]
+    for state in ({0: {"old_p": torch.ones(3)}}, {0: {"old_p": torch.ones(3), "step": torch.tensor(2.0)}}):
+        torch.save({"state": state, "param_groups": groups}, tmp_path / "sam.pt")
+        code, _, output = invoke(tmp_path / "sam.pt")
+        assert code == 2
+        assert "holds the state of another optimizer, which keeps" in output
+        assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("step", [None, 0, 1, 20])
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_sentence_of_an_inspection_is_whole(step, count):
+    """Singular and plural, an unknown step count, and unknown settings."""
+    row = Row("w", 0, (1,), 1, step, None, 1.0, 1.0, 1.0, None, 0.0, 0.0, 0.0, 0, 0, ("square_avg",), "float32", 4)
+    made = Inspection("f", "torch", "T", [{"lr": 1.0, "momentum": None}], [], ["a sentence"], [row] * count)
+    first, settings, totals, assumed = sentences(made)
+    steps = {None: "an unknown number of steps", 1: "1 step"}.get(step, f"{step} steps")
+    assert first == f"f: T, after {steps}"
+    assert settings == "group 0: lr=1, momentum=unknown"
+    assert totals.startswith("1 parameter, 1 element, " if count == 1 else "2 parameters, 2 elements, ")
+    assert "untouched ?, 0 NaN or infinite" in totals
+    assert assumed == "assumed: a sentence"
 
 
 def _file(folder, content):

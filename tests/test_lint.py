@@ -100,7 +100,7 @@ def nonfinite():
     p = weight(4, 4)
     p.grad = torch.zeros(4, 4)
     p.grad[0, 0] = torch.inf
-    return RMSprop([p], lr=1e-4), "error", "1 NaN or infinite elements in the gradients, of group0.param0"
+    return RMSprop([p], lr=1e-4), "error", "1 NaN or infinite element in the gradients of group0.param0"
 
 
 @trigger
@@ -108,7 +108,7 @@ def first_step():
     return (
         RMSprop([weight(4, 4, value=0.05)]),
         "warning",
-        "0.1 long, 2 times the weights' RMS of 0.05, where lr is 0.01 and 1/√(1",
+        "0.1, 2 times the weights' RMS of 0.05, with lr=0.01 and a first step of up to 10·lr",
     )
 
 
@@ -121,7 +121,7 @@ def centered_start():
 @trigger
 def momentum():  # YOLO's, when optimizer="RMSProp" is asked for
     net = nn.Sequential(nn.Conv2d(16, 32, 3), nn.Conv2d(32, 64, 3))
-    return RMSprop(net.parameters(), lr=0.01, momentum=0.937), "error", "a steady step 15.9·lr = 0.159"
+    return RMSprop(net.parameters(), lr=0.01, momentum=0.937), "error", "a steady step is 15.9·lr = 0.159"
 
 
 @trigger
@@ -166,7 +166,11 @@ def alpha_small():
 @trigger
 def alpha_long():
     optimizer = RMSprop([weight(4, 4)], lr=1e-5, alpha=0.999)
-    return optimizer, "note", "alpha=0.999 remembers 1000 steps, and the run has 100: steps are still 3.2·lr long"
+    return (
+        optimizer,
+        "note",
+        "alpha=0.999 averages over 1000 steps, and the run has 100: at its end, steps are still 3.2 times",
+    )
 
 
 @trigger
@@ -178,7 +182,7 @@ def decay_twice():
 
 @trigger
 def decay_on_bias():
-    return RMSprop(network().parameters(), lr=1e-3, weight_decay=1e-4), "note", "also pulls 2 biases and scales to 0"
+    return RMSprop(network().parameters(), lr=1e-3, weight_decay=1e-4), "note", "also decays 2 biases and scales"
 
 
 @trigger
@@ -186,7 +190,7 @@ def no_gradient():
     used, unused = weight(4, 4, grad=1.0), weight(4, 4)
     optimizer = RMSprop([("used", used), ("unused", unused)], lr=1e-3)
     optimizer.step()
-    return optimizer, "warning", "1 parameters had no gradient in 1 steps: unused"
+    return optimizer, "warning", "1 parameter had no gradient in 1 step: unused"
 
 
 @trigger
@@ -198,7 +202,7 @@ def updates_lost():  # D7
     return (
         optimizer,
         "error",
-        "half a unit in the last place of 100% of the elements, which stay as they are (bfloat16",
+        "half a unit in the last place of 100% of the elements, and round away (bfloat16",
     )
 
 
@@ -208,7 +212,7 @@ def schedule_in_buffer():
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)
     optimizer.step()
     schedule.step()
-    return optimizer, "note", "a schedule moved lr from 0.001 to 0.0001"
+    return optimizer, "note", "a schedule changed lr from 0.001 to 0.0001"
 
 
 @trigger
@@ -218,7 +222,7 @@ def stuck():  # D14
     for t in range(20):
         p.grad.fill_(1e6 if t == 10 else 1.0)
         optimizer.step()
-    return optimizer, "warning", "√v is more than 100 times the present gradient in 100% of the elements"
+    return optimizer, "warning", "√v is more than 100 times the current gradient in 100% of the elements"
 
 
 @trigger
@@ -239,27 +243,31 @@ def maximize():
 def ignored_key():
     optimizer = RMSprop([weight(4, 4)], lr=1e-4)
     optimizer.param_groups[0]["learning_rate"] = 0.1
-    return optimizer, "warning", "carries learning_rate=0.1, which no step reads; the step has lr=0.0001"
+    return optimizer, "warning", "the group has learning_rate=0.1, which no step reads; steps use lr=0.0001"
 
 
 @trigger
 def zero_grad():  # rmsprop check sees it: test_check_script.py
     optimizer = RMSprop([("w", weight(4, 4))], lr=1e-4)
     optimizer.lint = lambda steps: lint(optimizer.param_groups, optimizer.state, steps, History(kept=(0, "w")))
-    return optimizer, "warning", "the gradient of w that a step had used was still there"
+    return optimizer, "warning", "backward() added to the gradient of w that the step before had used"
 
 
 @trigger
 def clip_zero():
     optimizer = RMSprop([weight(4, 4)], dialect="keras3", learning_rate=1e-4, clipnorm=0)
-    return optimizer, "error", "clipnorm=0 is a bound of 0 here: every gradient is 0 in a step"
+    return optimizer, "error", "clipnorm=0 is a bound of 0 here, so every gradient is clipped to 0"
 
 
 @trigger
 def momentum_switched():
     optimizer = RMSprop([weight(4, 4)], lr=1e-4)
     torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-4, total_steps=10)
-    return optimizer, "warning", "momentum was 0 in this group and is 0.95 now: OneCycleLR and CyclicLR do so"
+    return (
+        optimizer,
+        "warning",
+        "is 0.95 now, set by OneCycleLR or CyclicLR, so a steady step is 20·lr instead of 1·lr",
+    )
 
 
 @trigger
@@ -267,7 +275,11 @@ def slow_path():
     p = weight(2, 3, 4, 4)
     p.data = p.data.to(memory_format=torch.channels_last)
     p.grad = torch.ones(2, 3, 4, 4)
-    return RMSprop([p], lr=1e-4), "note", "plain torch steps it because of parameter 0 (it has strides (48, 1, 12, 3)"
+    return (
+        RMSprop([p], lr=1e-4),
+        "note",
+        "instead of the compiled kernel because of parameter 0 (it has strides (48, 1, 12, 3)",
+    )
 
 
 def test_every_check_has_a_trigger():
@@ -292,15 +304,15 @@ def test_a_finding_is_triggered_with_its_numbers(name):
 @pytest.mark.parametrize(
     ("name", "make", "seen"),
     [
-        ("nonfinite", lambda: _stepped(torch.inf), "in the state, of"),
+        ("nonfinite", lambda: _stepped(torch.inf), "in the state of"),
         (
             "nonfinite",
             lambda: RMSprop([weight(2, 2, value=torch.nan)], lr=1e-3),
             "4 NaN or infinite elements in the par",
         ),
-        ("no_gradient", lambda: _stepped(0.0), "the gradient of 1 parameters was 0 in every step: group0.param0"),
-        ("no_gradient", lambda: _with_frozen(), "1 parameters have requires_grad=False: group0.param1"),
-        ("alpha_small", lambda: RMSprop([weight(2, 2)], lr=1e-3, alpha=0.1), "alpha=0.1 remembers 1.1 gradients"),
+        ("no_gradient", lambda: _stepped(0.0), "1 parameter had a gradient of 0 in every step: group0.param0"),
+        ("no_gradient", lambda: _with_frozen(), "1 parameter has requires_grad=False: group0.param1"),
+        ("alpha_small", lambda: RMSprop([weight(2, 2)], lr=1e-3, alpha=0.1), "alpha=0.1 averages over 1.1 gradients"),
         (
             "eps_underflows",
             lambda: RMSprop([weight(2, 2, dtype=torch.float16)], lr=1e-3),
@@ -455,7 +467,7 @@ def test_a_suggested_number_is_not_rounded_to_nothing(k):
     """lr 10ᵏ with momentum 0.9: 10ᵏ⁻¹ is suggested, although 1/(1 − 0.9) is a little more than 10 in binary."""
     found = RMSprop([weight(4, 4, value=2 * 10.0 ** (k + 1))], lr=10.0**k, momentum=0.9).lint()
     (momentum,) = (finding for finding in found if finding.name == "momentum")
-    assert f"lr={10.0 ** (k - 1):g} steps as far as without momentum" in momentum.change
+    assert f"lr={10.0 ** (k - 1):g} for steps as long as without momentum" in momentum.change
 
 
 @pytest.mark.parametrize("word", ["clip_value", "clip_norm", "clip_global_norm", "clip_weights"])
