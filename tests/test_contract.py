@@ -392,15 +392,39 @@ def test_repr_shows_the_rule_in_force():
     """The equation's lines, the dialect and the numbers can be read off the optimizer."""
     text = repr(RMSprop(net().parameters(), dialect="textbook", momentum=0.9, weight_decay=0.1))
     for part in (
-        "dialect: textbook",
+        "dialect='textbook'",
         "√(w + 1e-08)",
         "b ← 0.9·b + u",
         "g ← g + 0.1·p",
-        "lr: 0.001",
-        "eps_mode: inside",
+        "momentum=0.9, weight_decay=0.1",
     ):
         assert part in text, part
-    assert "weight_decay" in repr(RMSprop(net().parameters()))
+
+
+def test_repr_is_short_and_shows_what_was_changed():
+    """At most 15 lines for one group with every switch on, and one more for each further group."""
+    every = dict(centered=True, momentum=0.9, nesterov=True, bias_correction=True, weight_decay=0.1, maximize=True)
+    clips = dict(clip_value=1.0, clip_norm=2.0, clip_global_norm=3.0, clip_weights=1.0, clip_after_decay=True)
+    care = dict(max_update=3, sparse="lazy", rounding="stochastic", compensation=True, nonfinite="skip")
+    half = [nn.Parameter(torch.ones(2, dtype=torch.bfloat16)) for _ in range(3)]
+    lines = repr(RMSprop(half[:1], **every, **clips, **care)).split("\n")
+    assert len(lines) <= 15
+    assert lines[0] == "RMSprop(backend='auto', nonfinite='skip'"
+    groups = [{"params": half[:1]}, {"params": half[1:], "lr": 0.5, "name": "b"}]
+    more = repr(RMSprop(groups, **every, **clips, **care))
+    assert len(more.split("\n")) == len(lines) + 1
+    assert "    group 1: 2 tensors, 4 elements, bias_correction=True, centered=True, clip_" in more
+    assert "lr=0.5" in more.split("\n")[-2]
+    assert repr(RMSprop([nn.Parameter(torch.ones(3, 400))])) == (
+        "RMSprop(backend='auto'\n"
+        "    group 0: 1 tensor, 1,200 elements\n"
+        "        [2] v ← 0.99·v + 0.01·g²\n"
+        "        [5] w ← v\n"
+        "        [6] d ← √w + 1e-08\n"
+        "        [7] u ← g/d\n"
+        "        [9] p ← p − 0.01·u\n"
+        ")"
+    )
 
 
 def test_numpy_numbers_of_schedules_are_saved_as_plain_ones():

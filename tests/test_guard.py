@@ -327,7 +327,7 @@ def test_explain_says_what_was_skipped():
     give(tensors, bad=0)
     optimizer.step()
     assert "1 so far, the last because of parameter 0 of group 0" in optimizer.explain()
-    assert "nonfinite: skip" in repr(optimizer)
+    assert "nonfinite='skip'" in repr(optimizer)
     assert "nonfinite='raise'" in RMSprop(tensors, nonfinite="raise").explain()
     assert "nonfinite" not in RMSprop(tensors).explain()
 

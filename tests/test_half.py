@@ -397,7 +397,7 @@ def test_the_words_say_what_rounding_does():
     assert "what [9]'s rounding drops is kept in `compensation`" in text
     assert "rounded stochastically (seed 9)" in text
     assert "state (square_avg, compensation): 6 bytes per element" in text
-    assert "rounding: stochastic" in repr(optimizer)
+    assert "rounding='stochastic'" in repr(optimizer)
 
 
 def test_remainders_beside_infinity_are_zero():

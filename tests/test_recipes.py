@@ -265,7 +265,7 @@ def test_explain_and_repr_show_the_recipe():
     """Both say what was changed."""
     optimizer = RMSprop.recipe("efficientnet", [weight()], lr=0.048)
     assert "    recipe efficientnet; lr=0.048 instead of 0.016\n" in optimizer.explain()
-    assert "    recipe: efficientnet; lr=0.048 instead of 0.016\n" in repr(optimizer)
+    assert "recipe='efficientnet; lr=0.048 instead of 0.016'" in repr(optimizer)
     assert "recipe" not in RMSprop([weight()]).explain()
     assert "recipe" not in RMSprop([weight()]).param_groups[0]
 
@@ -526,4 +526,4 @@ def test_a_recipe_takes_how_half_precision_is_kept_and_what_guards_it():
     )
     assert "max_update=3.0" in group["recipe"]
     assert "rounding" not in group["recipe"]
-    assert "nonfinite: skip" in repr(optimizer)
+    assert "nonfinite='skip'" in repr(optimizer)

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
 from rmsprop import analysis, kernels, settings
 from rmsprop.diagnose.usage import counted
-from rmsprop.dialects import SWITCHES, find_dialect
+from rmsprop.dialects import DIALECTS, SWITCHES, find_dialect
 from rmsprop.printing import printable, shown
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors import clipping, shards
@@ -42,25 +43,58 @@ def explain(groups: Groups, backend: str, state: State | None = None, guard: Gua
 
 
 def show(name: str, groups: Groups, backend: str, guard: Guard | None = None) -> str:
-    """Return the optimizer as repr() shows it: all settings, and the equation."""
-    lines = [f"{name} (backend: {backend}" + ("" if guard is None else f", nonfinite: {guard.mode}")]
+    """Return the optimizer as repr() shows it.
+
+    One line per group has its size and the settings that differ from its dialect's defaults. Below the first group is
+    its equation with its numbers. The text of a single group has at most 15 lines.
+    """
+    lines = [f"{name}(backend={backend!r}" + ("" if guard is None else f", nonfinite={guard.mode!r}")]
     for i, group in enumerate(groups):
-        lines.append(f"Parameter Group {i}")
-        names = sorted((name for name in group if name != "params"), key=str)
-        lines += [f"    {printable(str(name))}: {_value(group[name])}" for name in names]
-        try:
-            whole = dict(group)
-            settings.check_edited(whole, {})
-            lines += [f"    {line}" for line in equation(whole)]
-        except (TypeError, ValueError) as error:  # an edited group; the next step raises this too
-            lines.append(f"    no equation: {error}")
+        changed = "".join(f", {printable(str(key))}={_value(group[key])}" for key in _changed(group))
+        lines.append(f"    group {i}: {_contents(group)}{changed}")
+        if i == 0:
+            lines += [f"        {line}" for line in _equation_or_error(group)]
     return "\n".join(lines) + "\n)"
+
+
+def _contents(group: Mapping[str, Any]) -> str:
+    """Return the number of tensors and elements in a group."""
+    params = group["params"]
+    if not isinstance(params, list | tuple) or not all(isinstance(p, Tensor) for p in params):
+        return f"params is {shown(params)}"  # an edited group
+    elements = sum(p.numel() for p in params if not is_lazy(p))
+    return f"{len(params)} tensor{'' if len(params) == 1 else 's'}, {elements:,} elements"
+
+
+def _changed(group: Mapping[str, Any]) -> list[Any]:
+    """Return the keys whose values are not the dialect's defaults, the dialect first."""
+    dialect = group.get("dialect")
+    row = find_dialect(dialect if isinstance(dialect, str) and dialect in DIALECTS else "torch")
+    defaults = {**settings.TORCH_GROUP, **row.defaults(), "dialect": "torch", "params": group["params"]}
+
+    def _differs(key: Any) -> bool:
+        value = group[key]
+        plain = isinstance(value, str | int | float | None.__class__)
+        return key not in defaults or not plain or value != defaults[key]
+
+    keys = [key for key in group if key not in ("params", "param_names") and _differs(key)]
+    return sorted(keys, key=lambda key: (key != "dialect", str(key)))
+
+
+def _equation_or_error(group: Mapping[str, Any]) -> list[str]:
+    """Return the equation, with clipping and sparse gradients in one line, or the reason that there is none."""
+    try:
+        whole = dict(group)
+        settings.check_edited(whole, {})
+        rule, hyper = settings.read(whole)
+        beside = "; ".join(clipping.describe(whole))
+        return [*rule.equation(hyper), *([beside] if beside else []), *_rounding(whole)]
+    except (TypeError, ValueError) as error:  # an edited group; the next step raises this too
+        return [f"no equation: {error}"]
 
 
 def _value(value: Any) -> str:
     """Return a setting or another key's value as text of bounded length."""
-    if isinstance(value, str):
-        return printable(value[:_LONGEST])
     number = isinstance(value, Tensor) and value.numel() == 1 and not value.is_meta and not value.is_complex()
     return f"tensor({value.item():g})" if number else shown(value, _LONGEST)
 
@@ -91,7 +125,7 @@ def meaning(rule: Rule, hyper: Hyper) -> list[str]:
 def _origin(group: Mapping[str, Any], rule: Rule) -> Iterator[str]:
     row = find_dialect(group["dialect"])
     if "recipe" in group:
-        yield f"recipe {_value(group['recipe'])}"
+        yield f"recipe {printable(str(group['recipe'])[:_LONGEST])}"
     yield f"{row.title}; source: {row.source}"
     own = row.complete({name: group[name] for name in ("eps", "centered", "lr")}, ("eps", "centered", "lr"))
     changed = [name for name in SWITCHES if name != "centered" and getattr(rule, name) != own[name]]
