@@ -119,7 +119,7 @@ def test_settings_are_refused_with_the_sentence(settings, error, says):
 
 def test_alpha_by_position_is_refused_under_textbook_too():
     """A positional alpha is as ambiguous as a named one."""
-    with pytest.raises(TypeError, match=r"write learning_rate=\.\.\. or beta="):
+    with pytest.raises(TypeError, match=r"give learning_rate=\.\.\. or beta="):
         RMSprop(params(), 0.001, 0.9, dialect="textbook")
 
 

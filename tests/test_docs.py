@@ -59,8 +59,8 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "no block for the claim 'scale'",
         "quotes 'scales', absent from docs/claims.py",
         "figures/ravine.png is missing",
-        "figures/distributed.png is not drawn from distributed.json",
-        "figures/release.png is not drawn from release.json",
+        "figures/distributed.png is not drawn from the current distributed.json",
+        "figures/release.png is not drawn from the current release.json",
     ):
         assert sentence in found
     monkeypatch.setattr(sys, "argv", ["build.py", "--check"])

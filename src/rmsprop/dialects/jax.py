@@ -25,8 +25,7 @@ ROWS = (
         example="learning_rate=1e-3, decay=0.99, eps=1e-5, initial_scale=1.0",
         traps=(
             "eps_in_sqrt defaults to True, so ε is in units of g². initial_scale=1.0 gives TensorFlow 1's rule.",
-            "The trace holds the signed step, including the learning rate, so its sign is opposite to torch's "
-            "buffer.",
+            "The trace holds the signed step, including the learning rate; torch's buffer has the opposite sign.",
             "In a chain with scale_by_learning_rate after the trace, the learning rate is outside the buffer, as in "
             "torch.",
         ),
