@@ -66,7 +66,7 @@ def test_every_way_to_the_class_is_watched(tmp_path, capsys, imports, make):
     assert (torch.optim.RMSprop, rmsprop.RMSprop.__init__, sys.path, sys.argv) == before
     assert torch.optim.RMSprop is not rmsprop.RMSprop
     (one,) = report.optimizers
-    assert (one.made, one.dialect, one.steps, one.asked) == ("train.py:9", "torch", 12, [0, 1, 10, 12])
+    assert (one.made, one.dialect, one.steps, one.linted) == ("train.py:9", "torch", 12, [0, 1, 10, 12])
     assert names(report)[0] == "momentum"
     assert report.exit == 0
     assert capsys.readouterr().out.startswith("loss ")
@@ -92,7 +92,7 @@ def test_the_script_is_main_with_its_arguments_and_its_neighbours(tmp_path, caps
     )
     report = check(path, ["--lr", "1", "-h"])
     assert capsys.readouterr().out == "__main__ ['--lr', '1', '-h'] 5 True\nTrue\n"
-    assert "It made no RMSprop" in str(report)
+    assert "It created no RMSprop" in str(report)
     sys.modules.pop("neighbour")
 
 
@@ -126,8 +126,8 @@ def test_it_stops_after_the_steps_that_were_asked_for(tmp_path, capsys):
     text = TRAIN.format(imports="", make="torch.optim.RMSprop", words="", steps=1000)
     text = text.replace("    main()\n", "    try:\n        main()\n    except Exception:\n        print('caught')\n")
     report = check(script(tmp_path, text), limit=5)
-    assert (report.exit, report.ended) == (0, "was stopped after 5 steps, as asked")
-    assert report.optimizers[0].asked == [0, 1, 5]
+    assert (report.exit, report.ended) == (0, "was stopped after 5 steps, as requested")
+    assert report.optimizers[0].linted == [0, 1, 5]
     assert "alpha_long" not in names(report)
     assert capsys.readouterr().out == ""
 
@@ -141,7 +141,7 @@ def test_an_optimizer_that_never_stepped_is_asked_all_the_same(tmp_path):
     """By its numbers alone."""
     report = check(script(tmp_path, steps=0))
     (one,) = report.optimizers
-    assert (one.steps, one.asked) == (0, [0])
+    assert (one.steps, one.linted) == (0, [0])
     assert "momentum" in names(report)
 
 
@@ -202,7 +202,7 @@ if child == 0:
 os.waitpid(child, 0)
 """
     report = check(script(tmp_path, text))
-    assert [(one.steps, one.asked) for one in report.optimizers] == [(0, [0])]
+    assert [(one.steps, one.linted) for one in report.optimizers] == [(0, [0])]
     assert capfd.readouterr().out == "child stepped"
 
 

@@ -147,9 +147,9 @@ def test_rounded_variance_counts_as_zero():
 
 
 def test_other_optimizers_are_refused():
-    """An optimizer that is no RMSprop is refused by name."""
+    """An optimizer that is not an RMSprop is refused by name."""
     adam = torch.optim.Adam([torch.nn.Parameter(torch.ones(1))])
-    with pytest.raises(TypeError, match="Adam is no RMSprop"):
+    with pytest.raises(TypeError, match="Adam is not an RMSprop"):
         effective_lr(adam)
 
 

@@ -33,6 +33,11 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or category(c) == "Zs" else repr(c)[1:-1] for c in text)
 
 
+def with_article(noun: str) -> str:
+    """Return a noun after "a" or "an", such as "an OrderedDict"."""
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"
+
+
 def in_html(text: str) -> str:
     """Return printable text with HTML escaped."""
     return html.escape(printable(text))

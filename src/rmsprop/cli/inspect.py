@@ -1,4 +1,4 @@
-"""`rmsprop inspect`: what an optimizer checkpoint says about its run."""
+"""The command `rmsprop inspect`, which shows the state of a run from its optimizer checkpoint."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ def inspect(
     settings: Settings = None,
     optimizer: Optimizer = None,
     parameters: Parameters = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout in place of the table.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Also write a page there, which needs no network.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of the table.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML page, which needs no network.")] = None,
 ) -> None:
-    """Show each parameter's effective learning rate, and which elements ε rules, a spike froze, or NaN took.
+    """Show each parameter's effective learning rate, and its elements that ε rules, that are stuck, or that are NaN.
 
-    Settings that the file does not hold are the dialect's defaults, and are named; --set says them. No code in the
-    checkpoint is run, and it is not changed.
+    Settings that the file lacks are the dialect's defaults; the output lists them, and --set overrides them. The
+    command runs no code in the checkpoint and does not change it.
 
     Examples:
 
@@ -67,7 +67,7 @@ def _print(found: Inspection) -> None:
 
     say(*sentences(found))
     table = Table(*HEADINGS)
-    table.columns[0].overflow = "fold"  # a name is one long word
+    table.columns[0].overflow = "fold"  # a name has no spaces to break at
     for row in found.rows:
         table.add_row(*map(escape, cells(row)))
     show(table)
