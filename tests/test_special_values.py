@@ -18,7 +18,7 @@ NAMES = [backend.name for backend in BACKENDS if backend.name != "triton"]
 
 @pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES[::13], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_nan_and_inf_gradients_pass_where_the_reference_lets_them(case, dtype, backend):
     """NaN in, NaN out, at the same elements, and nowhere else."""
     run = Run(case, dtype, backend=backend)
@@ -90,7 +90,7 @@ def test_a_clamped_variance_is_the_references(backend):
 )
 def test_extreme_gradients_are_the_references_while_squares_fit(scale, dtype, backend):
     """Gradients of any size whose squares are normal numbers in the dtype."""
-    for case in CASES[::97]:
+    for case in CASES[::5]:
         if case.rule.centered:
             continue
         case = Case(case.rule, replace(case.hyper, eps=scale * 1e-3, weight_decay=0.0))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rmsprop import RMSprop, kernels, reference
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.kernels.triton_plan import DevicePlan
-from rmsprop.spec import Hyper, Rule, stream
+from rmsprop.spec import Hyper, Rule, random_key
 from rmsprop.tensors.bucket import Bucket
 
 SIZES = (0, 9, BLOCK + 3)
@@ -57,7 +57,7 @@ def careful(rule: Rule, types: tuple, how: str, sizes: tuple[int, ...] = SIZES, 
 def again(bucket: Bucket) -> Bucket:
     """A copy that is rounded with the same random bits."""
     other = copied(bucket)
-    other.rounding, other.streams = bucket.rounding, list(bucket.streams)
+    other.rounding, other.random_keys = bucket.rounding, list(bucket.random_keys)
     return other
 
 
@@ -124,7 +124,7 @@ def test_every_number_is_rounded_to_a_neighbour(dtype: torch.dtype, compensated:
         # g = −0 leaves u = −0: the parameter becomes −lr·b, and zeros keep their signs
         p, zero = -torch.zeros(len(wide), dtype=dtype), -torch.zeros(len(wide), dtype=dtype)
         bucket = bucket_of([p], [zero], [torch.ones_like(wide)], [], [wide.clone()], [torch.tensor(6.0)])
-        bucket.rounding, bucket.streams = "stochastic", [stream(SEED, 2)]
+        bucket.rounding, bucket.random_keys = "stochastic", [random_key(SEED, 2)]
         if compensated:
             bucket.slots["compensation"] = [zero.clone()]
         triton.step(Rule(momentum=True), Hyper(lr=-1.0, alpha=0.5, eps=1.0, momentum=1.0), bucket)
