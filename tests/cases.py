@@ -49,13 +49,10 @@ def covering(*switches: Sequence[Any]) -> list[tuple[Any, ...]]:
         a, i, b, j = min(missing)
         row = {a: i, b: j}
         for c in sorted(set(columns) - {a, b}, key=lambda c: -len(switches[c])):
-
-            def rank(value: int, c: int = c) -> tuple[int, int]:
-                """Count the new pairs; among equals begin with another value in each row."""
-                new = sum(pair({**row, c: value}, c, d) in missing for d in row)
-                return new, -((value - len(rows)) % len(switches[c]))
-
-            row[c] = max(range(len(switches[c])), key=rank)
+            size = len(switches[c])
+            new = [sum(pair({**row, c: value}, c, d) in missing for d in row) for value in range(size)]
+            # among equals another value in each row
+            *_, row[c] = max((new[value], -((value - len(rows)) % size), value) for value in range(size))
         missing -= {pair(row, a, b) for a, b in itertools.combinations(columns, 2)}
         rows.append(tuple(values[row[c]] for c, values in enumerate(switches)))
     return rows

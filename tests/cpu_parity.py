@@ -91,9 +91,7 @@ def _rule(
         bias_correction=bias_correction,
         maximize=maximize,
     )
-    return rule, Hyper(
-        lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8 if on else 0.0, weight_decay=0.05 if decay else 0.0
-    )
+    return rule, Hyper(lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8 if on else 0.0, weight_decay=0.05 if decay else 0.0)
 
 
 ALL_SWITCHES = tuple(product(EPS_MODES, (False, True), MOMENTA))
