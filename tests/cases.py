@@ -58,10 +58,15 @@ def covering(*switches: Sequence[Any]) -> list[tuple[Any, ...]]:
     return rows
 
 
-def mostly_long(values: Iterable[Any], keep: Callable[[int, Any], bool]) -> list[Any]:
-    """Return pytest parameters: those that keep(index, value) accepts for `make test`, the rest marked long."""
+def mostly_long(values: Iterable[Any], keep: Callable[[int, Any], bool], unpack: bool = False) -> list[Any]:
+    """Return pytest parameters: those that keep(index, value) accepts for `make test`, the rest marked long.
+
+    Args:
+        unpack: a value has one entry for each of several names.
+    """
     return [
-        value if keep(i, value) else pytest.param(value, marks=pytest.mark.long) for i, value in enumerate(values)
+        pytest.param(*(value if unpack else [value]), marks=() if keep(i, value) else pytest.mark.long)
+        for i, value in enumerate(values)
     ]
 
 

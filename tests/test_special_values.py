@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import CASES, DTYPES, Case, as64, within
+from cases import CASES, DTYPES, Case, as64, mostly_long, within
 from runs import Run
 from torch import nn
 
@@ -56,7 +56,7 @@ def test_small_gradients_of_half_precision_take_ordinary_steps(dtype, backend):
 
 
 @pytest.mark.parametrize("backend", NAMES)
-@pytest.mark.parametrize("relative", [1e-3, 3e-4, 1e-4])
+@pytest.mark.parametrize("relative", mostly_long([1e-3, 3e-4, 1e-4], lambda i, _: i == 0))
 def test_a_variance_that_rounds_below_zero_is_zero(relative, backend):
     """Centered, with gradients that hardly vary: finite for 2000 steps (torch: NaN from step 1359)."""
     p = nn.Parameter(torch.zeros(2000))

@@ -92,7 +92,7 @@ def cpus(rule: Rule, hyper: Hyper, before: Bucket) -> Bucket:
 # a kernel is compiled for each: a few in `make test`
 @pytest.mark.parametrize(
     ("types", "capturable"),
-    mostly_long(product(TYPES, (False, True)), lambda i, _: i in (0, 7, 8, 19)),
+    mostly_long(product(TYPES, (False, True)), lambda i, _: i in (0, 7, 8, 19), unpack=True),
     ids=str,
 )
 def test_one_step_is_the_references_and_the_cpu_kernels(types: tuple, capturable: bool, gpu) -> None:
@@ -128,6 +128,7 @@ def test_an_a100_computes_the_same(types: tuple, gpu) -> None:
     mostly_long(
         product([(True, True), (True, False), (False, True)], [(BF16, F32), (F16, F16)], [False, True]),
         lambda i, _: i in (0, 3),  # both, in both dtypes, counted here and there
+        unpack=True,
     ),
     ids=str,
 )

@@ -91,6 +91,7 @@ def operations(ptx: str) -> Counter[str]:
             for rule in RULES
         ),
         lambda i, _: i % 9 == 0,  # other rules beside other types
+        unpack=True,
     ),
     ids=lambda x: f"{x[0]}-{x[1]}".replace("torch.", "") if isinstance(x, tuple) else str(x),
 )
@@ -118,8 +119,7 @@ def test_memory_is_read_16_bytes_at_once_and_nowhere_else(types: tuple, rule: st
 @pytest.mark.parametrize(
     ("types", "rounding"),
     mostly_long(
-        product([(BF16, F32), (F16, F16)], ROUNDINGS),
-        lambda _, case: case == ((BF16, F32), "both"),
+        product([(BF16, F32), (F16, F16)], ROUNDINGS), lambda _, case: case == ((BF16, F32), "both"), unpack=True
     ),
     ids=str,
 )
@@ -216,6 +216,7 @@ def h100() -> Iterator[type[Launcher]]:
             (True, F16, (True, True)),
         ],
         lambda i, _: i in (0, 3),
+        unpack=True,
     ),
 )
 def test_a_launch_compiles_to_the_same(
@@ -241,7 +242,7 @@ def test_a_launch_compiles_to_the_same(
 
 
 @pytest.mark.parametrize(
-    ("rule", "capturable"), mostly_long(product(["plain", "full"], [False, True]), lambda i, _: i == 3)
+    ("rule", "capturable"), mostly_long(product(["plain", "full"], [False, True]), lambda i, _: i == 3, unpack=True)
 )
 def test_later_launches_skip_tritons_search(rule: str, capturable: bool, h100: type[Launcher]) -> None:
     """They hand the driver what Triton's own way does, with today's numbers; other dtypes get a kernel of theirs."""
