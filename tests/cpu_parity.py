@@ -132,7 +132,7 @@ def expected(rule: Rule, hyper: Hyper, bucket: Bucket, i: int) -> dict[str, tupl
     p, g = bucket.param[i].double().numpy(), bucket.grad[i].double().numpy()
     state = {"step": int(bucket.slots["step"][i])}
     for name in rule.slots()[1:]:
-        state[name] = getattr(bucket, name)[i].double().numpy()
+        state[name] = bucket.slots[name][i].double().numpy()
     moved, new = reference.step(rule, hyper, p, g, state)
     # the same step over magnitudes; the denominator is the true one
     lr, alpha, mu, wd = hyper.lr, hyper.alpha, hyper.momentum, hyper.weight_decay
@@ -183,7 +183,7 @@ def worst(rule: Rule, hyper: Hyper, before: Bucket, after: Bucket) -> float:
     for i in range(len(before.param)):
         assert float(after.slots["step"][i]) == float(before.slots["step"][i]) + 1
         for name, (value, term) in expected(rule, hyper, before, i).items():
-            got = getattr(after, name)[i]
+            got = (after.param if name == "param" else after.slots[name])[i]
             exact = F32 if got.dtype == F64 and before.param[i].dtype != F64 else got.dtype
             found = max(found, ulps(got, value, term, exact))
     return found

@@ -273,13 +273,8 @@ def test_files_agree(tmp_path):
     assert found["data"]["classes"] == list("0123456789")
 
 
-<<<<<<< HEAD
-def test_same_seed_same_files(tmp_path):
-    """Two runs with one seed give the same numbers, except for times."""
-=======
 def test_same_seed_same_files(tmp_path, small):
-    """Run twice with one seed, the command leaves the same numbers, times apart."""
->>>>>>> a7e54a9 (Deal settings in pairs; mark long what is long by nature)
+    """Two runs with one seed give the same numbers, except for times."""
     for name in ("a", "b"):
         invoke("--data", small, "--epochs", 1, "--seed", 1, "--optimizers", "rmsprop", "--out", tmp_path / name)
     first, second = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("a", "b"))

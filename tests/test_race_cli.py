@@ -40,13 +40,8 @@ def steps(request: pytest.FixtureRequest) -> int:
 
 
 @pytest.fixture(scope="module")
-<<<<<<< HEAD
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write every kind of file of one race with all optimizers to a directory."""
-=======
 def made(tmp_path_factory: pytest.TempPathFactory, steps: int) -> Path:
-    """A directory with every kind of file of one race with all optimizers."""
->>>>>>> a7e54a9 (Deal settings in pairs; mark long what is long by nature)
+    """Write every kind of file of one race with all optimizers to a directory."""
     folder = tmp_path_factory.mktemp("race")
     runs = race("ravine", list(OPTIMIZERS), steps=steps)
     for draw, kind in ((figure, "png"), (animation, "gif"), (animation, "webp"), (page, "html")):

@@ -378,17 +378,11 @@ BOMBS = {
 }
 
 
-<<<<<<< HEAD
-@pytest.mark.parametrize("name", BOMBS)
-def test_memory_is_linear_in_the_pickle_size(tmp_path, name):
-    """Wrong counts, nesting, sharing and endless copies are refused, or take at most 100 bytes per byte of pickle."""
-=======
 @pytest.mark.parametrize(
     "name", mostly_long(BOMBS, lambda _, name: name not in ("a long int as key", "dicts of one list", "deep lists"))
 )
-def test_a_pickle_costs_no_more_than_its_size(tmp_path, name):
-    """Counts that lie, nesting, sharing and copies without end: refused, or read in 100 bytes for each of its own."""
->>>>>>> a7e54a9 (Deal settings in pairs; mark long what is long by nature)
+def test_memory_is_linear_in_the_pickle_size(tmp_path, name):
+    """Wrong counts, nesting, sharing and endless copies are refused, or take at most 100 bytes per byte of pickle."""
     path = archived(tmp_path / "x.pt", BOMBS[name])
     tracemalloc.start()
     found = said(path)
