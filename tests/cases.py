@@ -177,6 +177,14 @@ def shapes_and_layouts(dtype: torch.dtype, generator: torch.Generator) -> list[t
     ]
 
 
+def change(bucket: Bucket, name: str, value: Any) -> None:
+    """Set one of a bucket's lists, slots or flags."""
+    if name in bucket.slots:
+        bucket.slots[name] = value
+    else:
+        setattr(bucket, name, value)
+
+
 def as64(tensor: torch.Tensor) -> np.ndarray:
     """The tensor's numbers in float64 NumPy, copied; complex ones as pairs."""
     tensor = torch.view_as_real(tensor) if tensor.is_complex() else tensor

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import DECAYS, bucket_of, within
+from cases import DECAYS, bucket_of, change, within
 from cpu_parity import (
     BF16,
     BOUND,
@@ -326,7 +326,7 @@ def refusal(**changes: object) -> str:
     """What the kernel says to a bucket of two tensors with these lists or flags changed."""
     bucket = tensors(FULL, (F32, F32), (4, 6), seed=13)
     for name, value in changes.items():
-        setattr(bucket, name, value)
+        change(bucket, name, value)
     return cpu.refuse(FULL, bucket) or ""
 
 

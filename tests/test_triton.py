@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
-from cases import bucket_of
+from cases import bucket_of, change
 from cpu_parity import BF16, BOUND, COVERING, EVERY, F16, F32, F64, TYPES, copied, rules, tensors, worst
 from interpreted import BLOCK, SOURCE, interpreter, kernel_module
 from torch import Tensor
@@ -17,6 +17,7 @@ from rmsprop import RMSprop, kernels
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.kernels.triton_plan import DevicePlan
 from rmsprop.spec import Hyper, Rule
+from rmsprop.step import Stepper
 from rmsprop.tensors.bucket import Bucket
 
 # No element; a whole block and part of a piece. Every size up to that: test_the_bits_are_the_cpu_kernels.
@@ -274,7 +275,7 @@ def trained(backend: str, steps: int = 4, **settings: object) -> list[Tensor]:
 def test_a_run_is_the_cpu_kernels(capturable: bool, bias_correction: bool, planned: bool, monkeypatch) -> None:
     """With and without a plan, counting here or there: the same run, while lr moves and a gradient is missing."""
     if not planned:
-        monkeypatch.setattr(RMSprop, "_make_plan", lambda *_: None)
+        monkeypatch.setattr(Stepper, "_make_plan", lambda *_: None)
     settings = dict(capturable=capturable, bias_correction=bias_correction, momentum=0.9, centered=True)
     for mine, other in zip(trained("triton", **settings), trained("cpu", **settings), strict=True):
         assert torch.allclose(mine, other, rtol=3e-7 if capturable and bias_correction else 0, atol=0)
@@ -285,7 +286,7 @@ def test_a_run_is_the_cpu_kernels(capturable: bool, bias_correction: bool, plann
 def test_a_run_with_corrected_decay_is_the_cpu_kernels(planned: bool, monkeypatch) -> None:
     """[1] p − lr²/reference_lr·wd·p, while lr moves; with capturable=True the kernel refuses, lr not being read."""
     if not planned:
-        monkeypatch.setattr(RMSprop, "_make_plan", lambda *_: None)
+        monkeypatch.setattr(Stepper, "_make_plan", lambda *_: None)
     settings = dict(weight_decay=0.3, weight_decay_mode="corrected", lr=0.05)
     other = trained("eager", **settings)
     for mine, same, near in zip(trained("triton", **settings), trained("cpu", **settings), other, strict=True):
@@ -472,7 +473,7 @@ class TestRefusals:
     """Reasons in words; here of the interpreter's backend, which differs in the device alone."""
 
     @pytest.mark.parametrize(
-        ("change", "words"),
+        ("changes", "words"),
         [
             (dict(fused=False), "no native kernel"),
             (dict(foreach=True), "foreach=True"),
@@ -489,11 +490,11 @@ class TestRefusals:
             (dict(step=[torch.zeros((), device="meta")]), "a step counter is on meta"),
         ],
     )
-    def test_what_it_does_not_take(self, change: dict, words: str) -> None:
+    def test_what_it_does_not_take(self, changes: dict, words: str) -> None:
         """Each with the reason."""
         bucket = plain_bucket()
-        for name, value in change.items():
-            setattr(bucket, name, value)
+        for name, value in changes.items():
+            change(bucket, name, value)
         assert words in str(kernels.BACKENDS[0].refuse(PLAIN, bucket))
 
     def test_a_subclass_is_refused(self) -> None:

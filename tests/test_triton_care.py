@@ -16,6 +16,7 @@ from rmsprop import RMSprop, kernels, reference
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.kernels.triton_plan import DevicePlan
 from rmsprop.spec import Hyper, Rule, random_key
+from rmsprop.step import Stepper
 from rmsprop.tensors.bucket import Bucket
 
 SIZES = (0, 9, BLOCK + 3)
@@ -162,7 +163,8 @@ def test_alignment_does_not_matter(which: str) -> None:
     memory = torch.empty(2 * BLOCK + 4, dtype=BF16)
     shifted = memory[1:] if memory.data_ptr() % 16 == 0 else memory[:-1]
     assert shifted.data_ptr() % 16 != 0
-    getattr(moved, which)[0] = shifted.copy_(getattr(moved, which)[0])
+    tensors_of = moved.param if which == "param" else moved.slots[which]
+    tensors_of[0] = shifted.copy_(tensors_of[0])
     triton.step(FULL, FULL_HYPER, aligned)
     triton.step(FULL, FULL_HYPER, moved)
     assert identical(aligned, moved)
@@ -244,7 +246,7 @@ def trained(backend: str, **settings: object) -> tuple[list[Tensor], RMSprop]:
 def test_a_run_is_the_cpu_kernels(capturable: bool, planned: bool, monkeypatch) -> None:
     """With and without a plan, counting here or there, bit for bit: parameters, remainders, averages and counters."""
     if not planned:
-        monkeypatch.setattr(RMSprop, "_make_plan", lambda *_: None)
+        monkeypatch.setattr(Stepper, "_make_plan", lambda *_: None)
     expected, _ = trained("cpu")
     got, optimizer = trained("triton", capturable=capturable)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
