@@ -5,10 +5,12 @@ blamed on, what came before. Every element counts; NaN and inf must stand at the
 """
 
 import itertools
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from rmsprop import reference
@@ -24,6 +26,49 @@ def bucket_of(
 
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def covering(*switches: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Return few rows of the product that hold every pair of values of every two switches, the same rows each time.
+
+    Two switches alone have no fewer pairs than their product.
+    """
+    columns = range(len(switches))
+
+    def pair(row: dict[int, int], a: int, b: int) -> tuple[int, int, int, int]:
+        a, b = min(a, b), max(a, b)
+        return a, row[a], b, row[b]
+
+    missing = {
+        (a, i, b, j)
+        for a, b in itertools.combinations(columns, 2)
+        for i, j in itertools.product(range(len(switches[a])), range(len(switches[b])))
+    }
+    rows: list[tuple[Any, ...]] = []
+    while missing:
+        a, i, b, j = min(missing)
+        row = {a: i, b: j}
+        for c in sorted(set(columns) - {a, b}, key=lambda c: -len(switches[c])):
+            size = len(switches[c])
+            new = [sum(pair({**row, c: value}, c, d) in missing for d in row) for value in range(size)]
+            # among equals another value in each row
+            *_, row[c] = max((new[value], -((value - len(rows)) % size), value) for value in range(size))
+        missing -= {pair(row, a, b) for a, b in itertools.combinations(columns, 2)}
+        rows.append(tuple(values[row[c]] for c, values in enumerate(switches)))
+    return rows
+
+
+def mostly_long(values: Iterable[Any], keep: Callable[[int, Any], bool], unpack: bool = False) -> list[Any]:
+    """Return pytest parameters: those that keep(index, value) accepts for `make test`, the rest marked long.
+
+    Args:
+        unpack: a value has one entry for each of several names.
+    """
+    return [
+        pytest.param(*(value if unpack else [value]), marks=() if keep(i, value) else pytest.mark.long)
+        for i, value in enumerate(values)
+    ]
+
 
 # momentum, nesterov, lr_in_buffer
 _MOMENTUMS = (
@@ -72,13 +117,12 @@ class Case:
         }
 
 
-def _cases() -> list[Case]:
+_SWITCHES = (EPS_MODES, (False, True), _MOMENTUMS, _DECAYS, (False, True), (False, True))
+
+
+def _cases(rows: Iterable[tuple[Any, ...]]) -> list[Case]:
     cases = []
-    booleans = (False, True)
-    table = itertools.product(EPS_MODES, booleans, _MOMENTUMS, _DECAYS, booleans, booleans)
-    for i, (eps_mode, centered, (momentum, nesterov, lr_in_buffer), (wd, wd_mode), bias, maximize) in enumerate(
-        table
-    ):
+    for i, (eps_mode, centered, (momentum, nesterov, lr_in_buffer), (wd, wd_mode), bias, maximize) in enumerate(rows):
         square_avg_init = float(i % 3 == 0)  # matters to fresh starts alone, so it needs no dimension of its own
         rule = Rule(eps_mode, square_avg_init, centered, momentum, nesterov, lr_in_buffer, wd_mode, bias, maximize)
         hyper = Hyper(lr=0.01, alpha=0.9, eps=1e-3, momentum=0.8 if momentum else 0.0, weight_decay=wd)
@@ -98,8 +142,9 @@ DECAYS = [
     for maximize in (False, True)
 ]
 
-CASES = _cases()
-assert CASES, "the table of cases is empty"
+# Every pair of settings of two switches at least once; TABLE has every combination.
+CASES = _cases(covering(*_SWITCHES))
+TABLE = _cases(itertools.product(*_SWITCHES))
 
 # In units in the last place, as `errors` counts them. Measured over the whole table with torch 2.13 and 2.15 on
 # x86-64, and rounded up a little; the reference's own float64 roundings stand in the float64 column.
@@ -130,6 +175,14 @@ def shapes_and_layouts(dtype: torch.dtype, generator: torch.Generator) -> list[t
         draw(6, 8)[:, ::2],  # with holes
         draw(3, 1, 5),
     ]
+
+
+def change(bucket: Bucket, name: str, value: Any) -> None:
+    """Set one of a bucket's lists, slots or flags."""
+    if name in bucket.slots:
+        bucket.slots[name] = value
+    else:
+        setattr(bucket, name, value)
 
 
 def as64(tensor: torch.Tensor) -> np.ndarray:

@@ -7,11 +7,11 @@ p − lr·u may cancel, and then no arithmetic keeps the difference to an ULP of
 
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product, starmap
 
 import numpy as np
 import torch
-from cases import bucket_of
+from cases import bucket_of, covering
 from torch import Tensor
 
 from rmsprop import reference
@@ -64,25 +64,40 @@ MOMENTA = ((0, 0, 0), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1))
 
 def rules(eps_mode: str, centered: bool, momentum: tuple[int, int, int]) -> Iterator[tuple[Rule, Hyper]]:
     """Every rule with these switches, with numbers that set every line to work."""
+    for others in product(*_OTHERS):
+        yield _rule(eps_mode, centered, momentum, *others)
+
+
+# weight decay, bias_correction, maximize
+_OTHERS = ((None, "l2", "decoupled"), (False, True), (False, True))
+
+
+def _rule(
+    eps_mode: str,
+    centered: bool,
+    momentum: tuple[int, int, int],
+    decay: str | None,
+    bias_correction: bool,
+    maximize: bool,
+) -> tuple[Rule, Hyper]:
     on, nesterov, in_buffer = (bool(x) for x in momentum)
-    for decay, bias_correction, maximize in product((None, "l2", "decoupled"), (False, True), (False, True)):
-        rule = Rule(
-            eps_mode=eps_mode,
-            centered=centered,
-            momentum=on,
-            nesterov=nesterov,
-            lr_in_buffer=in_buffer,
-            weight_decay_mode=decay or "l2",
-            bias_correction=bias_correction,
-            maximize=maximize,
-        )
-        numbers = Hyper(
-            lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8 if on else 0.0, weight_decay=0.05 if decay else 0.0
-        )
-        yield rule, numbers
+    rule = Rule(
+        eps_mode=eps_mode,
+        centered=centered,
+        momentum=on,
+        nesterov=nesterov,
+        lr_in_buffer=in_buffer,
+        weight_decay_mode=decay or "l2",
+        bias_correction=bias_correction,
+        maximize=maximize,
+    )
+    return rule, Hyper(lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8 if on else 0.0, weight_decay=0.05 if decay else 0.0)
 
 
 ALL_SWITCHES = tuple(product(EPS_MODES, (False, True), MOMENTA))
+EVERY = tuple(chain.from_iterable(starmap(rules, ALL_SWITCHES)))
+# Every pair of settings of two switches at least once.
+COVERING = tuple(starmap(_rule, covering(EPS_MODES, (False, True), MOMENTA, *_OTHERS)))
 
 
 def tensors(rule: Rule, types: tuple[torch.dtype, torch.dtype], sizes: tuple[int, ...], seed: int) -> Bucket:
@@ -117,7 +132,7 @@ def expected(rule: Rule, hyper: Hyper, bucket: Bucket, i: int) -> dict[str, tupl
     p, g = bucket.param[i].double().numpy(), bucket.grad[i].double().numpy()
     state = {"step": int(bucket.slots["step"][i])}
     for name in rule.slots()[1:]:
-        state[name] = getattr(bucket, name)[i].double().numpy()
+        state[name] = bucket.slots[name][i].double().numpy()
     moved, new = reference.step(rule, hyper, p, g, state)
     # the same step over magnitudes; the denominator is the true one
     lr, alpha, mu, wd = hyper.lr, hyper.alpha, hyper.momentum, hyper.weight_decay
@@ -168,7 +183,7 @@ def worst(rule: Rule, hyper: Hyper, before: Bucket, after: Bucket) -> float:
     for i in range(len(before.param)):
         assert float(after.slots["step"][i]) == float(before.slots["step"][i]) + 1
         for name, (value, term) in expected(rule, hyper, before, i).items():
-            got = getattr(after, name)[i]
+            got = (after.param if name == "param" else after.slots[name])[i]
             exact = F32 if got.dtype == F64 and before.param[i].dtype != F64 else got.dtype
             found = max(found, ulps(got, value, term, exact))
     return found

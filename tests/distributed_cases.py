@@ -9,6 +9,7 @@ one way wherever it lies. So that the gradients are the same bit for bit, either
 import copy
 import warnings
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -28,6 +29,7 @@ from torch.distributed.tensor.parallel import (
 from torch.nn.parallel import DistributedDataParallel
 
 from rmsprop import RMSprop
+from rmsprop.in_backward import step_in_backward
 
 CASES: dict[int, dict[str, Callable[[Here], None]]] = {2: {}, 4: {}}
 
@@ -223,6 +225,34 @@ def fsdp2_own_batches(here: Here) -> None:
     together = [torch.cat([batch(10 * i + rank) for rank in range(here.world)]) for i in range(len(RATES))]
     train(single, alone, together)
     assert_same(model.parameters(), single.parameters(), atol=2.4e-7)
+
+
+@case(2)
+def stepped_in_backward(here: Here) -> None:
+    """fully_shard's parameters, stepped in backward when a shard's gradient is reduced, and afterwards: one run."""
+    found = []
+    for early in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 7), nn.Tanh(), nn.Linear(7, 1))  # uneven
+        for layer in (model[0], model[2], model[4], model):
+            fully_shard(layer)
+        made = step_in_backward if early else lambda m, **settings: RMSprop(m.named_parameters(), **settings)
+        optimizer = made(model, lr=0.01, momentum=0.5)
+        for t in range(6):
+            optimizer.zero_grad()
+            for i in range(2):
+                wait = t > 2 and early  # for the second pass: by our block, or by keeping gradients unreduced
+                model.set_requires_gradient_sync(wait or i == 1)
+                with optimizer.accumulate(i == 0) if wait else nullcontext():
+                    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(4 * t + 2 * i + here.rank))
+                    model(x).square().sum().backward()
+            left = [p.grad for p in model.parameters() if p.grad is not None]
+            assert not (early and left)
+            optimizer.step()
+        state = [value.full_tensor() for p in model.parameters() for value in list(optimizer.state[p].values())[1:]]
+        found.append([p.full_tensor() for p in model.parameters()] + state)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 @case(2)

@@ -1,9 +1,10 @@
 """Several processes that run one list of cases together: a process costs seconds to start, a case milliseconds.
 
-    python tests/processes.py MODULE RANK WORLD FOLDER
+    python tests/processes.py MODULE RANK WORLD FOLDER NAME...
 
-is one of them. It runs the cases of MODULE.CASES[WORLD] in order, and notes for each what went wrong, if anything. A
-process that fails stops, since the others would wait for it in vain; the cases after it are noted as not run.
+is one of them. It runs the named cases of MODULE.CASES[WORLD] in order, and notes for each what went wrong, if
+anything. A process that fails stops, since the others would wait for it in vain; the cases after it are noted as not
+run.
 """
 
 import importlib
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -30,13 +32,13 @@ class Here:
     folder: Path
 
 
-def outcomes(module: str, world: int, folder: Path) -> dict[str, str]:
-    """What went wrong in each case, by its name: an empty string where nothing did."""
+def outcomes(module: str, world: int, folder: Path, names: Sequence[str]) -> dict[str, str]:
+    """What went wrong in each of the named cases: an empty string where nothing did."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"} if sys.platform == "linux" else {}
     started = []
     for rank in range(world):
-        command = [sys.executable, str(TESTS / "processes.py"), module, str(rank), str(world), str(folder)]
+        command = [sys.executable, str(TESTS / "processes.py"), module, str(rank), str(world), str(folder), *names]
         with (folder / f"output{rank}").open("wb") as output:
             started.append(subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT))
     begun = time.monotonic()
@@ -46,7 +48,6 @@ def outcomes(module: str, world: int, folder: Path) -> dict[str, str]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-    names = list(importlib.import_module(module).CASES[world])
     return {name: _outcome(name, world, folder) for name in names}
 
 
@@ -59,7 +60,7 @@ def _outcome(name: str, world: int, folder: Path) -> str:
     return "\n".join(f"process {rank}: {text}" for rank, text in enumerate(said) if text)
 
 
-def main(module: str, rank: int, world: int, folder: Path) -> None:
+def main(module: str, rank: int, world: int, folder: Path, names: Sequence[str]) -> None:
     """Be one of the processes."""
     import torch
     import torch.distributed as dist
@@ -69,7 +70,8 @@ def main(module: str, rank: int, world: int, folder: Path) -> None:
         "gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=world, timeout=timedelta(seconds=20)
     )
     here = Here(rank, world, folder)
-    for name, run in importlib.import_module(module).CASES[world].items():
+    for name in names:
+        run = importlib.import_module(module).CASES[world][name]
         torch.manual_seed(0)
         said = ""
         try:
@@ -83,4 +85,4 @@ def main(module: str, rank: int, world: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]), sys.argv[5:])

@@ -50,7 +50,7 @@ MISTAKES = [
 
 def caught() -> bool:
     """Whether any case, in either way of stepping, is beyond its budget, or a zero gradient moves anything."""
-    for case in CASES[::7]:
+    for case in CASES:
         for foreach in (None, False):
             for found in Run(case, torch.float64, foreach=foreach, backend="eager").steps((0.01, 0.004)):
                 try:

@@ -256,6 +256,7 @@ def test_a_value_that_holds_itself_and_one_that_is_too_long_are_refused(tmp_path
     assert not os.listdir(tmp_path)
 
 
+@pytest.mark.long
 def test_the_largest_header_that_is_written_can_be_read(tmp_path):
     """Quotes are escaped twice; safetensors reads headers of up to 100 MB."""
     words = ['"' * 10] * 1_300_000
@@ -619,10 +620,11 @@ def test_a_link_to_a_checkpoint_stays_a_link(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="lives are forked")
-def test_a_killed_run_ends_as_one_that_nobody_killed():
-    """Six kills at random moments; `make kill-test` makes 200."""
+@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.long)])
+def test_a_killed_run_ends_as_one_that_nobody_killed(kills):
+    """A few kills at random moments; `make kill-test` makes 200."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", HERE / "kill_and_resume.py", "--kills", "6"],
+        [sys.executable, "-W", "ignore", HERE / "kill_and_resume.py", "--kills", str(kills)],
         capture_output=True,
         text=True,
         check=False,

@@ -4,11 +4,13 @@ import ctypes
 import platform
 import shutil
 import subprocess
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from cases import mostly_long
 from cpu_parity import BOUND, F32, F64, SIZES, TYPES, copied, rules, stepped, tensors, worst
 from test_half import check_written, rounded_as, twin
 from test_max_update import spiked
@@ -20,6 +22,7 @@ from rmsprop.tensors.bucket import Bucket
 
 SOURCES = Path(rmsprop.__file__).parent / "csrc"
 COMPILER = shutil.which("g++") or shutil.which("clang++")
+QUICK = shutil.which("clang++") or COMPILER  # compiles without optimization in half the time of g++
 
 pytestmark = [
     pytest.mark.skipif(native.missing() is not None, reason=str(native.missing())),
@@ -27,13 +30,13 @@ pytestmark = [
 ]
 
 
-def build(folder: Path, *flags: str) -> native.Native:
+def build(folder: Path, *flags: str, compiler: str | None = QUICK) -> native.Native:
     """The kernel, compiled with these flags more."""
     folder.mkdir(exist_ok=True)
     out = folder / "_native.so"
     always = ["-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
     sources = [str(SOURCES / name) for name in ("rmsprop.cpp", "plan.cpp")]
-    subprocess.run([str(COMPILER), *always, *flags, "-o", str(out), *sources], check=True)
+    subprocess.run([str(compiler), *always, *flags, "-o", str(out), *sources], check=True)
     loaded = native.load(out)
     assert not isinstance(loaded, str)
     return loaded
@@ -63,12 +66,18 @@ def runs(target: str) -> bool:
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86-64")
-@pytest.mark.parametrize("target", TARGETS)
-def test_instruction_sets_give_the_same_bits(target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("target", "level"),
+    mostly_long([("baseline", "-O0"), *product(TARGETS, ["-O3"])], lambda i, _: i == 0, unpack=True),
+)
+def test_instruction_sets_give_the_same_bits(
+    target: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """AVX-512, AVX2 and plain x86-64 agree in every bit with the build that chooses for itself."""
     if not runs(target):
         pytest.skip(f"this machine has no {target}")
-    one = build(tmp_path, "-O3", "-DRMSPROP_ONE_TARGET", f"-march={TARGETS[target]}")
+    compiler = QUICK if level == "-O0" else COMPILER
+    one = build(tmp_path, level, "-DRMSPROP_ONE_TARGET", f"-march={TARGETS[target]}", compiler=compiler)
     for types in TYPES:
         chosen = results(types, seed=20)
         with monkeypatch.context() as patch:
@@ -129,7 +138,7 @@ MISTAKES = {"eps": 1, "lr": 2, "beta": 3, "gradient": 4}
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_broken_kernel_is_caught(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """ε or lr on the wrong side, 1 − α a millionth off, or an edited gradient: the comparison sees it."""
-    broken = build(tmp_path, "-O1", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={MISTAKES[mistake]}")
+    broken = build(tmp_path, "-O0", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={MISTAKES[mistake]}")
     monkeypatch.setattr(native, "load", lambda: broken)
     for eps_mode in EPS_MODES if mistake != "eps" else ("outside", "inside"):
         for types in ((F32, F32), (F64, F64)):
@@ -147,7 +156,7 @@ def test_a_broken_kernel_is_caught(mistake: str, tmp_path: Path, monkeypatch: py
 
 def test_broken_spikes_words_and_remainders_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A spike that enters v whole, words that repeat along a tensor, a remainder of the wrong sign: each is seen."""
-    builds = [build(tmp_path / str(i), "-O1", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={i}") for i in (5, 6, 7)]
+    builds = [build(tmp_path / str(i), "-O0", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={i}") for i in (5, 6, 7)]
     generator = torch.Generator().manual_seed(5)
 
     def capped() -> bool:

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rmsprop import RMSprop
 from rmsprop.kernels import eager
 from rmsprop.spec import random_key
+from rmsprop.step import Stepper
 from rmsprop.tensors import nonfinite
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.nonfinite import Guard
@@ -208,7 +209,7 @@ def trained(steps: Callable[[int], int | None], **words: object) -> tuple[list[T
 def test_skips_change_nothing_about_the_gpu_kernels_run(triton, words, planned, monkeypatch) -> None:  # noqa: ARG001
     """Bad batches between good ones: parameters, state, counters and random bits are the run's without them."""
     if not planned:
-        monkeypatch.setattr(RMSprop, "_make_plan", lambda *_: None)
+        monkeypatch.setattr(Stepper, "_make_plan", lambda *_: None)
     expected, _ = trained(lambda _t: None, **words)
     got, optimizer = trained(lambda t: t % 3 if t in (0, 2, 3, 7) else None, nonfinite="skip", **words)
     assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))

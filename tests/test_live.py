@@ -8,6 +8,7 @@ import numpy as np
 import oracles
 import pytest
 import torch
+from cases import covering
 from torch import nn
 
 from rmsprop import RMSprop
@@ -111,7 +112,7 @@ def test_timms_state_dict_brings_its_switches():
 
 OPTAX = [
     dict(decay=0.9, eps=eps, centered=centered, momentum=momentum, nesterov=nesterov, **switches)
-    for eps, centered, (momentum, nesterov), switches in product(
+    for eps, centered, (momentum, nesterov), switches in covering(
         (1e-8, 1e-2),
         (False, True),
         ((None, False), (0.9, False), (0.9, True)),

@@ -4,14 +4,14 @@ import copy
 
 import pytest
 import torch
-from cases import CASES, as64
+from cases import CASES, TABLE, as64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 from rmsprop import RMSprop, functional
 
-cases = st.sampled_from(CASES)
+cases = st.sampled_from(TABLE)
 seeds = st.integers(0, 2**31)
 shapes = st.lists(st.lists(st.integers(0, 9), max_size=3).map(tuple), min_size=1, max_size=5)
 relaxed = settings(max_examples=60, deadline=None)
@@ -195,7 +195,7 @@ def test_the_functional_form_has_torchs_name_and_order(name):
 
 def test_a_run_of_complex_numbers_is_two_runs_of_reals():
     """Real and imaginary parts do not meet."""
-    for case in CASES[::41]:
+    for case in CASES[::2]:
         start = torch.randn(6, dtype=torch.complex128)
         grads = [torch.randn(6, dtype=torch.complex128) for _ in range(3)]
         params, optimizer = build(case, [start])

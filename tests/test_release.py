@@ -675,43 +675,6 @@ def test_distributed_checkpoints_read_and_write_its_state() -> None:
         assert torch.equal(p, r)
 
 
-def _sharded(rank: int, store: str) -> None:
-    """One of two processes: fully_shard's parameters, stepped in backward and afterwards."""
-    from torch.distributed.fsdp import fully_shard
-
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    found = []
-    for early in (False, True):
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 7), nn.Tanh(), nn.Linear(7, 1))  # uneven
-        for layer in (model[0], model[2], model[4], model):
-            fully_shard(layer)
-        made = step_in_backward if early else lambda m, **settings: RMSprop(m.named_parameters(), **settings)
-        optimizer = made(model, lr=0.01, momentum=0.5)
-        for t in range(6):
-            optimizer.zero_grad()
-            for i in range(2):
-                wait = t > 2 and early  # for the second pass: by our block, or by keeping gradients unreduced
-                model.set_requires_gradient_sync(wait or i == 1)
-                with optimizer.accumulate(i == 0) if wait else nullcontext():
-                    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(4 * t + 2 * i + rank))
-                    model(x).square().sum().backward()
-            left = [p.grad for p in model.parameters() if p.grad is not None]
-            assert not (early and left)
-            optimizer.step()
-        state = [value.full_tensor() for p in model.parameters() for value in list(optimizer.state[p].values())[1:]]
-        found.append([p.full_tensor() for p in model.parameters()] + state)
-    for whole, part in zip(*found, strict=True):
-        torch.testing.assert_close(whole, part, rtol=1e-5, atol=1e-6)
-    torch.distributed.destroy_process_group()
-
-
-def test_fully_sharded_parameters_step_in_backward(tmp_path: Path) -> None:
-    """FSDP2 calls our hooks when a shard's gradient is reduced: two processes train as with an ordinary one."""
-    torch.multiprocessing.spawn(_sharded, (str(tmp_path / "store"),), nprocs=2)
-
-
 def test_the_docstrings_example_is_true() -> None:
     """step_in_backward's docstring runs."""
     import doctest

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cases import mostly_long
 
 from rmsprop.kernels import native
 
@@ -16,7 +17,7 @@ from test_checkpoint import same
 from rmsprop import checkpoint
 
 
-@pytest.mark.parametrize("backend", ["eager", "cpu", "triton"])
+@pytest.mark.parametrize("backend", mostly_long(["cpu", "eager", "triton"], lambda _, backend: backend == "cpu"))
 def test_a_resumed_run_is_the_run(backend, tmp_path):
     """Weights, state, schedule and scale end as if nothing had happened."""
     if backend == "cpu" and isinstance(native.load(), str):

@@ -21,7 +21,7 @@ from rmsprop import RMSprop
 pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
 
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-STARTS = [pytest.param("fork", marks=FORK), "spawn"]
+STARTS = [pytest.param("fork", marks=FORK), pytest.param("spawn", marks=pytest.mark.long)]
 EVERYTHING = dict(momentum=0.9, centered=True, square_avg_init=1.0, lr=0.01)
 
 
@@ -275,14 +275,15 @@ def test_several_processes_step_at_once_without_locks(size: int) -> None:
 
 
 @FORK
-def test_the_example_learns() -> None:
-    """Two workers of examples/a3c_cartpole.py balance the pole for longer than chance, 22 steps, within seconds."""
+@pytest.mark.parametrize("episodes", [12, pytest.param(120, marks=pytest.mark.long)])
+def test_the_example_learns(episodes: int) -> None:
+    """Two workers of examples/a3c_cartpole.py play; in 120 episodes they learn to balance longer than by chance."""
     script = Path(__file__).parents[1] / "examples" / "a3c_cartpole.py"
-    asked = ["--episodes", "120", "--workers", "2", "--start", "fork"]
+    asked = ["--episodes", str(episodes), "--workers", "2", "--start", "fork"]
     done = subprocess.run(
         [sys.executable, str(script), *asked], capture_output=True, text=True, timeout=120, check=True
     )
     lines = re.findall(r"^ *(\d+) episodes: the last (\d+) returned (\d+) on average$", done.stdout, re.MULTILINE)
-    assert [int(episodes) for episodes, *_ in lines] == list(range(12, 121, 12))
-    assert float(lines[-1][2]) > 40
+    assert [int(episodes) for episodes, *_ in lines] == list(range(12, episodes + 1, 12))
+    assert float(lines[-1][2]) > (40 if episodes == 120 else 0)
     assert re.search(r"^greedy policy: \d+ of 500$", done.stdout, re.MULTILINE)

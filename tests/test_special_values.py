@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cases import CASES, DTYPES, Case, as64, within
+from cases import CASES, DTYPES, Case, as64, mostly_long, within
 from runs import Run
 from torch import nn
 
@@ -18,7 +18,7 @@ NAMES = [backend.name for backend in BACKENDS if backend.name != "triton"]
 
 @pytest.mark.parametrize("backend", NAMES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES[::13], ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_nan_and_inf_gradients_pass_where_the_reference_lets_them(case, dtype, backend):
     """NaN in, NaN out, at the same elements, and nowhere else."""
     run = Run(case, dtype, backend=backend)
@@ -56,7 +56,7 @@ def test_small_gradients_of_half_precision_take_ordinary_steps(dtype, backend):
 
 
 @pytest.mark.parametrize("backend", NAMES)
-@pytest.mark.parametrize("relative", [1e-3, 3e-4, 1e-4])
+@pytest.mark.parametrize("relative", mostly_long([1e-3, 3e-4, 1e-4], lambda i, _: i == 0))
 def test_a_variance_that_rounds_below_zero_is_zero(relative, backend):
     """Centered, with gradients that hardly vary: finite for 2000 steps (torch: NaN from step 1359)."""
     p = nn.Parameter(torch.zeros(2000))
@@ -90,7 +90,7 @@ def test_a_clamped_variance_is_the_references(backend):
 )
 def test_extreme_gradients_are_the_references_while_squares_fit(scale, dtype, backend):
     """Gradients of any size whose squares are normal numbers in the dtype."""
-    for case in CASES[::97]:
+    for case in CASES[::5]:
         if case.rule.centered:
             continue
         case = Case(case.rule, replace(case.hyper, eps=scale * 1e-3, weight_decay=0.0))

@@ -7,6 +7,7 @@ import textwrap
 
 import pytest
 import torch
+from cases import mostly_long
 
 from rmsprop.kernels import native
 
@@ -16,7 +17,7 @@ SECONDS = 120
 
 def _alone(script: str, timeout: int = SECONDS) -> str:
     """What a script prints in a process of its own, with two threads; it is killed where it hangs."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         timeout=timeout,
@@ -30,7 +31,7 @@ def _alone(script: str, timeout: int = SECONDS) -> str:
 
 @compiled
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor does not flush subnormal numbers")
-@pytest.mark.parametrize("early", [False, True], ids=["pool before", "pool after"])
+@pytest.mark.parametrize("early", mostly_long([False, True], lambda i, _: i == 0), ids=["pool before", "pool after"])
 def test_flushed_subnormal_numbers_do_not_follow_the_threads(early):
     """torch.set_flush_denormal holds for its thread; the kernel's threads compute as the one that called it."""
     said = _alone(f"""
@@ -149,10 +150,11 @@ def _in_forked_children(script: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_every_step_is_taken_in_a_forked_child():
+@pytest.mark.parametrize("settings", [STEPS[1:6:4], pytest.param(STEPS, marks=pytest.mark.long)], ids=["two", "all"])
+def test_every_step_is_taken_in_a_forked_child(settings):
     """First steps, and steps after a plan, guarded, clipped, in torch's operators: bitwise the parent's."""
     _in_forked_children(f"""
-        for settings in {STEPS!r}:
+        for settings in {settings!r}:
             for bad in (False, True) if settings == dict(nonfinite="skip") else (False,):
                 params, optimizer = made(settings, bad)
                 print(settings, bad, "new", in_child(steps, params, optimizer), flush=True)

@@ -5,6 +5,7 @@ import itertools
 
 import pytest
 import torch
+from cases import covering, mostly_long
 from torch.testing import assert_close
 
 from rmsprop import RMSprop
@@ -15,10 +16,18 @@ SHAPES = ((3, 4), (7,), (), (0,), (2, 3, 5, 5), (65,))
 IMPLEMENTATIONS = [(name, foreach) for name in ("auto", "eager") for foreach in (None, True, False)]
 BACKEND_NAMES = ("auto", "eager", *(b.name for b in BACKENDS if b.name not in ("eager", "triton")))
 
-COMBINATIONS = [
-    dict(centered=centered, momentum=momentum, weight_decay=wd, maximize=maximize)
-    for centered, momentum, wd, maximize in itertools.product((False, True), (0, 0.9), (0, 0.05), (False, True))
-]
+SETTINGS = {"centered": (False, True), "momentum": (0, 0.9), "weight_decay": (0, 0.05), "maximize": (False, True)}
+COMBINATIONS = [dict(zip(SETTINGS, values, strict=True)) for values in itertools.product(*SETTINGS.values())]
+
+
+def pairs_with(*others):
+    """Settings beside values of the others, every pair of any two at least once."""
+    rows = covering(*SETTINGS.values(), *others)
+    return [(dict(zip(SETTINGS, row, strict=False)), *row[len(SETTINGS) :]) for row in rows]
+
+
+WAYS = [*IMPLEMENTATIONS, *((name, None) for name in BACKEND_NAMES[2:])]
+FLOAT64_PAIRS = pairs_with(WAYS, (False, True))
 
 # float32, after 50 steps of at most 0.1 with lr changing: the difference that other roundings may make.
 FLOAT32 = dict(rtol=3e-6, atol=3e-6)
@@ -57,11 +66,16 @@ def run(steps, optimizers, lists, start=0):
             optimizer.step()
 
 
-@pytest.mark.parametrize(("backend", "foreach"), [*IMPLEMENTATIONS, *((name, None) for name in BACKEND_NAMES[2:])])
-@pytest.mark.parametrize("tensor_lr", [False, True], ids=["float-lr", "tensor-lr"])
-@pytest.mark.parametrize("settings", COMBINATIONS, ids=str)
-def test_float64_agrees_to_1e12(settings, foreach, tensor_lr, backend):
+@pytest.mark.parametrize(
+    ("settings", "way", "tensor_lr"),
+    mostly_long(
+        itertools.product(COMBINATIONS, WAYS, (False, True)), lambda _, case: case in FLOAT64_PAIRS, unpack=True
+    ),
+    ids=str,
+)
+def test_float64_agrees_to_1e12(settings, way, tensor_lr):
     """50 steps with lr changing agree to 1e-12 relative, state and parameters."""
+    backend, foreach = way
     ours, theirs = twins()
     lr = torch.tensor(0.01, dtype=torch.float64) if tensor_lr else 0.01
     a = RMSprop(ours, lr=copy.copy(lr), foreach=foreach, backend=backend, **settings)
@@ -74,8 +88,7 @@ def test_float64_agrees_to_1e12(settings, foreach, tensor_lr, backend):
             assert_close(a.state[p][name], value, rtol=1e-12, atol=1e-14, check_dtype=name != "step")
 
 
-@pytest.mark.parametrize("backend", BACKEND_NAMES)
-@pytest.mark.parametrize("settings", COMBINATIONS, ids=str)
+@pytest.mark.parametrize(("settings", "backend"), pairs_with(BACKEND_NAMES), ids=str)
 def test_float32_agrees_within_the_frozen_bound(settings, backend):
     """50 steps with lr changing agree to a few units in the last place of what was moved."""
     ours, theirs = twins(torch.float32)
@@ -96,8 +109,7 @@ def test_capturable_agrees_with_the_ordinary_step(settings):
         assert_close(p, q, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
-@pytest.mark.parametrize("settings", COMBINATIONS, ids=str)
+@pytest.mark.parametrize(("settings", "dtype"), pairs_with([torch.complex64, torch.complex128]), ids=str)
 def test_complex_parameters_are_pairs_of_reals(settings, dtype):
     """Real and imaginary parts step as independent numbers, as torch steps them."""
     ours, theirs = twins(dtype)
@@ -107,8 +119,7 @@ def test_complex_parameters_are_pairs_of_reals(settings, dtype):
         assert_close(p, q, **(FLOAT32 if dtype == torch.complex64 else dict(rtol=1e-12, atol=1e-14)))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("settings", COMBINATIONS, ids=str)
+@pytest.mark.parametrize(("settings", "dtype"), pairs_with([torch.float32, torch.float64]), ids=str)
 def test_switching_in_the_middle_equals_the_unswitched_run(settings, dtype):
     """torch's optimizer, then ours, then torch's again, through state_dict: the same run."""
     ours, theirs = twins(dtype)

@@ -19,6 +19,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import torch
+from cases import mostly_long
 from torch import nn
 
 from rmsprop.conversion.file import prepare, read_checkpoint
@@ -377,7 +378,9 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize(
+    "name", mostly_long(BOMBS, lambda _, name: name not in ("a long int as key", "dicts of one list", "deep lists"))
+)
 def test_memory_is_linear_in_the_pickle_size(tmp_path, name):
     """Wrong counts, nesting, sharing and endless copies are refused, or take at most 100 bytes per byte of pickle."""
     path = archived(tmp_path / "x.pt", BOMBS[name])
@@ -403,7 +406,10 @@ def test_the_class_of_a_required_object_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     "settings",
-    [{"dialect": 60}, {"lr": 60}, {"alpha": 60}, {"eps": 60}, {"note": 60}, {"momentum": 60}],
+    mostly_long(
+        [{"dialect": 60}, {"lr": 60}, {"alpha": 60}, {"eps": 60}, {"note": 60}, {"momentum": 60}],
+        lambda i, _: i in (1, 4),
+    ),
     ids=str,
 )
 def test_a_hostile_setting_is_not_compared_or_printed_whole(tmp_path, settings):

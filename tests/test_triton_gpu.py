@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from rmsprop import RMSprop, kernels
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.spec import Hyper, Rule
+from rmsprop.step import Stepper
 from rmsprop.tensors.bucket import Bucket
 
 pytestmark = [
@@ -326,7 +327,7 @@ def no_synchronisation() -> Iterator[None]:
 def test_no_step_waits_for_the_device(settings: dict, planned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither with a plan nor without, for any lr, even when every gradient moves."""
     if not planned:
-        monkeypatch.setattr(RMSprop, "_make_plan", lambda *_: None)
+        monkeypatch.setattr(Stepper, "_make_plan", lambda *_: None)
     for lr in (0.01, torch.tensor(0.01), torch.tensor(0.01, device="cuda")):
         params = [nn.Parameter(torch.ones(n, device="cuda")) for n in (5, 9000)]
         optimizer = RMSprop(params, lr=lr, backend="triton", **settings)

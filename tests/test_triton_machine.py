@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
-from cpu_parity import ALL_SWITCHES, BF16, BOUND, F16, F32, F64, TYPES, copied, rules, tensors, worst
+from cases import mostly_long
+from cpu_parity import BF16, BOUND, EVERY, F16, F32, F64, TYPES, copied, tensors, worst
 from ptx_machine import COMPILER, Launcher, kept, machine, translate
 from test_half import check_written, rounded_as, twin
 from torch import Tensor, nn
@@ -29,7 +31,6 @@ pytestmark = [
 
 KERNELS = triton.load()
 SIZES = (0, 1, 1000, triton.BLOCK, 2 * triton.BLOCK + 5)
-EVERY = tuple(case for switches in ALL_SWITCHES for case in rules(*switches))
 FULL = Rule(centered=True, momentum=True, nesterov=True, bias_correction=True)
 FULL_HYPER = Hyper(lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8, weight_decay=0.05)
 ALL_TYPES = pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0]}-{t[1]}".replace("torch.", ""))
@@ -88,8 +89,12 @@ def cpus(rule: Rule, hyper: Hyper, before: Bucket) -> Bucket:
     return other
 
 
-@pytest.mark.parametrize("capturable", [False, True])
-@ALL_TYPES
+# a kernel is compiled for each: a few in `make test`
+@pytest.mark.parametrize(
+    ("types", "capturable"),
+    mostly_long(product(TYPES, (False, True)), lambda i, _: i in (0, 7, 8, 19), unpack=True),
+    ids=str,
+)
 def test_one_step_is_the_references_and_the_cpu_kernels(types: tuple, capturable: bool, gpu) -> None:
     """Rules dealt out over the dtypes, tails and no elements: within the frozen bound, and the CPU kernel's bits."""
     begin = TYPES.index(types) + len(TYPES) * capturable
@@ -102,7 +107,11 @@ def test_one_step_is_the_references_and_the_cpu_kernels(types: tuple, capturable
         assert identical(here, cpus(rule, hyper, before)), (rule, hyper)
 
 
-@pytest.mark.parametrize("types", [(F32, F32), (BF16, F32), (F16, F16)], ids=["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "types",
+    mostly_long([(BF16, F32), (F32, F32), (F16, F16)], lambda i, _: i == 0),
+    ids=str,
+)
 def test_an_a100_computes_the_same(types: tuple, gpu) -> None:
     """The code for sm_80 has other instructions, and the same bits; NaN and infinity come out where they belong."""
     before = tensors(FULL, types, (1, 5000, 3), seed=4)
@@ -114,9 +123,15 @@ def test_an_a100_computes_the_same(types: tuple, gpu) -> None:
     assert identical(cpus(FULL, FULL_HYPER, before), here)
 
 
-@pytest.mark.parametrize("how", [(True, False), (False, True), (True, True)], ids=["stochastic", "rest", "both"])
-@pytest.mark.parametrize("types", [(BF16, F32), (F16, F16)], ids=["bfloat16", "float16"])
-@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize(
+    ("how", "types", "capturable"),
+    mostly_long(
+        product([(True, True), (True, False), (False, True)], [(BF16, F32), (F16, F16)], [False, True]),
+        lambda i, _: i in (0, 3),  # both, in both dtypes, counted here and there
+        unpack=True,
+    ),
+    ids=str,
+)
 def test_half_precision_is_rounded_with_the_references_bits(types: tuple, how: tuple, capturable: bool, gpu) -> None:
     """Of the kernel's own float32 step, spikes bounded; and the CPU kernel's bits."""
     rule, hyper = Rule(momentum=True, centered=True), Hyper(0.03, 0.9, 1e-3, 0.8, max_update=1.5)

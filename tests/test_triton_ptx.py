@@ -6,12 +6,13 @@ import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cases import bucket_of
+from cases import bucket_of, mostly_long
 from ptx_machine import Launcher, kept, machine, triton
 
 from rmsprop.kernels import triton as backend
@@ -81,11 +82,18 @@ def operations(ptx: str) -> Counter[str]:
     return Counter(re.findall(r"^\s+(?:@!?%\w+\s+)?([a-z][a-z0-9_]*\.[\w.:]+)", ptx, re.M))
 
 
-@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize(
-    ("types", "capability"),
-    [*((types, 90) for types in TYPES), *((types, 80) for types in TYPES[:2])],
-    ids=lambda x: str(x) if isinstance(x, int) else f"{x[0]}-{x[1]}".replace("torch.", ""),
+    ("rule", "types", "capability"),
+    mostly_long(
+        (
+            (rule, types, capability)
+            for types, capability in [*((types, 90) for types in TYPES), *((types, 80) for types in TYPES[:2])]
+            for rule in RULES
+        ),
+        lambda i, _: i % 9 == 0,  # other rules beside other types
+        unpack=True,
+    ),
+    ids=lambda x: f"{x[0]}-{x[1]}".replace("torch.", "") if isinstance(x, tuple) else str(x),
 )
 def test_memory_is_read_16_bytes_at_once_and_nowhere_else(types: tuple, rule: str, capability: int) -> None:
     """Full blocks move in the widest accesses there are; no thread hands anything to another or to local memory."""
@@ -108,8 +116,13 @@ def test_memory_is_read_16_bytes_at_once_and_nowhere_else(types: tuple, rule: st
     assert built.metadata.shared == 0
 
 
-@pytest.mark.parametrize("rounding", ROUNDINGS)
-@pytest.mark.parametrize("types", [(BF16, F32), (F16, F16)], ids=["bfloat16-float32", "float16-float16"])
+@pytest.mark.parametrize(
+    ("types", "rounding"),
+    mostly_long(
+        product([(BF16, F32), (F16, F16)], ROUNDINGS), lambda _, case: case == ((BF16, F32), "both"), unpack=True
+    ),
+    ids=str,
+)
 def test_other_roundings_read_16_bytes_at_once_too(types: tuple, rounding: str) -> None:
     """Random bits are made in registers; a remainder costs one more read and write, as wide as the others."""
     wide = {}
@@ -126,6 +139,7 @@ def test_other_roundings_read_16_bytes_at_once_too(types: tuple, rounding: str) 
     assert wide[ROUNDINGS[rounding]] == wide[False, False] + (more if ROUNDINGS[rounding][1] else Counter())
 
 
+@pytest.mark.long
 def test_what_is_off_costs_nothing() -> None:
     """Without bound, random bits and remainder the code has no instruction of theirs; each of them adds its own."""
 
@@ -145,7 +159,7 @@ def test_what_is_off_costs_nothing() -> None:
     assert both[2] > words[2]
 
 
-@pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0]}-{t[1]}".replace("torch.", ""))
+@pytest.mark.parametrize("types", mostly_long(TYPES, lambda i, _: i in (1, 6)), ids=str)
 def test_rounding_is_ieee(types: tuple) -> None:
     """Root and division round to nearest, subnormals are kept, products are fused into sums where the source says.
 
@@ -164,7 +178,7 @@ def test_rounding_is_ieee(types: tuple) -> None:
         assert inexact <= libdevice
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", mostly_long(RULES, lambda _, rule: rule == "full"))
 def test_registers_suffice(rule: str, tmp_path: Path) -> None:
     """Nothing spills, and 16 warps fit a multiprocessor, but for the rule that has everything.
 
@@ -194,12 +208,16 @@ def h100() -> Iterator[type[Launcher]]:
 
 @pytest.mark.parametrize(
     ("scaled", "dtype", "how"),
-    [
-        (False, F32, (False, False)),
-        (True, F32, (False, False)),
-        (False, BF16, (True, True)),
-        (True, F16, (True, True)),
-    ],
+    mostly_long(
+        [
+            (False, F32, (False, False)),
+            (True, F32, (False, False)),
+            (False, BF16, (True, True)),
+            (True, F16, (True, True)),
+        ],
+        lambda i, _: i in (0, 3),
+        unpack=True,
+    ),
 )
 def test_a_launch_compiles_to_the_same(
     scaled: bool, dtype: torch.dtype, how: tuple[bool, bool], h100: type[Launcher]
@@ -223,8 +241,9 @@ def test_a_launch_compiles_to_the_same(
     assert expected.metadata.num_warps * 32 == launches[-1].kernel.threads
 
 
-@pytest.mark.parametrize("rule", ["plain", "full"])
-@pytest.mark.parametrize("capturable", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "capturable"), mostly_long(product(["plain", "full"], [False, True]), lambda i, _: i == 3, unpack=True)
+)
 def test_later_launches_skip_tritons_search(rule: str, capturable: bool, h100: type[Launcher]) -> None:
     """They hand the driver what Triton's own way does, with today's numbers; other dtypes get a kernel of theirs."""
     one = torch.ones(5)
