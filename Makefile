@@ -55,7 +55,7 @@ bench-gpu: $(VENV)/ready
 	$(BIN)/python bench/gpu.py
 
 sanitize: $(VENV)/ready
-	tests/sanitize.sh $(abspath $(BIN))/python
+	tests/tools/sanitize.sh $(abspath $(BIN))/python
 
 fuzz: $(VENV)/ready $(FUZZERS)/ready
 	$(BIN)/python fuzz/convert.py --count 100000
@@ -73,10 +73,10 @@ fuzz-native:
 	CLANG="$(CLANG)" fuzz/native.sh 60
 
 kill-test: $(VENV)/ready
-	$(BIN)/python tests/kill_and_resume.py --kills 200
+	$(BIN)/python tests/tools/kill_and_resume.py --kills 200
 
 wheel: $(VENV)/ready
-	tests/check_wheel.sh $(abspath $(BIN))/python
+	tests/tools/check_wheel.sh $(abspath $(BIN))/python
 
 $(TRAINERS)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -m venv $(TRAINERS)

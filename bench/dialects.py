@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "tests"))
+sys.path.insert(0, str(HERE.parent / "tests" / "tools"))
 
 import oracles  # noqa: E402
 import pass_marks  # noqa: E402

@@ -18,7 +18,7 @@ from rmsprop.bench import cpu
 from rmsprop.kernels import triton as backend
 from rmsprop.kernels.triton_plan import DevicePlan
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "tools"))
 from ptx_machine import Driver
 
 SETTINGS: dict[str, dict[str, Any]] = {

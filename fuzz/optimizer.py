@@ -32,7 +32,7 @@ import torch
 from convert import BATCH, LONGEST, fence, hurt, in_children
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "tools"))
 from cases import BUDGET, Case, as64, errors, state64
 
 import rmsprop

@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 import torch
 from cases import mostly_long
+from paths import DOCS
 
 from rmsprop.dialects import DIALECTS, UNFIT
 
-DOCS = Path(__file__).parents[1] / "docs"
 sys.path.insert(0, str(DOCS))
 
-import build  # noqa: E402
-import claims  # noqa: E402
-import trainers_page  # noqa: E402
+import build
+import claims
+import trainers_page
 
 PAGES = sorted(DOCS.rglob("*.md"))
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)

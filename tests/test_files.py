@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import CHECKPOINTS
 from typer.testing import CliRunner
 
 from rmsprop import checkpoint, files
@@ -20,7 +21,7 @@ from rmsprop.cli import app
 from rmsprop.conversion.file import prepare, recognize, write, writer
 from rmsprop.files import write_whole
 
-HERE = Path(__file__).parent / "checkpoints"
+HERE = CHECKPOINTS
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits, modes and signals of POSIX")
 
 

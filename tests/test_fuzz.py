@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
-DRIVER = Path(__file__).parent.parent / "fuzz" / "optimizer.py"
+DRIVER = ROOT / "fuzz" / "optimizer.py"
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="the driver forks")

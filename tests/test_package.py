@@ -4,13 +4,12 @@ import ast
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from paths import ROOT
 
 import rmsprop
 
-ROOT = Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "src" / "rmsprop").rglob("*.py"))
 HEAVY = ("matplotlib", "plotly", "rich", "typer", "sklearn", "PIL", "pandas", "torch._dynamo", "torch._inductor")
 

@@ -15,7 +15,7 @@
 #define RMSPROP_PREFETCH_READ(address) (void)(address)
 #endif
 
-// Mistakes that tests/test_cpu_builds.py compiles in, to see that the parity tests notice.
+// Mistakes that tests/kernels/test_cpu_builds.py compiles in, to see that the parity tests notice.
 #ifndef RMSPROP_BREAK
 #define RMSPROP_BREAK 0
 #endif

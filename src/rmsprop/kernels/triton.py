@@ -1,7 +1,7 @@
 """The nine lines as one launch over all tensors of a bucket on an NVIDIA GPU: triton_kernel.py.
 
 No GPU has run it yet: it computes the reference's numbers under Triton's interpreter, and its PTX for sm_80 and
-sm_90, run on a CPU, the CPU kernel's bits (tests/ptx_machine.py); bench/gpu.py checks and times it on a GPU.
+sm_90, run on a CPU, the CPU kernel's bits (tests/tools/ptx_machine.py); bench/gpu.py checks and times it on a GPU.
 """
 
 import math
