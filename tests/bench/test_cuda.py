@@ -40,9 +40,9 @@ RESULTS = [
 
 def invoke(*words: str) -> tuple[int, str]:
     """Return the command's exit code and output. The import is local, because bench/gpu.py does not need the CLI."""
-    import test_cli
+    import commands
 
-    return test_cli.invoke(*words)
+    return commands.invoke(*words)
 
 
 def event(name: str, device: str = "CPU") -> SimpleNamespace:

@@ -14,6 +14,7 @@ from enum import IntEnum
 import numpy as np
 import pytest
 import torch
+from nested import same
 from paths import DOCS, TESTS
 from torch import nn
 
@@ -23,25 +24,6 @@ from rmsprop.checkpoint import packing
 safetensors_torch = pytest.importorskip(
     "safetensors.torch", reason="safetensors is not installed, and checkpoints need it"
 )
-
-
-def same(one, other):
-    """Whether two nested values are of the same kinds and have the same bits."""
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, torch.Tensor):
-        if (one.dtype, one.shape) != (other.dtype, other.shape):
-            return False
-        a, b = (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in (one, other))
-        return bool((a.contiguous().view(-1).view(torch.uint8) == b.contiguous().view(-1).view(torch.uint8)).all())
-    if isinstance(one, dict):
-        ordered = isinstance(one, OrderedDict) and list(one) != list(other)
-        return not ordered and one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(same, one, other))
-    if isinstance(one, np.ndarray | np.generic):
-        return one.dtype == other.dtype and one.tobytes() == other.tobytes()
-    return repr(one) == repr(other)
 
 
 def run():

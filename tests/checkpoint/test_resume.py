@@ -11,8 +11,8 @@ from rmsprop.kernels import native
 
 pytest.importorskip("safetensors", reason="safetensors is not installed, and checkpoints need it")
 
+from nested import same
 from resumed import AFTER, BEFORE, begin, cases, end, stepping, train
-from test_checkpoint import same
 
 from rmsprop import checkpoint
 

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from commands import invoke
 from paths import CHECKPOINTS
 from typer.testing import CliRunner
 
@@ -13,12 +14,6 @@ from rmsprop.cli import app
 from rmsprop.cli.dialects import show
 from rmsprop.dialects import DIALECTS, UNFIT
 from rmsprop.dialects.describe import describe
-
-
-def invoke(*words):
-    """Return the command's exit code and output, on a wide terminal."""
-    result = CliRunner().invoke(app, list(words), env={"COLUMNS": "200", "TERM": "dumb"})
-    return result.exit_code, result.output
 
 
 def test_every_command_has_help_with_examples():

@@ -9,8 +9,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from test_convert_files import HERE
-from test_convert_places import MODEL, STATE
+from paths import CHECKPOINTS as HERE
+from saved import MODEL, STATE
 
 from rmsprop.conversion import Unreadable
 from rmsprop.conversion.file import read_checkpoint

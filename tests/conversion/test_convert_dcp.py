@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
-from test_convert_places import FLAT, MODEL, NAMED, STATE
+from saved import FLAT, MODEL, NAMED, STATE
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 

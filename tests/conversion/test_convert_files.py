@@ -11,8 +11,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from commands import invoke
 from paths import CHECKPOINTS
-from test_cli import invoke
+from saved import resaved
 
 from rmsprop import DIALECTS, RMSprop
 from rmsprop.conversion import Checkpoint, Unreadable
@@ -512,14 +513,6 @@ class Evil:
 
     def __reduce__(self):
         return (print, ("this ran",))
-
-
-def resaved(source, out, change):
-    """An archive with `change(name, data)` applied to its members, stored, with sound checksums."""
-    with zipfile.ZipFile(source) as old, zipfile.ZipFile(out, "w") as new:
-        for name in old.namelist():
-            new.writestr(zipfile.ZipInfo(name), change(name, old.read(name)))
-    return out
 
 
 def test_a_pickle_that_needs_code_is_refused_and_never_run(tmp_path, capsys):

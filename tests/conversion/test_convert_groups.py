@@ -1,7 +1,7 @@
 """Parameters without state, outside the optimizer, tied or unnamed, in the report and in OUT."""
 
 import torch
-from test_convert_places import net, trained
+from saved import net, trained
 
 from rmsprop import RMSprop
 from rmsprop.conversion.file import prepare, write, writer

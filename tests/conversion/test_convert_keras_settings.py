@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from bundles import write_table
-from test_cli import invoke
-from test_convert_formats import HERE
+from commands import invoke
+from paths import CHECKPOINTS as HERE
 
 from rmsprop import RMSprop
 from rmsprop.conversion import Unreadable

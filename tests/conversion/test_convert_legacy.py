@@ -7,8 +7,8 @@ import struct
 import numpy as np
 import pytest
 import torch
-from test_convert_files import HERE, resaved
-from test_convert_places import MODEL, STATE
+from paths import CHECKPOINTS as HERE
+from saved import MODEL, STATE, resaved
 
 from rmsprop.conversion import Unreadable
 from rmsprop.conversion.file import prepare, read_checkpoint, recognize

@@ -12,9 +12,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from commands import invoke
 from oracles import _folder
 from paths import CHECKPOINTS
-from test_cli import invoke
 
 from rmsprop import RMSprop
 from rmsprop.conversion import Unreadable

@@ -16,8 +16,8 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from test_cli import invoke
-from test_convert_places import MODEL, STATE, trained
+from commands import invoke
+from saved import MODEL, STATE, trained
 
 from rmsprop import RMSprop
 from rmsprop.conversion import Unreadable

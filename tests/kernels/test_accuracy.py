@@ -1,6 +1,6 @@
 """Against the float64 reference our error is no larger than torch.optim.RMSprop's, in every case that torch computes.
 
-Both take each step from the same parameter and state, with lr changing. Errors are counted as in tests/tools/cases.py.
+Both take each step from the same parameter and state, as lr changes. Errors are counted as in tests/tools/cases.py.
 """
 
 from itertools import product

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 import torch
 from cases import mostly_long
-from cpu_parity import BOUND, F32, F64, SIZES, TYPES, copied, rules, stepped, tensors, worst
-from test_half import check_written, rounded_as, twin
-from test_max_update import spiked
+from cpu_parity import BOUND, F32, F64, SIZES, TYPES, copied, rules, spiked, stepped, tensors, worst
+from halves import check_written, rounded_as, twin
 
 import rmsprop
 from rmsprop.kernels import cpu, native

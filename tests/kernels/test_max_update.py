@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from cpu_parity import BOUND, COVERING, EVERY, F32, F64, TYPES, copied, rules, tensors, worst
+from cpu_parity import BOUND, COVERING, EVERY, F32, F64, TYPES, copied, rules, spiked, tensors, worst
 from torch import nn
 
 from rmsprop import RMSprop, functional, reference
@@ -20,17 +20,6 @@ SIZES = (0, 1, 7, 33, 200)
 
 # As BOUND, in units in the last place at the largest term; plain torch in float64: measured 4.0.
 EAGER_BOUND = 4.5
-
-
-def spiked(rule: Rule, types: tuple[torch.dtype, torch.dtype], seed: int):
-    """A bucket in which every third gradient is a spike, and every seventh average has not begun."""
-    bucket = tensors(rule, types, SIZES, seed)
-    for g, v in zip(bucket.grad, bucket.slots["square_avg"], strict=True):
-        g[::3] *= 40  # and not so large that its square overflows in float16 state
-        v[::7] = 0
-    for m in bucket.slots["grad_avg"]:
-        m[::7] = 0
-    return bucket
 
 
 @pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)

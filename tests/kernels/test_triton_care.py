@@ -8,8 +8,8 @@ import pytest
 import torch
 from cases import bucket_of
 from cpu_parity import BF16, BOUND, COVERING, EVERY, F16, F32, TYPES, copied, tensors, worst
+from halves import KINDS, SCALE, SEED, check_written, rounded_as, twin
 from interpreted import BLOCK, SOURCE, interpreter, kernel_module
-from test_half import KINDS, SCALE, SEED, check_written, rounded_as, twin
 from torch import Tensor, nn
 
 from rmsprop import RMSprop, kernels, reference

@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import bucket_of
 from cpu_parity import ALL_SWITCHES, BF16, BOUND, F16, F32, TYPES, copied, rules, tensors, worst
-from test_half import check_written, rounded_as, twin
+from halves import check_written, rounded_as, twin
 from torch import Tensor, nn
 
 from rmsprop import RMSprop, kernels

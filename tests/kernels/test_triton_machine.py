@@ -13,8 +13,8 @@ import pytest
 import torch
 from cases import mostly_long
 from cpu_parity import BF16, BOUND, EVERY, F16, F32, F64, TYPES, copied, tensors, worst
+from halves import check_written, rounded_as, twin
 from ptx_machine import COMPILER, Launcher, kept, machine, translate
-from test_half import check_written, rounded_as, twin
 from torch import Tensor, nn
 
 from rmsprop import RMSprop, kernels

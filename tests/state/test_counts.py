@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from cpu_parity import BF16, F32, copied, tensors
-from test_half import SEED, check_written, compiled, rounded_as, twin
+from halves import SEED, check_written, compiled, rounded_as, twin
 from torch import nn
 
 from rmsprop import RMSprop, reference

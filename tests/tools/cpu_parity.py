@@ -199,6 +199,17 @@ def stepped(rule: Rule, hyper: Hyper, bucket: Bucket) -> float:
     return worst(rule, hyper, before, bucket)
 
 
+def spiked(rule: Rule, types: tuple[torch.dtype, torch.dtype], seed: int) -> Bucket:
+    """Return a bucket in which every third gradient is a spike, and every seventh average has not begun."""
+    bucket = tensors(rule, types, (0, 1, 7, 33, 200), seed)
+    for g, v in zip(bucket.grad, bucket.slots["square_avg"], strict=True):
+        g[::3] *= 40  # and not so large that its square overflows in float16 state
+        v[::7] = 0
+    for m in bucket.slots["grad_avg"]:
+        m[::7] = 0
+    return bucket
+
+
 def ulp_table(sizes: tuple[int, ...] = SIZES, seeds: int = 8) -> dict[tuple[torch.dtype, torch.dtype], float]:
     """The measurement behind BOUND: python -c 'import cpu_parity; print(cpu_parity.ulp_table())', in tests/."""
     table = {}
