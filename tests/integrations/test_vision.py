@@ -108,7 +108,7 @@ def test_lint_warns_of_the_momentum_that_is_sgds() -> None:
     optimizer = example("ultralytics_trainer").WithOurs().build_optimizer(_conv())
     found = [finding for finding in optimizer.lint() if finding.name == "momentum"]
     assert [(finding.severity, finding.group) for finding in found] == [("error", 0)]  # group 1 is biases
-    assert "momentum 0.937 makes a steady step 15.9·lr = 0.159" in found[0].seen
+    assert "with momentum 0.937, a steady step is 15.9·lr = 0.159" in found[0].seen
     assert "lr=0.0006" in found[0].change
 
 

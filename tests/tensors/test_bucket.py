@@ -97,7 +97,7 @@ def test_explain_says_the_rule_and_who_steps_what_and_why():
     assert "Parameter group 0, dialect textbook, backend 'auto'" in text
     assert "[9] p ← p − 0.5·u" in text
     assert "2 float32 tensors on cpu" in text
-    assert "eager: steps them" in text.split("complex64 tensors")[1]
+    assert "eager: steps them" in text.split("complex64 tensor")[1]
     assert "cpu: refuses, the parameters are torch.complex64" in text
     assert len(optimizer.state) == 0
     named = RMSprop(params[:1], backend="eager").explain()

@@ -15,8 +15,8 @@ SAMPLE = 1 << 14
 class Leftover:
     """Watches one parameter's gradient from a step of an optimizer to the next.
 
-    Intended accumulation begins with a reset gradient: at least one of the passes between two steps finds none,
-    or zeros. The gradient is only read.
+    Intended accumulation begins with a reset gradient: at least one of the passes between two steps finds no
+    gradient, or zeros. The gradient is only read.
     """
 
     def __init__(self) -> None:
