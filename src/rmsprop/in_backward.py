@@ -1,7 +1,7 @@
-"""Step in backward: a parameter moves as soon as its gradient is complete, and the gradient is freed there and then.
+"""Steps each parameter during `backward()`, as soon as its gradient is complete, and then frees the gradient.
 
-The gradients of a whole model then never lie in memory together. The loop stays what it was: `backward()` moves the
-parameters, and `step()` what is left, and begins the next iteration.
+The gradients of a whole model are thus never in memory together. The training loop stays the same: `backward()` moves
+the parameters, and `step()` moves any that are left and begins the next iteration.
 """
 
 import threading
@@ -22,36 +22,36 @@ from rmsprop.optimizer import RMSprop
 from rmsprop.step import drop_scaling, scaling
 from rmsprop.tensors.names import parameter_name
 
-# Bytes of gradients on a CPU that may wait for one another: small parameters then share a call, which looks at all of
-# the optimizer's tensors to see whether they are where they were.
+# Bytes of gradients on a CPU that may wait for one another. Small parameters then share one call, which validates all
+# of the optimizer's tensors.
 TOGETHER = 1 << 20
 
 _WHOLE = {
-    "clip_global_norm": "needs the norm over all gradients before any parameter moves, and here each is freed as "
-    "soon as its parameter has moved; clip_norm and clip_value look at one tensor",
-    "differentiable": "keeps the graph of the step, and here the step is part of the backward pass that frees it",
+    "clip_global_norm": "needs the norm over all gradients before any parameter moves, but here each gradient is "
+    "freed as soon as its parameter has moved; clip_norm and clip_value work, since they need one tensor only",
+    "differentiable": "keeps the graph of the step, but here the step is part of the backward pass that frees it",
 }
 _SCALER = (
-    "GradScaler unscales gradients and looks for infinite ones before the step, and here each parameter has moved in "
-    "backward() by then: train in bfloat16, which needs no scaler"
+    "GradScaler unscales gradients and checks them for infinity before the step, but here each parameter has already "
+    "moved in backward(): train in bfloat16, which needs no scaler"
 )
 
 
 def step_in_backward(model: nn.Module, params: ParamsT | None = None, **settings: Any) -> "StepInBackward":
-    """An RMSprop that moves each parameter of the model during `backward()`, and frees its gradient at once.
+    """Return an RMSprop that moves each parameter during `backward()`, and frees its gradient at once.
 
     Args:
-        model: the module that is trained: before it is wrapped or compiled, and after `fully_shard`.
-        params: what RMSprop takes, such as groups with settings of their own; None: all named parameters.
-        settings: RMSprop's.
-    Returns: the optimizer. It works for as long as it is kept.
-    Raises: ValueError or TypeError, before anything is changed, for what needs all gradients at once, and for a model
-        whose gradients are not complete when autograd has added them up.
+        model: the module to train, before it is wrapped or compiled, and after `fully_shard`.
+        params: as for RMSprop, such as groups with their own settings. None: all named parameters.
+        settings: as for RMSprop.
+    Returns: the optimizer. The model steps only as long as a reference to it exists.
+    Raises: ValueError or TypeError, before anything changes, for settings that need all gradients at once, and for a
+        model whose gradients are not complete when autograd has accumulated them.
 
     >>> model = nn.Linear(2, 1)
     >>> optimizer = step_in_backward(model, lr=0.01)
     >>> model(torch.ones(4, 2)).sum().backward()  # moves the parameters
-    >>> optimizer.step()  # after each backward pass, as ever
+    >>> optimizer.step()  # after each backward pass, as usual
     >>> model.weight.grad is None
     True
     """
@@ -64,13 +64,14 @@ def step_in_backward(model: nn.Module, params: ParamsT | None = None, **settings
 
 @dataclass
 class _Iteration:
-    """What happened since the last step().
+    """The progress since the last step().
 
     Attributes:
-        moved: ids of parameters that moved, or wait for it.
-        waiting: parameters that wait, because their gradients are small.
-        bytes: of the gradients that wait.
-        end: of the backward pass, which then moves what waits; autograd drops it with the pass, failed or not.
+        moved: ids of the parameters that have moved or wait to move.
+        waiting: parameters that wait to move, because their gradients are small.
+        bytes: size of the gradients that wait.
+        end: a weak reference to the callback at the end of the backward pass, which moves the waiting parameters.
+            Autograd drops the callback after the pass, also if the pass fails.
     """
 
     moved: set[int] = field(default_factory=set)
@@ -80,10 +81,11 @@ class _Iteration:
 
 
 class StepInBackward(RMSprop):
-    """RMSprop, its steps taken in `backward()`. See `step_in_backward`; checkpoints are RMSprop's, both ways.
+    """RMSprop that steps in `backward()`. See `step_in_backward`. Its checkpoints are interchangeable with RMSprop's.
 
-    `step()` moves what still has a gradient, such as a parameter that the last of several accumulated passes did not
-    reach, frees it, and begins the next iteration. A second gradient for a parameter that has moved is an error.
+    `step()` moves parameters that still have a gradient, such as those that the last of several accumulated passes
+    did not reach. It then frees these gradients and begins the next iteration. A second gradient for a parameter that
+    has moved is an error.
     """
 
     _accumulating = False
@@ -95,11 +97,11 @@ class StepInBackward(RMSprop):
 
     def __init__(self, params: ParamsT, *args: Any, **settings: Any) -> None:
         if settings.get("amp_in_step"):
-            raise ValueError(f"amp_in_step=True does not go with a step in backward: {_SCALER}")
+            raise ValueError(f"amp_in_step=True cannot be combined with a step in backward: {_SCALER}")
         if settings.get("nonfinite", "propagate") != "propagate":
             raise ValueError(
-                f"nonfinite={settings['nonfinite']!r} looks at all gradients before any parameter moves, and here "
-                "each is freed as soon as its parameter has moved; look at the loss before backward()"
+                f"nonfinite={settings['nonfinite']!r} scans all gradients before any parameter moves, but here each "
+                "is freed as soon as its parameter has moved; check the loss before backward()"
             )
         self._begin()
         try:
@@ -107,10 +109,10 @@ class StepInBackward(RMSprop):
         except Exception:
             self.remove()
             raise
-        self._step_supports_amp_scaling = True  # GradScaler then comes to step(), which says why it cannot
+        self._step_supports_amp_scaling = True  # GradScaler then calls step(), which raises with the reason
 
     def _begin(self) -> None:
-        """What a new optimizer and a copy start with, and loading a state leaves as it is."""
+        """Set up the attributes of a new optimizer or a copy. Loading a state leaves them as they are."""
         if "_lock" not in self.__dict__:
             self._handles, self._watches = WeakIdKeyDictionary(), []
             self._now, self._lock = _Iteration(), threading.RLock()
@@ -126,8 +128,8 @@ class StepInBackward(RMSprop):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, and step its parameters in backward too.
 
-        Raises: as RMSprop's; ValueError for settings that need all gradients at once, or a parameter that another
-            optimizer steps in backward.
+        Raises: as RMSprop.add_param_group. ValueError for settings that need all gradients at once, or a parameter
+            that another optimizer steps in backward.
         """
         super().add_param_group(param_group)
         try:
@@ -138,7 +140,7 @@ class StepInBackward(RMSprop):
             raise
 
     def _check_group(self, group: dict[str, Any], tensors: list[Any]) -> None:
-        """Check a group as RMSprop does, without what amp_in_step asks for: the flag only brings GradScaler here."""
+        """Check a group as RMSprop does, without the requirements of amp_in_step, which is set only for `step`."""
         flag, self._step_supports_amp_scaling = self._step_supports_amp_scaling, False
         try:
             super()._check_group(group, tensors)
@@ -146,7 +148,7 @@ class StepInBackward(RMSprop):
             self._step_supports_amp_scaling = flag
 
     def _attach(self) -> None:
-        """Give every parameter that can have one its hook; a frozen one at the first step() after its thaw."""
+        """Register a hook on every trainable parameter. A frozen one gets it at a step() after it is unfrozen."""
         if self._removed:
             return
         free = [p for p in self._params() if p not in self._handles and p.requires_grad and not is_lazy(p)]
@@ -164,22 +166,22 @@ class StepInBackward(RMSprop):
         return (p for group in self.param_groups for p in group["params"])
 
     def _watch(self, model: nn.Module) -> None:
-        """See before each forward pass that nobody wrapped the model in what completes gradients later."""
+        """Check before each forward pass that the model is not wrapped in a class that completes gradients later."""
         self._watches.append(model.register_forward_pre_hook(_BeforeForward(self)))
 
     def _complete(self, param: Tensor) -> None:
-        """Autograd has added up a parameter's gradient."""
+        """Move a parameter whose gradient autograd has accumulated, or let it wait for others."""
         with self._lock:
             if self._accumulating:
                 return
             now = self._now
-            if now.waiting and now.end() is None:  # the pass before has failed, and they have not moved
+            if now.waiting and now.end() is None:  # the previous pass failed before they moved
                 self._take_back(now.waiting)
             if id(param) in now.moved:
                 raise RuntimeError(
-                    f"parameter {self._name(param)} has moved, and now gets another gradient: call step() after each "
+                    f"parameter {self._name(param)} has moved, but now gets another gradient: call step() after each "
                     "backward pass; put all but the last of several passes into `with optimizer.accumulate():`; and "
-                    "with torch.utils.checkpoint take use_reentrant=False where layers share parameters"
+                    "with torch.utils.checkpoint give use_reentrant=False if layers share parameters"
                 )
             now.moved.add(id(param))
             now.waiting.append(param)
@@ -192,18 +194,18 @@ class StepInBackward(RMSprop):
                 torch.autograd.Variable._execution_engine.queue_callback(end)
 
     def _finish(self) -> None:
-        """The backward pass is over."""
+        """Move the waiting parameters at the end of the backward pass."""
         with self._lock:
             self._flush()
 
     def _take_back(self, waiting: list[Tensor]) -> None:
-        """Let parameters wait no more that have not moved; their gradients stay, as of any pass that failed."""
+        """Stop waiting for parameters that have not moved. Their gradients stay, as after any failed pass."""
         now = self._now
         now.moved.difference_update(map(id, waiting))
         now.waiting, now.bytes = [], 0
 
     def _flush(self) -> None:
-        """Move the parameters that wait, and free their gradients."""
+        """Move the waiting parameters, and free their gradients."""
         now = self._now
         waiting, now.waiting, now.bytes = now.waiting, [], 0
         if waiting:
@@ -226,17 +228,17 @@ class StepInBackward(RMSprop):
             self._step(None, due)
 
     def _leave_out(self, due: list[Tensor]) -> None:
-        """Take parameters out that are in no group any more, and their hooks off: the gradient is their owner's."""
+        """Remove parameters that are in no group any more from `due`, and their hooks. Their gradients stay."""
         own = set(map(id, self._params()))
         for p in [p for p in due if id(p) not in own]:
             self._handles.pop(p).remove()
         due[:] = [p for p in due if id(p) in own]
 
-    @_disable_dynamo  # hooks and locks are no part of a graph
+    @_disable_dynamo  # hooks and locks cannot be traced
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Move what still has a gradient, free it, and begin the next iteration.
+        """Move parameters that still have a gradient, free these gradients, and begin the next iteration.
 
-        To be called after each backward pass, or with a closure that makes one.
+        Call it after each backward pass, or with a closure that runs one.
 
         Returns: the closure's loss, or None.
         Raises: RuntimeError under GradScaler, and inside `accumulate()`.
@@ -245,7 +247,7 @@ class StepInBackward(RMSprop):
             drop_scaling(self)
             raise RuntimeError(_SCALER)
         if self._accumulating:
-            raise RuntimeError("step() inside accumulate(): the block is for all passes but the last; leave it first")
+            raise RuntimeError("step() was called inside accumulate(), which is for all passes but the last")
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -263,10 +265,10 @@ class StepInBackward(RMSprop):
 
     @contextmanager
     def accumulate(self, more: bool = True) -> Iterator[None]:
-        """Inside it gradients add up and nothing moves: for all passes of an iteration but the last.
+        """Accumulate gradients inside this context, without moving: for all passes of an iteration but the last.
 
         Args:
-            more: whether another pass follows; False: the block changes nothing.
+            more: whether another pass follows. False: the context has no effect.
         """
         before, self._accumulating = self._accumulating, self._accumulating or more
         try:
@@ -275,14 +277,14 @@ class StepInBackward(RMSprop):
             self._accumulating = before
 
     def remove(self) -> None:
-        """Take the hooks off the model. The optimizer is an ordinary RMSprop from then on."""
+        """Remove the hooks from the model. The optimizer is an ordinary RMSprop from then on."""
         for handle in (*self._handles.values(), *self._watches):
             handle.remove()
         self._handles, self._watches, self._removed = WeakIdKeyDictionary(), [], True
         self._step_supports_amp_scaling = False
 
     def explain(self) -> str:
-        """As RMSprop's, with a line that says when the steps are taken."""
+        """Return RMSprop's explanation, with a line on when the steps are taken."""
         when = "" if self._removed else "\nEach parameter moves in backward(), and its gradient is freed there"
         return super().explain() + when
 
@@ -295,7 +297,7 @@ class StepInBackward(RMSprop):
 
 
 class _Link:
-    """A hook that knows its optimizer for as long as that lives; in a copy or a pickle of the model it is idle."""
+    """A hook with a weak reference to its optimizer. In a copy or a pickle of the model, the hook is a no-op."""
 
     def __init__(self, optimizer: StepInBackward | None = None) -> None:
         self.owner: Callable[[], StepInBackward | None] = lambda: None
@@ -322,13 +324,13 @@ class _WhenComplete(_Link):
 
 class _BeforeForward(_Link):
     def __call__(self, _module: nn.Module, _args: Any) -> None:
-        # what runs the forward pass, if it is DistributedDataParallel
+        # the DistributedDataParallel module that runs the forward pass, if any
         if self.owner() is not None and nn.parallel.DistributedDataParallel._active_ddp_module is not None:
             _refuse_wrapper("DistributedDataParallel")
 
 
 def _waits(param: Tensor) -> int:
-    """The bytes for which a gradient counts; where it is to be used at once, on its own stream, that is the limit."""
+    """Return the bytes that a gradient counts toward TOGETHER, which is all of them if it must not wait."""
     g = param.grad
     plain = type(param) in (Tensor, nn.Parameter) and param.is_cpu
     return g.nbytes if plain and g is not None and g.layout == torch.strided else TOGETHER
@@ -338,19 +340,19 @@ def _refuse_whole(group: Mapping[str, Any]) -> None:
     """Raise for settings of a group that need all gradients at once."""
     for name, why in _WHOLE.items():
         if group[name]:
-            raise ValueError(f"{name}={group[name]!r} does not go with a step in backward: it {why}")
+            raise ValueError(f"{name}={group[name]!r} cannot be combined with a step in backward: it {why}")
 
 
 def _refuse_wrapper(name: str) -> None:
-    """Raise for a class of wrapper under which a gradient is not complete when autograd has added it up."""
+    """Raise for a class of wrapper under which a gradient is not complete when autograd has accumulated it."""
     if name == "DistributedDataParallel":
         raise ValueError(
-            "DistributedDataParallel averages gradients over processes after autograd has added them up, and a step "
-            "in backward would take them before that, another in every process; take "
+            "DistributedDataParallel averages gradients over processes after autograd has accumulated them, but a "
+            "step in backward would use them before that, so that processes would diverge; use "
             "torch.distributed.fsdp.fully_shard, or an ordinary RMSprop"
         )
     if name == "FullyShardedDataParallel":
         raise ValueError(
-            "FullyShardedDataParallel replaces the parameters and reduces their gradients itself; take "
+            "FullyShardedDataParallel replaces the parameters and reduces their gradients itself; use "
             "torch.distributed.fsdp.fully_shard, whose parameters can be stepped in backward"
         )

@@ -24,11 +24,11 @@ from rmsprop.spec import EpsMode, Nonfinite, Rounding, SparseMode, WeightDecayMo
 from rmsprop.state import loading, placing, shared_memory, slots
 from rmsprop.step import Stepper, drop_scaling, scaling
 from rmsprop.tensors import shards
-from rmsprop.tensors.bucket import Bucket, wanted
+from rmsprop.tensors.bucket import Bucket, bucket_for
 from rmsprop.tensors.nonfinite import Skipped, make_guard
 from rmsprop.tensors.params import check_groups, not_empty
 
-# torch 2.13 renamed it. The old name still works there, with a warning.
+# torch 2.13 renamed this method. The old name still works, with a warning.
 _CAPTURE_CHECK = next(
     name
     for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
@@ -36,9 +36,9 @@ _CAPTURE_CHECK = next(
 )
 
 
-def _profile_only_if_watched(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `step` as `Optimizer.profile_hook_step` does, but enter that only if needed: it costs 5 µs."""
-    watched = Optimizer.profile_hook_step(func)
+def _profile_only_if_needed(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `step` in `Optimizer.profile_hook_step`, which costs 5 µs, but enter it only for a profiler or hooks."""
+    profiled = Optimizer.profile_hook_step(func)
 
     @functools.wraps(func)
     def _wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -49,7 +49,7 @@ def _profile_only_if_watched(func: Callable[..., Any]) -> Callable[..., Any]:
             or _global_optimizer_pre_hooks
             or _global_optimizer_post_hooks
         ):
-            return watched(self, *args, **kwargs)
+            return profiled(self, *args, **kwargs)
         return func(self, *args, **kwargs)
 
     return _wrapper
@@ -205,11 +205,17 @@ class RMSprop(Optimizer):
         self.backend = kernels.check_backend(backend)
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._stepper = Stepper(RMSprop._init_group, make_guard(nonfinite, nonfinite_limit))
-        self._whole = dict(zip(group_keys.WHOLE, (nonfinite, nonfinite_limit, backend, amp_in_step), strict=True))
-        self._begun: list[tuple[float, bool]] = []  # per group, for lint: momentum, and whether others had stepped
-        defaults, self._asked = settings.resolve_settings(dialect, given | flags | dialect_arguments)
+        self._whole_optimizer = dict(
+            zip(group_keys.WHOLE, (nonfinite, nonfinite_limit, backend, amp_in_step), strict=True)
+        )
+        self._initial_momentum: list[
+            tuple[float, bool]
+        ] = []  # per group, for lint: momentum, and whether others had stepped
+        defaults, self._explicit = settings.resolve_settings(dialect, given | flags | dialect_arguments)
         chosen = {name for name, value in flags.items() if value is not settings.TORCH_GROUP[name]}
-        self._typed = frozenset({*given, *dialect_arguments, *chosen, *(["dialect"] if dialect != "torch" else [])})
+        self._given_names = frozenset(
+            {*given, *dialect_arguments, *chosen, *(["dialect"] if dialect != "torch" else [])}
+        )
         super().__init__(not_empty(params), defaults)
         settings.check_half(self.param_groups)
         recipes.warn(defaults, self.param_groups)
@@ -223,20 +229,20 @@ class RMSprop(Optimizer):
         """
         return cls(params, **recipes.recipe(name, **changes))
 
-    profile_hook_step = staticmethod(_profile_only_if_watched)
+    profile_hook_step = staticmethod(_profile_only_if_needed)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters, with settings of its own in the dialect's or torch's words.
+        """Add a group of parameters, with its own settings under the dialect's or torch's names.
 
-        The dict that is given stays as it is.
+        The given dict is not changed.
 
-        Raises: ValueError or TypeError for settings or parameters that do not work, duplicates among them;
-            RuntimeError where a backend that was asked for (backend=, fused=True) refuses the parameters.
+        Raises: ValueError or TypeError for invalid settings or parameters, such as duplicates. RuntimeError if a
+            backend that was requested (backend=, fused=True) refuses the parameters.
         """
         if not isinstance(param_group, dict):
             raise TypeError(f"param_group must be a dict, but got {type(param_group)}")
-        group_keys.refuse_whole(param_group, self._whole, [backend.name for backend in kernels.BACKENDS])
-        group = settings.own_group(param_group, self.defaults, self._asked, self._typed)
+        group_keys.refuse_whole(param_group, self._whole_optimizer, [backend.name for backend in kernels.BACKENDS])
+        group = settings.own_group(param_group, self.defaults, self._explicit, self._given_names)
         params = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
         tensors = [p[1] if isinstance(p, tuple) else p for p in params]
         if len({id(p) for p in tensors}) != len(tensors):
@@ -249,16 +255,16 @@ class RMSprop(Optimizer):
         if isinstance(lr, Tensor) and not lr.requires_grad and any(other["lr"] is lr for other in self.param_groups):
             group["lr"] = lr.clone()
         super().add_param_group(group)
-        self._begun.append((group["momentum"], bool(self.state)))
+        self._initial_momentum.append((group["momentum"], bool(self.state)))
 
     def _check_group(self, group: dict[str, Any], tensors: list[Any]) -> None:
-        """Raise now, and not at the first step, if what was asked for the whole optimizer cannot take a group.
+        """Refuse a group that the optimizer's backend, guard or amp_in_step cannot step, before the first step.
 
-        Parameters that have no storage yet are left to the first step: lazy ones, and those of the device meta.
+        Parameters without storage (lazy ones, and those on the meta device) are checked at the first step.
         """
         if self._step_supports_amp_scaling and not group["capturable"]:
             raise ValueError(
-                "amp_in_step=True counts steps where found_inf is, on the device: give capturable=True too"
+                "amp_in_step=True counts steps on the device, where found_inf is: give capturable=True too"
             )
         if self._stepper.guard is not None:
             self._stepper.guard.check(group, tensors)
@@ -266,7 +272,7 @@ class RMSprop(Optimizer):
             return
         rule, _ = settings.read(group)
         ready = [p for p in tensors if isinstance(p, Tensor) and not is_lazy(p) and not p.is_meta]
-        for bucket in shards.localized(wanted(group, ready)).split():
+        for bucket in shards.localized(bucket_for(group, ready)).split():
             kernels.pick(self.backend, rule, bucket)
 
     @overload
@@ -308,7 +314,7 @@ class RMSprop(Optimizer):
             if stepper.again(self, due):
                 return loss
         if torch.compiler.is_compiling() and stepper.guard is not None and scaling(self) is None:
-            bad = stepper.guard.look(self.param_groups)  # in this frame, which a compiler can resume after it
+            bad = stepper.guard.scan(self.param_groups)  # here, since a compiler can resume this frame
         stepper.take(self, due, bad)
         return loss
 
@@ -325,7 +331,7 @@ class RMSprop(Optimizer):
         random_keys: list[int] | None = None,
         first: int = 0,
     ) -> bool:
-        """Fill the lists, and make the slots that are missing; torch.compile calls this by its name and order."""
+        """Fill the lists, and make missing slots. torch.compile depends on the name and the order of arguments."""
         kept = {
             "square_avg": square_avgs,
             "grad_avg": grad_avgs,
@@ -339,17 +345,17 @@ class RMSprop(Optimizer):
         return slots.fill(group, self.state, lists, first, made)
 
     def state_dict(self) -> dict[str, Any]:
-        """The state under torch's keys, and the groups as plain numbers, strings and tensors.
+        """Return the state under torch's keys, and the groups as plain numbers, strings and tensors.
 
-        torch.optim.RMSprop loads it; `torch.load(weights_only=True)` reads it back from a file. Steps go on in its
-        tensors, as in torch, and no load changes them: lr tensors, and state that capturable=True or shared memory
-        fixes to its place, are copies.
+        torch.optim.RMSprop loads it, and `torch.load(weights_only=True)` reads it back from a file. As in torch,
+        later steps write its tensors. Loads do not: lr tensors, and state that capturable=True or shared memory keeps
+        in place, are copies.
 
-        Raises: ValueError where a parameter that has state is in no group any more.
+        Raises: ValueError if a parameter with state is in no group any more.
         """
         check_groups(self.param_groups)
         loading.check_listed(self.param_groups, self.state)
-        return placing.handed_out(super().state_dict())
+        return placing.exported(super().state_dict())
 
     @_disable_dynamo
     def load_state_dict(  # type: ignore[override]  # torch's returns nothing
@@ -361,26 +367,27 @@ class RMSprop(Optimizer):
         hparams: str | None = None,
         match: str | None = None,
     ) -> loading.LoadReport:
-        """Go on from a saved state: RMSprop's of this package or of torch, of any version.
+        """Load a state dict of this package's or torch's RMSprop, of any version.
 
-        Parameters are matched by name where both sides have names, as of `model.named_parameters()`, whatever their
-        order and grouping; else by order. State is copied, into the present tensors where capturable=True or shared
-        memory fixes them to their place; state of half-precision parameters stays float32.
+        Parameters are matched by name if both sides have names, such as from `model.named_parameters()`, in any order
+        and grouping; otherwise by order. State is copied, and written in place if capturable=True or shared memory
+        needs the same tensors. State of half-precision parameters stays float32.
 
         Args:
-            strict: refuse what does not fit whole. False loads what fits, and leaves the rest as it is.
-            rename: saved name -> name here; a saved name that ends with a dot stands for all that begin with it.
-            hparams: "load" takes the saved numbers, as torch does; "keep" goes on with this optimizer's. None is
-                "load" with a warning where that replaces what the optimizer was built with.
-            match: "order" pairs by position, as torch does, whatever the names; "name" requires names. None pairs by
-                name where both sides have names, and refuses names on one side that the order cannot stand for.
-        Returns: what was loaded, and which settings differ; `print` shows it.
-        Raises: ValueError or TypeError, before anything is changed, when it is not an RMSprop's or does not fit.
+            strict: raise if anything does not fit. False: load what fits, and leave the rest as it is.
+            rename: saved name -> name here. A saved name that ends with a dot is a prefix.
+            hparams: "load": take the saved numbers, as torch does. "keep": keep this optimizer's. None: "load", with
+                a warning if that replaces arguments of the constructor.
+            match: "order": pair by position, as torch does. "name": require names. None: pair by name where both
+                sides have names, and refuse names on one side if the order is ambiguous.
+        Returns: a report of what was loaded and which settings differ.
+        Raises: ValueError or TypeError, before anything changes, if the state dict is not an RMSprop's or does not
+            fit.
         """
         return loading.load(self, state_dict, strict, rename, hparams, match)
 
     def __getstate__(self) -> dict[str, Any]:
-        names = ("backend", "_step_supports_amp_scaling", "_asked", "_typed", "_whole")
+        names = ("backend", "_step_supports_amp_scaling", "_explicit", "_given_names", "_whole_optimizer")
         own = {name: getattr(self, name) for name in names}
         return {**super().__getstate__(), **own, "_shared": self._stepper.shared}
 
@@ -390,37 +397,39 @@ class RMSprop(Optimizer):
         super().__setstate__(state)
         if before:
             shared_memory.keep(self, before)
-        missing: dict[str, Any] = {"backend": "auto", "_typed": frozenset(), "_whole": {}}
-        self.__dict__ = {"_asked": frozenset(settings.TORCH_GROUP), **missing, **self.__dict__}
+        missing: dict[str, Any] = {"backend": "auto", "_given_names": frozenset(), "_whole_optimizer": {}}
+        self.__dict__ = {"_explicit": frozenset(settings.TORCH_GROUP), **missing, **self.__dict__}
         was_shared = self.__dict__.pop("_shared", stepper is not None and stepper.shared)
         if stepper is None:
-            guard = make_guard(self._whole.get("nonfinite", "propagate"), self._whole.get("nonfinite_limit"))
+            guard = make_guard(
+                self._whole_optimizer.get("nonfinite", "propagate"), self._whole_optimizer.get("nonfinite_limit")
+            )
             stepper = Stepper(RMSprop._init_group, guard)
         self._stepper = stepper
         stepper.forget()
         loading.complete(self.param_groups, self.state)
-        self._begun = [(group["momentum"], False) for group in self.param_groups]
-        stepper.shared = was_shared and shared_memory.shared(self)  # a copy of shared memory is not shared
+        self._initial_momentum = [(group["momentum"], False) for group in self.param_groups]
+        stepper.shared = was_shared and shared_memory.shared(self)  # a deep copy is not in shared memory
 
     def share_memory(self) -> "RMSprop":
-        """Make all state now, and move it into shared memory: processes then step the same averages, without locks.
+        """Make all state and move it into shared memory, so that processes step the same averages without locks.
 
-        To be called after `model.share_memory()`, and before processes start, by fork or by spawn, that get the model
-        and the optimizer. Settings are each process's own, but an lr that is a tensor is shared too.
+        Call it after `model.share_memory()`, and before starting processes, by fork or spawn, that use the model and
+        the optimizer. Each process has its own settings, but a tensor lr is shared.
 
         Returns: the optimizer.
-        Raises: ValueError, before anything is changed, for parameters that are not in shared memory.
+        Raises: ValueError, before anything changes, for parameters that are not in shared memory.
         """
         shared_memory.share(self)
         self._stepper.shared, self._stepper.plan = True, None
         return self
 
     def explain(self) -> str:
-        """In words, for each group: the rule, what its numbers mean, and who steps its parameters or why not."""
+        """Describe each group: its rule, the meaning of its numbers, and which backends step it or why not."""
         return explain.explain(self._plain_groups(), self.backend, self.state, self._stepper.guard)
 
     def _plain_groups(self) -> list[dict[str, Any]]:
-        """Copies of the groups with Python's numbers. Raises: as a step does for edited groups that do not work."""
+        """Return copies of the groups with Python numbers. Raises: as `step`, for edited groups that are invalid."""
         check_groups(self.param_groups)
         groups = [dict(group) for group in self.param_groups]
         for group in groups:
@@ -429,11 +438,15 @@ class RMSprop(Optimizer):
 
     @property
     def skipped(self) -> Skipped:
-        """The steps that nonfinite="skip" left out: `total`, `in_a_row`, `last`, and whose gradient: `parameter`."""
+        """The steps that nonfinite="skip" skipped: `total`, `in_a_row`, `last`, and the `parameter` at fault."""
         return Skipped() if self._stepper.guard is None else self._stepper.guard.skipped(self.param_groups)
 
     def lint(self, steps: int | None = None) -> list[lint.Finding]:
-        """What looks wrong, the worst first. `steps`: how many the whole run has, if known. Nothing is changed."""
+        """Return likely mistakes in the settings and the state, the worst first. Nothing is changed.
+
+        Args:
+            steps: number of steps of the whole run, if known.
+        """
         return lint.lint(self._plain_groups(), self.state, steps, lint.history(self))
 
     def __repr__(self) -> str:

@@ -1,7 +1,7 @@
-"""One step of an RMSprop, and what it remembers for the next.
+"""Takes one step of an RMSprop, and caches what the next step needs.
 
 `Stepper.take` is the full step: gather, guard, clip, pick a backend, run, write back. `Stepper.again` repeats it by a
-cached plan (kernels/plan.py), as long as that is valid.
+cached plan (kernels/plan.py), as long as the plan is valid.
 """
 
 from collections.abc import Callable, MutableMapping
@@ -17,7 +17,7 @@ from rmsprop.kernels.plan import Due, Plan, Scaling
 from rmsprop.spec import Hyper, Rule
 from rmsprop.state import shared_memory, slots
 from rmsprop.tensors import clipping, shards
-from rmsprop.tensors.bucket import Bucket, wanted
+from rmsprop.tensors.bucket import Bucket, bucket_for
 from rmsprop.tensors.forked import serial_after_fork
 from rmsprop.tensors.nonfinite import Guard
 from rmsprop.tensors.params import are_lists, check_groups
@@ -27,18 +27,18 @@ Group = dict[str, Any]
 
 
 class Stepper:
-    """What an RMSprop remembers between two steps.
+    """The caches of an RMSprop between two steps.
 
-    The optimizer is an argument of each method, and only its public attributes and torch's own names are read.
+    The optimizer is an argument of each method, which reads only its public attributes and torch's own names.
 
     Attributes:
-        guard: checks for gradients that are not finite, or None.
+        guard: scans for gradients that are not finite, or None.
         plan: repeats the last step, or None.
-        idle: the number of last steps that had no gradient at all; `lint` reports it.
+        idle: number of consecutive steps without any gradient up to the last one; `lint` reports it.
         shared: whether the state is in shared memory.
         rules: the rule of each group, by its first parameter, which is referred to weakly.
         checked: the settings of each group that were validated last, by the id of the group.
-        made: slots that the present step has made, to be removed again if it raises.
+        made: slots that the present step has made, which are removed if it raises.
     """
 
     def __init__(self, init_group: Callable[..., bool], guard: Guard | None, shared: bool = False) -> None:
@@ -47,22 +47,22 @@ class Stepper:
         self.forget()
 
     def forget(self) -> None:
-        """Forget all that depends on the groups and the state."""
+        """Clear all caches that depend on the groups and the state."""
         self.rules: MutableMapping[Tensor, Rule] = WeakIdKeyDictionary()
         self.checked: dict[int, Any] = {}
         self.made: slots.Made = []
         self.plan: Plan | None = None
 
     def again(self, optimizer: Any, due: Due = None) -> bool:
-        """Step by the cached plan. Return False, with nothing changed, if there is none or it is no longer valid.
+        """Step by the cached plan. Return False, with nothing changed, if there is no valid plan.
 
         Args:
             due: the parameters that step, of those that have a gradient. None: all.
         """
         if torch.compiler.is_compiling() or self.plan is None:
             return False
-        if self.guard is not None and self.plan.spread:
-            return False  # processes decide together, in the full step: a plan may be valid here and not there
+        if self.guard is not None and self.plan.has_dtensors:
+            return False  # processes decide together in the full step; plans may not be valid on all of them
         return self.plan.again(
             optimizer.backend, optimizer.param_groups, optimizer.state, scaling(optimizer), self.guard, due
         )
@@ -73,10 +73,9 @@ class Stepper:
 
         Args:
             due: the parameters that step, of those that have a gradient. None: all.
-            bad: what the guard returned, if it has already run.
+            bad: the guard's result, if it has already run.
         Mutates: parameters, state and the plan. Never gradients.
-        Raises: RuntimeError, before any parameter moves. TypeError or ValueError for groups that were edited and are
-            no longer valid.
+        Raises: RuntimeError, before any parameter moves. TypeError or ValueError for edited groups that are invalid.
         """
         try:
             self._take(optimizer, due, bad)
@@ -99,10 +98,10 @@ class Stepper:
             self.checked.clear()  # groups were removed
         scaled = scaling(optimizer)
         if bad is None:
-            bad = self.guard.look(groups) if self.guard is not None and scaled is None else False
+            bad = self.guard.scan(groups) if self.guard is not None and scaled is None else False
         if bad is True:
             return
-        if bad is False and self.guard is not None and scaled is None and self._goes_on_together(optimizer):
+        if bad is False and self.guard is not None and scaled is None and self._replay_together(optimizer):
             return
         scale, found_inf = (None, bad) if isinstance(bad, Tensor) else scaled or (None, None)
         works: list[clipping.Work] = []
@@ -123,7 +122,7 @@ class Stepper:
                     for part, write_back in parts(group, bucket):
                         works.append((group, rule, hyper, part))
                         returns.append(write_back)
-            clipped = any(clipping.asked(group) for group in groups)
+            clipped = any(clipping.clips(group) for group in groups)
             works = clipping.clip(works) if clipped else works
             backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
         except BaseException:
@@ -147,7 +146,7 @@ class Stepper:
             self.plan = self._make_plan(optimizer, backends, works) if whole and useful else None
 
     def _make_state(self, optimizer: Any) -> None:
-        """Make all state without a step."""
+        """Make all state without taking a step."""
         try:
             groups = optimizer.param_groups
             _check([(group, bucket) for group in groups for bucket in self._fill(optimizer, group, None, 0)])
@@ -167,17 +166,17 @@ class Stepper:
             backends[0].name, optimizer.backend, groups, optimizer.state, settings.SETTINGS, stepped
         )
 
-    def _goes_on_together(self, optimizer: Any) -> bool:
-        """Return whether the plan took this step, on which processes have agreed."""
-        if torch.compiler.is_compiling() or self.plan is None or not self.plan.spread:
+    def _replay_together(self, optimizer: Any) -> bool:
+        """Step by the cached plan after processes have agreed to. Return whether the plan was valid."""
+        if torch.compiler.is_compiling() or self.plan is None or not self.plan.has_dtensors:
             return False
         return bool(self.plan.again(optimizer.backend, optimizer.param_groups, optimizer.state))
 
     def read(self, group: Group) -> tuple[Rule, Hyper]:
-        """Return the group's rule and numbers, the rule being the one that the run began with.
+        """Return the group's rule and numbers.
 
         Mutates: rules and checked.
-        Raises: RuntimeError for another rule. ValueError or TypeError for settings that were edited and are invalid.
+        Raises: RuntimeError if the rule changed during the run. ValueError or TypeError for invalid edited settings.
         """
         if torch.compiler.is_compiling():
             return settings.read(group)
@@ -187,9 +186,9 @@ class Stepper:
         if first is None:
             return rule, hyper
         known = self.rules.get(first)
-        sentence = None if known is None or known == rule else settings.changed(known, rule)
-        if sentence is not None:
-            raise RuntimeError(sentence)
+        message = None if known is None or known == rule else settings.changed(known, rule)
+        if message is not None:
+            raise RuntimeError(message)
         if known != rule:
             self.rules[first] = rule
         return rule, hyper
@@ -198,22 +197,22 @@ class Stepper:
         """Return the group's parameters that have a gradient, with their state, as buckets.
 
         Args:
-            first: the index of the group's first parameter among all of the optimizer.
+            first: the index of the group's first parameter among all parameters of the optimizer.
         """
-        bucket = wanted(group, [])
+        bucket = bucket_for(group, [])
         if self.shared:
             shared_memory.refuse_new(group, optimizer.state)
         half = group["compensation"] or group["rounding"] != "nearest"
-        kept = bucket.slots
+        state = bucket.slots
         optimizer._init_group(
             group,
             bucket.param,
             bucket.grad,
-            kept["square_avg"],
-            kept["momentum_buffer"],
-            kept["grad_avg"],
-            kept["step"],
-            *((kept["compensation"], bucket.random_keys, first) if half else ()),
+            state["square_avg"],
+            state["momentum_buffer"],
+            state["grad_avg"],
+            state["step"],
+            *((state["compensation"], bucket.random_keys, first) if half else ()),
         )
         if due is not None:
             ids = set(map(id, due))
@@ -222,7 +221,7 @@ class Stepper:
 
 
 def _check(filled: list[tuple[Group, Bucket]]) -> None:
-    """Raise RuntimeError for state of any group that was edited and cannot step."""
+    """Raise RuntimeError for edited state of any group that cannot step."""
     odd = [part for part in filled if part[1].differentiable or not refusals.plain(part[1])]
     for group, bucket in odd:
         slots.check(group, bucket)
@@ -230,16 +229,16 @@ def _check(filled: list[tuple[Group, Bucket]]) -> None:
 
 
 def only_makes_state(groups: list[Group]) -> bool:
-    """Return whether a first step is the one by which torch's distributed checkpoints make state.
+    """Return whether a first step only makes state, as torch's distributed checkpoints take it.
 
-    That one has lr 0 and gradients that are all 0. It would move nothing, but count a step, and decay averages that
-    start at 1: reading a state dict would change the run. Of distributed gradients, this process's shards are read,
-    since one process alone may call such a reader.
+    Its lr and all gradients are 0. A real step would move no parameter, but count a step and decay averages that
+    start at 1, so that reading a state dict would change the run. Of DTensor gradients only this process's shards are
+    read, since one process alone may read a state dict.
     """
     for group in groups:
         lr = group["lr"]
         if isinstance(lr, Tensor) and (lr.numel() != 1 or lr.is_meta or (group["capturable"] and not lr.is_cpu)):
-            return False  # it cannot be read, or only by waiting for the device
+            return False  # lr has no value, or reading it would wait for the device
         if lr != 0:
             return False
     if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
@@ -251,15 +250,16 @@ def only_makes_state(groups: list[Group]) -> bool:
 
 
 def scaling(optimizer: Any) -> Scaling | None:
-    """Return the loss scale of the gradients and found_inf, as torch.amp.GradScaler sets them for a step."""
+    """Return the loss scale of the gradients and found_inf, if torch.amp.GradScaler has set them."""
     found_inf = getattr(optimizer, "found_inf", None)
     return None if found_inf is None else (getattr(optimizer, "grad_scale", None), found_inf)
 
 
 def drop_scaling(optimizer: Any) -> None:
-    """Remove what torch.amp.GradScaler set for a step that raises; it does so itself only after one that returns.
+    """Remove the attributes that torch.amp.GradScaler set for a step that raises.
 
-    Otherwise every later gradient would be unscaled once more, or every later step skipped.
+    GradScaler removes them only after a step that returns. Otherwise every later gradient would be unscaled again, or
+    every later step skipped.
     """
     for name in ("grad_scale", "found_inf"):
         optimizer.__dict__.pop(name, None)

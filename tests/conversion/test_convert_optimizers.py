@@ -143,7 +143,7 @@ def test_an_adam_whose_groups_do_not_tell_its_decay_is_asked_about(decay, wanted
     path = tmp_path / "old.pt"
     torch.save({"model": {"w": weight.detach()}, "optimizer": saved}, path)
     if decay:
-        with pytest.raises(ValueError, match="its groups do not tell whose weight decay it is"):
+        with pytest.raises(ValueError, match="its groups do not show which weight decay it used"):
             prepare(path)
     else:
         assert read_checkpoint(path).owner.name == "adam"

@@ -265,8 +265,8 @@ def test_wider_parameters_of_a_group_are_not_rounded(backend):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        (dict(rounding="stochastic"), "rounding='stochastic' says how parameters of half precision are rounded"),
-        (dict(compensation=True), "compensation=True says how parameters of half precision are rounded"),
+        (dict(rounding="stochastic"), "rounding='stochastic' applies to half-precision parameters only"),
+        (dict(compensation=True), "compensation=True applies to half-precision parameters only"),
         (dict(rounding="up"), "Invalid rounding: 'up'; choose one of 'nearest', 'stochastic'"),
         (dict(compensation="yes"), "Invalid compensation: 'yes'"),
         (dict(seed=-1), "Invalid seed: -1"),
@@ -302,7 +302,7 @@ def test_remainders_of_another_dtype_begin_afresh():
     train(optimizer, params, 0, 2)
     others = [nn.Parameter(p.detach().to(F16)) for p in params]
     other = RMSprop(others, compensation=True)
-    with pytest.warns(UserWarning, match=r"the rounding of 2 parameters left over \(compensation\)"):
+    with pytest.warns(UserWarning, match=r"Kahan remainder \(compensation\) of 2 parameters"):
         other.load_state_dict(optimizer.state_dict())
     assert "compensation" not in other.state[others[0]]
     train(other, others, 2, 3)
@@ -365,7 +365,7 @@ def test_state_of_float64_is_stepped_by_plain_torch():
         pytest.skip(str(native.missing()))
     bucket = tensors(Rule(), (BF16, torch.float64), (5,), 1)
     bucket = rounded_as(bucket, stochastic=True, compensated=False, generator=torch.Generator())
-    assert "the state is torch.float64, beside which it rounds to nearest only" in str(CPU.refuse(Rule(), bucket))
+    assert "the state is torch.float64, for which it only rounds to nearest" in str(CPU.refuse(Rule(), bucket))
     EAGER.step(Rule(), replace(Hyper(1e-3, 0.9, 1e-8)), bucket)
 
 

@@ -228,7 +228,7 @@ def test_a_launch_compiles_to_the_same(
     bucket.random_keys, bucket.slots["compensation"] = [(1 << 64) - 1] * how[0], [one] * how[1]
     rule = RULES["full"]
     table = backend.Table((5,), torch.device("cpu"))
-    table.look(bucket)
+    table.update(bucket)
     scale = torch.tensor(1.0) if scaled else None
     lr = torch.tensor(0.1) if scaled else 0.1
     hyper = Hyper(lr, 0.9, 1e-8, 0.9, 0.0, max_update=3.0 if any(how) else None)
@@ -249,7 +249,7 @@ def test_later_launches_skip_tritons_search(rule: str, capturable: bool, h100: t
     one = torch.ones(5)
     bucket = bucket_of([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=capturable)
     table = backend.Table((5,), torch.device("cpu"))
-    table.look(bucket)
+    table.update(bucket)
     work = backend.Work(RULES[rule], bucket)
 
     def launched(hyper: Hyper, *scaling: torch.Tensor) -> list[Any]:

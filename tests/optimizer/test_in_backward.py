@@ -399,7 +399,7 @@ def test_a_gradient_scaler_is_refused_with_the_reason() -> None:
 def test_step_inside_accumulate_is_refused() -> None:
     """A loop that steps there would step nothing."""
     optimizer = step_in_backward(net(), lr=0.01)
-    with optimizer.accumulate(), pytest.raises(RuntimeError, match="leave it first"):
+    with optimizer.accumulate(), pytest.raises(RuntimeError, match=r"inside accumulate\(\)"):
         optimizer.step()
 
 

@@ -87,7 +87,7 @@ def test_the_run_is_the_real_classes(dialect: str, words: dict[str, Any], dtype:
             mine, other = RMSprop(ours, lr=0.02, dialect=dialect, **words), theirs_class(theirs, lr=0.02, **words)
             with warnings.catch_warnings():
                 # SB3's state dict names none of our switches, which is said and right
-                warnings.filterwarnings("ignore", "the loaded state dict names no")
+                warnings.filterwarnings("ignore", "the loaded state dict lacks")
                 mine.load_state_dict(kept, hparams="load")
             # timm reads its own words only, so it is given the state in its own groups
             other.load_state_dict({**saved, "param_groups": kept["param_groups"]})

@@ -167,7 +167,9 @@ def test_a_sparse_gradient_is_refused_before_any_parameter_moves():
     optimizer = RMSprop([{"params": [("dense", dense)]}, {"params": [("table", table.weight)]}])
     table(torch.tensor([1])).sum().backward()
     dense.grad = torch.ones(3)
-    with pytest.raises(RuntimeError, match=r"does not support sparse gradients: parameter 'table' .* sparse=False"):
+    with pytest.raises(
+        RuntimeError, match=r"does not support sparse gradients .*: parameter 'table' .* sparse=False"
+    ):
         optimizer.step()
     assert torch.equal(dense.detach(), torch.ones(3))
 
@@ -213,7 +215,7 @@ def _reshaped():
         (lambda: _edited(params=[0]), ValueError, "group 0 has 1 parameters there and 2 here"),
         (lambda: {**good_state(), "param_groups": []}, ValueError, "it has 0, this optimizer has 1"),
         (lambda: _edited(centered=True), ValueError, "lacks grad_avg"),
-        (lambda: {"model": {}}, ValueError, "no state dict of an optimizer"),
+        (lambda: {"model": {}}, ValueError, "not an optimizer's state dict"),
     ],
     ids=["adam", "reshaped", "alpha", "eps_mode", "dialect", "fewer", "no-groups", "uncentered", "no-optimizer"],
 )
@@ -240,7 +242,7 @@ def test_a_torch_checkpoint_under_another_rule_says_what_goes_on():
     theirs.step()
     ours = RMSprop(params(), dialect="textbook")
     with pytest.warns(
-        UserWarning, match="names no eps_mode: a class without them, such as torch's, saved it; .* eps_mode='inside'"
+        UserWarning, match="lacks eps_mode, since a class without them, such as torch's, saved it.* eps_mode='inside'"
     ):
         ours.load_state_dict(theirs.state_dict())
     assert ours.param_groups[0]["eps_mode"] == "inside"
@@ -341,16 +343,16 @@ def used_up():
             ValueError,
             r"a generator that was used up before, .* empty parameter list; call model\.parameters",
         ),
-        (lambda: map(nn.Parameter, []), ValueError, "empty parameter list: params is a map that holds nothing"),
+        (lambda: map(nn.Parameter, []), ValueError, "empty parameter list: params is a map that yields nothing"),
         (
             lambda: nn.ReLU().parameters(),
             ValueError,
-            "empty parameter list: params is a generator that holds nothing",
+            "empty parameter list: params is a generator that yields nothing",
         ),
         (
             lambda: {"params": params()},
             TypeError,
-            r"a dict with 1 keys, the first 'params'; one dict defines one group",
+            r"a dict with 1 keys, the first 'params'; a dict defines one group",
         ),
         (lambda: {}, TypeError, r"params is a dict with 0 keys; write model\.named_parameters"),
         (
@@ -377,10 +379,10 @@ def used_up():
         (
             lambda: [*params(), {"params": params()}],
             TypeError,
-            "is dict: dicts define groups, and stand in a list of",
+            "is dict: dicts define groups; give a list of such",
         ),
         (lambda: MODEL.named_modules(), TypeError, r"only optimize Tensors, .*Sequential"),
-        (lambda: [(1, params()[0])], TypeError, "a named parameter is a pair of name and tensor"),
+        (lambda: [(1, params()[0])], TypeError, r"a named parameter is a \(name, tensor\) pair"),
         (lambda: MODEL.state_dict().values(), ValueError, None),
     ],
     ids=range(23),

@@ -345,10 +345,10 @@ def test_lint_leaves_the_notes_of_schedulers_and_trainers_alone():
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [
-        ("nonfinite", "skip", "one gradient that is not finite stops the step of all groups"),
-        ("nonfinite_limit", 3, "so nonfinite_limit is an argument of RMSprop, beside params"),
-        ("backend", "eager", "one choice holds for all groups"),
-        ("amp_in_step", True, "torch.amp.GradScaler looks at the optimizer"),
+        ("nonfinite", "skip", "a gradient that is not finite stops the step of all groups"),
+        ("nonfinite_limit", 3, "so give nonfinite_limit to RMSprop, as an argument"),
+        ("backend", "eager", "all groups share one backend"),
+        ("amp_in_step", True, "torch.amp.GradScaler reads it from the optimizer"),
     ],
 )
 def test_an_argument_of_the_whole_optimizer_is_refused_in_a_group_unless_it_repeats_it(key, value, says):

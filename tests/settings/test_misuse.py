@@ -20,11 +20,11 @@ def ones(*shape, dtype=torch.float32):
 @pytest.mark.parametrize(
     ("params", "error", "says"),
     [
-        (None, TypeError, "params is None, a NoneType; it takes an iterable of tensors, of pairs of name and tensor"),
-        (3, TypeError, "params is 3, a int; it takes an iterable"),
+        (None, TypeError, r"params is None, a NoneType; it takes an iterable of tensors, of \(name, tensor\) pairs"),
+        (3, TypeError, "params is 3, an int; it takes an iterable"),
         ("weight", TypeError, "params is 'weight', a str; it takes"),
-        ([("a",)], TypeError, r"params holds the tuple \('a',\); a named parameter is a pair of name and tensor"),
-        ([{"params": 3}], TypeError, "params is 3, a int; it takes an iterable"),
+        ([("a",)], TypeError, r"params holds the tuple \('a',\); a named parameter is a \(name, tensor\) pair"),
+        ([{"params": 3}], TypeError, "params is 3, an int; it takes an iterable"),
         ([{"lr": 0.1}], ValueError, "a parameter group has no params; it holds lr"),
         (
             [torch.ones(1).expand(3)],
@@ -194,7 +194,7 @@ def test_a_leaf_is_refused_under_differentiable_before_its_state_moves():
     """autograd lets nobody write to it in place; torch has moved the averages when it notices."""
     p = ones(2)
     optimizer = RMSprop([p], differentiable=True)
-    with pytest.raises(RuntimeError, match=r"parameter 0 of the bucket, a leaf that requires grad, .* put its clone"):
+    with pytest.raises(RuntimeError, match=r"parameter 0 of the bucket in place, but it is a leaf .* give its clone"):
         optimizer.step()
     assert not optimizer.state
 
@@ -227,7 +227,7 @@ def test_a_variance_of_0_that_max_update_bounds_is_explained():
 def test_a_rename_is_of_names(rename):
     """Numbers are no names: a sentence, and nothing changed."""
     saved = RMSprop([("a", ones(2))]).state_dict()
-    with pytest.raises(TypeError, match="a saved name and a name here for each, both strings"):
+    with pytest.raises(TypeError, match="must map saved names to names here, all strings"):
         RMSprop([("a", ones(2))]).load_state_dict(saved, rename=rename)
 
 
@@ -303,15 +303,15 @@ def planned(steps, count=2, **words):
             "a generator; it takes a list of tensors",
         ),
         (lambda o: o.param_groups[0].update(params="ab"), "params of group 0 is 'ab', a str"),
-        (lambda o: o.param_groups[0].update(params={1: ones(1)}), "a dict; it takes a list of tensors, which every"),
+        (lambda o: o.param_groups[0].update(params={1: ones(1)}), "a dict; it takes a list of tensors, since every"),
         (lambda o: o.param_groups[0].update(params=ones(2)), "a Parameter; it takes a list of tensors"),
-        (lambda o: o.param_groups[0]["params"].append(None), "params of group 0 holds None, a NoneType, at place 1"),
-        (lambda o: o.param_groups[0]["params"].append([1]), r"params of group 0 holds \[1\], a list, at place 1"),
-        (lambda o: o.param_groups[0]["params"].append(("a", ones(1))), r"holds \('a', <.*, a tuple, at place 1"),
-        (lambda o: o.param_groups[1]["params"].append(np.ones(2)), "holds <ndarray float64 .*at place 1"),
-        (lambda o: o.param_groups[0]["params"].append(nn.Linear(9, 9)), "holds <Linear>, a Linear, at place 1"),
+        (lambda o: o.param_groups[0]["params"].append(None), "params of group 0 holds None, a NoneType, at index 1"),
+        (lambda o: o.param_groups[0]["params"].append([1]), r"params of group 0 holds \[1\], a list, at index 1"),
+        (lambda o: o.param_groups[0]["params"].append(("a", ones(1))), r"holds \('a', <.*, a tuple, at index 1"),
+        (lambda o: o.param_groups[1]["params"].append(np.ones(2)), "holds <ndarray float64 .*at index 1"),
+        (lambda o: o.param_groups[0]["params"].append(nn.Linear(9, 9)), "holds <Linear>, a Linear, at index 1"),
         (lambda o: o.param_groups[0].pop("params"), "group 0 has lost its params"),
-        (lambda o: o.param_groups[0].pop("foreach"), "a parameter group has lost its foreach; a group keeps all"),
+        (lambda o: o.param_groups[0].pop("foreach"), "a parameter group has lost its foreach; a group must keep all"),
         (lambda o: o.param_groups[1].pop("lr"), "a parameter group has lost its lr"),
         (lambda o: o.param_groups[0].clear(), "group 0 has lost its params"),
         (lambda o: o.param_groups.append([ones(1)]), r"group 2 of param_groups is \[<.*, a list; a group is a dict"),
@@ -324,10 +324,10 @@ def planned(steps, count=2, **words):
         ),
         (
             lambda o: o.param_groups[0]["params"].append(o.param_groups[1]["params"][0]),
-            "is listed in group 0 already",
+            "is already listed in group 0",
         ),
-        (lambda o: o.param_groups[0].update(params=o.param_groups[0]["params"] * 2), "a step moves it once, so list"),
-        (lambda o: o.param_groups.append(o.param_groups[0]), "parameter 0 of group 2 is listed in group 0 already"),
+        (lambda o: o.param_groups[0].update(params=o.param_groups[0]["params"] * 2), "list each parameter once"),
+        (lambda o: o.param_groups.append(o.param_groups[0]), "parameter 0 of group 2 is already listed in group 0"),
     ],
     ids=range(23),
 )

@@ -66,9 +66,7 @@ def test_d10_settings_are_not_replaced_in_silence():
     torchs = torch.optim.RMSprop(named(), **wanted)
     torchs.load_state_dict(saved)
     assert (torchs.param_groups[0]["momentum"], torchs.param_groups[0]["lr"]) == (0, 0.01)
-    with pytest.warns(
-        UserWarning, match=r"replaces lr=5e-05 by 0.01, momentum=0.9 by 0.0, as torch's would: give hpa"
-    ):
+    with pytest.warns(UserWarning, match=r"replaces lr=5e-05 by 0.01, momentum=0.9 by 0.0, as torch does: give hpa"):
         RMSprop(named(), **wanted).load_state_dict(saved)
     ours = RMSprop(named(), **wanted)
     report = ours.load_state_dict(saved, hparams="keep")
@@ -128,7 +126,7 @@ def test_d12_also_before_it_has_stepped(cls):
     fresh["state"] = {}
     with pytest.raises(
         ValueError,
-        match=f"group 0 holds .*, as torch.optim.{cls.__name__}'s does; it has no state, so nothing is lost",
+        match=f"group 0 holds .*, as torch.optim.{cls.__name__}'s does; it has no state, so a new optimizer",
     ):
         RMSprop(named()).load_state_dict(fresh)
 

@@ -122,7 +122,7 @@ def test_a_slot_that_cannot_step_is_refused_by_name_before_anything_moves(slot, 
     del optimizer.state[params[1]]["momentum_buffer"]  # what the refused step would have made is taken back
     before = everything(optimizer, params)
     gradients(params)
-    with pytest.raises(RuntimeError, match=rf"^{slot} of parameter 'edited' is .+, and it must be") as raised:
+    with pytest.raises(RuntimeError, match=rf"^{slot} of parameter 'edited' is .+, but it must be") as raised:
         optimizer.step()
     assert len(str(raised.value)) < 400
     assert same(dict(enumerate(before)), dict(enumerate(everything(optimizer, params))))
@@ -200,7 +200,7 @@ def test_a_list_of_parameters_that_holds_something_else_is_refused() -> None:
         w.grad = torch.ones(2)
         optimizer.param_groups[0]["params"].append("w")
         before = w.detach().clone()
-        with pytest.raises(TypeError, match="holds 'w', a str, at place 1"):
+        with pytest.raises(TypeError, match="holds 'w', a str, at index 1"):
             optimizer.step()
         assert torch.equal(w, before)
 

@@ -93,7 +93,7 @@ def test_names_on_one_side_are_refused_where_the_order_is_not_theirs_alone(turne
     model = network()
     optimizer = built(model, named=False, turned=turned)
     with pytest.raises(
-        ValueError, match=r"'6.weight', '7.weight', ...\), this optimizer has no names.*match='order'"
+        ValueError, match=r"'6.weight', '7.weight', ...\), but this optimizer has no names.*match='order'"
     ):
         optimizer.load_state_dict(distributed())
     assert not optimizer.state

@@ -301,7 +301,7 @@ def test_copies_and_pickles_keep_the_guard_and_count_anew():
             "Invalid nonfinite: 'ignore'; choose one of 'propagate', 'skip', 'raise'",
         ),
         (dict(nonfinite=True), ValueError, "Invalid nonfinite: True"),
-        (dict(nonfinite_limit=0), ValueError, "nonfinite_limit takes a whole number >= 1"),
+        (dict(nonfinite_limit=0), ValueError, "nonfinite_limit takes an integer >= 1"),
         (dict(nonfinite_limit=2.5), TypeError, "Invalid nonfinite_limit: 2.5 is a float"),
         (dict(nonfinite_limit=True), TypeError, "Invalid nonfinite_limit: True is a bool"),
     ],
@@ -323,7 +323,7 @@ def test_explain_says_what_was_skipped():
     """explain() has the mode, the counts and the culprit; repr() the mode."""
     tensors = params((3,))
     optimizer = RMSprop(tensors, nonfinite="skip")
-    assert "left out whole: 0 so far, 100 in a row raise" in optimizer.explain()
+    assert "is skipped: 0 so far, 100 in a row raise" in optimizer.explain()
     give(tensors, bad=0)
     optimizer.step()
     assert "1 so far, the last because of parameter 0 of group 0" in optimizer.explain()

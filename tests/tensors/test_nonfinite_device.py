@@ -64,7 +64,7 @@ def give(params: list[nn.Parameter], bad: int | None = None, without: int | None
 
 def looked(own: Guard, params: list[nn.Parameter], bad: int | None = None, without: int | None = None) -> Tensor:
     give(params, bad, without)
-    found = own.look([{"params": params[:1]}, {"params": params[1:]}])
+    found = own.scan([{"params": params[:1]}, {"params": params[1:]}])
     assert isinstance(found, Tensor)
     return found
 
@@ -90,7 +90,7 @@ def test_it_counts_what_the_host_would_count(monkeypatch: pytest.MonkeyPatch) ->
         assert (found.dtype, found.shape, float(found)) == (F32, (), float(bad is not None))
         with monkeypatch.context() as patch:
             patch.setattr(nonfinite, "_on_host", lambda _device: True)
-            assert here.look(groups) is (bad is not None)
+            assert here.scan(groups) is (bad is not None)
         assert there.skipped(groups) == here.skipped(groups)
     assert there.skipped(groups).total == 5
 
@@ -102,7 +102,7 @@ def test_the_first_of_several_is_named() -> None:
         p.grad = torch.ones_like(p)
     params[1].grad[0] = params[2].grad[1] = params[3].grad[0] = float("inf")
     groups = [{"params": params, "param_names": ["a", "b", "c", "d"]}]
-    own.look(groups)
+    own.scan(groups)
     assert own.skipped(groups).parameter == "'b'"
 
 

@@ -92,7 +92,7 @@ def test_distributed_parameters_take_the_fused_kernel(mesh):
     assert "cpu: steps them" in said
     step(optimizer, 1.0)
     assert optimizer._stepper.plan is not None
-    with pytest.raises(RuntimeError, match="fused=True asks for a native kernel"):
+    with pytest.raises(RuntimeError, match="fused=True requires a native kernel"):
         RMSprop([spread(torch.ones(3).long().float(), mesh).to(torch.complex64)], fused=True)
 
 
@@ -115,7 +115,7 @@ def test_the_triton_kernel_takes_shards(mesh):
 def test_a_term_of_a_sum_is_no_parameter(mesh):
     """A Partial parameter is refused before anything moves, at construction where a backend was asked for."""
     p = nn.Parameter(DTensor.from_local(torch.ones(3), mesh, [Partial()]))
-    with pytest.raises(RuntimeError, match="each process holds a term of a sum"):
+    with pytest.raises(RuntimeError, match="each process holds one term of a sum"):
         RMSprop([p], backend="cpu")
     optimizer = RMSprop([p])
     p.grad = torch.ones_like(p)
@@ -158,7 +158,7 @@ def test_state_that_is_spread_otherwise_is_refused(slot, kind, mesh):
         before = shards.shard(p).clone()
         other = distribute_tensor(torch.ones(3), mesh, [Replicate()], src_data_rank=None)
         optimizer.state[p][slot] = torch.ones(3) if kind == "plain" else other
-        words = "is a Tensor and the parameter a DTensor" if kind == "plain" else "is spread as (Replicate(),) over"
+        words = "is a Tensor and the parameter a DTensor" if kind == "plain" else "has placements (Replicate(),) on"
         with pytest.raises(RuntimeError, match=re.escape(f"the {slot} of the parameter of shape (3,) {words}")):
             step(optimizer, 1.0)
         assert torch.equal(shards.shard(p), before)
@@ -178,7 +178,7 @@ def test_a_gradient_of_another_kind_is_refused(mesh):
             step(RMSprop([own, plain], lr=0.0), 1.0)  # both have a gradient of their kind
             before = [shards.shard(x).clone() for x in (own, plain)]
             p.grad = other
-            with pytest.raises(RuntimeError, match=r"give it a gradient of its own kind, such as backward\(\) makes"):
+            with pytest.raises(RuntimeError, match=r"give it a gradient of its own type, such as backward\(\) makes"):
                 optimizer.step()
             assert [torch.equal(shards.shard(x), y) for x, y in zip((own, plain), before, strict=True)] == [True] * 2
 
@@ -212,7 +212,7 @@ def test_a_state_dict_of_plain_tensors_is_cut_up(mesh):
     other.load_state_dict(pair[0].state_dict())  # of other placements
     assert other.state[moved]["square_avg"].placements == (Replicate(),)
     assert torch.equal(shards.shard(other.state[moved]["square_avg"]), pair[1].state[q]["square_avg"])
-    with pytest.raises(ValueError, match=r"is spread over processes .* StateDictOptions\(full_state_dict=True\)"):
+    with pytest.raises(ValueError, match=r"is a DTensor and .* StateDictOptions\(full_state_dict=True\)"):
         pair[1].load_state_dict(pair[0].state_dict())
 
 

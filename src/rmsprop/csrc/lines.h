@@ -1,4 +1,4 @@
-// The nine lines over the elements of one tensor: the numbers of a step, the loop, and what it asks of memory.
+// The nine lines over the elements of one tensor: the numbers of a step, the loop, and its prefetching.
 #pragma once
 #include "rmsprop.h"
 #include "types.h"
@@ -15,22 +15,22 @@
 #define RMSPROP_PREFETCH_READ(address) (void)(address)
 #endif
 
-// Mistakes that tests/kernels/test_cpu_builds.py compiles in, to see that the parity tests notice.
+// Mistakes that tests/kernels/test_cpu_builds.py compiles in, to check that the parity tests fail.
 #ifndef RMSPROP_BREAK
 #define RMSPROP_BREAK 0
 #endif
 
 namespace {
 
-// The numbers of one step, worked out in double and rounded once to the arithmetic's type. A switch that only moves a
-// number stands here, as the number that leaves its line without effect.
+// The numbers of one step, computed in double and rounded once to the arithmetic's type. A switch that only changes a
+// number is applied here: its other value makes the line a no-op.
 template <class A>
 struct Numbers {
   A scale, l2, shrink, alpha, beta, unbias, eps_inside, eps_outside, floor, mu, into_buffer, lr;
-  A weight;            // [3] of the distance between g and m, and from which of them
-  A from_g, nesterov;  // 1 or 0: a bool would leave the loop with masks of two widths, which GCC does not vectorise
+  A weight;            // [3]: factor of the distance between g and m, added to g or m
+  A from_g, nesterov;  // 1 or 0. With a bool the loop would mix masks of two widths, which GCC does not vectorize.
   A cap, growth, carried, move;  // max_update
-  uint32_t first, second;        // keys of the random words
+  uint32_t first, second;        // keys of the random bits
 
   Numbers(const Work& work, int64_t i) {
     const double correction = work.correction[i];
@@ -62,17 +62,17 @@ struct Numbers {
     std::swap(eps_inside, eps_outside);
 #elif RMSPROP_BREAK == 2  // the learning rate on the other side of the buffer
     if (work.has_momentum) std::swap(into_buffer, lr);
-#elif RMSPROP_BREAK == 3  // 1 − α taken in the arithmetic's type
+#elif RMSPROP_BREAK == 3  // 1 − α computed in the arithmetic's type
     beta = A(1) - A(A(work.alpha) + A(1e-6));
 #endif
   }
 };
 
-// How [9] is written: rounded to nearest, by random bits, or to nearest with what that leaves over kept, itself rounded to
-// nearest or by random bits.
+// Rounding of [9]: to nearest, stochastic, or to nearest with a Kahan remainder that is itself rounded to nearest or
+// stochastically.
 enum Write { kNearest, kStochastic, kCompensated, kBoth };
 
-// Each element within ±bound; NaN stays.
+// Bounds x to ±bound. NaN stays.
 template <class A>
 RMSPROP_INLINE A within(A x, A bound) {
   x = x > bound ? bound : x;
@@ -81,9 +81,9 @@ RMSPROP_INLINE A within(A x, A bound) {
 
 // The nine lines over the elements [begin, end) of one tensor.
 //
-// P, S: types of parameter (and gradient) and of state. A: the arithmetic's.
-// capped: whether max_update is looked at, which may be infinite all the same.
-// p, g, v, m, b, c: first elements. g may be p itself, element for element; else nothing overlaps.
+// P, S: types of the parameter (and gradient) and of the state. A: type of the arithmetic.
+// capped: whether max_update is applied. It may still be infinite.
+// p, g, v, m, b, c: first elements. g may equal p; otherwise nothing overlaps.
 template <class P, class S, class A, bool centered, bool momentum, bool capped, Write write>
 RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char* p_, const char* g_, char* v_, char* m_,
                           char* b_, char* c_) {
@@ -109,10 +109,10 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     A v = fused(beta * g, g, alpha * before);
     A entering = g;
     if constexpr (capped) {
-      // a spike at most doubles it; 0 has no double, and an infinite gradient is none
+      // a spike at most doubles v, unless v is 0; an infinite gradient is not a spike
       const A double_ = growth * before;
       const bool spike = (v > double_) & (double_ > 0) & (std::fabs(g) <= std::numeric_limits<A>::max());
-#if RMSPROP_BREAK != 5  // a spike enters whole
+#if RMSPROP_BREAK != 5  // a spike that is not bounded
       v = spike ? double_ : v;
 #endif
       if constexpr (centered) entering = spike ? std::copysign(carried * std::sqrt(before), g) : g;
@@ -122,10 +122,10 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     A w = v * unbias;
     if constexpr (centered) {
       // [3] first moment
-      // from the nearer of the two: α and β are rounded, and a mean that stands still is to stand still
+      // from the nearer of the two: α and β are rounded, and a constant mean must stay constant
       const A old = A(load<S>(m_, i)), apart = entering - old;
       A m = fused(weight, apart, from_g != 0 ? entering : old);
-      m = apart - apart == 0 ? m : alpha * old + beta * entering;  // inf and NaN as the equation has them
+      m = apart - apart == 0 ? m : alpha * old + beta * entering;  // inf and NaN as in the equation
       store<S>(m_, i, m);
       // [4] bias
       m = m * unbias;
@@ -153,7 +153,7 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     if constexpr (write == kNearest) {
       store<P>(p_, i, p);
     } else {
-#if RMSPROP_BREAK == 6  // the words of a vector's place, not of an element's
+#if RMSPROP_BREAK == 6  // random bits of an element's lane, not of its index
       const uint32_t random = mix(uint32_t(i % 16) * 0x9e3779b1u ^ first, second);
 #else
       const uint32_t random = mix(word ^ first, second);
@@ -169,16 +169,16 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
 #else
         const A rest = (p - P::widen(near)) * P::kRestScale;
 #endif
-        const A kept = rest - rest == 0 ? rest : A(0);  // beside an infinite or NaN parameter
+        const A kept = rest - rest == 0 ? rest : A(0);  // the parameter may be infinite or NaN
         put<P>(c_, i, write == kBoth ? P::narrow(kept, random) : P::narrow(kept));
       }
     }
   }
 }
 
-// Root and division keep the processor too busy to look far ahead in memory by itself: it is asked for the elements
-// [begin + kAhead, begin + kAhead + kBlock) while [begin, begin + kBlock) are worked on. 64 M floats then take 1.01 of
-// the streaming loop's time instead of 1.18, on one thread and on two; what lies in cache takes the same.
+// Root and division keep the processor too busy to prefetch far ahead by itself, so the loop prefetches elements
+// [begin + kAhead, begin + kAhead + kBlock) while it computes [begin, begin + kBlock). 64 M floats then take 1.01 times
+// as long as the streaming loop instead of 1.18, on one thread and on two. Cached data takes the same time.
 constexpr int64_t kBlock = 128, kAhead = 512;
 
 template <class T>
@@ -206,7 +206,8 @@ RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, char
   }
 }
 
-// Elements [begin, end) of tensor i: what changes the memory traffic, or costs much, is chosen here, outside the loop.
+// Steps elements [begin, end) of tensor i. Switches that change the memory traffic, or cost much, are chosen here,
+// outside the loop.
 template <class P, class S, class A, bool capped, Write write>
 RMSPROP_INLINE void chosen(const Work& work, int64_t i, int64_t begin, int64_t end) {
   const Numbers<A> n(work, i);

@@ -1,8 +1,8 @@
-// Validation of everything that a step reads and writes, in a few nanoseconds per tensor, against about 50 for each
-// lookup from Python.
+// Validates everything that a step reads and writes, in a few nanoseconds per tensor, against about 50 for each lookup
+// from Python.
 //
-// Nothing is remembered by identity: each tensor is looked up where the full step would look it up, and validated in
-// full. So a plan holds no reference, and an address that was given to another object cannot be mistaken.
+// A plan identifies no object by its address: each tensor is looked up where the full step would look it up, and
+// validated in full. So a plan holds no reference, and an address that now belongs to another object does no harm.
 #include "plan.h"
 
 #include <algorithm>
@@ -14,10 +14,10 @@ T at(const void* object, int64_t bytes) {
   return *reinterpret_cast<const T*>(static_cast<const char*>(object) + bytes);
 }
 
-// torch's handle of a Python tensor: kernels/native.py has checked that it stands behind the object's header.
+// Returns torch's handle of a Python tensor. kernels/native.py has checked that it follows the object's header.
 void* handle(const Host& host, void* object) { return static_cast<char*>(object) + host.header; }
 
-// A tensor as it is today.
+// The memory, shape and strides of a tensor.
 struct View {
   char* data;
   int64_t dim;
@@ -25,7 +25,7 @@ struct View {
   bool inference;
 };
 
-// Whether a Python object is a plain dense tensor on the device, of that dtype; index: of the device, or -1.
+// Returns whether a Python object is a plain dense tensor of a dtype on the device. index: of the device, or -1.
 bool plain(const Host& host, void* object, int32_t dtype, int32_t index, View& view) {
   void* const type = at<void*>(object, host.type);
   if (type != host.tensor && type != host.parameter) return false;
@@ -47,7 +47,7 @@ int64_t elements(const View& view) {
   return count;
 }
 
-// Whether every element has its own place, without gaps, in some order of the dimensions.
+// Returns whether a layout has no gaps and no shared elements, in some order of its dimensions.
 bool dense(const View& view, int64_t count) {
   if (count == 0) return true;
   int64_t expected = 1, i = view.dim - 1;
@@ -77,17 +77,17 @@ bool same_layout(const View& a, const View& b, int64_t count) {
 
 int64_t width(int32_t type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2; }
 
-// One parameter's tensors: where they are, null where there is none, and elements.
+// The addresses of one parameter's tensors, null for missing ones, and the number of elements.
 struct Row {
   char* data[kTensors];
   int64_t size;
   bool inference;
 };
 
-// Which of the three types of a work that tensor has: the parameter's, the state's, the step's.
+// Returns the index of tensor k's type in a work: 0 for the parameter's, 1 for the state's, 2 for the step's.
 int type_of(int k) { return k == kStep ? 2 : k == kSquareAvg || k == kGradAvg || k == kMomentumBuffer ? 1 : 0; }
 
-// Whether the objects of one parameter may be stepped together. object: [kTensors], null where there is none.
+// Returns whether the objects of one parameter may be stepped together. object: [kTensors], null for missing ones.
 bool fits(const Host& host, void* const* object, const int32_t* kinds, Row& row) {
   View param, view;
   if (!plain(host, object[kParam], kinds[0], kinds[3], param)) return false;
@@ -103,13 +103,13 @@ bool fits(const Host& host, void* const* object, const int32_t* kinds, Row& row)
       return false;
     }
     if (k == kStep ? elements(view) != 1 : !same_layout(param, view, row.size)) return false;
-    if (view.data == nullptr && (row.size != 0 || k == kStep)) return false;  // zero without memory
+    if (view.data == nullptr && (row.size != 0 || k == kStep)) return false;  // a zero tensor without memory
     row.data[k] = view.data;
   }
   return true;
 }
 
-// Appends what a row writes. types: of parameters, state and steps.
+// Appends the memory that a row writes. types: of parameters, state and steps.
 Span* note(char* const* data, int64_t size, const int32_t* types, Span* span) {
   for (int k = 0; k < kTensors; ++k) {
     const int64_t count = k == kStep ? 1 : size;
@@ -120,7 +120,7 @@ Span* note(char* const* data, int64_t size, const int32_t* types, Span* span) {
   return span;
 }
 
-// Sorts; whether no two overlap.
+// Sorts the spans. Returns whether none overlap.
 bool apart(Span* first, Span* last) {
   std::sort(first, last, [](const Span& a, const Span& b) { return a.begin < b.begin; });
   for (Span* s = first; s != last && s + 1 != last; ++s) {
@@ -136,7 +136,7 @@ bool clear(const Span* first, const Span* last, const void* data, int64_t bytes)
   return next == first || next[-1].end <= begin;
 }
 
-// Finds the entry of each parameter in the state, which holds them in the order in which they were made.
+// Finds the entry of each parameter in the state, which holds the entries in the order in which they were made.
 bool find_entries(const Plan& plan, void* keys, void* state) {
   const Host& host = *plan.host;
   int64_t position = 0;
@@ -152,7 +152,7 @@ bool find_entries(const Plan& plan, void* keys, void* state) {
   return true;
 }
 
-// What today's row of a work is: its objects. False: the state holds something else.
+// Collects the current objects of a row of a work. Returns false if the state holds something else.
 bool gather(const Plan& plan, const Work& work, void* params, void* gradient, int64_t place, void** object) {
   const Host& host = *plan.host;
   const bool kept[kTensors] = {true, true, true, work.grad_avg != nullptr, work.momentum_buffer != nullptr, true,
@@ -173,14 +173,14 @@ bool gather(const Plan& plan, const Work& work, void* params, void* gradient, in
   return true;
 }
 
-// Notes where one tensor's memory is today. Returns whether it was elsewhere.
+// Stores the current address of one tensor. Returns whether it changed.
 bool put(const void* const* addresses, int64_t i, void* address) {
   if (addresses == nullptr || addresses[i] == address) return false;
   const_cast<const void**>(addresses)[i] = address;
   return true;
 }
 
-// Whether what is written today is apart, and apart from the gradients; `span` then holds it, sorted.
+// Returns whether written memory does not overlap, with itself or the gradients. `span` then holds it, sorted.
 bool all_apart(Plan& plan) {
   Span* last = plan.span;
   for (int64_t w = 0; w < plan.works; ++w) {
@@ -202,7 +202,7 @@ bool all_apart(Plan& plan) {
     const Work& work = plan.work[w];
     for (int64_t i = 0; i < work.count; ++i) {
       if (work.size[i] < 0) {
-        put(work.grad, i, nullptr);  // whose address says nothing the next time
+        put(work.grad, i, nullptr);  // so that the next gradient's address counts as changed
       } else if (work.size[i] > 0 && work.grad[i] != work.param[i] &&
                  !clear(plan.span, last, work.grad[i], work.size[i] * width(work.param_type))) {
         return false;
@@ -212,7 +212,7 @@ bool all_apart(Plan& plan) {
   return true;
 }
 
-// Whether the works are what they were and where they were; notes today's sizes and addresses.
+// Returns whether the works are still valid, and stores the current sizes and addresses.
 bool same(Plan& plan, void* params, void* keys, void* gradients, void* state) {
   const Host& host = *plan.host;
   plan.active = plan.inferred = 0;
@@ -222,7 +222,7 @@ bool same(Plan& plan, void* params, void* keys, void* gradients, void* state) {
     if (host.list_item(gradients, plan.idle_place[i]) != host.none) return false;
   }
   bool moved = !plan.apart;
-  plan.apart = 0;  // until all that moved is found apart
+  plan.apart = 0;  // until moved memory is checked for overlap
   for (int64_t w = 0; w < plan.works; ++w) {
     Work& work = plan.work[w];
     const int32_t* kinds = plan.kinds + 4 * w;
@@ -243,7 +243,7 @@ bool same(Plan& plan, void* params, void* keys, void* gradients, void* state) {
       moved |= put(work.param, i, row.data[kParam]) | put(work.square_avg, i, row.data[kSquareAvg]) |
                put(work.grad_avg, i, row.data[kGradAvg]) | put(work.momentum_buffer, i, row.data[kMomentumBuffer]) |
                put(work.step, i, row.data[kStep]) | put(work.compensation, i, row.data[kCompensation]);
-      // a gradient where it was last time is apart from what was written then
+      // a gradient that has not moved does not overlap the memory written in the last step
       if (put(work.grad, i, row.data[kGrad]) && !moved && row.size > 0 && row.data[kGrad] != row.data[kParam]) {
         moved = !clear(plan.span, plan.span + plan.spans, row.data[kGrad], row.size * width(work.param_type));
       }
@@ -262,7 +262,7 @@ RMSPROP_API int32_t rmsprop_again(Plan* plan, void* params, void* keys, void* gr
   if (plan->elements > plan->grain) return kSame;
   plan->unfinite = plan->guarded ? rmsprop_unfinite(plan->work, plan->works, nullptr, 0) : -1;
   if (plan->unfinite >= 0) return kStopped;
-  // Counted here and before: no signal can come between the write and what tells autograd of it.
+  // Writes are counted here, before the step, since a signal could interrupt between a write and its count.
   for (int64_t w = 0; w < plan->works; ++w) {
     for (int64_t i = 0; i < plan->work[w].count; ++i) {
       if (plan->work[w].size[i] < 0) continue;

@@ -1,10 +1,10 @@
 // The step on a CPU: the nine lines (lines.h) in one pass over memory, one parallel region over all tensors.
 //
-// Plain C++17 behind a C interface. It needs no header of torch or Python and links nothing: built anywhere in seconds,
-// called through ctypes, and run on torch's own threads through a function pointer.
+// Plain C++17 behind a C interface. It needs no headers of torch or Python and links no library. It builds anywhere in
+// seconds, is called through ctypes, and runs on torch's own threads through a function pointer.
 //
-// Compile with -ffp-contract=off: then every instruction set, every split over threads and every tail of a loop rounds
-// alike, and the same inputs give the same bits. Where a sum takes a product rounded once, `fused` says so.
+// Compile with -ffp-contract=off. Every instruction set, split over threads and tail of a loop then rounds in the same
+// way, and the same inputs give the same bits. Fused multiply-adds are explicit: `fused`.
 // Never compile with -ffast-math: it is wrong for NaN, and switches the whole process to flush-to-zero.
 #include "rmsprop.h"
 #include "lines.h"
@@ -24,8 +24,8 @@
 
 namespace {
 
-// One function for each pair of types and way to write, since the attribute takes no template. P with a state of its own
-// type, or wider.
+// One function for each pair of types and rounding, since the attribute does not apply to templates. The state has the
+// type of P or a wider one.
 #define RMSPROP_ONE(clones, name, P, S, A, capped, write)                            \
   clones void name(const Work& work, int64_t i, int64_t begin, int64_t end) {        \
     chosen<P, S, A, capped, write>(work, i, begin, end);                             \
@@ -54,7 +54,7 @@ RMSPROP_HALF(RMSPROP_TWO_CLONES, f16_f16, Float16, Float16)
 
 using Piece = void (*)(const Work&, int64_t, int64_t, int64_t);
 
-// [parameter's type][state's type]; null: refused before it comes here (kernels/cpu.py).
+// [parameter's type][state's type]; null: refused by kernels/cpu.py.
 #define RMSPROP_TABLE(name, end)                                              \
   constexpr Piece name[4][4] = {                                              \
       {f32_f32##end, f32_f64##end, nullptr, nullptr},                         \
@@ -65,7 +65,7 @@ using Piece = void (*)(const Work&, int64_t, int64_t, int64_t);
 RMSPROP_TABLE(kPieces, )
 RMSPROP_TABLE(kCapped, _capped)
 
-// [how it is written, but to nearest][float16, not bfloat16][state of the parameter's own type]
+// [rounding other than to nearest][float16, not bfloat16][state of the parameter's own type]
 #define RMSPROP_HALVES(end) {{bf16_f32##end, bf16_bf16##end}, {f16_f32##end, f16_f16##end}}
 constexpr Piece kHalves[3][2][2] = {RMSPROP_HALVES(_stochastic), RMSPROP_HALVES(_compensated), RMSPROP_HALVES(_both)};
 
@@ -77,8 +77,8 @@ Piece piece_for(const Work& work) {
   return (std::isinf(work.cap) ? kPieces : kCapped)[work.param_type][work.state_type];
 }
 
-// How a thread computes: whether subnormal numbers count as 0 (torch.set_flush_denormal), and how it rounds. A pool's
-// threads have the modes of their birth, so a region takes over its caller's: else the numbers would follow the threads.
+// A thread's floating-point modes: flushing of subnormals (torch.set_flush_denormal) and rounding. Threads of a pool keep
+// the modes of their creation, so a region sets its caller's. Otherwise results would depend on the threads.
 #if defined(__SSE2__) || defined(_M_X64)
 constexpr uint64_t kModes = 0xe040;
 uint64_t modes() { return _mm_getcsr(); }
@@ -118,7 +118,7 @@ struct Works {
   uint64_t modes = 0;  // the caller's
 };
 
-// Calls each(work, tensor, first, last) for the tensors under [begin, end) of the elements of all works in a row.
+// Calls each(work, tensor, first, last) for the tensors in [begin, end) of the concatenated elements of all works.
 template <class Each>
 void walk(const Works& all, int64_t begin, int64_t end, Each each) {
   for (int64_t w = 0; w < all.count && begin < end; ++w) {
@@ -144,7 +144,7 @@ void region(int64_t begin, int64_t end, void* context) {
        });
 }
 
-// Running sums of the sizes; the number of elements in all.
+// Computes the running sums of the sizes. Returns the total number of elements.
 int64_t lay_out(const Works& all) {
   int64_t total = 0;
   for (int64_t w = 0; w < all.count; ++w) {
@@ -156,7 +156,7 @@ int64_t lay_out(const Works& all) {
   return total;
 }
 
-// Counts the step of every tensor that has a gradient: t ← t + 1, and [4] 1 − αᵗ.
+// Increments the step of every tensor that has a gradient, and computes 1 − αᵗ of [4] and the random keys.
 template <class T>
 void count_steps(const Work& work) {
   double last = -1, correction = 1;
@@ -179,7 +179,7 @@ void count_steps(const Work& work) {
   }
 }
 
-// Whether one of the elements [begin, end) is NaN or infinite.
+// Returns whether one of the elements [begin, end) is NaN or infinite.
 template <class P>
 RMSPROP_INLINE bool any_unfinite(const char* g, int64_t begin, int64_t end) {
   using Word = typename P::Word;
@@ -187,7 +187,7 @@ RMSPROP_INLINE bool any_unfinite(const char* g, int64_t begin, int64_t end) {
   Word bad = 0;
   while (begin < end) {
     const int64_t stop = std::min(end, begin + block);
-    // asked for a page ahead, a core reads 14 GB/s instead of 11
+    // prefetching a page ahead, a core reads 14 GB/s instead of 11
     for (int64_t byte = 0; byte < 4 * line; byte += line) RMSPROP_PREFETCH_READ(g + begin * size + page + byte);
     for (int64_t i = begin; i < stop; ++i) {
       Word x;
@@ -208,7 +208,7 @@ RMSPROP_LOOK(unfinite_f16, Float16)
 
 constexpr bool (*kLooks[4])(const char*, int64_t, int64_t) = {unfinite_f32, unfinite_f64, unfinite_bf16, unfinite_f16};
 
-// What the threads of one look share.
+// The data that the threads of one scan share.
 struct Look {
   Works all;
   std::atomic<int64_t> found;  // the first tensor so far, counted over all works
@@ -227,13 +227,13 @@ void look(int64_t begin, int64_t end, void* context) {
   });
 }
 
-// A forked child has the parent's OpenMP pool without its threads: a region there waits for ever (pytorch#17199).
+// A forked child has the parent's OpenMP pool without its threads, so a parallel region hangs (pytorch#17199).
 std::atomic<bool> forked{false};
 #if defined(__unix__) || defined(__APPLE__)
 const int watched = pthread_atfork(nullptr, nullptr, [] { forked.store(true, std::memory_order_relaxed); });
 #endif
 
-// Three arrays read and two of them written in place, with next to no arithmetic: the memory's own speed.
+// Reads three arrays and writes two of them in place, with almost no arithmetic: the speed of memory.
 RMSPROP_CLONES void stream_part(float* p, const float* g, float* v, int64_t count) {
   RMSPROP_INDEPENDENT
   for (int64_t i = 0; i < count; ++i) {
@@ -277,8 +277,8 @@ RMSPROP_API int64_t rmsprop_unfinite(Work* works, int64_t count, ParallelFor par
   return shared.found == none ? -1 : shared.found.load();
 }
 
-// For tests of the index arithmetic: the pieces of [begin, end) as rows of (work, tensor, first, last), without touching
-// a tensor. Returns how many there are; writes at most `room` rows.
+// For tests of the index arithmetic: writes the pieces of [begin, end) as rows of (work, tensor, first, last), without
+// accessing a tensor. Returns the number of pieces; writes at most `room` rows.
 RMSPROP_API int64_t rmsprop_pieces(Work* works, int64_t count, int64_t begin, int64_t end, int64_t* rows, int64_t room) {
   Works all{works, count};
   lay_out(all);
@@ -293,7 +293,7 @@ RMSPROP_API int64_t rmsprop_pieces(Work* works, int64_t count, int64_t begin, in
   return found;
 }
 
-// For bench.py: what a step would cost if it only moved its memory. Arrays of float32, aligned to 4 bytes.
+// For benchmarks: the cost of a step that only moves memory. Arrays of float32, aligned to 4 bytes.
 RMSPROP_API int32_t rmsprop_stream(float* p, const float* g, float* v, int64_t count, ParallelFor parallel_for,
                                    int64_t grain) {
   Stream stream{p, g, v};

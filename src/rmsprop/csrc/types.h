@@ -1,14 +1,14 @@
-// Element types: how a number lies in memory, how it is read, and how it is rounded back.
+// Element types: the representation of numbers in memory, and their conversion to and from the arithmetic's type.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
 
-// One binary for AVX-512, AVX2 and plain x86-64: the loader picks (glibc's ifunc). Elsewhere the loops as they are.
+// One binary for AVX-512, AVX2 and plain x86-64, from which the loader chooses (glibc's ifunc). One version elsewhere.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(RMSPROP_ONE_TARGET)
 #define RMSPROP_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#define RMSPROP_TWO_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))  // what is asked for seldom
-#define RMSPROP_FUSED 1  // the last of them, for processors from before 2013, calls the C library's
+#define RMSPROP_TWO_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))  // for rare combinations
+#define RMSPROP_FUSED 1  // the default clone, for processors from before 2013, calls the C library's fma
 #else
 #define RMSPROP_CLONES
 #define RMSPROP_TWO_CLONES
@@ -43,9 +43,9 @@ RMSPROP_INLINE To bits(From from) {
   return to;
 }
 
-// a·b + c rounded once, on every processor: where one has no such instruction, by way of double, in which the product is
-// exact, and the sum's last bit is made odd if it is not (S. Boldo, G. Melquiond, Emulation of FMA and correctly rounded
-// sums, 2008): then rounding to float once more is right. In double it is rounded twice.
+// Returns a·b + c rounded once, on every processor. Without an fma instruction it is computed in double, where the
+// product is exact, and the sum is rounded to odd, so that rounding to float again is correct (S. Boldo, G. Melquiond,
+// Emulation of FMA and correctly rounded sums, 2008). The overload for double rounds twice.
 RMSPROP_INLINE float fused(float a, float b, float c) {
 #if RMSPROP_FUSED
   return std::fma(a, b, c);
@@ -62,11 +62,11 @@ RMSPROP_INLINE float fused(float a, float b, float c) {
 
 RMSPROP_INLINE double fused(double a, double b, double c) { return a * b + c; }
 
-// Bits of a where the condition holds, else of b: no branch, which would keep a loop from being vectorised.
+// Returns a if the condition holds, else b, without a branch, which would prevent vectorization.
 RMSPROP_INLINE uint32_t pick(bool condition, uint32_t a, uint32_t b) { return b ^ ((a ^ b) & (0u - uint32_t(condition))); }
 
-// Element types: how they lie in memory, and how they become a number and are rounded back (once, to nearest even,
-// NaN kept). Memory is read by memcpy: storage may be unaligned.
+// Element types, with conversions to a wider number and back (rounded once, to nearest even, NaN kept). Memory is read by
+// memcpy, since storage may be unaligned.
 struct Float32 {
   using Bits = float;
   using Word = uint32_t;
@@ -95,7 +95,7 @@ struct BFloat16 {
     const uint32_t nan = (u >> 16) | 0x40u;
     return Bits(pick((u & 0x7fffffffu) > 0x7f800000u, nan, rounded));
   }
-  // To one of the two neighbours: the bits without room are added to as many random ones, and the carry decides.
+  // Rounds to one of the two neighbors: random bits are added to the dropped bits, and the carry decides.
   static RMSPROP_INLINE Bits narrow(float x, uint32_t random) {
     const uint32_t u = bits<uint32_t>(x);
     const uint32_t rounded = (u + (random & 0xffffu)) >> 16;
@@ -103,13 +103,13 @@ struct BFloat16 {
   }
 };
 
-// No float32 subnormals on the way: they would vanish where a process flushes them.
+// Conversions produce no float32 subnormals, which a process may flush to 0.
 // Source: Fabian Giesen, half_to_float_fast5 and float_to_half_fast3_rtne (public domain).
 struct Float16 {
   using Bits = uint16_t;
   using Word = uint16_t;
   static constexpr Word kInfinity = 0x7c00u;
-  static constexpr float kRestScale = 2048;  // this type ends at 2⁻²⁴, above the remainders of small parameters
+  static constexpr float kRestScale = 2048;  // the smallest float16, 2⁻²⁴, is above the remainders of small parameters
   static RMSPROP_INLINE float widen(Bits x) {
     const uint32_t magnitude = (uint32_t(x) & 0x7fffu) << 13;
     const uint32_t exponent = magnitude & 0x0f800000u;
@@ -133,7 +133,7 @@ struct Float16 {
     const uint32_t sign = bits<uint32_t>(x) & 0x80000000u;
     const uint32_t u = bits<uint32_t>(x) ^ sign;
     const uint32_t normal = ((u + (random & 0x1fffu)) >> 13) - ((127u - 15u) << 10);
-    // below 2⁻¹⁴ neighbours lie 2⁻²⁴ apart: the smaller the number, the more bits have no room
+    // below 2⁻¹⁴ neighbors are 2⁻²⁴ apart: smaller numbers drop more bits
     const uint32_t exponent = u >> 23;
     const uint32_t wanted = 126u - exponent;
     const uint32_t dropped = wanted < 14u || wanted > 126u ? 14u : wanted > 31u ? 31u : wanted;
@@ -145,7 +145,7 @@ struct Float16 {
   }
 };
 
-// The random word of an element: csrc, kernels/rounding.py, kernels/triton_kernel.py and reference.py have the same bits.
+// Returns the random bits of an element: the same as in kernels/rounding.py, kernels/triton_kernel.py and reference.py.
 // Source: the finalizer `lowbias32` of C. Wellons, with a second key added between its multiplications.
 RMSPROP_INLINE uint32_t mix(uint32_t x, uint32_t key) {
   x ^= x >> 16;

@@ -15,7 +15,7 @@ from rmsprop.dialects import DIALECTS, SWITCHES, find_dialect
 from rmsprop.printing import printable, shown
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors import clipping, shards
-from rmsprop.tensors.bucket import arithmetic_dtype, is_half, kind, wanted
+from rmsprop.tensors.bucket import arithmetic_dtype, bucket_for, is_half, kind
 from rmsprop.tensors.nonfinite import Guard
 
 Groups = Sequence[Mapping[str, Any]]
@@ -32,7 +32,7 @@ def explain(groups: Groups, backend: str, state: State | None = None, guard: Gua
         lines.append(f"Parameter group {i}, dialect {group['dialect']}, backend {backend!r}")
         about = [*_origin(group, rule), *equation(group), *meaning(rule, hyper), _state(group, rule, state or {})]
         lines += [f"    {line}" for line in about]
-        for bucket in shards.localized(wanted(group, group["params"])).split():
+        for bucket in shards.localized(bucket_for(group, group["params"])).split():
             device, dtype, _ = kind(bucket.param[0])
             sharded = sum(id(p) in bucket.whole for p in bucket.param)
             of = f", {sharded} of them this process's shards of DTensors" if sharded else ""

@@ -76,4 +76,4 @@ def history(optimizer: Any) -> History:
     """Return what an RMSprop recorded about its use."""
     guard = optimizer._stepper.guard
     nonfinite: Nonfinite = "propagate" if guard is None else guard.mode
-    return History(optimizer.backend, nonfinite, optimizer._stepper.idle, tuple(optimizer._begun))
+    return History(optimizer.backend, nonfinite, optimizer._stepper.idle, tuple(optimizer._initial_momentum))

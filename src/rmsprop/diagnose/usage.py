@@ -14,7 +14,7 @@ from rmsprop.dialects import find_dialect
 from rmsprop.printing import printable
 from rmsprop.spec import CLIPS, Rule
 from rmsprop.tensors import clipping, shards
-from rmsprop.tensors.bucket import Bucket, is_half, kept, wanted
+from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, state_names
 
 _ITS_PLACE = re.compile("parameter 0( of the bucket)?")
 
@@ -135,7 +135,7 @@ def detours(
 
     Returns: pairs of the parameter's name and the kernel's reason.
     """
-    if backend != "auto" or group["fused"] or clipping.asked(group):  # a name raises; clipped gradients are copies
+    if backend != "auto" or group["fused"] or clipping.clips(group):  # a name raises; clipped gradients are copies
         return []
     found = []
     together: list[Bucket] = []
@@ -157,7 +157,7 @@ def detours(
 
 def _together(rule: Rule, group: Mapping[str, Any], buckets: Sequence[Bucket]) -> list[tuple[str, str]]:
     """Return why one call of the kernel cannot step parameters that it can step one by one."""
-    whole = wanted(group, [])
+    whole = bucket_for(group, [])
     for bucket in buckets:
         if bucket.slots["square_avg"]:
             for into, values in zip(whole.lists(), bucket.lists(), strict=True):
@@ -168,9 +168,9 @@ def _together(rule: Rule, group: Mapping[str, Any], buckets: Sequence[Bucket]) -
 
 def _bucket(rule: Rule, group: Mapping[str, Any], p: Tensor, grad: Tensor, own: Mapping[str, Any]) -> Bucket:
     """Return a bucket of one parameter, with its gradient and its state if that is complete."""
-    bucket = wanted(group, [p])
+    bucket = bucket_for(group, [p])
     bucket.grad = [grad]
-    names = kept(rule, group, is_half(p.dtype))
+    names = state_names(rule, group, is_half(p.dtype))
     if all(isinstance(own.get(name), Tensor) for name in names):
         for name in names:
             bucket.slots[name].append(own[name])

@@ -1,4 +1,4 @@
-"""The backends, and which of them takes a bucket."""
+"""Selects the backend that steps a bucket."""
 
 from typing import Any
 
@@ -15,16 +15,15 @@ from rmsprop.tensors.bucket import Bucket
 
 __all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "describe", "explain", "pick", "plan_of"]
 
-# In the order of preference. Triton stands last, for those who ask for it (backend="triton", fused=True), until a GPU
-# has verified it: bench/gpu.py.
+# In order of preference. Triton is last, and used on request only (backend="triton", fused=True), until bench/gpu.py
+# has verified it on a GPU.
 BACKENDS: tuple[Backend, ...] = (CPU, EAGER, TRITON)
 
 
 def check_backend(name: object) -> str:
-    """Return `name` if it is "auto" or a backend's.
+    """Return `name` if it is "auto" or the name of a backend.
 
-    Raises:
-        ValueError: it is not; the message lists those there are.
+    Raises: ValueError for any other name, with the names that exist.
     """
     names = ("auto", *(backend.name for backend in BACKENDS))
     if isinstance(name, str) and name in names:
@@ -33,10 +32,9 @@ def check_backend(name: object) -> str:
 
 
 def pick(name: str, rule: Rule, bucket: Bucket) -> Backend:
-    """The backend of that name, or under "auto" the first that does not refuse.
+    """Return the backend of a name, or under "auto" the first that does not refuse.
 
-    Raises:
-        RuntimeError: the one asked for, or every one, refuses; the message gives the reasons.
+    Raises: RuntimeError if the named backend, or every backend, refuses, with the reasons.
     """
     reasons = []
     for backend in BACKENDS:
@@ -50,12 +48,16 @@ def pick(name: str, rule: Rule, bucket: Bucket) -> Backend:
 
 
 def explain(rule: Rule, bucket: Bucket) -> list[tuple[str, str | None]]:
-    """Every backend's name with its reason to refuse, or None where it would take the bucket."""
+    """Return every backend's name with its reason to refuse, or None if it would take the bucket."""
     return [(backend.name, backend.refuse(rule, bucket)) for backend in BACKENDS]
 
 
 def describe(name: str, rule: Rule, bucket: Bucket) -> list[str]:
-    """A line for each backend: whether it takes the bucket under that choice, could, or why it cannot."""
+    """Return a line for each backend: whether it steps the bucket, could step it, or why it refuses.
+
+    Args:
+        name: the requested backend, or "auto".
+    """
     lines, taken = [], False
     for backend, reason in explain(rule, bucket):
         if reason is not None:
@@ -79,10 +81,10 @@ def plan_of(
     """Return a plan for all groups. None if no native kernel takes all of them, or C cannot validate it here.
 
     Args:
-        used: the backend that took the step before.
-        backend: the one that was asked for.
-        settings: what of a group, but params and numbers, must stay as it is.
-        stepped: the groups, and their buckets, that the step before took.
+        used: the backend that took the last step.
+        backend: the requested backend.
+        settings: returns the settings of a group that must stay the same; numbers may change.
+        stepped: the groups of the last step with their buckets.
     """
     kinds = {"cpu": Plan, "triton": DevicePlan}
     loaded = native.load()

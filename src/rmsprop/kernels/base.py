@@ -1,4 +1,4 @@
-"""What a backend is: a name, its reasons to refuse, and one step."""
+"""Defines a backend: a name, its reasons to refuse, and one step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ class Backend:
     """One way to compute the nine lines.
 
     Attributes:
-        name: what `backend=` takes.
-        refuse: (rule, bucket) -> why it cannot take them, in words, or None when it can.
-        step: advance every tensor in the bucket by one RMSprop step, in place. Mutates bucket.param and the
+        name: value of `backend=` that selects it.
+        refuse: (rule, bucket) -> the reason why it cannot step them, or None if it can.
+        step: advances every tensor in the bucket by one RMSprop step, in place. Mutates bucket.param and the
             slots, never bucket.grad.
     """
 

@@ -1,4 +1,4 @@
-"""The nine lines as one compiled function over all tensors of a bucket: csrc/rmsprop.cpp, csrc/lines.h."""
+"""Computes the nine lines by one compiled function over all tensors of a bucket: csrc/rmsprop.cpp, csrc/lines.h."""
 
 import ctypes
 from ctypes import c_double, c_int64, c_uint32, c_uint64, c_void_p
@@ -14,12 +14,12 @@ from rmsprop.tensors.bucket import Bucket, kind
 
 
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
-    """Dense, real, separate tensors on the CPU, each with its gradient and slots in one layout."""
-    asked = refuse_call(bucket) or refuse_rule(rule) or native.missing()
-    if asked is None and plain(bucket) and bucket.param[0].is_cpu:
-        return _refuse_rounding(bucket)  # one look in C found no other reason, which would be put in words below
-    asked = asked or _refuse_kind(bucket) or refuse_slots(rule, bucket)
-    return asked or _refuse_rounding(bucket) or refuse_memory(bucket)
+    """Refuse all but dense, real, separate tensors on the CPU, each with its gradient and slots in one layout."""
+    reason = refuse_call(bucket) or refuse_rule(rule) or native.missing()
+    if reason is None and plain(bucket) and bucket.param[0].is_cpu:
+        return _refuse_rounding(bucket)  # C has validated the rest; the checks below name the reason otherwise
+    reason = reason or _refuse_kind(bucket) or refuse_slots(rule, bucket)
+    return reason or _refuse_rounding(bucket) or refuse_memory(bucket)
 
 
 def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
@@ -37,12 +37,12 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
 def advance(
     rule: Rule, hyper: Hyper, bucket: Bucket, *, inv_scale: float = 1.0, clip: float = 1.0, found_inf: float = 0.0
 ) -> None:
-    """`step`, with what a gradient scaler and a clipped norm bring, in the same pass.
+    """Take a step with gradients that are unscaled and clipped in the same pass.
 
     Args:
-        inv_scale: gradients are multiplied by it first: 1 / loss scale.
-        clip: and by this, such as min(1, max_norm / norm).
-        found_inf: if it is not 0 (it may be a sum over devices) nothing is written and no step is counted.
+        inv_scale: first factor of the gradients, 1 / loss scale.
+        clip: second factor of the gradients, such as min(1, max_norm / norm).
+        found_inf: if not 0 (it may be a sum over devices), nothing is written and no step is counted.
     Mutates: bucket.param and the slots. Never bucket.grad.
     """
     loaded = native.load()
@@ -53,7 +53,7 @@ def advance(
     work = Lists(rule, bucket)
     work.numbers(hyper, inv_scale * clip)
     if found_inf == 0:
-        count_writes(bucket.param)  # before: a signal after the write would leave one that autograd does not know of
+        count_writes(bucket.param)  # first, since a signal could interrupt between the write and its count
     code = loaded.step(ctypes.byref(work.work), 1, float(found_inf), loaded.parallel_for, native.GRAIN)
     if code != 0:
         raise RuntimeError(f"torch_parallel_for failed with code {code}: the step is incomplete")
@@ -63,7 +63,7 @@ CPU = Backend("cpu", refuse, step)
 
 
 class Lists:
-    """A bucket as the kernel takes it: arrays of addresses and sizes, kept alive with their `work`."""
+    """A bucket in the kernel's form: arrays of addresses and sizes, kept alive with their `work`."""
 
     def __init__(self, rule: Rule, bucket: Bucket) -> None:
         count = len(bucket.param)
@@ -101,7 +101,7 @@ class Lists:
         )
 
     def numbers(self, hyper: Hyper, scale: float = 1.0) -> None:
-        """Write today's numbers; a tensor lr is read here."""
+        """Write the numbers of a step into `work`. A tensor lr is read here."""
         work = self.work
         work.lr, work.alpha, work.eps = float(hyper.lr), hyper.alpha, hyper.eps
         work.momentum, work.weight_decay, work.scale = hyper.momentum, float(hyper.shrinkage(self.rule)), scale
@@ -109,7 +109,7 @@ class Lists:
 
 
 def _refuse_kind(bucket: Bucket) -> str | None:
-    """Reasons that lie in what the parameters are."""
+    """Return a reason to refuse the parameters' device, dtype or type."""
     if not bucket.param:
         return None
     device, dtype, family = kind(bucket.param[0])
@@ -132,12 +132,12 @@ def _refuse_kind(bucket: Bucket) -> str | None:
 
 
 def _refuse_rounding(bucket: Bucket) -> str | None:
-    """Reasons that lie in how half precision is to be rounded."""
+    """Return a reason to refuse the rounding of half precision."""
     if not bucket.slots["compensation"] and bucket.rounding == "nearest":
         return None
     state = {x.dtype for x in bucket.slots["square_avg"][:1]}
     if not state <= {torch.float32, bucket.param[0].dtype}:
-        return f"the state is {state.pop()}, beside which it rounds to nearest only"
+        return f"the state is {state.pop()}, for which it only rounds to nearest"
     if any(c.dtype != p.dtype for p, c in zip(bucket.param, bucket.slots["compensation"], strict=False)):
         return "some remainders of compensation=True are not of their parameter's dtype"
     return None

@@ -1,4 +1,4 @@
-"""The nine lines in plain torch: any device, any dtype, complex, differentiable, inside torch.compile."""
+"""Computes the nine lines in plain torch: any device, any dtype, complex, differentiable, inside torch.compile."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,7 @@ from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
 
 Lists = list[Tensor]
 
-# Elements that foreach may hold at once on a CPU, so that its temporaries, which are as large as the parameters,
-# stay within a megabyte.
+# Elements per foreach call on a CPU: its temporaries, as large as the parameters, then stay within a megabyte.
 _CPU_CHUNK = 1 << 18
 
 _LARGEST = torch.finfo(torch.float32).max
@@ -26,17 +25,17 @@ _FOREACH_DEVICES = ("cuda", "xpu")
 
 
 def refuse(_rule: Rule, bucket: Bucket) -> str | None:
-    """Eager takes every dense tensor, unless a native kernel was asked for."""
+    """Refuse only contradictory settings; eager steps every dense tensor."""
     if bucket.fused and not torch.compiler.is_compiling():  # a compiler fuses the operators itself
-        return "fused=True asks for a native kernel, and this is plain torch; leave fused as None"
+        return "fused=True requires a native kernel, and this is plain torch; leave fused as None"
     if bucket.foreach and bucket.differentiable:
         return "foreach=True keeps no autograd graph; with differentiable=True leave foreach as None or False"
     if bucket.differentiable and bucket.grad and not torch.compiler.is_compiling():
         leaf = next((i for i, p in enumerate(bucket.param) if p.is_leaf and p.requires_grad), None)
         if leaf is not None:
             return (
-                f"differentiable=True records what is written to parameter {leaf} of the bucket, a leaf that "
-                "requires grad, which autograd lets nobody write in place; put its clone() in its place"
+                f"differentiable=True writes parameter {leaf} of the bucket in place, but it is a leaf that requires "
+                "grad, which autograd does not allow; give its clone()"
             )
     return None
 
@@ -51,7 +50,7 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     if not bucket.param:
         return
     found_inf, compiling = bucket.found_inf, torch.compiler.is_compiling()
-    # a compiler's graph would break where found_inf is read, and be made anew at every step
+    # reading found_inf would break a compiler's graph and recompile it at every step
     stays = found_inf is not None and (compiling or (bucket.capturable and not found_inf.is_cpu))
     if bucket.found_inf is not None and not stays and bucket.found_inf.item() != 0:
         return
@@ -69,9 +68,9 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
 
 
 def _advance_unless(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
-    """A step that only the device knows whether to take: of copies, which then replace what there is or do not.
+    """Take a step that is skipped if found_inf on the device is not 0.
 
-    One tensor at a time, so that the copies are as large as one tensor and its slots.
+    The step is taken on copies, which then replace the originals or not: one tensor at a time, to limit their memory.
     """
     assert bucket.found_inf is not None
     skip = bucket.found_inf.to(bucket.param[0].device, non_blocking=True) != 0
@@ -88,21 +87,21 @@ EAGER = Backend("eager", refuse, step)
 
 
 def _unscaled(bucket: Bucket) -> Lists:
-    """The gradients over the loss scale, as new tensors: the user's stay as they are."""
+    """Return the gradients divided by the loss scale, in new tensors."""
     assert bucket.grad_scale is not None
     scale = bucket.grad_scale.to(bucket.param[0].device, non_blocking=True)
     return [g.to(arithmetic_dtype(g.dtype)) / scale for g in bucket.grad]
 
 
 def _together(bucket: Bucket) -> bool:
-    """Whether the whole bucket goes through foreach at once: as asked, or as torch would on that device."""
+    """Return whether foreach steps the whole bucket at once: as requested, or as torch does on the device."""
     if bucket.foreach is not None or bucket.differentiable:
         return bool(bucket.foreach)
     return bucket.param[0].device.type in _FOREACH_DEVICES and kind(bucket.param[0])[2] is Tensor
 
 
 def _parts(bucket: Bucket) -> Iterator[Bucket]:
-    """The bucket in pieces that are best advanced together."""
+    """Yield the bucket in parts that are stepped together."""
     count = len(bucket.param)
     device, _, family = kind(bucket.param[0])
     chunked = bucket.foreach is None and device.type == "cpu" and family is Tensor and not bucket.differentiable
@@ -120,7 +119,7 @@ def _parts(bucket: Bucket) -> Iterator[Bucket]:
 
 
 class Ops(NamedTuple):
-    """The operations of a step, for lists of tensors or for one tensor: the body below is written once for both."""
+    """The operations of a step, for lists of tensors or for one tensor, so that one body serves both."""
 
     neg: Any
     add: Any
@@ -144,7 +143,7 @@ _ONE = Ops(*(getattr(Tensor, name) for name in Ops._fields))
 
 
 def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
-    """The nine lines in place, with as few temporaries as torch's own; over lists, or over one tensor."""
+    """Compute the nine lines in place, with as few temporaries as torch's own optimizer."""
     dtype = arithmetic_dtype(part.param[0].dtype)
     averages = [part.slots[name] for name in AVERAGES]
     widened = [_widened(values, dtype) for values in (part.param, part.grad, *averages)]
@@ -224,13 +223,13 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
 
 
 class _Spikes:
-    """[2] and [3] under max_update: v at most doubles where it is not 0."""
+    """The bound of [2] and [3] under max_update: v at most doubles where it is not 0."""
 
     def __init__(self, v: Any, one: bool) -> None:
         self.one, self.most = one, [x * 2 for x in ((v,) if one else v)]
 
     def bound(self, hyper: Hyper, v: Any, g: Any, centered: bool) -> Any:
-        """Bound v, in place. Returns: the gradients that enter [3]."""
+        """Bound v. Mutates: v. Returns: the gradients that enter [3]."""
         entering = []
         for most, x, grad in zip(self.most, (v,) if self.one else v, (g,) if self.one else g, strict=True):
             spike = (x > most) & (most > 0) & grad.isfinite()
@@ -244,7 +243,7 @@ class _Spikes:
 def _move_by_tensor(
     do: Ops, rule: Rule, lr: float | Tensor, cap: float | None, mu: float, p: Any, g: Any, d: Any, b: Any
 ) -> None:
-    """[7]-[9] where the direction is formed: lr is on a device, or the step has a bound."""
+    """Compute [7]-[9] with an explicit direction, for a tensor lr or a bounded step."""
     u = do.div(g, d)
     if cap is not None:
         u = _within(cap, u)
@@ -265,12 +264,12 @@ def _move_by_tensor(
 
 
 def _within(bound: Any, u: Any) -> Any:
-    """Each element within ±bound, a number or a tensor of one; NaN stays."""
+    """Return u with each element bounded to ±bound, a number or a tensor of one. NaN stays."""
     return u.clamp(-bound, bound) if isinstance(u, Tensor) else [x.clamp(-bound, bound) for x in u]
 
 
 def _write(part: Bucket, worked: Lists) -> None:
-    """[9]'s results into the parameters, rounded as the bucket asks."""
+    """Write the results of [9] into the parameters, under the bucket's rounding."""
     if part.rounding == "nearest" and not part.slots["compensation"]:
         _narrow(part.param, worked)
         return
@@ -284,10 +283,10 @@ def _write(part: Bucket, worked: Lists) -> None:
 
 
 def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
-    """The nine lines out of place: autograd needs the values unedited, and a compiler fuses them."""
+    """Compute the nine lines out of place, since autograd needs the values and a compiler fuses the operators."""
     dtype = arithmetic_dtype(part.param[0].dtype)
     g, v = part.grad[0].to(dtype), part.slots["square_avg"][0].to(dtype)
-    p = part.param[0].to(dtype, copy=True)  # the derivative with respect to lr may need it, and it is overwritten
+    p = part.param[0].to(dtype, copy=True)  # overwritten below, but the derivative with respect to lr may need it
     if part.slots["compensation"]:
         p = rounding.whole(part.param[0], part.slots["compensation"][0])
     alpha, eps, mu = hyper.alpha, hyper.eps, hyper.momentum
@@ -321,7 +320,7 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     c = _corrections(part, alpha, dtype)[0] if rule.bias_correction else 1.0
     # [5] variance
     w = (v / c - (m / c) ** 2).clamp(min=0) if rule.centered else v / c
-    # [6] denominator: the derivative of the root is infinite at 0, and taken as 0 there
+    # [6] denominator: the derivative of the root, infinite at 0, is taken as 0 there
     x = w + eps if rule.eps_mode in ("inside", "both") else w
     d = torch.where(x == 0, 0.0, torch.where(x == 0, 1.0, x).sqrt())
     if rule.eps_mode == "floor":
@@ -345,29 +344,29 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
 
 
 def _learning_rate(lr: float | Tensor, on_device: bool) -> float | Tensor:
-    """A float, unless the step must not read it back from the device."""
+    """Return the learning rate as a float, or as a tensor if the step must not read it back from the device."""
     if not isinstance(lr, Tensor):
         return lr
     return lr.reshape(()) if on_device else lr.item()
 
 
 def _count(steps: Lists) -> None:
-    """step ← step + 1."""
+    """Increment the step counters in place."""
     if steps[0].is_cpu and not torch.compiler.is_compiling():
-        # one shared tensor: foreach would wrap the number 1 anew for each of them
+        # one shared tensor, since foreach would wrap the number 1 for each counter
         torch._foreach_add_(steps, torch.tensor(1.0, dtype=steps[0].dtype, device="cpu"), alpha=1.0)
     else:
         torch._foreach_add_(steps, 1)
 
 
 def _corrections(part: Bucket, alpha: float, dtype: torch.dtype) -> Sequence[float | Tensor]:
-    """[4] 1 − αᵗ for each tensor: in Python double, or on the device through expm1, exact near t = 0."""
+    """Return 1 − αᵗ of [4] for each tensor: in Python double, or on the device by expm1, exact near t = 0."""
     if not (part.capturable or torch.compiler.is_compiling()):
         return [1 - alpha ** t.item() for t in part.slots["step"]]
     if alpha == 0:
         return [1.0] * len(part.slots["step"])
     device = part.param[0].device
-    # to a compiler math.log is of one number, and it would make another graph for the next
+    # a compiler would specialize its graph to the value of math.log
     log: Any = (
         part.slots["step"][0].new_full((), alpha).to(device).log()
         if torch.compiler.is_compiling()
@@ -377,28 +376,28 @@ def _corrections(part: Bucket, alpha: float, dtype: torch.dtype) -> Sequence[flo
 
 
 def _held(number: Any, dtype: torch.dtype) -> Any:
-    """The number as the arithmetic's dtype holds it: infinite where it is too large, which torch refuses to round."""
+    """Return a number, or infinity if the arithmetic's dtype overflows, which torch refuses to round."""
     if dtype != torch.float32 or isinstance(number, Tensor) or -_LARGEST <= number <= _LARGEST:
         return number
     return math.copysign(math.inf, number) if number == number else number
 
 
 def _vanishes(eps: float, dtype: torch.dtype) -> bool:
-    """Whether ε is 0 in the arithmetic's dtype, so that a denominator can be 0."""
+    """Return whether ε may be 0 in the arithmetic's dtype, so that a denominator can be 0."""
     if eps > 1e-37:  # a normal number in every dtype
         return False
     return eps == 0 or dtype == torch.float32
 
 
 def _widened(values: Lists, dtype: torch.dtype) -> Lists:
-    """The list itself where all have the arithmetic's dtype already, else a list of copies that do."""
+    """Return the list itself if all tensors have the arithmetic's dtype, else copies in it."""
     if all(x.dtype == dtype for x in values):
         return values
     return [x.to(dtype) for x in values]
 
 
 def _narrow(kept: Lists, worked: Lists) -> None:
-    """Write the results back, rounded once to the dtype they are kept in."""
+    """Write the results back, rounded once to their storage dtype."""
     if worked is not kept:
         for x, y in zip(kept, worked, strict=True):
             if y is not x:

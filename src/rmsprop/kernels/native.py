@@ -1,4 +1,4 @@
-"""The compiled kernel: where it is, why it is not, and its C interface (csrc/rmsprop.h, csrc/plan.h) in ctypes."""
+"""Loads the compiled kernel, and mirrors its C interface (csrc/rmsprop.h, csrc/plan.h) in ctypes."""
 
 import ctypes
 import sys
@@ -15,8 +15,8 @@ from rmsprop.tensors.forked import in_child
 # Element types, in the order of csrc/rmsprop.h.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
-# Elements that a thread should have at least: 13 µs of work on a Xeon, 8 µs on two idle cores, and milliseconds where
-# the second core is busy, as every parallel region then.
+# Minimum number of elements per thread. They take 13 µs on one core of a Xeon and 8 µs on two idle cores. If the
+# second core is busy, every parallel region takes milliseconds.
 GRAIN = 1 << 15
 
 _LIBRARY = "_native.dll" if sys.platform == "win32" else "_native.so"
@@ -37,7 +37,7 @@ class Work(Structure):
 
 
 class Host(Structure):
-    """Functions of the interpreter and of torch, by address, and what a plain tensor is: `Host` in csrc/plan.h."""
+    """Addresses of functions of Python and torch, and the layout of a plain tensor: `Host` in csrc/plan.h."""
 
     _fields_ = (
         *((name, c_void_p) for name in ("list_size", "list_item", "dict_size", "dict_next", "dict_item")),
@@ -49,11 +49,11 @@ class Host(Structure):
     )
 
 
-TENSORS = 7  # of a parameter, in the order of Bucket.lists(): `Kept` in csrc/plan.h
+TENSORS = 7  # number of tensors of a parameter, in the order of Bucket.lists(): `Kept` in csrc/plan.h
 
 
 class Plan(Structure):
-    """Where all tensors of an optimizer were last time: `Plan` in csrc/plan.h."""
+    """The locations of all tensors of an optimizer in the last step: `Plan` in csrc/plan.h."""
 
     _fields_ = (
         ("host", c_void_p),
@@ -82,10 +82,10 @@ class Native:
         unfinite: rmsprop_unfinite, called without the GIL.
         pieces: rmsprop_pieces, for tests.
         stream: rmsprop_stream, for the benchmark.
-        parallel_for: the address of torch_parallel_for, or None: then one thread does all.
-        host: what both read of the interpreter and torch, for tensors on the CPU; None where this torch or Python
-            differs, and each step reads its tensors from Python: slower for many small ones, and the same otherwise.
-        dtype_codes: torch's own numbers of the dtypes in TYPES.
+        parallel_for: the address of torch_parallel_for. None: one thread does all the work.
+        host: functions and layouts of Python and torch, for tensors on the CPU. None if this Python or torch has
+            others: each step then reads its tensors from Python, which is slower for many small tensors.
+        dtype_codes: torch's codes of the dtypes in TYPES.
     """
 
     step: Any
@@ -101,24 +101,24 @@ class Native:
 
 
 def path() -> Path:
-    """Where the compiled library belongs: beside the package's modules."""
+    """Return the path of the compiled library, next to the package's modules."""
     return Path(__file__).parents[1] / _LIBRARY
 
 
 def missing() -> str | None:
-    """Why there is no compiled kernel, and how to get one; None where there is."""
+    """Return why the compiled kernel is missing, and how to get it. None if it is loaded."""
     loaded = load()
     return loaded if isinstance(loaded, str) else None
 
 
 @cache
 def load(library: Path | None = None) -> Native | str:
-    """The compiled library, or why there is none; looked for once."""
+    """Return the compiled library, or why it is missing. The result is cached."""
     library = library or path()
     if not library.exists():
         return (
             f"the compiled kernel is missing ({library.name}, built when the package is installed): install a wheel, "
-            "or install from source where a C++17 compiler is on PATH (`apt install g++`, `xcode-select --install`)"
+            "or install from source with a C++17 compiler on PATH (`apt install g++`, `xcode-select --install`)"
         )
     try:
         released, held = ctypes.CDLL(str(library)), ctypes.PyDLL(str(library))
@@ -154,27 +154,27 @@ def load(library: Path | None = None) -> Native | str:
 
 
 def _torch_library() -> ctypes.CDLL:
-    """torch's libraries, already in this process: symbols are looked up through the extension that needs them all."""
+    """Return a handle that resolves the symbols of torch's loaded libraries."""
     if sys.platform == "win32":
         return ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "torch_cpu.dll"))
     return ctypes.CDLL(torch._C.__file__)
 
 
 def _address(library: ctypes.CDLL, name: str) -> int | None:
-    """The address of a C function, or None if the library has none of that name."""
+    """Return the address of a C function. None if the library does not have it."""
     function = getattr(library, name, None)
     return None if function is None else ctypes.cast(function, c_void_p).value
 
 
 def _code(library: ctypes.CDLL, name: str) -> int:
-    """A constant that torch's C interface gives as a function."""
+    """Return a constant of torch's C interface, which exports it as a function."""
     return int(getattr(library, "aoti_torch_" + name)())
 
 
 def _host(library: ctypes.CDLL) -> Host | None:
-    """What the look in C reads of Python and torch; None where something is not where it is elsewhere."""
+    """Return what C needs to read Python objects and tensors. None if their layout is unknown here."""
     if not _has_gil():
-        return None  # lists and dicts may change under a look without it
+        return None  # without the GIL, lists and dicts may change while C reads them
     read = ("device_index", "dtype", "dim", "sizes", "strides", "data_ptr")
     torchs = [_address(library, "aoti_torch_get_" + name) for name in read]
     names = ("PyList_Size", "PyList_GetItem", "PyDict_Size", "PyDict_Next", "PyDict_GetItemWithError")
@@ -192,7 +192,7 @@ def _host(library: ctypes.CDLL) -> Host | None:
 
 
 def _bump(library: ctypes.CDLL, header: int) -> int | None:
-    """The address of the function by which torch's operators count a write, if it has its usual name and works."""
+    """Return the address of torch's bump_version. None if it has another name or does not work."""
     name = "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE"
     address = _address(library, name)
     if address is None:
@@ -204,7 +204,7 @@ def _bump(library: ctypes.CDLL, header: int) -> int | None:
 
 
 def _keys_offset() -> int | None:
-    """The bytes of a TensorImpl before its set of dispatch keys, found by tensors of six kinds."""
+    """Return the offset of the dispatch keys in a TensorImpl, found by six kinds of tensors. None if ambiguous."""
     with torch.inference_mode():
         inference = torch.ones(2, device="cpu")
     x = torch.ones(2, device="cpu")
@@ -224,7 +224,7 @@ def _keys(tensor: torch.Tensor) -> int:
 
 @cache
 def _key_sets(device: torch.device) -> tuple[int, int]:
-    """The dispatch keys of a dense tensor on a device, made outside and inside torch.inference_mode."""
+    """Return the dispatch keys of dense tensors on a device, made outside and inside torch.inference_mode."""
     found = []
     for inside in (False, True):
         with torch.inference_mode(inside):
@@ -234,7 +234,7 @@ def _key_sets(device: torch.device) -> tuple[int, int]:
 
 @cache
 def host(device: torch.device) -> Host | None:
-    """What the look in C reads, for tensors on that device; None where it cannot look at them."""
+    """Return what C needs to read tensors on a device. None if it cannot."""
     loaded = load()
     if isinstance(loaded, str) or loaded.host is None or device.type not in ("cpu", "cuda"):
         return None

@@ -1,6 +1,6 @@
-"""What does not change between the steps of an optimizer on the CPU, kept, and dropped the moment that it does.
+"""Caches what stays the same between the steps of an optimizer on the CPU, and validates it at every step.
 
-For small networks Python is the whole cost of a step: this reduces it to one list of gradients and one call.
+For small networks, Python is the whole cost of a step. A plan reduces it to one list of gradients and one call.
 """
 
 import ctypes
@@ -21,39 +21,39 @@ from torch import Tensor
 from rmsprop.kernels import cpu, native, refusals
 from rmsprop.spec import SLOTS, Hyper, Rule, plain, random_key
 from rmsprop.tensors import shards
-from rmsprop.tensors.bucket import Bucket, is_half, kept, wanted
+from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, state_names
 from rmsprop.tensors.nonfinite import Guard, first_unfinite
 
-_NAMES = ("", "", *SLOTS)  # as Bucket.lists(): a parameter and its gradient are not in the state
-NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # as Work begins, in csrc/rmsprop.h
+_NAMES = ("", "", *SLOTS)  # in the order of Bucket.lists(); the parameter and its gradient are not in the state
+NUMBERS = itemgetter("lr", "alpha", "eps", "momentum", "weight_decay")  # the first fields of Work in csrc/rmsprop.h
 _FLOATS = {float}
 _PACK = struct.Struct("=5d").pack_into
 _PARAMS = itemgetter("params")
 GRADIENTS = attrgetter("grad")
 _MOVED, _SAME, _STEPPED = 0, 1, 2  # Again, in csrc/plan.h
-_STATES = (defaultdict, dict)  # a subclass may hold something else than its items
+_STATES = (defaultdict, dict)  # subclasses may override access to items
 
 Scaling = tuple[Tensor | None, Tensor | None]  # the loss scale, and found_inf
 Due = list[Tensor] | None
 Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
-Stepped = Sequence[tuple[Mapping[str, Any], Bucket]]  # the group and the bucket of each work of a step
+Stepped = Sequence[tuple[Mapping[str, Any], Bucket]]  # group and bucket of each work of a step
 
 
 @dataclass
 class _Known:
-    """A group as it was: the number of its parameters, its settings but the numbers, its rule and its works."""
+    """A group in the last step: the number of parameters, the settings without numbers, the rule and the works."""
 
     count: int
     settings: tuple[Any, ...]
     momentum: bool
     rule: Rule
     works: list[native.Work]
-    numbers: tuple[Any, ...] = ()  # those of the last step; none where lr is a tensor, which may hold another today
-    hyper: Any = None  # the same as a Hyper, with those that are settings here
+    numbers: tuple[Any, ...] = ()  # of the last step; empty for a tensor lr, whose value may change
+    hyper: Any = None  # the numbers as a Hyper
 
 
 def usual(lr: Any, alpha: float, eps: float, momentum: float, decay: float) -> bool:
-    """Whether a step may run with these; a schedule may take lr below 0, and a tensor is not read."""
+    """Return whether a step may run with these numbers. Schedules may set lr below 0. A tensor lr is not read."""
     if not all(type(x) is float or _is_number(x) for x in (alpha, eps, momentum, decay)):
         return False
     if isinstance(lr, Tensor):
@@ -68,24 +68,24 @@ def _is_number(x: Any) -> bool:
 
 
 class Plan:
-    """Where all tensors of an optimizer are, and how they are stepped.
+    """The locations of all tensors of an optimizer, and how they are stepped.
 
-    It owns none of them, and refers to none by identity: each step looks every object up where the full step does,
-    in the groups and in the state, and validates it in full (csrc/plan.cpp). So what the user drops is freed, and
-    whatever stands in its place is stepped only if the full step would have stepped it alike:
+    A plan owns no tensor and identifies none by its id. Each step looks up every object in the groups and the state,
+    as the full step does, and validates it (csrc/plan.cpp). Objects that the user drops are thus freed, and an object
+    that replaces another is stepped only if the full step would do the same:
 
     | the full step reads                                   | the plan                                             |
     |-------------------------------------------------------|------------------------------------------------------|
-    | the backend, dispatch modes, a scaler, due parameters | compares them, or leaves the step to it              |
-    | every setting of every group, and that none is lost   | compares all with those it was made for              |
-    | types and ranges of lr, alpha, eps, momentum, decay   | `usual`, whenever one differs from the last step's   |
-    | the lists of parameters                               | exact lists, of as many parameters as there were     |
-    | state entries, their names, a missing or foreign slot | exact dicts, under the same keys, of as many names   |
+    | the backend, dispatch modes, a scaler, due parameters | compares them, or leaves the step to the full step   |
+    | every setting of every group, missing ones too        | compares all with those it was made for              |
+    | types and ranges of lr, alpha, eps, momentum, decay   | `usual`, if one differs from the last step's         |
+    | the lists of parameters                               | exact lists with the same number of parameters       |
+    | state entries, their names, missing or foreign slots  | exact dicts, with the same keys and number of names  |
     | type, device, dtype, layout, lazy views, subclasses   | exact types and one set of dispatch keys             |
     | shapes and strides, elements that share memory        | the same, and density                                |
-    | overlap of what is written and of gradients           | the same, over all groups, whenever an address moves |
-    | a gradient for the first time, or for none            | none for a parameter without state                   |
-    | what is spread over processes                         | the same specs; shards of today                      |
+    | overlap of written memory and gradients               | the same, over all groups, if an address changes     |
+    | a first gradient, or none                             | no gradient for a parameter without state            |
+    | DTensors                                              | the same specs, and the current shards               |
     | NaN and infinity under nonfinite=                     | the same scan, in C                                  |
     """
 
@@ -100,16 +100,16 @@ class Plan:
     ) -> None:
         self._loaded, self._backend, self._settings = loaded, backend, settings
         self._busy = False
-        self._spread_ids: tuple[list[int], ...] = ()  # of the slots and shards that the plan was told last
-        self._guard: Guard | None = None  # what the plan's `guarded` says
-        self._held: list[Any] = []  # arrays that the structures below point into
+        self._spread_ids: tuple[list[int], ...] = ()  # of the DTensor slots and shards that the plan holds
+        self._guard: Guard | None = None  # the guard of the plan's `guarded`
+        self._held: list[Any] = []  # keeps arrays alive that the structures below point to
         params = [p for group, _ in groups for p in group["params"]]
-        self._place = {id(p): i for i, p in enumerate(params)}  # a hint: what is found by it is compared
+        self._index = {id(p): i for i, p in enumerate(params)}  # a hint: the parameter at the index is compared
         self._shards = shards.DTensorWatch(params, state)
         parts = _all_of(groups, stepped)
         if not parts:
             found = _parts(groups, state)
-            parts = [(i, rule, self._shards.stepped(bucket), places) for i, rule, bucket, places in found]
+            parts = [(i, rule, self._shards.stepped(bucket), indices) for i, rule, bucket, indices in found]
             parts = parts if all(self._refuse(rule, bucket) is None for _, rule, bucket, _ in parts) else []
         self.takes = bool(parts) and type(state) in _STATES
         if not self.takes:
@@ -139,13 +139,13 @@ class Plan:
         guard: Guard | None = None,
         due: Due = None,
     ) -> bool:
-        """Step once more if everything is as it was.
+        """Step if the plan is still valid.
 
         Args:
-            scaling: what a gradient scaler brings.
-            guard: what stops a step whose gradients are not finite.
-            due: the parameters that step, of those that have a gradient; None: all.
-        Returns: False, with nothing written, if anything moved: then the plan is to be dropped.
+            scaling: the loss scale and found_inf of a gradient scaler.
+            guard: stops a step whose gradients are not finite.
+            due: the parameters that step, of those that have a gradient. None: all.
+        Returns: False, with nothing written, if anything changed.
         Mutates: parameters and state. Never gradients.
         """
         if self._busy or backend != self._backend or type(state) not in _STATES:
@@ -166,15 +166,15 @@ class Plan:
                         return False
                     known.numbers = ()
                     if set(map(type, numbers)) != _FLOATS:
-                        numbers = tuple(map(plain, numbers))  # NumPy's arithmetic is not Python's, and arrays change
+                        numbers = tuple(map(plain, numbers))  # NumPy numbers compute differently, and arrays change
                     self._write(known, Hyper(*(*numbers, group["reference_lr"], group["max_update"])))
                     known.numbers = () if isinstance(numbers[0], Tensor) else numbers
             except (struct.error, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError):
-                return False  # what is lost, no number or no switch: the full step says which
+                return False  # a missing or invalid setting: the full step raises
         keys = groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(map(_PARAMS, groups)))
         try:
             gradients = list(map(GRADIENTS, keys)) if due is None else self._due(due, keys)
-        except AttributeError:  # something else than a tensor, or none of these groups
+        except AttributeError:  # not a tensor, or a parameter of no group
             return False
         self._busy = True
         try:
@@ -183,45 +183,45 @@ class Plan:
             self._busy = False
 
     def _can(self, scaling: Scaling | None, _guard: Guard | None, _due: Due) -> bool:
-        """Whether such a step is one for a plan: a gradient scaler's goes the long way."""
+        """Return whether a plan can take such a step. A gradient scaler needs the full step."""
         return scaling is None
 
     def _write(self, known: _Known, hyper: Hyper) -> None:
-        """Write today's numbers into the works; a tensor lr is read here. Raises: struct.error, TypeError."""
+        """Write the current numbers into the works. A tensor lr is read here. Raises: struct.error, TypeError."""
         numbers = (hyper.lr, hyper.alpha, hyper.eps, hyper.momentum, hyper.shrinkage(known.rule))
         for work in known.works:
             _PACK(work, 0, *numbers)
 
     @property
-    def spread(self) -> bool:
-        """Whether some of the parameters are spread over processes."""
+    def has_dtensors(self) -> bool:
+        """Whether some of the parameters are DTensors."""
         return self._shards.any
 
     def _due(self, due: list[Tensor], params: list[Any]) -> list[Tensor | None]:
-        """The gradient of every parameter that is due, in the order of the groups, and None for the others."""
+        """Return the gradient of every parameter that is due, in the order of the groups, and None for the others."""
         gradients: list[Tensor | None] = [None] * len(params)
         for p in due:
-            place = self._place.get(id(p), -1)
-            if place < 0 or params[place] is not p:
+            index = self._index.get(id(p), -1)
+            if index < 0 or params[index] is not p:
                 raise AttributeError
-            gradients[place] = p.grad
+            gradients[index] = p.grad
         return gradients
 
     def _grain(self) -> int:
-        """Above how many elements rmsprop_again leaves the step to its caller."""
+        """Return the number of elements above which rmsprop_again leaves the step to its caller."""
         return -1 if self._shards.any or not self._host or not self._host.bump else native.GRAIN
 
     def _refuse(self, rule: Rule, bucket: Bucket) -> str | None:
         return cpu.refuse(rule, bucket)
 
     def _lists(self, rule: Rule, bucket: Bucket) -> Any:
-        """The bucket's addresses and sizes, where rmsprop_again is to note them, with their `work` and `size`."""
+        """Return the arrays of addresses and sizes that rmsprop_again updates, with their `work` and `size`."""
         return cpu.Lists(rule, bucket)
 
-    def _look(
+    def _validate(
         self, state: Any, keys: list[Any], gradients: list[Tensor | None]
     ) -> tuple[int, list[Any], list[Tensor | None]]:
-        """Validate everything in C, and step there if it is little.
+        """Validate everything in C, which also steps small works.
 
         Returns: an Again, the tensors that step, and their gradients.
         """
@@ -234,8 +234,8 @@ class Plan:
             ids = tuple([*map(id, values)] for values in held)
             if ids != self._spread_ids:
                 self._spread_ids = ids
-                for (place, name), slot, part in zip(self._shards.slots, *ids, strict=True):
-                    at = place * native.TENSORS + _NAMES.index(name)
+                for (index, name), slot, part in zip(self._shards.slots, *ids, strict=True):
+                    at = index * native.TENSORS + _NAMES.index(name)
                     self._spread[0][at], self._spread[1][at] = slot, part
         return self._loaded.again(self._address, id(params), id(keys), id(gradients), id(state)), params, gradients
 
@@ -248,10 +248,10 @@ class Plan:
         _scaling: Scaling | None,
         guard: Guard | None,
     ) -> bool:
-        """`again`, of these gradients, once all that Python knows is as it was."""
+        """Step with these gradients if C finds the plan valid, after `again` has compared the settings."""
         if guard is not self._guard:
             self._guard, self._plan.guarded = guard, guard is not None
-        code, params, gradients = self._look(state, keys, gradients)
+        code, params, gradients = self._validate(state, keys, gradients)
         if code == _MOVED:
             return False
         if code == _STEPPED and guard is None:
@@ -262,9 +262,9 @@ class Plan:
             if code == _SAME:
                 bad = self._loaded.unfinite(*works, parallel_for, native.GRAIN)
             if bad < -1:
-                raise RuntimeError("torch_parallel_for failed, and no gradient was looked at: nothing was changed")
+                raise RuntimeError("torch_parallel_for failed before the gradients were scanned: nothing was changed")
             if bad >= 0:
-                guard.stop(groups, self._places[bad] if self._in_order else first_unfinite(groups))
+                guard.stop(groups, self._indices[bad] if self._in_order else first_unfinite(groups))
                 return True
             guard.passed()
         if code == _SAME:
@@ -275,32 +275,32 @@ class Plan:
         return True
 
     def _count_writes(self, keys: list[Any], params: list[Any], gradients: list[Tensor | None]) -> None:
-        """Tell autograd which parameters are about to be written: all of them, as a rule.
+        """Increment autograd's version counters of the parameters that are about to be written.
 
-        It is told before: a signal after the write would leave one that it does not know of.
+        They are incremented first, since a signal could interrupt between the write and its count.
         """
         if self._plan.active == len(keys) and not self._plan.inferred and not self._shards.any:
             torch.autograd.graph.increment_version(keys)
             return
         written = [x for x, g in zip(params, gradients, strict=True) if g is not None]
-        if self._shards.any:  # autograd may have kept the parameter or its shard
+        if self._shards.any:  # autograd may have saved the parameter or its shard
             triples = zip(keys, params, gradients, strict=True)
             written += [key for key, x, g in triples if g is not None and key is not x]
         refusals.count_writes(written)
 
     def _fill(self, parts: list["_Part"], params: list[Tensor], state: Any) -> native.Plan:
-        """The plan as csrc/plan.h has it."""
+        """Return the plan in the form of csrc/plan.h."""
         kinds = [kind for _, _, bucket, _ in parts for kind in refusals.kinds(self._loaded, bucket)]
-        self._places = [place for *_, places in parts for place in places]
-        self._in_order = self._places == sorted(self._places)  # not where a group holds several kinds
-        placed = set(self._places)
+        self._indices = [index for *_, indices in parts for index in indices]
+        self._in_order = self._indices == sorted(self._indices)  # not where a group holds several kinds
+        placed = set(self._indices)
         idle = [i for i in range(len(params)) if i not in placed]
-        items = [self._place.get(id(key), -1) for key in state]
+        items = [self._index.get(id(key), -1) for key in state]
         while items and items[-1] not in placed:
             items.pop()
-        items = [place if place in placed else -1 for place in items]
-        sizes = [len(entry) if place >= 0 else 0 for place, entry in zip(items, state.values(), strict=False)]
-        spans = (c_int64 * (12 * len(self._places)))()
+        items = [index if index in placed else -1 for index in items]
+        sizes = [len(entry) if index >= 0 else 0 for index, entry in zip(items, state.values(), strict=False)]
+        spans = (c_int64 * (12 * len(self._indices)))()
         self._held.append(spans)
         names = [c_void_p(id(name)).value if name else None for name in _NAMES]
         plan = native.Plan(
@@ -314,7 +314,7 @@ class Plan:
             works=len(self._works),
             work=ctypes.addressof(self._works),
             kinds=self._array(c_int32, kinds),
-            place=self._array(c_void_p, [self._array(c_int64, places) for *_, places in parts]),
+            place=self._array(c_void_p, [self._array(c_int64, indices) for *_, indices in parts]),
             elements=sum(p.numel() for _, _, bucket, _ in parts for p in bucket.param),
             grain=self._grain(),
             idle=len(idle),
@@ -327,7 +327,7 @@ class Plan:
         return plan
 
     def _array(self, kind: Any, values: list[Any]) -> int:
-        """The address of a C array, kept as long as the plan."""
+        """Return the address of a C array that lives as long as the plan."""
         array = (kind * len(values))(*values)
         self._held.append(array)
         return ctypes.addressof(array)
@@ -337,32 +337,32 @@ _Part = tuple[int, Rule, Bucket, list[int]]
 
 
 def _all_of(groups: list[tuple[dict[str, Any], Rule]], stepped: Stepped) -> list[_Part]:
-    """The buckets that a kernel has just stepped, as `_parts`, where each is a whole group of plain tensors.
+    """Return the buckets of the last step in the form of `_parts`, if each is a whole group of plain tensors.
 
-    Returns: nothing where they are not, such as after a step in which a parameter had no gradient.
+    Returns: an empty list if they are not, such as after a step in which a parameter had no gradient.
     """
     parts: list[_Part] = []
-    place, todo = 0, list(stepped)
+    index, todo = 0, list(stepped)
     for i, (group, rule) in enumerate(groups):
         count = len(group["params"])
         if count:
             owner, bucket = todo.pop(0) if todo else (None, Bucket())
             if owner is not group or len(bucket.param) != count or bucket.whole:
                 return []
-            parts.append((i, rule, bucket, list(range(place, place + count))))
-        place += count
+            parts.append((i, rule, bucket, list(range(index, index + count))))
+        index += count
     return parts if not todo else []
 
 
 def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_Part]:
-    """The parameters that have state, with or without a gradient today, as buckets of one kind.
+    """Yield the parameters that have state, with or without a gradient, as buckets of one kind.
 
-    Yields: the group's index, its rule, the bucket, and the parameters' places among all parameters.
+    Yields: the group's index, its rule, the bucket, and the parameters' indices among all parameters.
     """
-    place = 0
+    index = 0
     for i, (group, rule) in enumerate(groups):
         found: dict[Any, tuple[Bucket, list[int]]] = {}
-        names = {half: kept(rule, group, half) for half in (False, True)}
+        names = {half: state_names(rule, group, half) for half in (False, True)}
         for p in group["params"]:
             entry = state.get(p)
             if type(entry) is dict:
@@ -370,16 +370,16 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
                 if all(isinstance(x, Tensor) for x in slots):
                     key = (p.device, *(x.dtype for x in (p, entry["square_avg"], entry["step"])))
                     if key not in found:
-                        found[key] = wanted(group, []), []
-                    bucket, places = found[key]
+                        found[key] = bucket_for(group, []), []
+                    bucket, indices = found[key]
                     bucket.param.append(p)
                     grad = p.grad
                     bucket.grad.append(p if grad is None else grad)  # a parameter may stand for its own gradient
                     for name, x in zip(names[is_half(p.dtype)], slots, strict=True):
                         bucket.slots[name].append(x)
                     if group["rounding"] == "stochastic":
-                        bucket.random_keys.append(random_key(group["seed"], place))
-                    places.append(place)
-            place += 1
-        for bucket, places in found.values():
-            yield i, rule, bucket.of_its_width(), places
+                        bucket.random_keys.append(random_key(group["seed"], index))
+                    indices.append(index)
+            index += 1
+        for bucket, indices in found.values():
+            yield i, rule, bucket.of_its_width(), indices

@@ -1,4 +1,4 @@
-"""Reasons to refuse a bucket that both native kernels share, and how autograd hears of what they write."""
+"""Reasons to refuse a bucket, and version counting for autograd, shared by both native kernels."""
 
 import ctypes
 from ctypes import c_int32, c_int64, c_void_p
@@ -14,35 +14,36 @@ from rmsprop.tensors.bucket import Bucket, dense
 
 
 def refuse_call(bucket: Bucket) -> str | None:
-    """Reasons that lie in how the step was asked for."""
+    """Return a reason to refuse the execution settings of a step."""
     if torch.compiler.is_compiling():
-        return "torch.compile is tracing, and cannot look into a compiled library"
+        return "torch.compile is tracing, and cannot trace a compiled library"
     if bucket.fused is False:
-        return "fused=False asks for no native kernel"
-    if bucket.foreach is not None and not (bucket.fused and bucket.foreach is False):  # torchtitan says both
+        return "fused=False excludes native kernels"
+    if bucket.foreach is not None and not (bucket.fused and bucket.foreach is False):  # torchtitan sets both
         return f"foreach={bucket.foreach} asks for torch's own operators; leave it None"
     if bucket.differentiable:
         return "differentiable=True needs a step that autograd records, and a compiled one is opaque to it"
     if in_mode():
-        return "a TorchDispatchMode is active, and would not see a compiled step"
+        return "a TorchDispatchMode is active, which a compiled step would bypass"
     return None
 
 
 def refuse_rule(rule: Rule) -> str | None:
-    """Reasons that lie in the rule."""
+    """Return a reason to refuse the rule."""
     if rule.weight_decay_mode == "l1":
-        return 'weight_decay_mode="l1" is for torch\'s own operators: the compiled kernels have no sign of p'
+        return 'weight_decay_mode="l1" needs torch\'s own operators: the compiled kernels do not have the sign of p'
     return None
 
 
 def in_mode() -> bool:
-    """Whether some TorchDispatchMode watches every operator."""
+    """Return whether a TorchDispatchMode is active."""
     return bool(torch._C._len_torch_dispatch_stack())
 
 
 def plain(bucket: Bucket) -> bool:
-    """Whether all of a bucket's tensors are plain, of dtypes that kernels take, each parameter's in one dense layout,
-    and apart in memory; False also where that cannot be seen from C.
+    """Return whether C accepts all tensors of a bucket; False also if C cannot read them.
+
+    It accepts plain tensors of supported dtypes that do not overlap. Those of a parameter share one dense layout.
     """
     loaded = native.load()
     if isinstance(loaded, str) or not bucket.slots["square_avg"] or not bucket.grad:
@@ -63,7 +64,7 @@ def plain(bucket: Bucket) -> bool:
 
 
 def kinds(loaded: native.Native, bucket: Bucket) -> list[int]:
-    """torch's codes of the dtypes of a bucket's parameters, state and steps, and the index of their device or -1."""
+    """Return torch's dtype codes of a bucket's parameters, state and steps, and the index of their device or -1."""
     codes = [
         loaded.dtype_codes[values[0].dtype]
         for values in (bucket.param, bucket.slots["square_avg"], bucket.slots["step"])
@@ -73,13 +74,13 @@ def kinds(loaded: native.Native, bucket: Bucket) -> list[int]:
 
 
 def refuse_slots(rule: Rule, bucket: Bucket) -> str | None:
-    """Reasons that lie in the state."""
+    """Return a reason to refuse the state."""
     if not bucket.slots["square_avg"]:
         return None
     dtype = bucket.slots["square_avg"][0].dtype
     param = bucket.param[0].dtype
     if dtype not in (torch.float32, torch.float64, param):
-        return f"the state is {dtype}, and beside {param} parameters it takes float32, float64 or {param}"
+        return f"the state is {dtype}, and for {param} parameters it takes float32, float64 or {param}"
     kept = [bucket.slots[name] for name in rule.slots() if name != "step"]
     if any(x.dtype != dtype for x in chain(*kept)):
         return "the state tensors are of different dtypes"
@@ -92,7 +93,7 @@ def refuse_slots(rule: Rule, bucket: Bucket) -> str | None:
 
 
 def refuse_memory(bucket: Bucket) -> str | None:
-    """Reasons that lie in how tensors lie in memory."""
+    """Return a reason to refuse the tensors' layouts and memory."""
     written = []
     for i, p in enumerate(bucket.param):
         shape, strides = p.shape, p.stride()
@@ -105,7 +106,7 @@ def refuse_memory(bucket: Bucket) -> str | None:
             if x.shape != shape:
                 return f"a gradient or state tensor of parameter {i} has another shape"
             if x.stride() != strides and not _same_layout(shape, strides, x.stride()):
-                return f"parameter {i} has strides {strides}, and a gradient or state tensor of it {x.stride()}"
+                return f"parameter {i} has strides {strides}, but a gradient or state tensor of it has {x.stride()}"
         for values in (bucket.param, *bucket.shaped().values()):
             if values and p.numel():
                 begin = values[i].data_ptr()
@@ -118,17 +119,17 @@ def refuse_memory(bucket: Bucket) -> str | None:
     if any(begin == 0 for begin, _, _ in written + read):
         return "a tensor has no memory of its own"
     if _overlap(written + read):
-        return "tensors overlap in memory, and a fused step would read what it has written"
+        return "tensors overlap in memory, so a fused step would read what it has written"
     return None
 
 
 def _same_layout(shape: tuple[int, ...], a: tuple[int, ...], b: tuple[int, ...]) -> bool:
-    """Whether the strides agree wherever they matter."""
+    """Return whether strides agree in all dimensions of size other than 1."""
     return 0 in shape or all(x == y for size, x, y in zip(shape, a, b, strict=True) if size != 1)
 
 
 def _overlap(spans: list[tuple[int, int, bool]]) -> bool:
-    """Whether some written span [begin, end) shares memory with another span."""
+    """Return whether a written span [begin, end) shares memory with another span."""
     reach, reach_written = 0, 0
     for begin, end, is_written in sorted(spans):
         if begin < (reach if is_written else reach_written):
@@ -140,8 +141,8 @@ def _overlap(spans: list[tuple[int, int, bool]]) -> bool:
 
 
 def count_writes(params: list[Tensor]) -> None:
-    """Tell autograd that the parameters were written, as an operator of torch would.
+    """Increment autograd's version counters of the parameters, as torch's operators do.
 
-    Without it a backward pass through values from before the step would be silently wrong.
+    Otherwise a backward pass through values from before the step would be silently wrong.
     """
     torch.autograd.graph.increment_version([p for p in params if not p.is_inference()])

@@ -1,7 +1,6 @@
-"""[9] for parameters of half precision in torch's operators: random bits, rounding, and what it leaves over.
+"""Rounds [9] for half-precision parameters in torch's operators: random bits, rounding, and the Kahan remainder.
 
-The same bits as reference.bits and reference.round_stochastically, in whole numbers, on every device and inside
-torch.compile.
+The bits are those of reference.bits and reference.round_stochastically, on every device and inside torch.compile.
 """
 
 from typing import Any
@@ -13,16 +12,18 @@ from rmsprop.tensors.bucket import dense
 
 _WORD = 0xFFFFFFFF
 
-# float16 ends at 2⁻²⁴, above the remainders of small parameters: it keeps them times this, which is exact.
+# Exact scale of stored remainders: the smallest float16, 2⁻²⁴, is above the remainders of small parameters.
 SCALE = {torch.float16: 2048.0, torch.bfloat16: 1.0}
 
 
 def word(
     random_key: int, step: Tensor, shape: torch.Size, device: torch.device, strides: tuple[int, ...] | None = None
 ) -> Tensor:
-    """The random word, 0 to 2³² − 1, of each element. Shapes: `step` has one element; the result `shape`, int64.
+    """Return 32 random bits for each element.
 
-    Elements count in the order of memory, as for the compiled kernels; where memory has gaps, in that of the shape.
+    Elements are numbered in memory order, as in the compiled kernels, or in index order if the layout has gaps.
+
+    Shapes: `step` has one element. The result has `shape`, in int64.
     """
     first, second = keys(random_key, step.detach().to(device, torch.int64).reshape(()))
     count = 1
@@ -30,12 +31,12 @@ def word(
         count *= size
     index = torch.arange(count, dtype=torch.int64, device=device)
     index = index.as_strided(shape, strides) if strides and dense(shape, strides) else index.reshape(shape)
-    words: Tensor = _mix((index * 0x9E3779B1 & _WORD) ^ first, second)
-    return words
+    random: Tensor = _mix((index * 0x9E3779B1 & _WORD) ^ first, second)
+    return random
 
 
 def keys(random_key: int, t: Any) -> tuple[Any, Any]:
-    """What the words of step t follow from: two numbers, or two tensors where t is one."""
+    """Return the two keys of the random bits of step t: numbers, or tensors if t is a tensor."""
     first = _mix(((random_key & _WORD) + t * 0x9E3779B9) & _WORD, t >> 32)
     return first, _mix((random_key >> 32) ^ first, 0)
 
@@ -50,7 +51,7 @@ def _mix(x: Any, key: Any) -> Any:
 
 
 def stochastically(x: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
-    """x, of float32, as one of its two neighbours in that dtype, up with the probability of the part dropped."""
+    """Round float32 x to one of its two neighbors in a dtype, up with a probability equal to the dropped fraction."""
     signed = x.view(torch.int32).to(torch.int64)
     size = signed & 0x7FFFFFFF
     if dtype == torch.bfloat16:
@@ -59,7 +60,7 @@ def stochastically(x: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
     else:
         exponent = size >> 23
         fraction = (size & 0x7FFFFF) | 0x800000
-        dropped = (126 - exponent).clamp(14, 31)  # of a number below float16's normal ones
+        dropped = (126 - exponent).clamp(14, 31)  # bits, for numbers below float16's normal range
         units = (fraction + (random & ((1 << dropped) - 1))) >> dropped
         tiny = torch.where((exponent == 0) | (exponent < 95), 0, units).to(torch.float32) * 2.0**-24
         near = ((size + (random & 0x1FFF)) & ~0x1FFF).to(torch.int32).view(torch.float32)
@@ -68,23 +69,23 @@ def stochastically(x: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def write(into: Tensor, x: Tensor, rest: Tensor | None, random: Tensor | None) -> None:
-    """Write x, of float32, into a parameter of half precision, and what that leaves over into `rest`.
+    """Write float32 x into a half-precision parameter, and the remainder into `rest`.
 
     Args:
-        random: words for rounding stochastically: of the remainder where one is kept, else of the parameter. None:
-            to nearest.
+        random: bits for stochastic rounding of the remainder, or of the parameter if `rest` is None. None: round to
+            nearest.
     Mutates: into, rest.
     """
     if rest is None:
         into.copy_(x if random is None else stochastically(x, random, into.dtype))
         return
     near = x.to(into.dtype)
-    left = (x - near.to(x.dtype)) * SCALE[into.dtype]
-    left = torch.where(left.isfinite(), left, 0.0)  # beside an infinite or NaN parameter
-    rest.copy_(left if random is None else stochastically(left, random, into.dtype))
+    remainder = (x - near.to(x.dtype)) * SCALE[into.dtype]
+    remainder = torch.where(remainder.isfinite(), remainder, 0.0)  # the parameter may be infinite or NaN
+    rest.copy_(remainder if random is None else stochastically(remainder, random, into.dtype))
     into.copy_(near)
 
 
 def whole(param: Tensor, rest: Tensor) -> Tensor:
-    """The parameter with what its rounding left over, in float32."""
+    """Return the sum of a parameter and its Kahan remainder, in float32."""
     return param.to(torch.float32) + rest.to(torch.float32) / SCALE[param.dtype]

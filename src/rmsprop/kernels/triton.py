@@ -1,7 +1,8 @@
-"""The nine lines as one launch over all tensors of a bucket on an NVIDIA GPU: triton_kernel.py.
+"""Computes the nine lines by one launch over all tensors of a bucket on an NVIDIA GPU: triton_kernel.py.
 
-No GPU has run it yet: it computes the reference's numbers under Triton's interpreter, and its PTX for sm_80 and
-sm_90, run on a CPU, the CPU kernel's bits (tests/tools/ptx_machine.py); bench/gpu.py checks and times it on a GPU.
+It has not been run on a GPU yet. Under Triton's interpreter it reproduces the reference's numbers. Its PTX for sm_80
+and sm_90, run on a CPU by tests/tools/ptx_machine.py, reproduces the CPU kernel's bits. bench/gpu.py checks and times
+it on a GPU.
 """
 
 import math
@@ -19,7 +20,7 @@ from rmsprop.kernels.refusals import count_writes, refuse_call, refuse_memory, r
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
 
-# Elements that one program advances, and its warps: a prototype reached an H100's copy rate with these.
+# Elements and warps of one program, with which a prototype reached an H100's copy rate.
 BLOCK, WARPS = 4096, 8
 
 # Triton's names of the dtypes that the kernel takes.
@@ -30,21 +31,21 @@ _NAMES = {
     torch.float16: "float16",
 }
 
-# Words of the table for each tensor, and where some of them stand: triton_kernel.py.
+# Columns of the table, and the indices of some of them: triton_kernel.py.
 COLUMNS, ADDRESSES, SIZE, FIRST, CORRECTION, RANDOM = 11, 7, 7, 8, 9, 10
 
-# What a captured graph reads at every replay, by identity: nobody tells when a graph is gone, so it is kept for good.
+# Tensors that captured graphs read at every replay, by id. They are never freed, since a graph's end is not known.
 _REPLAYED: dict[int, Tensor] = {}
 
-# Pinned buffers kept ready for tables that are first needed during a capture, when none can be had: so many steps can
-# be captured, in one graph or in several, between two others.
+# Pinned buffers kept ready for tables that are first needed during a capture, when they cannot be allocated. They
+# limit the number of steps that can be captured between two steps outside of a capture.
 _SPARES = 4
 
 
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
-    """Dense, real, separate tensors on one NVIDIA GPU, each with its gradient and slots in one layout."""
-    asked = refuse_call(bucket) or refuse_rule(rule) or refuse_reading(rule, bucket)
-    return asked or _refuse_device(bucket) or refuse_tensors(rule, bucket)
+    """Refuse all but dense, real, separate tensors on one NVIDIA GPU, each with gradient and slots in one layout."""
+    reason = refuse_call(bucket) or refuse_rule(rule) or refuse_reading(rule, bucket)
+    return reason or _refuse_device(bucket) or refuse_tensors(rule, bucket)
 
 
 def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
@@ -68,15 +69,15 @@ TRITON = Backend("triton", refuse, step)
 
 
 class Table:
-    """Where tensors are: one array for the kernel, sent to the device only when something in it changed.
+    """The addresses and sizes of tensors in one array for the kernel, sent to the device only if it changed.
 
-    Shapes: columns[k, i] is the k-th word of tensor i (triton_kernel.py), `owner` the tensor of each block.
+    Shapes: columns[k, i] is column k of tensor i (triton_kernel.py). `owner` is the tensor of each block.
     """
 
     def __init__(self, sizes: tuple[int, ...], device: torch.device) -> None:
         self.sizes, self.device = sizes, device
         count = len(sizes)
-        blocks = [max(1, -(-size // BLOCK)) for size in sizes]  # an empty tensor has one too: its step is counted
+        blocks = [max(1, -(-size // BLOCK)) for size in sizes]  # an empty tensor has one, which counts its step
         self.blocks = sum(blocks)
         self.host = np.zeros(COLUMNS * count + (self.blocks + 1) // 2, np.int64)
         self.columns = self.host[: COLUMNS * count].reshape(COLUMNS, count)
@@ -89,8 +90,8 @@ class Table:
         self._spares: list[Tensor] = []
         self.sendings = 0
 
-    def look(self, bucket: Bucket) -> None:
-        """Note where a bucket's tensors are today. A counter on the host is none of the kernel's."""
+    def update(self, bucket: Bucket) -> None:
+        """Write the current addresses of a bucket's tensors into the table."""
         for k, values in enumerate(bucket.lists()):
             self.columns[k] = [x.data_ptr() for x in values] if values else 0
         self.columns[SIZE] = self.sizes
@@ -98,16 +99,15 @@ class Table:
             self.columns[RANDOM] = np.array(bucket.random_keys, np.uint64).view(np.int64)
 
     def on_device(self, capturable: bool) -> Tensor:
-        """The table in device memory, for kernels on the current stream.
+        """Return the table in device memory, for kernels on the current stream.
 
-        What a kernel may still be reading is never overwritten: a table that changed is another tensor, from a
-        staging buffer of its own, and one for another stream too.
+        A kernel may still be reading a table, so tables are never overwritten. A changed table, and one for another
+        stream, is a new tensor with its own staging buffer.
 
-        A graph reads the table that a step before the capture sent, if all tensors are where they were: whoever
-        replays it after that step, which wrote the same parameters, does so after the copy that the step waited for.
-        Where a gradient moved (a graph that runs the backward pass too makes its own, at addresses that nobody knows
-        before) its replays bring the table themselves, in one copy from pinned memory. What a capture sends reaches
-        the device at a replay, if there is one, so nothing else may read it.
+        A captured graph reads the table of a step before the capture, if no tensor has moved. Its replays come after
+        that step, which wrote the same parameters, and so after the copy that the step waited for. If a gradient
+        moved, as in a graph that includes the backward pass, the graph copies the table itself, from pinned memory.
+        Such a copy happens only at a replay, so only the graph may read that table.
         """
         now = self.columns.tobytes()
         if self.device.type != "cuda":  # Triton's interpreter
@@ -128,12 +128,12 @@ class Table:
         return self._there[0]
 
     def prepare(self) -> None:
-        """Have pinned buffers for captures to come, when none can be had."""
+        """Allocate pinned buffers for later captures, during which they cannot be allocated."""
         while len(self._spares) < _SPARES:
             self._spares.append(self._pinned())
 
     def _send(self, staging: Tensor) -> tuple[Tensor, Tensor]:
-        """A copy on the device, on its way there, and the buffer that it comes from and no other copy reads."""
+        """Start a copy of the table to the device. Return the copy and its staging buffer, which only it reads."""
         staging.numpy()[:] = self.host
         there = torch.empty(len(self.host), dtype=torch.int64, device=self.device)
         there.copy_(staging, non_blocking=True)
@@ -141,33 +141,33 @@ class Table:
         return there, staging
 
     def _pinned(self) -> Tensor:
-        """A buffer for the host's side of a copy; torch gives one anew only after the copies from it."""
+        """Return a staging buffer. torch reuses its memory only after the copies from it are done."""
         return torch.empty(len(self.host), dtype=torch.int64, device="cpu", pin_memory=True)
 
     def _spare(self) -> Tensor:
         if not self._spares:
             raise RuntimeError(
-                "a CUDA graph is being captured, and where the tensors are can no longer be noted: take an optimizer "
-                f"step before the capture (warm-up), and capture at most {_SPARES} steps until the next one outside"
+                "a CUDA graph is being captured, but no staging buffer for the addresses is left: take an optimizer "
+                f"step before the capture (warm-up), and capture at most {_SPARES} steps before the next one outside"
             )
         return self._spares.pop()
 
 
-_tables: Any = WeakIdKeyDictionary()  # Table by a bucket's first parameter; its content is compared at every step
+_tables: Any = WeakIdKeyDictionary()  # tables by a bucket's first parameter; updated at every step
 
 
 def table_of(bucket: Bucket) -> Table:
-    """The table of the step before where it fits, with today's addresses. It is the caller's now."""
+    """Return the last step's table if it fits, else a new one, with the current addresses. The caller owns it."""
     first, sizes = bucket.param[0], tuple(p.numel() for p in bucket.param)
     table: Table | None = _tables.pop(first, None)
     if table is None or table.sizes != sizes or table.device != first.device:
         table = Table(sizes, first.device)
-    table.look(bucket)
+    table.update(bucket)
     return table
 
 
 class Work:
-    """What of a launch stays the same from step to step."""
+    """The arguments of a launch that stay the same from step to step."""
 
     def __init__(self, rule: Rule, bucket: Bucket) -> None:
         first, state = bucket.param[0], bucket.slots["square_avg"][0].dtype
@@ -195,15 +195,15 @@ class Work:
             "compensated": bool(bucket.slots["compensation"]),
             "block": BLOCK,
             "piece": BLOCK // 4,
-            "enable_fp_fusion": False,  # every rounding is the CPU kernel's
-            "sanitize_overflow": False,  # random words wrap around, under TRITON_DEBUG too
+            "enable_fp_fusion": False,  # round as the CPU kernel does
+            "sanitize_overflow": False,  # random bits wrap around, also under TRITON_DEBUG
         }
-        self._ready: dict[Any, tuple[Any, list[Any]]] = {}  # compiled kernels, and their constants in order
+        self._ready: dict[Any, tuple[Any, list[Any]]] = {}  # compiled kernels with their constants in order
 
     def launch(
         self, hyper: Hyper, table: Table, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
     ) -> None:
-        """One launch on the current stream; two where [4] or random bits need steps that the device counts."""
+        """Launch once on the current stream, or twice if [4] or random bits need steps that the device counts."""
         device = self.device
         if device.type == "cuda" and torch.cuda.current_device() != device.index:
             with torch.cuda.device(device):
@@ -237,11 +237,11 @@ class Work:
         return None
 
     def _start(self, name: str, blocks: int, arguments: tuple[Any, ...], read: tuple[Tensor | None, ...]) -> None:
-        """Launch a kernel, as it was compiled for such tensors before: to find it takes Triton 20 us of the host.
+        """Launch a kernel. Compiled kernels are cached here, since Triton's own look-up takes 20 µs on the host.
 
         Args:
-            name: the kernel's, with what its constants depend on.
-            read: those of the arguments that are a tensor or None, as it comes.
+            name: the kernel's name, and "capped" for a bounded step.
+            read: the arguments that may be a tensor or None.
         """
         key = (name, *(None if x is None else x.dtype for x in read))
         if key in self._ready:
@@ -253,7 +253,7 @@ class Work:
             raise RuntimeError(kernels)
         if name == "count_steps":
             source = kernels.count_steps
-            # Triton 3.9 warns where fusion is left open, though nothing here could be fused
+            # Triton 3.9 warns if fusion is not set, though nothing here could be fused
             named = {"clock": self.fixed["clock"], "block": 256, "enable_fp_fusion": False}
         else:
             source, named = kernels.advance, {**self.fixed, **self.bounded(name == "advance capped")}
@@ -262,23 +262,23 @@ class Work:
             self._ready[key] = kernel, [named[word] for word in source.arg_names[len(arguments) :]]
 
     def bounded(self, capped: bool) -> dict[str, Any]:
-        """What of a launch depends on whether max_update is given.
+        """Return the arguments of a launch that depend on whether max_update is given.
 
-        Twice the warps where each element needs more registers (up to 184 for 16 of them): then 16 warps are on a
-        multiprocessor, of one block, as of two blocks else.
+        Kernels that need more registers per element (up to 184 for 16 elements) get twice the warps. A multiprocessor
+        then runs 16 warps of one block, instead of two blocks.
         """
         many = self.stochastic or self.fixed["compensated"] or (capped and self.rule.centered)
         return {"capped": capped, "num_warps": 2 * WARPS if many else WARPS}
 
 
 def counter(bucket: Bucket) -> torch.dtype | None:
-    """The dtype of step counters that the kernel counts; None where they are on the host and counted there."""
+    """Return the dtype of step counters that the kernel counts. None if the host counts them."""
     first = bucket.slots["step"][0]
     return first.dtype if bucket.capturable or not first.is_cpu else None
 
 
 def _count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
-    """step ← step + 1 on the host, and from it [4] 1 − αᵗ and the keys of random bits."""
+    """Increment the step counters on the host, and compute 1 − αᵗ of [4] and the keys of random bits."""
     torch._foreach_add_(
         bucket.slots["step"], torch.tensor(1.0, dtype=bucket.slots["step"][0].dtype, device="cpu"), alpha=1.0
     )
@@ -292,7 +292,7 @@ def _count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
 
 
 def _learning_rate(lr: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
-    """A number, or where it is on a device."""
+    """Return the learning rate as a number, or as a tensor on the device."""
     if not isinstance(lr, Tensor):
         return lr, None
     if lr.is_cpu and device.type != "cpu":
@@ -302,7 +302,7 @@ def _learning_rate(lr: float | Tensor, device: torch.device) -> tuple[float, Ten
 
 @cache
 def load() -> Any:
-    """The module of the kernels, or why there is none; Triton is imported here, and not before."""
+    """Return the module of the kernels, or why it cannot be imported. Triton is not imported earlier."""
     try:
         from rmsprop.kernels import triton_kernel
     except ImportError as error:
@@ -315,7 +315,7 @@ def load() -> Any:
 
 @cache
 def _compiled() -> type:
-    """Triton's class of a kernel that can be launched as it is."""
+    """Return Triton's class of compiled kernels."""
     import triton.compiler
 
     kind: type = triton.compiler.CompiledKernel
@@ -324,14 +324,14 @@ def _compiled() -> type:
 
 @cache
 def _type(dtype: torch.dtype) -> Any:
-    """Triton's object for a dtype."""
+    """Return Triton's object for a dtype."""
     import triton.language
 
     return getattr(triton.language, _NAMES[dtype])
 
 
 def _refuse_device(bucket: Bucket) -> str | None:
-    """Reasons that lie in where the parameters are."""
+    """Return a reason to refuse the parameters' device."""
     if not bucket.param:
         return None
     device = bucket.param[0].device
@@ -354,14 +354,14 @@ def _capability(index: int) -> tuple[int, int]:
 
 
 def refuse_reading(rule: Rule, bucket: Bucket) -> str | None:
-    """Reasons that lie in what the host would have to read back from the device."""
+    """Return a reason to refuse a step that would read back from the device."""
     if rule.weight_decay_mode == "corrected" and bucket.capturable:
         return 'weight_decay_mode="corrected" reads the learning rate on the host, which capturable=True forbids'
     return None
 
 
 def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:
-    """Reasons that lie in what the tensors are."""
+    """Return a reason to refuse the tensors."""
     if not bucket.param:
         return None
     device, dtype, family = kind(bucket.param[0])
@@ -383,14 +383,14 @@ def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:
 
 
 def _refuse_steps(bucket: Bucket, device: torch.device) -> str | None:
-    """Reasons that lie in where steps are counted."""
+    """Return a reason to refuse the step counters' devices."""
     if not bucket.slots["step"]:
         return None
     on_host = counter(bucket) is None
     for t in bucket.slots["step"]:
         if t.device != (torch.device("cpu") if on_host else device):
-            wanted = "capturable=True and " if bucket.capturable else ""
-            return f"{wanted}a step counter is on {t.device}, while others, or the parameters, are on {device}"
+            setting = "capturable=True and " if bucket.capturable else ""
+            return f"{setting}a step counter is on {t.device}, while others, or the parameters, are on {device}"
     if on_host and bucket.found_inf is not None:
-        return "found_inf is known to the device alone, and steps are counted on the host; give capturable=True"
+        return "found_inf is on the device, but steps are counted on the host; give capturable=True"
     return None

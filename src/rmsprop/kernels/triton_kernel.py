@@ -1,30 +1,30 @@
-"""The nine lines as one Triton kernel over a table of addresses. Imported when a CUDA tensor first asks for it.
+"""Computes the nine lines by one Triton kernel over a table of addresses. Imported on first use.
 
-The table is int64 in device memory, COLUMNS of `count` words each (one word per tensor), then an int32 for each
-block: whose it is. `kernels/triton.py` makes it.
+The table is int64 in device memory: COLUMNS of `count` entries each, one per tensor, then an int32 per block, the
+index of its tensor. `kernels/triton.py` makes it.
 """
 
-# Triton reads annotations as types of its own, and returns as branches of its own.
+# Triton gives annotations and returns its own meaning.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, name-defined, import-untyped, no-untyped-call"
 # ruff: noqa: F821, RET505, SIM102
 
 import triton
 import triton.language as tl
 
-# Columns of the table: seven addresses, then the number of elements (-1: no gradient today), the first block, [4]
-# 1 − αᵗ as the bits of a float64, where the host counts, and what random bits follow from: the two keys of this step
-# where the host counts, else the parameter's random key.
+# Columns of the table: seven addresses, the number of elements (-1: no gradient), the first block, 1 − αᵗ of [4] as
+# the bits of a float64 if the host counts steps, and the source of random bits. The source is the two keys of this
+# step if the host counts steps, else the parameter's random key.
 PARAM, GRAD, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STEP, COMPENSATION = map(tl.constexpr, range(7))
 SIZE, FIRST, CORRECTION, RANDOM = map(tl.constexpr, range(7, 11))
 COLUMNS = tl.constexpr(11)
 
-# The interpreter truncates on the way to bfloat16 and misreads its subnormals: there, and only there, by hand.
+# Triton's interpreter truncates to bfloat16 and misreads its subnormals, so the conversion is explicit under it.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 @triton.jit
 def _places(address, kept: tl.constexpr, offset, at, vector: tl.constexpr):
-    """Pointers to the elements of a block, of which `vector` may be read or written at once."""
+    """Return pointers to the elements of a block, of which `vector` may be read or written at once."""
     first = address.to(tl.pointer_type(kept))
     if vector > 1:
         first = tl.multiple_of(first, vector * (kept.primitive_bitwidth // 8))
@@ -33,7 +33,7 @@ def _places(address, kept: tl.constexpr, offset, at, vector: tl.constexpr):
 
 @triton.jit
 def _load(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, arithmetic: tl.constexpr):
-    """A block of numbers, widened to the arithmetic's dtype."""
+    """Return a block of numbers, widened to the arithmetic's dtype."""
     if INTERPRETED and kept == tl.bfloat16:
         return _widen(tl.load(_places(address, tl.int16, offset, at, vector), mask=mask), kept, arithmetic)
     else:
@@ -51,13 +51,13 @@ def _store(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, 
 
 @triton.jit
 def _put(address, offset, at, mask, vector: tl.constexpr, x):
-    """Write a block as it is."""
+    """Write a block of bits."""
     tl.store(_places(address, x.dtype, offset, at, vector), x, mask=mask)
 
 
 @triton.jit
 def _narrow(x, kept: tl.constexpr):
-    """A number as it is kept, rounded once to nearest even."""
+    """Return a number in its storage dtype, rounded once to nearest even."""
     if INTERPRETED and kept == tl.bfloat16:
         u = x.to(tl.int32, bitcast=True)
         rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
@@ -68,7 +68,7 @@ def _narrow(x, kept: tl.constexpr):
 
 @triton.jit
 def _widen(x, kept: tl.constexpr, arithmetic: tl.constexpr):
-    """A number that is kept in that dtype, in the arithmetic's."""
+    """Return a stored number in the arithmetic's dtype."""
     if INTERPRETED and kept == tl.bfloat16:
         return (x.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(arithmetic)
     else:
@@ -77,7 +77,7 @@ def _widen(x, kept: tl.constexpr, arithmetic: tl.constexpr):
 
 @triton.jit
 def _mix(x, key):
-    """A word made random. Source: the finalizer `lowbias32` of C. Wellons, with a second key added in its middle."""
+    """Return a hash of 32 bits. Source: the finalizer `lowbias32` of C. Wellons, with a second key added halfway."""
     x = x ^ (x >> 16)
     x = x * 0x7FEB352D
     x = x ^ (x >> 15)
@@ -88,7 +88,7 @@ def _mix(x, key):
 
 @triton.jit
 def _keys(row, count, clock: tl.constexpr):
-    """What the random words of this step follow from: as the host worked it out, or from a counter on the device."""
+    """Return the two keys of this step's random bits, from the host or from a counter on the device."""
     own = tl.load(row + RANDOM * count)
     low, high = own.to(tl.uint32), (own >> 32).to(tl.uint32)
     if clock is None:
@@ -101,9 +101,9 @@ def _keys(row, count, clock: tl.constexpr):
 
 @triton.jit
 def _at_random(x, random, kept: tl.constexpr):
-    """The bits of one of x's two neighbours in half precision, the larger with the probability of the part dropped.
+    """Return the bits of x rounded to a neighbor in half precision, up with a probability of the dropped fraction.
 
-    The bits without room are added to as many random ones, and the carry decides. NaN and infinity stay.
+    Random bits are added to the dropped bits, and the carry decides. NaN and infinity stay.
     """
     signed = x.to(tl.uint32, bitcast=True)
     u = signed & 0x7FFFFFFF
@@ -112,7 +112,7 @@ def _at_random(x, random, kept: tl.constexpr):
         special = tl.where(u > 0x7F800000, (u >> 16) | 0x40, 0x7F80)
     else:
         normal = ((u + (random & 0x1FFF)) >> 13) - ((127 - 15) << 10)
-        # below 2⁻¹⁴ neighbours lie 2⁻²⁴ apart: the smaller the number, the more bits have no room
+        # below 2⁻¹⁴ neighbors are 2⁻²⁴ apart: smaller numbers drop more bits
         exponent = (u >> 23).to(tl.int32)
         dropped = tl.minimum(tl.maximum(126 - exponent, 14), 31).to(tl.uint32)
         room = (tl.full(x.shape, 1, tl.uint32) << dropped) - 1
@@ -124,14 +124,14 @@ def _at_random(x, random, kept: tl.constexpr):
 
 @triton.jit
 def _within(x, bound):
-    """Each element within ±bound; NaN stays."""
+    """Return x with each element bounded to ±bound. NaN stays."""
     x = tl.where(x > bound, bound, x)
     return tl.where(x < -bound, -bound, x)
 
 
 @triton.jit
 def _sqrt(x):
-    """The root, rounded as IEEE says; tl.sqrt is approximate in float32, and tl.sqrt_rn takes nothing else."""
+    """Return the IEEE-rounded root. tl.sqrt is approximate in float32, and tl.sqrt_rn takes only float32."""
     if x.dtype == tl.float64:
         return tl.sqrt(x)
     else:
@@ -140,7 +140,7 @@ def _sqrt(x):
 
 @triton.jit
 def _divide(x, y):
-    """The quotient, rounded as IEEE says."""
+    """Return the IEEE-rounded quotient."""
     if x.dtype == tl.float64:
         return x / y
     else:
@@ -205,12 +205,12 @@ def _lines(
     block: tl.constexpr,
     vector: tl.constexpr,  # elements that may be read at once; 1: some of the block's may be missing
 ):
-    """One block of one tensor. Mutates: parameter, slots and remainder. Never the gradient."""
+    """Advance one block of one tensor. Mutates: parameter, slots and remainder. Never the gradient."""
     at = tl.arange(0, block)
     p_at, g_at, v_at = tl.load(row + PARAM * count), tl.load(row + GRAD * count), tl.load(row + SQUARE_AVG * count)
     m_at, b_at = tl.load(row + GRAD_AVG * count), tl.load(row + MOMENTUM_BUFFER * count)
     mask = None if vector > 1 else at < left
-    # all reads before the first write, which might be to their memory as far as a compiler can tell
+    # all reads come before the first write, which a compiler must assume to alias them
     p = _load(p_at, offset, at, mask, vector, param, arithmetic)
     g = _load(g_at, offset, at, mask, vector, param, arithmetic) * tl.cast(scale, arithmetic)
     v = _load(v_at, offset, at, mask, vector, state, arithmetic)
@@ -231,7 +231,7 @@ def _lines(
     before, entering = v, g
     v = _fused(tl.cast(beta, arithmetic) * g, g, tl.cast(alpha, arithmetic) * v)
     if capped:
-        # a spike at most doubles it; 0 has no double, and an infinite gradient is none
+        # a spike at most doubles v, unless v is 0; an infinite gradient is not a spike
         spike = (v > 2 * before) & (before > 0) & (tl.abs(g) < float("inf"))
         v = tl.where(spike, 2 * before, v)
         if centered:
@@ -243,11 +243,11 @@ def _lines(
     w = v * unbias if bias_correction else v
     if centered:
         # [3] first moment
-        # from the nearer of the two: alpha and beta are rounded, and a mean that stands still is to stand still
+        # from the nearer of the two: alpha and beta are rounded, and a constant mean must stay constant
         apart = entering - m
         near = tl.where(alpha < 0.5, entering, m)
         near = _fused(tl.cast(tl.where(alpha < 0.5, -alpha, beta), arithmetic), apart, near)
-        # inf and NaN as the equation has them
+        # inf and NaN as in the equation
         plain = tl.cast(alpha, arithmetic) * m + tl.cast(beta, arithmetic) * entering
         m = tl.where(apart - apart == 0, near, plain)
         _store(m_at, offset, at, mask, vector, state, m)
@@ -288,7 +288,7 @@ def _lines(
         near = _narrow(p, param)
         _put(p_at, offset, at, mask, vector, near)
         rest = (p - _widen(near, param, arithmetic)) * scale_of_rest
-        rest = tl.where(tl.abs(rest) < float("inf"), rest, 0.0)  # beside an infinite or NaN parameter
+        rest = tl.where(tl.abs(rest) < float("inf"), rest, 0.0)  # the parameter may be infinite or NaN
         _put(c_at, offset, at, mask, vector, _at_random(rest, random, param) if stochastic else _narrow(rest, param))
     elif stochastic:
         _put(p_at, offset, at, mask, vector, _at_random(p, random, param))
@@ -296,12 +296,12 @@ def _lines(
         _store(p_at, offset, at, mask, vector, param, p)
 
 
-# Where a learning rate lies in a tensor of several is no reason for another kernel.
+# The alignment of a tensor lr must not compile another kernel.
 @triton.jit(do_not_specialize=["count", "lr_at", "grad_scale", "found_inf"])
 def advance(
     table,  # int64, as described above
     count,  # tensors
-    lr: "fp64",  # float64, as the numbers below: a float argument would else be float32
+    lr: "fp64",  # annotated as float64, as the numbers below, since a float argument would be float32
     alpha: "fp64",
     beta: "fp64",
     log_alpha: "fp64",
@@ -310,13 +310,13 @@ def advance(
     wd: "fp64",
     lr_at,  # address of the learning rate instead, or None
     grad_scale,  # address of the loss scale, or None
-    found_inf,  # address of a number: if it is not 0, nothing is written and no step is counted; or None
-    cap: "fp64",  # max_update, and the largest |g|/√v that enters [3] then; read if capped
-    carried: "fp64",
+    found_inf,  # address of a number, or None: if not 0, nothing is written and no step is counted
+    cap: "fp64",  # max_update; read if capped
+    carried: "fp64",  # the largest |g|/√v that enters [3] if capped
     param: tl.constexpr,
     state: tl.constexpr,
-    widest: tl.constexpr,  # of the two: 16 bytes of it are read at once, and as many elements of the other, since
-    # threads that hold different elements of each would have to exchange them through shared memory
+    widest: tl.constexpr,  # the wider of the two: 16 bytes of it are read at once, and as many elements of the other,
+    # since threads that hold different elements of each would exchange them through shared memory
     clock: tl.constexpr,  # dtype of step counters on the device; None: the host counts
     arithmetic: tl.constexpr,
     eps_mode: tl.constexpr,
@@ -328,16 +328,16 @@ def advance(
     bias_correction: tl.constexpr,
     maximize: tl.constexpr,
     capped: tl.constexpr,
-    stochastic: tl.constexpr,  # half precision is rounded by random bits: the remainder, where one is kept
-    compensated: tl.constexpr,  # what the rounding of the parameter leaves over is kept
+    stochastic: tl.constexpr,  # the parameter, or its remainder if compensated, is rounded stochastically
+    compensated: tl.constexpr,  # the parameter has a Kahan remainder
     block: tl.constexpr,
-    piece: tl.constexpr,  # of a block that is not full, or not aligned
+    piece: tl.constexpr,  # size of the parts of a block that is not full or not aligned
 ):
     """One program advances one block of one tensor by one RMSprop step, in place.
 
     Equation: spec.py, lines [1]-[9].
-    Mutates:  parameters, slots and remainders; step counters on the device, unless they were counted before, since
-        all programs of a tensor read the same count. Never gradients.
+    Mutates:  parameters, slots and remainders. Also step counters on the device, unless `count_steps` has counted
+        them because all programs of a tensor need the count. Never gradients.
     """
     owner = tl.load((table + COLUMNS * count).to(tl.pointer_type(tl.int32)) + tl.program_id(0))
     row = table + owner
@@ -376,7 +376,7 @@ def advance(
                 block, 16 // (widest.primitive_bitwidth // 8),
             )  # fmt: skip
         else:
-            # in pieces of another shape: Triton lays out loads of one shape alike, and would hold these to 16 bytes
+            # in pieces of another shape, since Triton would give loads of the same shape the 16-byte layout
             begin = 0
             end = tl.minimum(left, block).to(tl.int32)
             while begin < end:
@@ -391,7 +391,7 @@ def advance(
 
 @triton.jit(do_not_specialize=["count", "found_inf"])
 def count_steps(table, count, found_inf, clock: tl.constexpr, block: tl.constexpr):
-    """Count the step of every tensor with a gradient, on the device, before many programs at once read it."""
+    """Count the step of every tensor with a gradient on the device, before many programs read the counts at once."""
     i = tl.program_id(0) * block + tl.arange(0, block)
     live = i < (count if found_inf is None else tl.where(tl.load(found_inf) == 0, count, 0))
     live = live & (tl.load(table + SIZE * count + i, mask=live, other=-1) >= 0)

@@ -1,7 +1,6 @@
-"""What does not change between the steps of an optimizer on a GPU, kept, and dropped the moment that it does.
+"""Caches what stays the same between the steps of an optimizer on a GPU, and validates it at every step.
 
-The look whether all tensors are where they were is the CPU plan's, in C: here it writes today's addresses straight
-into the tables that the kernel reads.
+The CPU plan's validation in C writes the current addresses directly into the tables that the kernel reads.
 """
 
 import ctypes
@@ -22,15 +21,15 @@ _MOVED = 0  # Again, in csrc/plan.h
 
 
 class _Lists:
-    """A bucket as both kernels take it: native.Work's arrays are the columns of a triton.Table."""
+    """A bucket in the form of both kernels: the arrays of native.Work are the columns of a triton.Table."""
 
     def __init__(self, rule: Rule, bucket: Bucket) -> None:
-        self.table = triton.table_of(bucket)  # that of the step before is on the device already
+        self.table = triton.table_of(bucket)  # the last step's table is already on the device
         self.launched = triton.Work(rule, bucket)
         if bucket.capturable and self.table.device.type == "cuda" and not torch.cuda.is_current_stream_capturing():
             self.table.prepare()
         own = cpu.Lists(rule, bucket)
-        self._own = own  # its scratch arrays
+        self._own = own  # keeps its scratch arrays alive
         columns = self.table.columns
         for name, column in zip(_NAMES, columns, strict=False):
             if name == "size" or name in own.address:
@@ -40,25 +39,26 @@ class _Lists:
             own.work.key = columns[triton.RANDOM].ctypes.data
         self.work = own.work
         self.size = columns[triton.SIZE]
-        # the same counters, of tensors without elements: the CPU kernel then counts steps and does nothing else
+        # the same counters with tensors of no elements, for which the CPU kernel only counts steps
         self.counted = native.Work.from_buffer_copy(own.work)
         self._no_elements = np.zeros(len(self.size), np.int64)
         self.counted.size = self._no_elements.ctypes.data
 
     def count(self, loaded: native.Native, alpha: float) -> None:
-        """Count the steps on the host, and work out [4] 1 − αᵗ and the keys, for tensors that have a gradient."""
+        """Count the steps of tensors with a gradient on the host, and compute 1 − αᵗ of [4] and the random keys."""
         np.minimum(self.size, 0, out=self._no_elements)
         self.counted.alpha = alpha
         loaded.step(ctypes.byref(self.counted), 1, 0.0, None, 0)
 
 
 class DevicePlan(Plan):
-    """Where all tensors of an optimizer are on its GPUs, and how they are stepped."""
+    """The locations of all tensors of an optimizer on its GPUs, and how they are stepped."""
 
     def _can(self, scaling: Scaling | None, guard: Guard | None, due: Due) -> bool:
-        """Whether such a step is one for a plan: the long way has a table for each set of tensors that are due.
+        """Return whether a plan can take such a step.
 
-        Where steps are counted on the host, it also says what that does not go with.
+        Due parameters need the full step, which has a table for each set of them. Steps counted on the host cannot be
+        combined with decisions on the device or with a capture.
         """
         lists = self._lists_held
         if due is not None or len({own.table.device for own in lists}) > 1:
@@ -68,7 +68,7 @@ class DevicePlan(Plan):
         return not (on_host and (decided_there or _capturing(lists)))
 
     def _write(self, known: Any, hyper: Hyper) -> None:
-        """Keep the numbers: they go with the launch."""
+        """Store the numbers, which are arguments of the launch."""
         known.hyper = hyper
 
     def _run(
@@ -80,19 +80,19 @@ class DevicePlan(Plan):
         scaling: Scaling | None,
         guard: Guard | None,
     ) -> bool:
-        """`again`, of these gradients, once all that Python knows is as it was; without waiting for a device."""
-        code, params, gradients = self._look(state, keys, gradients)
+        """Step with these gradients if C finds the plan valid, without waiting for a device."""
+        code, params, gradients = self._validate(state, keys, gradients)
         if code == _MOVED:
             return False
         grad_scale, found_inf = scaling or (None, None)
         if guard is not None and scaling is None:
-            bad = guard.look(groups)
+            bad = guard.scan(groups)
             if bad is True:
                 return True
             found_inf = bad if isinstance(bad, Tensor) else None
         hypers = [known.hyper for known in self._known for _ in known.works]
         for known in self._known:
-            if not known.numbers:  # its lr is a tensor, which is the user's
+            if not known.numbers:  # lr is a tensor, which the user owns
                 known.hyper = None
         self._count_writes(keys, params, gradients)
         for lists, hyper in zip(self._lists_held, hypers, strict=True):

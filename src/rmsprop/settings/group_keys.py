@@ -1,8 +1,8 @@
-"""Pairs the keys of a given group with settings; all other keys are notes that the group carries along.
+"""Sorts the keys of a given group into settings and notes; the group carries notes along unchanged.
 
-A scheduler, a trainer or a wrapper keeps numbers of its own in the groups, and a group may come whole from another
-optimizer. In a group of the user's own, a dialect's own word is a setting. In a group that another optimizer hands
-over, only torch's and our names are settings, and the words that the constructor was given too.
+Schedulers, trainers and wrappers keep their own numbers in groups, and a whole group may come from another optimizer.
+In a group written by the user, a dialect's own argument is a setting. In a group from another optimizer, only torch's
+and our names are settings, and the names that the constructor was given.
 """
 
 import difflib
@@ -16,16 +16,16 @@ from rmsprop.printing import shown
 
 # Arguments of the whole optimizer, and why a group cannot have its own.
 WHOLE = {
-    **dict.fromkeys(("nonfinite", "nonfinite_limit"), "one gradient that is not finite stops the step of all groups"),
-    "backend": "one choice holds for all groups",
-    "amp_in_step": "torch.amp.GradScaler looks at the optimizer",
+    **dict.fromkeys(("nonfinite", "nonfinite_limit"), "a gradient that is not finite stops the step of all groups"),
+    "backend": "all groups share one backend",
+    "amp_in_step": "torch.amp.GradScaler reads it from the optimizer",
 }
 
-# Keys that only another optimizer's own groups have (Adam and its kin, SGD, Muon), and of every optimizer of torch.
+# Keys of other optimizers' groups (Adam and its variants, SGD, Muon), and keys of every torch optimizer's groups.
 _OPTIMIZERS = ("amsgrad", "betas", "dampening", "ns_steps")
 _TORCHS = ("foreach", "maximize", "differentiable")
 
-# Settings of ours that such groups have for another rule, and that torch.optim.RMSprop does not have.
+# Our settings that have another meaning in such groups, and that torch.optim.RMSprop does not have.
 _THEIRS = ("nesterov", "bias_correction", "fused", "clip_value", "clip_norm")
 
 # Keys of trainers and schedulers that resemble a setting.
@@ -33,12 +33,12 @@ _NOTES = ("base_momentum", "initial_lr", "lr_scale", "max_lr", "max_momentum", "
 
 
 def is_own(given: Mapping[str, Any]) -> bool:
-    """Whether a group is one of this package's optimizers'."""
+    """Return whether a group was made by this package."""
     return "dialect" in given and all(name in given for name in dialects.SWITCHES)
 
 
 def is_anothers(row: Dialect, given: Mapping[str, Any]) -> bool:
-    """Whether a group was completed by an optimizer of another class, such as torch's Adam or SGD."""
+    """Return whether a group was made by another optimizer, such as torch's Adam or SGD."""
     if is_own(given):
         return False
     return any(key in given and key not in row.arguments for key in _OPTIMIZERS) or all(
@@ -46,19 +46,21 @@ def is_anothers(row: Dialect, given: Mapping[str, Any]) -> bool:
     )
 
 
-def is_wrappers(given: Mapping[str, Any], typed: Collection[str]) -> bool:
-    """Whether a wrapper such as SAM hands a group over.
+def is_wrappers(given: Mapping[str, Any], given_names: Collection[str]) -> bool:
+    """Return whether a group comes from a wrapper such as SAM.
 
-    SAM's groups say `adaptive`, and hold, beside keys of the wrapper's own, all that the constructor was given.
+    SAM's groups hold `adaptive`, other keys of the wrapper, and all arguments of the constructor.
 
     Args:
-        typed: the names that the constructor was given.
+        given_names: the arguments that the constructor was given.
     """
-    return "adaptive" in given or ("dialect" in typed and len(typed) > 1 and all(name in given for name in typed))
+    return "adaptive" in given or (
+        "dialect" in given_names and len(given_names) > 1 and all(name in given for name in given_names)
+    )
 
 
 def is_noted(given: Mapping[str, Any]) -> bool:
-    """Whether a group holds keys of another optimizer's or a wrapper's, which have a purpose there."""
+    """Return whether a group holds keys that another optimizer or a wrapper uses."""
     return any(key in given for key in ("adaptive", *_OPTIMIZERS) if key != "betas")
 
 
@@ -68,9 +70,9 @@ class Split:
 
     Attributes:
         plain: settings under our names.
-        arguments: settings in the dialect's words or ours.
-        carried: notes that stay in the group as they are.
-        left: another optimizer's values of settings of ours, which are not taken over.
+        arguments: settings under the dialect's names or ours.
+        carried: notes, which stay in the group as they are.
+        left: another optimizer's values of our settings, which are ignored.
     """
 
     plain: dict[str, Any] = field(default_factory=dict)
@@ -79,25 +81,25 @@ class Split:
     left: dict[str, Any] = field(default_factory=dict)
 
 
-def split(row: Dialect, given: Mapping[str, Any], ours: Collection[str], typed: Collection[str]) -> Split:
-    """Return the keys of a group by what they are.
+def split(row: Dialect, given: Mapping[str, Any], ours: Collection[str], given_names: Collection[str]) -> Split:
+    """Sort the keys of a group.
 
     Args:
         row: the group's dialect.
         ours: the names of all settings.
-        typed: the names that the constructor was given.
+        given_names: the arguments that the constructor was given.
     """
     plain: set[str] = set()
     others = is_anothers(row, given)
     if is_own(given):
         plain = read = set(ours)
-    elif others or is_wrappers(given, typed):
-        said = {row.arguments.get(word, word) for word in typed if word in given}
-        read = {*typed, *(name for name in ours if name not in said)} - set(_THEIRS if others else ()).difference(
-            typed
-        )
+    elif others or is_wrappers(given, given_names):
+        under_ours = {row.arguments.get(word, word) for word in given_names if word in given}
+        read = {*given_names, *(name for name in ours if name not in under_ours)} - set(
+            _THEIRS if others else ()
+        ).difference(given_names)
         other_meaning = (*row.refused, *(name for name, limit in row.limits.items() if limit.unless))
-        plain = {name for name in other_meaning if name in ours}  # torch's meaning, whatever it is in the dialect
+        plain = {name for name in other_meaning if name in ours}  # with torch's meaning, not the dialect's
     else:
         read = {*row.arguments, *row.refused, *row.limits, *ours} - {"name"}
     found = Split()
@@ -110,11 +112,11 @@ def split(row: Dialect, given: Mapping[str, Any], ours: Collection[str], typed: 
 
 
 def refuse_whole(given: Mapping[str, Any], whole: Mapping[str, Any], backends: Collection[str]) -> None:
-    """Refuse arguments of the whole optimizer in a group, unless they repeat its own, as a wrapper's groups do.
+    """Refuse arguments of the whole optimizer in a group, unless they equal the optimizer's, as in wrappers' groups.
 
     Args:
-        whole: the optimizer's own, by name.
-        backends: the names of all backends. Another value of that key, as Muon's groups have, is carried along.
+        whole: the optimizer's arguments, by name.
+        backends: the names of all backends. Any other value of `backend`, as in Muon's groups, is carried along.
     Raises: TypeError.
     """
     for name, own in whole.items():
@@ -124,13 +126,13 @@ def refuse_whole(given: Mapping[str, Any], whole: Mapping[str, Any], backends: C
         if name == "backend" and not (isinstance(value, str) and value in ("auto", *backends)):
             continue
         raise TypeError(
-            f"{name}={shown(value)} in a parameter group: {WHOLE[name]}, so {name} is an argument of RMSprop, beside "
-            "params"
+            f"{name}={shown(value)} in a parameter group: {WHOLE[name]}, so give {name} to RMSprop, as an argument "
+            "next to params"
         )
 
 
 def resembling(group: Mapping[str, Any], ours: Collection[str]) -> dict[str, str]:
-    """Return the carried keys that look like a setting, with the setting that each would be here.
+    """Return the carried keys that resemble a setting, each with that setting's name.
 
     Args:
         group: a group of this package's optimizers.

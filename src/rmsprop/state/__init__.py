@@ -1,1 +1,1 @@
-"""What an optimizer keeps: slots, loading and matching of saved state, shared memory. Imports settings, tensors."""
+"""The state of an optimizer: slots, loading, matching and shared memory. Imports settings and tensors."""

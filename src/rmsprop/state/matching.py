@@ -1,4 +1,4 @@
-"""Pairs the parameters of a state dict with an optimizer's: by name where both sides have names, else by order."""
+"""Pairs saved parameters with this optimizer's, by name where both sides have names, else by order."""
 
 import operator
 import sys
@@ -22,12 +22,14 @@ _WRAPPERS = frozenset(("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoi
 
 
 class Pair(NamedTuple):
-    """A parameter and its place in the state dict.
+    """A parameter and its counterpart in the state dict.
 
     Attributes:
-        param: the parameter, and `group` the index of its group here.
-        key: what the saved state calls it, and `saved` the index of its group there.
-        name: its name, or where none was looked at its key.
+        param: the parameter.
+        group: the index of its group in the optimizer.
+        key: its key in the saved state.
+        saved: the index of its group in the state dict.
+        name: its name, or its key if `named` is False.
     """
 
     param: Tensor
@@ -39,19 +41,19 @@ class Pair(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """The parameter's name in messages."""
         return f"parameter {shown(self.name)}" if self.named else f"parameter {shown(self.key, 60).strip(chr(39))}"
 
 
 @dataclass(frozen=True)
 class Match:
-    """Every pair that was found, and the names that have no partner.
+    """The pairs, and the names without a counterpart.
 
     Attributes:
         by: "name" or "order".
-        missing: names here that the state dict lacks.
-        unexpected: names of the state dict that are not here.
-        names: by group, the saved names that an optimizer without names takes over, as torch does.
+        missing: the optimizer's names that the state dict lacks.
+        unexpected: names of the state dict that the optimizer lacks.
+        names: for each group, the saved names that an optimizer without names adopts, as torch does.
     """
 
     by: str
@@ -61,22 +63,22 @@ class Match:
     names: list[list[str]] | None = None
 
     def sources(self, group: int) -> list[int]:
-        """The saved groups that a present group's parameters come from, in order of appearance."""
+        """Return the indices of the saved groups that a group's parameters come from, in order of appearance."""
         return list(dict.fromkeys(pair.saved for pair in self.pairs if pair.group == group))
 
 
 def match(
     groups: Sequence[Group], saved: Sequence[Group], rename: Mapping[str, str] | None, by: str | None = None
 ) -> Match:
-    """Pair the present groups' parameters with the saved groups'.
+    """Pair the parameters of the optimizer's groups with those of the saved groups.
 
-    Keys that are names, as torch's distributed checkpoints have them, are paired by name; by order only where torch
-    itself has put them into this optimizer's order, or where names or shapes leave one way.
+    Keys that are names, as in torch's distributed checkpoints, are paired by name. They are paired by order only if
+    torch itself sorted them into this optimizer's order, or if names or shapes allow only one order.
 
     Args:
-        rename: saved name -> name here; a saved name that ends with a dot stands for all that begin with it.
-        by: "name" or "order", the user's decision; None decides by what is there.
-    Raises: ValueError where names are ambiguous or lacking, and, without names, where groups or their sizes differ.
+        rename: saved name -> name here. A saved name that ends with a dot is a prefix.
+        by: "name" or "order", as the user chose. None: by name where both sides have names.
+    Raises: ValueError if names are ambiguous or missing, or, without names, if groups or their sizes differ.
     """
     ours = _names(groups)
     keyed = _keyed(ours, saved)
@@ -84,14 +86,14 @@ def match(
     taken = theirs if ours is None and not keyed else None
     if by == "order":
         if rename:
-            raise ValueError(f"rename={dict(rename)!r:.80} pairs by name, and match='order' does not; leave one out")
+            raise ValueError(f"rename={dict(rename)!r:.80} pairs by name, but match='order' does not; leave one out")
         return _by_order(groups, saved, taken)
     if ours is None or theirs is None:
         if rename or by:
             side = "this optimizer" if ours is None else "the loaded state dict"
-            asked = f"rename={dict(rename)!r:.80}" if rename else f"match={by!r}"
+            argument = f"rename={dict(rename)!r:.80}" if rename else f"match={by!r}"
             raise ValueError(
-                f"{asked} needs names on both sides, and {side} has none: build it with model.named_parameters()"
+                f"{argument} needs names on both sides, and {side} has none: build it with model.named_parameters()"
             )
         found = _by_order(groups, saved, taken)
         doubt = _names_on_one_side(found) if keyed else _sorted_numbers(saved)
@@ -110,37 +112,37 @@ def match(
 
 
 def _alike(ours: Sequence[Sequence[str]], theirs: Sequence[Sequence[str]]) -> bool:
-    """Whether both sides have the same names, each once."""
+    """Return whether both sides have the same names, each once."""
     here, there = [name for _, name in _flat(ours)], [name for _, name in _flat(theirs)]
     return len(here) == len(there) == len(set(here)) and set(here) == set(there)
 
 
 def bare(name: str) -> str:
-    """A name without what wrappers of the model add to it."""
+    """Return a name without the parts that wrappers of the model add."""
     return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def _keyed(ours: list[list[str]] | None, saved: Sequence[Group]) -> bool:
-    """Whether the saved groups list names, and not numbers that became strings."""
+    """Return whether the saved groups list names, rather than numbers that were saved as strings."""
     keys = [key for group in saved for key in group["params"]]
     return is_named(keys, [] if ours is None else [name for _, name in _flat(ours)])
 
 
 def is_named(keys: Sequence[Any], names: Iterable[Any]) -> bool:
-    """Whether keys are names: strings, and not all digits, unless these are the names of the model."""
+    """Return whether keys are names: strings that are not all digits, unless the model's own names are."""
     if not keys or not all(isinstance(key, str) for key in keys):
         return False
     return not all(key.isdecimal() for key in keys) or set(keys) == set(names)
 
 
 def _is_in_order(found: Match) -> bool:
-    """Whether shapes leave no other way than this order."""
+    """Return whether all shapes differ, so that they confirm the order."""
     shapes = [None if is_lazy(pair.param) else tuple(pair.param.shape) for pair in found.pairs]
     return len(set(shapes)) == len(shapes)
 
 
 def _is_from_torch() -> bool:
-    """Whether torch's set_optimizer_state_dict calls, which lists the names in this optimizer's own order."""
+    """Return whether the caller is torch's set_optimizer_state_dict, which lists names in this optimizer's order."""
     frame = sys._getframe()
     while frame.f_back:
         frame = frame.f_back
@@ -152,14 +154,14 @@ def _is_from_torch() -> bool:
 def _names_on_one_side(found: Match) -> str:
     names = ", ".join(shown(pair.key, 40) for pair in found.pairs[:2])
     return (
-        f"loaded state dict names its parameters ({names}, ...), this optimizer has no names, and parameters of one "
-        "shape cannot be told apart: build it with model.named_parameters(), or give match='order' if its groups "
+        f"loaded state dict names its parameters ({names}, ...), but this optimizer has no names, and parameters of "
+        "one shape cannot be told apart: build it with model.named_parameters(), or give match='order' if its groups "
         "hold the same parameters in the same order"
     )
 
 
 def _sorted_numbers(saved: Sequence[Group]) -> str | None:
-    """The sentence for numbers that were sorted as text, 10 before 2: it is not the order that the optimizer had."""
+    """Return the message for parameter numbers that were sorted as text, 10 before 2. None if they were not."""
     for i, group in enumerate(saved):
         if all(map(operator.is_, map(type, group["params"]), repeat(int))) and _rises(group["params"]):
             continue
@@ -168,8 +170,8 @@ def _sorted_numbers(saved: Sequence[Group]) -> str | None:
         if digits and keys == sorted(keys) and keys != sorted(keys, key=int):
             return (
                 f"loaded state dict's group {i} lists its parameters sorted as text ({', '.join(keys[:4])}, ...), "
-                "which is not the order that they had: sort them as numbers, or give match='order' to take them as "
-                "they are"
+                "which is not their original order: sort them as numbers, or give match='order' to take them as they "
+                "are"
             )
     return None
 
@@ -179,15 +181,15 @@ def _rises(numbers: Sequence[int]) -> bool:
 
 
 def rekeyed(saved: Sequence[Group], state: Mapping[Any, Any]) -> tuple[Mapping[Any, Any], list[Any]]:
-    """The saved state under the keys that its groups list, where numbers became strings on their way through a file.
+    """Return the saved state under the keys that its groups list, also where a file turned numbers into strings.
 
-    Returns: the state, and the keys of those entries that are a parameter's state and belong to none.
-    Raises: ValueError where a key is listed or kept twice.
+    Returns: the state, and the keys of state entries that no group lists.
+    Raises: ValueError if a key is listed twice or has two entries.
     """
     listed = [key for group in saved for key in group["params"]]
     known = set(listed)
     if len(known) < len(listed):
-        raise ValueError("loaded state dict lists a parameter twice in its groups, so its state belongs to two")
+        raise ValueError("loaded state dict lists a parameter twice in its groups, so its state has two owners")
     if known.issuperset(state):
         return state, []
     twins = {_other(key): key for key in known}
@@ -208,21 +210,21 @@ def rekeyed(saved: Sequence[Group], state: Mapping[Any, Any]) -> tuple[Mapping[A
 
 
 def _other(key: Any) -> Any:
-    """A number as a string, or back."""
+    """Return a number key as a string, or a string of digits as a number."""
     if isinstance(key, str):
         return int(key) if key.isdecimal() and key.isascii() and len(key) < 20 else key
     return str(key) if -(2**63) <= key < 2**63 else key
 
 
 def _names(groups: Sequence[Group]) -> list[list[str]] | None:
-    """Each group's parameter names; None if a group with parameters has none."""
+    """Return each group's parameter names. None if a group with parameters has none."""
     if any("param_names" not in group for group in groups if group["params"]):
         return None
     return [list(group.get("param_names", ())) for group in groups]
 
 
 def _saved_names(saved: Sequence[Group], keyed: bool) -> list[list[str]] | None:
-    """The same of a state dict, where torch's distributed checkpoints put the names in the place of the numbers."""
+    """Return each saved group's parameter names, which torch's distributed checkpoints use as keys."""
     keys = [list(group["params"]) for group in saved]
     for i, (group, own) in enumerate(zip(saved, keys, strict=True)):
         names = group.get("param_names", [str(key) for key in own])
@@ -233,7 +235,7 @@ def _saved_names(saved: Sequence[Group], keyed: bool) -> list[list[str]] | None:
         ):
             raise ValueError(
                 f"loaded state dict's group {i} has {len(own)} parameters and the param_names {shown(names)}; "
-                "it takes one string for each, or none at all"
+                "param_names takes one string for each parameter, or is left out"
             )
     return keys if keyed else _names(saved)
 
@@ -243,12 +245,12 @@ def _flat(names: Sequence[Sequence[str]]) -> Iterator[tuple[int, str]]:
 
 
 def _renamed(names: list[list[str]], rename: Mapping[str, str]) -> list[list[str]]:
-    """The saved names as they are here.
+    """Return the saved names after `rename`.
 
-    Raises: ValueError for a rename that meets no name.
+    Raises: ValueError for a rename that matches no name.
     """
     if not all(isinstance(name, str) for pair in rename.items() for name in pair):
-        raise TypeError(f"rename={dict(rename)!r:.80} takes a saved name and a name here for each, both strings")
+        raise TypeError(f"rename={dict(rename)!r:.80} must map saved names to names here, all strings")
     unused = set(rename)
 
     def _new(name: str) -> str:
@@ -274,20 +276,20 @@ def _by_name(
         twice = sorted({name for name in flat if flat.count(name) > 1}) if len(set(flat)) < len(flat) else []
         if twice:
             raise ValueError(f"{side} has more than one parameter named {_listed(twice)}; names must differ")
-    places = {
+    saved_at = {
         name: (key, i)
         for i, (group, own) in enumerate(zip(saved, theirs, strict=True))
         for key, name in zip(group["params"], own, strict=True)
     }
     pairs = [
-        Pair(param, i, *places[name], name)
+        Pair(param, i, *saved_at[name], name)
         for i, (group, own) in enumerate(zip(groups, ours, strict=True))
         for param, name in zip(group["params"], own, strict=True)
-        if name in places
+        if name in saved_at
     ]
     here = {name for _, name in _flat(ours)}
-    missing = [name for _, name in _flat(ours) if name not in places]
-    return Match("name", pairs, missing, [name for name in places if name not in here])
+    missing = [name for _, name in _flat(ours) if name not in saved_at]
+    return Match("name", pairs, missing, [name for name in saved_at if name not in here])
 
 
 def _by_order(groups: Sequence[Group], saved: Sequence[Group], names: list[list[str]] | None = None) -> Match:
@@ -311,7 +313,7 @@ def _by_order(groups: Sequence[Group], saved: Sequence[Group], names: list[list[
 
 
 def hint(missing: Sequence[str], unexpected: Sequence[str]) -> str:
-    """The rename that would pair the names that have no partner, if it is a prefix; else how to give one."""
+    """Return the `rename` that pairs the unmatched names if they differ by a prefix, else its form."""
     here, there = sorted(missing), sorted(unexpected)
     for longer, shorter in ((there, here), (here, there)):
         prefix = longer[0].removesuffix(shorter[0]) if longer and shorter else ""

@@ -1,4 +1,4 @@
-"""State dicts that are not an RMSprop's: whose they are, and what turns them into one."""
+"""Refuses state dicts that are not an RMSprop's, naming the optimizer and the command that converts its state."""
 
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from rmsprop.dialects import find_dialect
-from rmsprop.printing import MOST, shown
+from rmsprop.printing import MOST, shown, with_article
 from rmsprop.settings import TORCH_GROUP
 from rmsprop.spec import plain
 from rmsprop.state.owners import BY_GROUP, CONVERT, owner, possessive
@@ -15,9 +15,9 @@ from rmsprop.state.values import excess
 
 
 def check_shape(state_dict: Any) -> None:
-    """Refuse what is no state dict of any optimizer of torch.
+    """Refuse a value that is not the state dict of a torch optimizer.
 
-    Raises: ValueError that says what it is instead, where that can be told.
+    Raises: ValueError, which names the entry to load if one of the value's entries is such a state dict.
     """
     if _is_one(state_dict):
         return
@@ -25,9 +25,10 @@ def check_shape(state_dict: Any) -> None:
     if inside:
         advice = f"its entry {shown(inside[0])} is one: load that"
     else:
-        advice = f"give what optimizer.state_dict() returned; of another framework's checkpoint {CONVERT}"
+        advice = f"give what optimizer.state_dict() returned; for another framework's checkpoint, {CONVERT}"
     raise ValueError(
-        "loaded state dict is no state dict of an optimizer: it has no list of param_groups and no state; " + advice
+        "loaded state dict is not an optimizer's state dict: it needs a dict `state` and a list `param_groups`; "
+        + advice
     )
 
 
@@ -46,7 +47,7 @@ def _is_key(key: Any) -> bool:
 
 
 def check_values(saved: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse settings of no kind that a setting has, and notes without bound, before they are used or copied.
+    """Refuse settings of the wrong kind, and notes that are too large, before they are used or copied.
 
     Raises: ValueError.
     """
@@ -56,13 +57,13 @@ def check_values(saved: Sequence[Mapping[str, Any]]) -> None:
                 continue
             if name in TORCH_GROUP and not _is_setting(value):
                 raise ValueError(
-                    f"loaded state dict's group {i} holds {name}={shown(value)}; it takes a number, a switch, a "
-                    "word, None or a tensor"
+                    f"loaded state dict's group {i} holds {name}={shown(value)}; it takes a number, a bool, a short "
+                    "string, None or a tensor"
                 )
             more = excess(value)
             if more is not None:
                 raise ValueError(
-                    f"loaded state dict's group {i} holds {more} in {shown(name)}; a group's note is small"
+                    f"loaded state dict's group {i} holds {more} in {shown(name)}, too large for a group's note"
                 )
 
 
@@ -81,9 +82,10 @@ def check_owner(
     """Refuse the state of another optimizer.
 
     Args:
-        groups: the present groups, whose dialects' words are no foreign ones.
-        saved: the saved groups, and `state` the saved state.
-    Raises: ValueError that names the optimizer, where it is known, and what can be done with its state.
+        groups: the optimizer's groups. Arguments of their dialects do not identify another optimizer.
+        saved: the saved groups.
+        state: the saved state.
+    Raises: ValueError, which names the optimizer if it is known, and how to use its state.
     """
     for key, own in [(key, group) for group in saved for key in group["params"]]:
         entry = state.get(key)
@@ -91,27 +93,27 @@ def check_owner(
             continue
         if type(entry) is not dict and not isinstance(entry, Mapping):
             raise ValueError(
-                f"loaded state dict is not an RMSprop's: the state of parameter {_called(key)} is a "
-                f"{type(entry).__name__}"
+                f"loaded state dict is not an RMSprop's: the state of parameter {_called(key)} is "
+                f"{with_article(type(entry).__name__)}"
             )
         found = owner({name for name in entry if isinstance(name, str)}, own) if entry else None
         if found is not None:
             lacks = "" if "square_avg" in entry else " and lacks square_avg"
-            whose = "" if found.name.startswith("another") else f", as {possessive(found.name)} does"
+            like = "" if found.name.startswith("another") else f", as {possessive(found.name)} does"
             raise ValueError(
                 f"loaded state dict is not an RMSprop's: the state of parameter {_called(key)} holds "
-                f"{', '.join(_called(name) for name in list(entry)[:12])}{lacks}{whose}; {found.advice}"
+                f"{', '.join(_called(name) for name in list(entry)[:12])}{lacks}{like}; {found.advice}"
             )
-    known = {word for group in groups for word in find_dialect(group["dialect"]).arguments}
+    known = {argument for group in groups for argument in find_dialect(group["dialect"]).arguments}
     for i, group in enumerate(saved):
-        for name, word in BY_GROUP:
-            if word in group and word not in known and ("alpha" not in group or word == "lambd"):
+        for name, key in BY_GROUP:
+            if key in group and key not in known and ("alpha" not in group or key == "lambd"):
                 raise ValueError(
-                    f"loaded state dict is not an RMSprop's: its group {i} holds {word}, as {possessive(name)} "
-                    "does; it has no state, so nothing is lost by going on with a new optimizer"
+                    f"loaded state dict is not an RMSprop's: its group {i} holds {key}, as {possessive(name)} "
+                    "does; it has no state, so a new optimizer loses nothing"
                 )
 
 
 def _called(key: Any) -> str:
-    """A key as a sentence calls it: a name without its quotes."""
+    """Return a key as messages show it, without quotes."""
     return shown(key, 60).strip("'")

@@ -1,12 +1,12 @@
-"""Whose state a state dict holds: which of torch's, timm's and bitsandbytes' optimizers, by what it keeps."""
+"""Identifies the optimizer of torch, timm or bitsandbytes that saved a state dict, by the slots it keeps."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
-CONVERT = "`rmsprop convert` turns what carries over into an RMSprop's checkpoint"
-_NOTHING = "nothing in it carries over to RMSprop: go on with a new optimizer"
-# Who keeps all of these names, or, before its first step, has this setting; the first that fits.
+CONVERT = "`rmsprop convert` turns what carries over into an RMSprop checkpoint"
+_NOTHING = "nothing in it carries over to RMSprop: use a new optimizer"
+# Each optimizer with the slots that it keeps, or, for BY_GROUP, a setting of it. The first match wins.
 _BY_STATE: tuple[tuple[str, frozenset[str]], ...] = (
     ("torch.optim.Adamax", frozenset({"exp_avg", "exp_inf"})),
     ("torch.optim.Adagrad", frozenset({"sum"})),
@@ -33,7 +33,7 @@ BY_GROUP: tuple[tuple[str, str], ...] = (
     ("torch.optim.Rprop", "etas"),
 )
 _ADAM = frozenset({"step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"})
-# Settings that others of Adam's kind have beside its own, each with the value that leaves Adam's rule as it is.
+# Settings of Adam variants, each with the value that leaves Adam's rule unchanged.
 _ODD: Mapping[str, Any] = {
     **{"caution": False, "corrected_weight_decay": False, "clipping_threshold": None, "nesterov": False},
     **dict.fromkeys(("momentum_decay", "schedule_decay", "decoupled_decay", "decoupled", "delta", "wd_ratio")),
@@ -46,13 +46,13 @@ _TIMMS = ("caution", "max_lr_snapshot")
 
 @dataclass(frozen=True)
 class Owner:
-    """Whose state it is.
+    """The optimizer that a state belongs to.
 
     Attributes:
         name: the class.
-        source: what `rmsprop convert` reads it as, "" if it does not without being told.
-        options: what it is to be told, "" if nothing in the state carries over.
-        why: what those options take over.
+        source: the source that `rmsprop convert` detects, or "" if it needs `options`.
+        options: the options that `rmsprop convert` needs, or "" if nothing in the state carries over.
+        why: what `rmsprop convert` takes over with these options.
     """
 
     name: str
@@ -62,21 +62,21 @@ class Owner:
 
     @property
     def advice(self) -> str:
-        """What to do with such a state."""
+        """The sentence on how to use such a state."""
         if self.source:
             return CONVERT
         return f"`rmsprop convert IN OUT {self.options}` {self.why}" if self.options else _NOTHING
 
 
 def owner(slots: Set[str], group: Mapping[Any, Any]) -> Owner | None:
-    """Return whose state keeps these names beside those settings; None for an RMSprop's, or one of its kind.
+    """Return the owner of a state. None if it is an RMSprop or a variant.
 
     Args:
-        slots: the names that the state has; empty before the first step.
-        group: the first parameter group.
+        slots: the names of the state's slots; empty before the first step.
+        group: a parameter group with its settings.
     """
     if "acc_delta" in slots:
-        why = "takes its square_avg over; RMSprop's learning rate and eps are yours to choose"
+        why = "takes over its square_avg; choose RMSprop's learning rate and eps yourself"
         return Owner("torch.optim.Adadelta", "", "--from torch --set lr=0.001 --set eps=1e-8", why)
     if "square_avg" in slots:
         return None
@@ -96,34 +96,34 @@ def owner(slots: Set[str], group: Mapping[Any, Any]) -> Owner | None:
 
 
 def _adam(slots: Set[str], group: Mapping[Any, Any]) -> Owner:
-    """Return which of Adam's kind it is."""
-    why = "takes its exp_avg_sq over as Adam's, and drops what else it has"
-    told = group.get("decoupled_weight_decay")
-    decoupled = _is(told, True)
+    """Return the Adam variant that keeps these slots."""
+    why = "takes over its exp_avg_sq as Adam's, and drops the rest"
+    flag = group.get("decoupled_weight_decay")
+    decoupled = _is(flag, True)
     both = "--from adamw" if decoupled else "--from adam"
     if "mu_product" in slots or "m_schedule" in slots:
         return Owner("torch.optim.NAdam", "", both, why)
     if "grad_averaging" in group and "trust_clip" not in group:
         return Owner("NovoGrad")  # one average for each tensor
-    odd = [word for word, plain in _ODD.items() if word in group and not _is(group[word], plain)]
+    odd = [name for name, plain in _ODD.items() if name in group and not _is(group[name], plain)]
     if "weight_decay" not in group and not odd:
         return Owner("torch.optim.SparseAdam", "", "--from adam", why)
     if not odd and slots <= _ADAM and "amsgrad" in group:
-        if any(word in group for word in _TIMMS):
+        if any(name in group for name in _TIMMS):
             return Owner("timm's AdamW", "adamw")
-        if told is not None:
+        if flag is not None:
             return Owner(f"torch.optim.Adam{'W' if decoupled else ''}", "adamw" if decoupled else "adam")
         if _is(group.get("weight_decay"), 0):
             return Owner("torch.optim.Adam", "adam")
-        one = "(or --from adamw) takes it over: its groups do not tell whose weight decay it is"
-        return Owner("torch.optim.Adam or AdamW", "", "--from adam", one)
+        either = "(or --from adamw) takes it over: its groups do not show which weight decay it used"
+        return Owner("torch.optim.Adam or AdamW", "", "--from adam", either)
     radam = slots <= _ADAM and not odd and {"lr", "betas", "eps", "weight_decay"} <= group.keys()
-    name = "torch.optim.RAdam" if radam else "an optimizer of Adam's kind"
-    return Owner(name, "", both, why if told is not None else f"(or --from adamw, if its decay is decoupled) {why}")
+    name = "torch.optim.RAdam" if radam else "an Adam variant"
+    return Owner(name, "", both, why if flag is not None else f"(or --from adamw, if its decay is decoupled) {why}")
 
 
 def _bitsandbytes(slots: Set[str], group: Mapping[Any, Any]) -> Owner:
-    """Return which of bitsandbytes' optimizers it is; RMSprop's, Adagrad's, Lion's and SGD's states look alike."""
+    """Return the bitsandbytes optimizer; RMSprop, Adagrad, Lion and SGD keep the same slots."""
     betas = group.get("betas")
     first = betas[0] if isinstance(betas, list | tuple) and betas else None
     if "state2" in slots:
@@ -136,10 +136,10 @@ def _bitsandbytes(slots: Set[str], group: Mapping[Any, Any]) -> Owner:
 
 
 def _is(value: Any, plain: Any) -> bool:
-    """Whether a setting has a value, of a file that may hold anything."""
+    """Return whether a setting equals a plain value; a file may hold anything."""
     return isinstance(value, int | float | bool | None) and value == plain
 
 
 def possessive(name: str) -> str:
-    """A class as an owner: torch.optim.Adam's."""
+    """Return the possessive of a class name, such as torch.optim.Adam's."""
     return f"{name}'{'' if name.endswith('s') else 's'}"

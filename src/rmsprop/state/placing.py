@@ -1,8 +1,8 @@
-"""Loaded state and learning rates, put where the optimizer keeps them: new tensors, or the present ones.
+"""Places loaded state and learning rates in the optimizer, in new tensors or in its present ones.
 
-A present tensor is written only where something else reads it: a captured graph (capturable=True), or another
-process (shared memory). Everywhere else it is replaced, as in torch, since a state dict that somebody holds refers to
-it. State dicts hold copies of the tensors that a load writes.
+A present tensor is written in place only if a captured graph (capturable=True) or another process (shared memory)
+reads it. Otherwise it is replaced, as in torch, since an earlier state dict may refer to it. State dicts hold copies
+of the tensors that a load writes in place.
 """
 
 from collections.abc import Mapping
@@ -22,18 +22,18 @@ from rmsprop.tensors.bucket import arithmetic_dtype, fresh_slot
 
 
 class Writes:
-    """Copies into tensors that stay where they are, made when all that can fail is over."""
+    """Deferred in-place writes, carried out after everything that can fail."""
 
     def __init__(self) -> None:
         self._copies: list[tuple[Tensor, Tensor]] = []
 
     def into(self, target: Tensor, source: Tensor) -> Tensor:
-        """Note that the source is to be written into the target. Returns: the target."""
+        """Schedule a write of the source into the target. Returns: the target."""
         self._copies.append((target, source))
         return target
 
     def carry_out(self) -> None:
-        """Write; sources that lie in what is written, as in a state dict of this optimizer, are copied before."""
+        """Carry out the writes. Sources that share memory with a target are copied first."""
         if not self._copies:
             return
         written = {_memory(target) for target, _ in self._copies}
@@ -52,7 +52,7 @@ def _memory(tensor: Tensor) -> int:
 
 
 def place_lr(groups: list[Group], new: list[Group], writes: Writes) -> None:
-    """Write a loaded tensor lr into the present one: a captured graph and other groups read it there."""
+    """Write a loaded tensor lr into the present one, where a captured graph and other groups read it."""
     for group, loaded in zip(groups, new, strict=True):
         here, there = group["lr"], loaded["lr"]
         if loaded is group or not isinstance(here, Tensor) or not isinstance(there, Tensor):
@@ -72,12 +72,12 @@ def place_state(
     reshaped: Mapping[Tensor, Any],
     writes: Writes,
 ) -> Any:
-    """Return the state keyed by the present parameters, on their devices, each slot in its own dtype.
+    """Return the new state, keyed by the present parameters, on their devices, each slot in its own dtype.
 
     Args:
-        known: the keys of the state dict that are parameters'; the others are kept as they are, as in torch.
-        reshaped: the parameters whose saved state does not fit. They keep what they have, as do those that it lacks.
-    Raises: ValueError for what cannot be copied.
+        known: the keys of the saved state that belong to parameters. Entries of other keys are kept, as in torch.
+        reshaped: the parameters whose saved state does not fit. They keep their present state, as do missing ones.
+    Raises: ValueError for state that cannot be copied.
     """
     skipped = set(map(id, reshaped))
     taken = {id(pair.param) for pair in matched.pairs} - skipped  # ids: a tensor's hash is slow
@@ -105,23 +105,27 @@ def place_state(
 
 
 def _left(param: Tensor, entry: Any, groups: list[Group]) -> Any:
-    """The entry that a parameter keeps, without a remainder that its group's new settings refuse to go on from."""
+    """Return the entry that a parameter keeps, without a Kahan remainder that its group's new settings cannot use."""
     if not isinstance(entry, Mapping) or "compensation" not in entry:
         return entry
     group = next((group for group in groups if any(p is param for p in group["params"])), None)
-    if group is None or goes_on(entry["compensation"], param, group):
+    if group is None or can_continue(entry["compensation"], param, group):
         return entry
     return {name: value for name, value in entry.items() if name != "compensation"}
 
 
 def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any], group: Group, writes: Writes) -> Any:
-    """One parameter's saved entry, where this optimizer keeps it. `own`: what it has now."""
+    """Return one parameter's saved entry, placed in the optimizer.
+
+    Args:
+        own: the parameter's present entry.
+    """
     param = pair.param
     usual = not group["capturable"] and type(param) in PLAIN and param.is_contiguous()
     dtype, device = arithmetic_dtype(param.dtype), param.device
     made = {}
     for name, value in entry.items():
-        if name == "compensation" and not goes_on(value, param, group):
+        if name == "compensation" and not can_continue(value, param, group):
             continue
         if name in own and _is_read_elsewhere(own[name], group):
             made[name] = _written(name, value, own[name], param, group, writes)
@@ -145,15 +149,15 @@ def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any], group:
 
 
 def _is_read_elsewhere(present: Any, group: Group) -> bool:
-    """Whether a captured graph or another process may read a tensor where it is."""
+    """Return whether a captured graph or another process may read a tensor in place."""
     if group["capturable"]:
         return isinstance(present, Tensor)
-    # Memory that processes of the host share; torch counts all of a GPU's as shared.
+    # On a GPU, torch reports all tensors as shared.
     return type(present) in PLAIN and present.is_cpu and present.untyped_storage().is_shared()
 
 
 def _written(name: str, value: Any, present: Tensor, param: Tensor, group: Group, writes: Writes) -> Any:
-    """A saved value in the present tensor, if it takes it, else in a new one."""
+    """Schedule a write of a saved value into the present tensor if it fits, and return the tensor, else a new one."""
     if name == "step":
         count = step_tensor(float(value), param, group)
         return writes.into(present, count) if _takes(present, count, count.dtype) else count
@@ -170,7 +174,7 @@ def _written(name: str, value: Any, present: Tensor, param: Tensor, group: Group
 
 
 def _new(name: str, value: Any, param: Tensor, writes: Writes) -> Any:
-    """A copy of a saved value, in a new tensor of the parameter's own layout, whatever the file's."""
+    """Return a copy of a saved value in a new tensor of the parameter's layout."""
     if not isinstance(value, Tensor):
         return deepcopy(value)
     value = value.detach()
@@ -186,7 +190,7 @@ def _new(name: str, value: Any, param: Tensor, writes: Writes) -> Any:
 
 
 def _takes(present: Tensor, value: Tensor, dtype: torch.dtype | None) -> bool:
-    """Whether a value can be written into the tensor that is there, which then stays the same tensor."""
+    """Return whether a value can be written into the present tensor."""
     if present.dtype != dtype or present.shape != value.shape or present.layout != torch.strided:
         return False
     if present.requires_grad or present.is_inference() or present.is_meta:
@@ -199,15 +203,17 @@ def _takes(present: Tensor, value: Tensor, dtype: torch.dtype | None) -> bool:
     return type(present) is type(value) and own is not None and own == other
 
 
-def goes_on(rest: Any, param: Tensor, group: Group) -> bool:
-    """Whether what rounding left over means the same here; else it goes: it is below a unit in the last place."""
+def can_continue(rest: Any, param: Tensor, group: Group) -> bool:
+    """Return whether a Kahan remainder stays valid. If not, it is dropped: it is below a unit in the last place."""
     return bool(group["compensation"]) and isinstance(rest, Tensor) and rest.dtype == param.dtype
 
 
-def handed_out(packed: dict[str, Any]) -> dict[str, Any]:
-    """A state dict that no later load writes into: with copies of every lr tensor, and of what is read elsewhere.
+def exported(packed: dict[str, Any]) -> dict[str, Any]:
+    """Return a state dict that no later load writes into: lr tensors and state read elsewhere are copied.
 
-    Groups hold plain numbers: a schedule's NumPy number needs full unpickling.
+    NumPy numbers in groups become Python's, since torch.load(weights_only=True) does not read NumPy's.
+
+    Mutates: packed.
     """
     state = packed.get("state", {})
     for group in packed.get("param_groups", ()):

@@ -1,4 +1,4 @@
-"""What a state dict makes of an optimizer's groups: its numbers or the present ones, and what differs."""
+"""Merges the groups of a state dict into an optimizer's: saved or present settings, and their differences."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,12 +17,12 @@ from rmsprop.state.matching import Match
 Group = dict[str, Any]
 
 HPARAMS = ("load", "keep")
-_WORDS = frozenset(word for row in DIALECTS.values() for word in row.arguments)
+_ARGUMENTS = frozenset(name for row in DIALECTS.values() for name in row.arguments)
 
 
 @dataclass(frozen=True)
 class ChangedSetting:
-    """A setting of a group that the state dict has otherwise than the optimizer had."""
+    """A setting of a group that differs between the optimizer and the state dict."""
 
     group: int
     name: str
@@ -35,14 +35,14 @@ class ChangedSetting:
 
 @dataclass
 class MergedGroups:
-    """The groups as they are to be.
+    """The groups after a load.
 
     Attributes:
-        groups: the new groups, around the present parameters.
-        left_open: by present and saved group, the switches that the saved one does not name.
-        differences: where saved and present settings differ.
-        surprises: those of them that replace what was asked for at construction.
-        notes: sentences that the user is to read.
+        groups: the new groups, with the present parameters.
+        left_open: the switches that a saved group lacks, by the indices of the present and the saved group.
+        differences: the settings that differ between the optimizer and the state dict.
+        surprises: the differences that replace explicit arguments of the constructor.
+        notes: warnings for the user.
     """
 
     groups: list[Group] = field(default_factory=list)
@@ -53,16 +53,17 @@ class MergedGroups:
 
 
 def merge_saved(
-    groups: Sequence[Group], saved: Sequence[Mapping[str, Any]], match: Match, asked: frozenset[str], keep: bool
+    groups: Sequence[Group], saved: Sequence[Mapping[str, Any]], match: Match, explicit: frozenset[str], keep: bool
 ) -> MergedGroups:
-    """Each present group with the saved settings of where its parameters come from, or, to `keep`, with its own.
+    """Return each present group with the settings of the saved groups that its parameters come from.
 
-    A switch that the saved group lacks (torch saves none of ours) stays as constructed, and a note says so where it
-    matters. Names of parameters, and groups that nothing of the state dict belongs to, stay as they are.
+    A switch that the saved group lacks (torch saves none of ours) stays as constructed, with a note if it matters.
+    Names of parameters, and groups without parameters in the state dict, stay as they are.
 
     Args:
-        asked: the settings that were given at construction.
-    Raises: ValueError, TypeError: a saved setting that does not work, several that disagree, or another rule.
+        explicit: the settings that were given at construction.
+        keep: whether to keep the present settings instead.
+    Raises: ValueError or TypeError for a saved setting that is invalid, saved groups that disagree, or another rule.
     """
     found = MergedGroups()
     for i, group in enumerate(groups):
@@ -72,7 +73,7 @@ def merge_saved(
         if not sources:
             found.groups.append(group)
             continue
-        kept = [_in_our_words(i, group, saved[j]) for j in sources]
+        kept = [_under_our_names(i, group, saved[j]) for j in sources]
         loaded = [_load_group(group, own) for own in kept]
         if keep:
             for new, own in zip(loaded, kept, strict=True):
@@ -93,38 +94,38 @@ def merge_saved(
         ]
         found.differences += differences
         found.surprises += [
-            d for d in differences if _was_asked(d, group, asked) and not _is_scheduled(d, group, kept)
+            d for d in differences if _was_explicit(d, group, explicit) and not _is_scheduled(d, group, kept)
         ]
     return found
 
 
-def _in_our_words(i: int, group: Group, kept: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The saved group with the words of the present group's dialect, such as timm's lr_in_momentum, as ours.
+def _under_our_names(i: int, group: Group, kept: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the saved group with arguments of the group's dialect, such as timm's lr_in_momentum, under our names.
 
-    Raises: ValueError if they are the words of a dialect that the group does not have.
+    Raises: ValueError for arguments of another dialect.
     """
     row = find_dialect(group["dialect"])
     known = {*settings.TORCH_GROUP, *row.arguments, *row.limits, "params"}
-    for other in DIALECTS.values() if kept.keys() & _WORDS - known else ():
-        strange = [word for word in other.arguments if word in kept and word not in known]
-        if strange and "square_avg" in other.states:
+    for other in DIALECTS.values() if kept.keys() & _ARGUMENTS - known else ():
+        foreign = [name for name in other.arguments if name in kept and name not in known]
+        if foreign and "square_avg" in other.states:
             raise ValueError(
-                f"loaded state dict is of {other.title}: its group {i} holds {', '.join(strange)}, which this "
-                f"optimizer, of dialect={row.name!r}, does not know; build it with dialect={other.name!r}, or turn "
-                "the checkpoint into this dialect's with `rmsprop convert`"
+                f"loaded state dict is of {other.title}: its group {i} holds {', '.join(foreign)}, which "
+                f"dialect={row.name!r} of this optimizer does not have; build it with dialect={other.name!r}, or "
+                "convert the checkpoint to this dialect with `rmsprop convert`"
             )
-    words = {word: value for word, value in kept.items() if word in row.arguments or word in row.limits}
-    words = {word: value for word, value in words.items() if word not in settings.TORCH_GROUP}
-    handed_over = is_anothers(row, kept) or is_wrappers(kept, ())  # torch's class saved it: SAM's rho is no decay
-    if not words or "dialect" in kept or handed_over:
+    arguments = {name: value for name, value in kept.items() if name in row.arguments or name in row.limits}
+    arguments = {name: value for name, value in arguments.items() if name not in settings.TORCH_GROUP}
+    handed_over = is_anothers(row, kept) or is_wrappers(kept, ())  # saved by torch's class: SAM's rho is not a decay
+    if not arguments or "dialect" in kept or handed_over:
         return kept
-    rest = {name: value for name, value in kept.items() if name not in words}
-    fixed = {name: value for name, value in row.defaults().items() if name in SWITCHES}  # its class has no words for
-    return {**fixed, **rest, **read_arguments(row, words)}
+    rest = {name: value for name, value in kept.items() if name not in arguments}
+    fixed = {name: value for name, value in row.defaults().items() if name in SWITCHES}  # not arguments of its class
+    return {**fixed, **rest, **read_arguments(row, arguments)}
 
 
 def _load_group(group: Group, kept: Mapping[str, Any]) -> Group:
-    """The saved group's settings around the present group's parameters and their names."""
+    """Return the saved group's settings with the present group's parameters and names."""
     own = {name: value for name, value in kept.items() if name not in ("params", "param_names")}
     notes = {name: value if is_plain(value) else deepcopy(value) for name, value in own.items()}
     merged = {name: notes.get(name, group[name]) for name in settings.TORCH_GROUP}
@@ -133,34 +134,34 @@ def _load_group(group: Group, kept: Mapping[str, Any]) -> Group:
 
 
 def _check_rule(i: int, group: Group, new: Group, kept: Mapping[str, Any]) -> None:
-    """Refuse to keep a rule under which the saved state was not gathered. square_avg_init is of fresh state only."""
+    """Refuse to keep a rule other than the one that made the saved state. square_avg_init is for fresh state only."""
     other = [name for name in SWITCHES if name in kept and name != "square_avg_init" and new[name] != group[name]]
     if other:
         here, there = (", ".join(f"{name}={own[name]!r}" for name in other) for own in (group, new))
         raise ValueError(
-            f"hparams='keep' keeps {here} of group {i}, and the loaded state was gathered under {there}; build the "
-            f"optimizer with {there}, or turn the checkpoint into this rule's with `rmsprop convert`"
+            f"hparams='keep' keeps {here} of group {i}, but the loaded state was made under {there}; build the "
+            f"optimizer with {there}, or convert the checkpoint to this rule with `rmsprop convert`"
         )
 
 
 def _check_agreement(i: int, sources: list[int], loaded: list[Group]) -> None:
-    """Refuse several saved groups that say different things of one present group."""
+    """Refuse saved groups whose settings disagree if their parameters are in one group here."""
     if len(loaded) == 1:
         return
     first = loaded[0]
     disputed = [name for name in settings.TORCH_GROUP if any(not _same(first[name], own[name]) for own in loaded)]
     if disputed:
-        said = "; ".join(f"{name}: {', '.join(show(own[name]) for own in loaded)}" for name in disputed)
+        values = "; ".join(f"{name}: {', '.join(show(own[name]) for own in loaded)}" for name in disputed)
         there = ", ".join(map(str, sources))
         raise ValueError(
             f"group {i} here holds parameters of groups {there} of the loaded state dict, whose "
-            f"settings differ ({said}); give hparams='keep' to go on with this optimizer's, or group the parameters "
+            f"settings differ ({values}); give hparams='keep' to keep this optimizer's, or group the parameters "
             "as they were"
         )
 
 
 def _without_disputed(loaded: list[Group], group: Group) -> Group:
-    """The first of several saved groups; a trainer's notes on which they disagree are the present group's."""
+    """Return the first saved group. Where the saved groups' notes disagree, it gets the present group's notes."""
     new = dict(loaded[0])
     if len(loaded) == 1:
         return new
@@ -173,36 +174,36 @@ def _without_disputed(loaded: list[Group], group: Group) -> Group:
 
 
 def _left_open(new: Group, kept: Mapping[str, Any]) -> list[str]:
-    """The switches that the saved group does not name and that are not torch's here."""
+    """Return the switches that the saved group lacks and that differ from torch's here."""
     return [name for name in SWITCHES if name not in kept and new[name] != settings.TORCH_GROUP[name]]
 
 
 def _note_what_was_left_open(new: Group, kept: Mapping[str, Any], notes: list[str]) -> None:
     names = _left_open(new, kept)
     if names:
-        kept_so = ", ".join(f"{name}={new[name]!r}" for name in names)
+        switches = ", ".join(f"{name}={new[name]!r}" for name in names)
         notes.append(
-            f"the loaded state dict names no {', '.join(names)}: a class without them, such as torch's, saved it; "
-            f"this run goes on with {kept_so} as constructed, and with its eps={new['eps']:g}"
+            f"the loaded state dict lacks {', '.join(names)}, since a class without them, such as torch's, saved it; "
+            f"this run keeps {switches} as constructed, with eps={new['eps']:g}"
         )
 
 
-def _was_asked(difference: ChangedSetting, group: Group, asked: frozenset[str]) -> bool:
-    """Whether the present value was given, or is not what the group's dialect has by default."""
+def _was_explicit(difference: ChangedSetting, group: Group, explicit: frozenset[str]) -> bool:
+    """Return whether the present value was given at construction, or is not the dialect's default."""
     name = difference.name
     default = {**settings.TORCH_GROUP, **find_dialect(group["dialect"]).defaults()}[name]
-    return (name in asked and name != "maximize") or not _same(group[name], default)
+    return (name in explicit and name != "maximize") or not _same(group[name], default)
 
 
 def _is_scheduled(difference: ChangedSetting, group: Group, kept: list[Mapping[str, Any]]) -> bool:
-    """Whether a schedule that began at the present value has moved it."""
+    """Return whether the values differ because a schedule that started at the present one moved it."""
     if difference.name == "lr" and all("initial_lr" in own for own in kept):
         return all(_same(own["initial_lr"], group.get("initial_lr", group["lr"])) for own in kept)
     return difference.name == "momentum" and all("max_momentum" in own for own in kept)
 
 
 def _same(a: Any, b: Any) -> bool:
-    """Whether two settings say the same; a tensor says its number, to its own precision."""
+    """Return whether two settings are equal. A tensor equals a number to the tensor's precision."""
     if a is b:
         return True
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
@@ -214,5 +215,5 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def show(value: Any) -> str:
-    """A setting as one would type it; a tensor as its number."""
+    """Return a setting as a Python literal, and a tensor with its number."""
     return f"tensor({value.item():g})" if isinstance(value, Tensor) and value.numel() == 1 else repr(value)

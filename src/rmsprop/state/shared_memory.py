@@ -1,4 +1,4 @@
-"""State in shared memory: several processes step the same parameters and averages, without locks.
+"""Moves state into shared memory, so that several processes step the same parameters and averages without locks.
 
 Source: Mnih et al., arXiv:1602.01783, "shared RMSProp"; Recht et al., Hogwild, NIPS 2011.
 """
@@ -13,22 +13,22 @@ from torch.optim import Optimizer
 
 from rmsprop.settings import read
 from rmsprop.state.slots import make
-from rmsprop.tensors.bucket import fresh_slot, is_half, kept
+from rmsprop.tensors.bucket import fresh_slot, is_half, state_names
 from rmsprop.tensors.forked import serial_after_fork
 from rmsprop.tensors.names import parameter_name
 
 _TOO_LATE = (
-    "this process alone would have it: share_memory() makes the state that the settings ask for at the time; call it "
-    "again after such a change, and before the other processes start"
+    "a new tensor would be private to this process: share_memory() makes the state that the settings need when it is "
+    "called; call it again after such a change, before the other processes start"
 )
 
 
 @serial_after_fork
 def share(optimizer: Optimizer) -> None:
-    """Make all state of the optimizer now, and move it into shared memory. See RMSprop.share_memory.
+    """Make all state of the optimizer, and move it into shared memory. See RMSprop.share_memory.
 
-    Mutates: the state, and an lr that is a tensor. Tensors stay the same objects.
-    Raises: ValueError, before anything is changed, for parameters that are not shared themselves.
+    Mutates: the state, and a tensor lr. Tensors stay the same objects.
+    Raises: ValueError, before anything changes, for parameters that are not in shared memory.
     """
     for group in optimizer.param_groups:
         for i, p in enumerate(group["params"]):
@@ -39,27 +39,27 @@ def share(optimizer: Optimizer) -> None:
             _move(group["lr"])
         for p in group["params"]:
             if p.requires_grad:
-                make(group, optimizer.state[p], p, kept(read(group)[0], group, is_half(p.dtype)), [])
+                make(group, optimizer.state[p], p, state_names(read(group)[0], group, is_half(p.dtype)), [])
     for tensor in _tensors(optimizer.state):
         _move(tensor)
 
 
 def shared(optimizer: Optimizer) -> bool:
-    """Whether all of its state is in shared memory."""
+    """Return whether all of the optimizer's state is in shared memory."""
     return all(tensor.is_shared() for tensor in _tensors(optimizer.state))
 
 
 def refuse_new(group: Mapping[str, Any], state: Any) -> None:
-    """Raise where a step would make state that no other process sees.
+    """Refuse a step that would make state outside shared memory.
 
-    Raises: RuntimeError, before anything is changed.
+    Raises: RuntimeError, before anything changes.
     """
     rule, _ = read(group)
     for i, p in enumerate(group["params"]):
         lacking = (
             []
             if p.grad is None
-            else [slot for slot in kept(rule, group, is_half(p.dtype)) if slot not in state.get(p, {})]
+            else [slot for slot in state_names(rule, group, is_half(p.dtype)) if slot not in state.get(p, {})]
         )
         if lacking:
             raise RuntimeError(
@@ -68,9 +68,9 @@ def refuse_new(group: Mapping[str, Any], state: Any) -> None:
 
 
 def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:
-    """After a load: let the tensors that other processes see hold what was loaded, and be the state.
+    """Write loaded state into the shared tensors of before, and make them the state again.
 
-    What the loaded state lacks begins afresh, in place, and so do slots that the loaded settings need.
+    Slots that the loaded state lacks start fresh, in place.
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -83,13 +83,13 @@ def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:
                     tensor.copy_(own.get(name, start))
                     own[name] = tensor
             if p.requires_grad:
-                make(group, optimizer.state[p], p, kept(read(group)[0], group, is_half(p.dtype)), [])
+                make(group, optimizer.state[p], p, state_names(read(group)[0], group, is_half(p.dtype)), [])
     for tensor in _tensors(optimizer.state):
         _move(tensor)
 
 
 def _move(tensor: Any) -> None:
-    """Into shared memory, in place; what is there, or on a device, stays."""
+    """Move a tensor into shared memory, in place. A no-op for shared tensors and tensors on a GPU."""
     tensor.share_memory_()
 
 
@@ -98,16 +98,16 @@ def _tensors(state: Mapping[Any, Mapping[str, Any]]) -> list[Any]:
 
 
 def _refuse(p: Any, name: str) -> None:
-    """Raise for a parameter whose memory other processes do not see, or whose gradient they do."""
+    """Refuse a parameter that is not in shared memory, or whose gradient is."""
     if is_lazy(p):
         raise ValueError(f"parameter {name} has no shape yet: run the model once before share_memory()")
     if not p.is_shared():
         raise ValueError(
-            f"parameter {name} is not in shared memory, so a process would step its own copy of it: call "
+            f"parameter {name} is not in shared memory, so each process would step its own copy: call "
             "model.share_memory() first, then optimizer.share_memory()"
         )
     if p.is_cpu and p.grad is not None and p.grad.is_shared():
         raise ValueError(
-            f"the gradient of parameter {name} is in shared memory, where model.share_memory() puts it, and "
-            "processes would write each other's: call optimizer.zero_grad() first"
+            f"the gradient of parameter {name} is in shared memory, where model.share_memory() puts it, so "
+            "processes would overwrite each other's gradients: call optimizer.zero_grad() first"
         )

@@ -1,4 +1,4 @@
-"""The state of a group's parameters: made where it is missing, and gathered with their gradients."""
+"""Makes missing state of a group's parameters, and gathers parameters, gradients and state into a bucket."""
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
@@ -18,8 +18,8 @@ from rmsprop.tensors.bucket import (
     dense,
     fresh_slot,
     is_half,
-    kept,
     resolved,
+    state_names,
 )
 from rmsprop.tensors.names import parameter_name
 from rmsprop.tensors.params import shares_elements
@@ -29,7 +29,7 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 
 
 def _unfit(group: Mapping[str, Any], i: int, p: Tensor) -> str:
-    """The sentence for a parameter that has a gradient and cannot step."""
+    """Return the message for a parameter that has a gradient and cannot step."""
     kinds = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in STEPPED))
     return (
         f"RMSprop steps dense parameters of {kinds}: parameter {parameter_name(group, i)} is {p.dtype} of layout "
@@ -37,11 +37,11 @@ def _unfit(group: Mapping[str, Any], i: int, p: Tensor) -> str:
     )
 
 
-Made = list[tuple[Tensor, str, Any]]  # slots by parameter and name, and what they replaced or None
+Made = list[tuple[Tensor, str, Any]]  # parameter, slot name, and the value that the new slot replaced or None
 
 
 def unmake(state: Any, made: Made) -> None:
-    """Take back the slots that were made for a step that was refused. Mutates: state."""
+    """Remove the slots that were made for a step that was then refused. Mutates: state."""
     for p, name, before in made:
         if before is not None:
             state[p][name] = before
@@ -54,17 +54,17 @@ def unmake(state: Any, made: Made) -> None:
 def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: Made) -> bool:
     """Fill the bucket's lists with the parameters that have a gradient, their gradients and their slots.
 
-    A slot is made when it is missing, one by one: trainers put some there, and momentum may begin in mid-run.
+    Each missing slot is made by itself: trainers may provide some slots, and momentum may begin in mid-run.
 
     Args:
-        first: the place of the group's first parameter among all of the optimizer.
-    Mutates: the bucket's lists; state, where a slot is missing, and `made`, which says where.
+        first: the index of the group's first parameter among all parameters of the optimizer.
+    Mutates: the bucket's lists. Also state and `made`, which lists the new slots.
     Returns: whether a parameter is complex.
-    Raises: RuntimeError for a parameter that cannot step, or a sparse gradient that the group does not take.
+    Raises: RuntimeError for a parameter that cannot step, or a sparse gradient that the group does not accept.
     """
     has_complex = False
     rule, _ = read(group)
-    names = {half: kept(rule, group, half) for half in (False, True)}
+    names = {half: state_names(rule, group, half) for half in (False, True)}
     compiling = torch.compiler.is_compiling()
     for i, p in enumerate(group["params"]):
         grad = p.grad
@@ -76,23 +76,23 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
             raise RuntimeError(_unfit(group, i, p))
         if p.is_conj():
             raise RuntimeError(
-                f"parameter {parameter_name(group, i)} is conjugated lazily, which no step can write as pairs of "
+                f"parameter {parameter_name(group, i)} is conjugated lazily, so a step cannot write it as pairs of "
                 "reals; give its resolve_conj()"
             )
         has_complex |= p.is_complex()
         own: Any = state[p]
         if type(own) is not dict and not isinstance(own, Mapping):
             raise RuntimeError(
-                f"the state of parameter {parameter_name(group, i)} is {shown(own)}, and it must be a dict of "
-                "tensors by name; put one there, or delete it from optimizer.state to begin afresh"
+                f"the state of parameter {parameter_name(group, i)} is {shown(own)}, but it must be a dict of "
+                "tensors by name; replace it, or delete it from optimizer.state to start fresh"
             )
         if "step" in own and not compiling:
             _count(group, i, own, p, made)
         make(group, own, p, names[is_half(p.dtype)], made)
         if "compensation" in own and not group["compensation"]:
             raise RuntimeError(
-                f"compensation is False in the group of parameter {i}, whose state holds what rounding left over, "
-                "a part of its value; set it back to True, or delete `compensation` from its state to go on without"
+                f"compensation is False in the group of parameter {i}, but the parameter's state holds a Kahan "
+                "remainder, which is part of its value; set it back to True, or delete `compensation` from its state"
             )
         into.param.append(p)
         into.grad.append(resolved(grad))
@@ -106,9 +106,10 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
 
 
 def _count(group: Mapping[str, Any], i: int, own: Any, p: Tensor, made: Made) -> None:
-    """Make a counter of a plain count, such as `state[p]["step"] = 0`. Mutates: `own` and `made`.
+    """Replace a plain count, such as `state[p]["step"] = 0`, by a tensor.
 
-    Raises: RuntimeError for what is not a count.
+    Mutates: `own` and `made`.
+    Raises: RuntimeError for a value that is not a count.
     """
     step = own["step"]
     if isinstance(step, Tensor):
@@ -120,7 +121,7 @@ def _count(group: Mapping[str, Any], i: int, own: Any, p: Tensor, made: Made) ->
         count = step
     if isinstance(count, bool) or not isinstance(count, Real) or not 0 <= count < 2**53:
         raise RuntimeError(
-            f"step of parameter {parameter_name(group, i)} is {shown(step)}, and it must be a count of steps: a "
+            f"step of parameter {parameter_name(group, i)} is {shown(step)}, but it must be a count of steps: a "
             "number >= 0, or a tensor of one, such as torch.tensor(0.0)"
         )
     own["step"] = step_tensor(float(count), p, group)
@@ -128,28 +129,30 @@ def _count(group: Mapping[str, Any], i: int, own: Any, p: Tensor, made: Made) ->
 
 
 def check(group: Mapping[str, Any], bucket: Bucket) -> None:
-    """Refuse state that was edited and cannot step. bucket: of one kind, with shards in the place of DTensors.
+    """Refuse edited state that cannot step.
 
-    One look in C passes plain tensors; this puts in words what it found, and checks tensors of other kinds.
+    `refusals.plain` accepts plain tensors in C. This function checks all other tensors, and words the message.
 
+    Args:
+        bucket: tensors of one kind, with shards in place of DTensors.
     Raises: RuntimeError, which names the parameter.
     """
     for k, p in enumerate(bucket.param):
         own = {name: values[k] for name, values in bucket.slots.items() if values}
         for name, x in own.items():
-            wrong = _wrong(name, x, p, bucket.differentiable)
-            if wrong is not None:
-                where = _place(group, bucket.whole.get(id(p), p))
-                wants = f"a dense {_dtype(name, p)} tensor of shape {tuple(p.shape)} on {p.device}, in its own memory"
-                wants = "a tensor of one number in its own memory" if name == "step" else wants
+            fault = _fault(name, x, p, bucket.differentiable)
+            if fault is not None:
+                label = _label(group, bucket.whole.get(id(p), p))
+                expected = f"a dense {_dtype(name, p)} tensor of shape {tuple(p.shape)} on {p.device}"
+                expected = "a tensor of one number" if name == "step" else expected
                 raise RuntimeError(
-                    f"{name} of parameter {where} is {wrong}, and it must be {wants}; put such a tensor there, or "
-                    "delete it from the parameter's state to begin afresh"
+                    f"{name} of parameter {label} is {fault}, but it must be {expected}, in its own memory; replace "
+                    "it, or delete it from the parameter's state to start fresh"
                 )
 
 
-def _wrong(name: str, x: Any, p: Tensor, recorded: bool) -> str | None:
-    """In words, why a slot cannot step; None where it can."""
+def _fault(name: str, x: Any, p: Tensor, recorded: bool) -> str | None:
+    """Return why a slot cannot step. None if it can."""
     if not isinstance(x, Tensor):
         return shown(x)
     if name != "step" and x.shape != p.shape:
@@ -166,7 +169,7 @@ def _wrong(name: str, x: Any, p: Tensor, recorded: bool) -> str | None:
     if not fits:
         return f"of {x.dtype}"
     if x._is_zerotensor() or x.is_neg() or x.is_conj():
-        return "a lazy view, of zeros or of what is negated or conjugated when it is read"
+        return "a lazy view (of zeros, or negated or conjugated when it is read)"
     if not x.is_contiguous() and not dense(x.shape, x.stride()) and shares_elements(x):
         return f"a view whose elements share memory (strides {x.stride()})"
     if recorded and x.requires_grad and x.is_leaf:
@@ -179,16 +182,17 @@ def _dtype(name: str, p: Tensor) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _place(group: Mapping[str, Any], p: Tensor) -> str:
-    """The name of a parameter of the group, or its place."""
+def _label(group: Mapping[str, Any], p: Tensor) -> str:
+    """Return the name of a parameter of the group, or its index."""
     return next((parameter_name(group, i) for i, own in enumerate(group["params"]) if own is p), "of its group")
 
 
 def check_apart(parts: Sequence[tuple[Mapping[str, Any], Bucket]], plain: bool) -> None:
     """Refuse a slot that shares memory with another slot or a parameter, of any group.
 
-    plain: whether each bucket is known to be apart in itself, and no two of its tensors begin at one address.
-    Raises: RuntimeError, which names both.
+    Args:
+        plain: whether each bucket is known to have no tensors that overlap.
+    Raises: RuntimeError, which names both tensors.
     """
     if plain and len(parts) > 1:
         written = [x for _, bucket in parts for values in (bucket.param, *bucket.slots.values()) for x in values]
@@ -215,18 +219,18 @@ def check_apart(parts: Sequence[tuple[Mapping[str, Any], Bucket]], plain: bool) 
         if next_begin >= end or not (one[2] or other[2]):  # parameters may be views of one another
             continue
         if begin != next_begin and not all(_is_dense(parts[i][1], k, name) for i, k, name in (one, other)):
-            continue  # they may lie between each other's elements
+            continue  # strided views may interleave without sharing elements
         found.append(tuple(sorted((one, other), key=lambda own: (not own[2], own[:2]))))
     if found:
         slot, its = min(found)
         if slot[2] == its[2] and parts[slot[0]][1].param[slot[1]] is parts[its[0]][1].param[its[1]]:
             twice = _called(parts, *slot[:2], "")
             raise RuntimeError(
-                f"{twice} is listed twice in the groups, and one step would take it twice; list it once"
+                f"{twice} is listed twice in the groups, so one step would move it twice; list it once"
             )
         raise RuntimeError(
-            f"{_called(parts, *slot)} shares memory with {_called(parts, *its)}, and one step would write it twice; "
-            "give each a tensor of its own (clone), or delete the slot from the state to begin it afresh"
+            f"{_called(parts, *slot)} shares memory with {_called(parts, *its)}, so one step would write it twice; "
+            "give each a tensor of its own (clone), or delete the slot from the state to start it fresh"
         )
 
 
@@ -238,16 +242,17 @@ def _is_dense(bucket: Bucket, k: int, name: str) -> bool:
 def _called(parts: Sequence[tuple[Mapping[str, Any], Bucket]], i: int, k: int, name: str) -> str:
     group, bucket = parts[i]
     p = bucket.param[k]
-    owner = f"parameter {_place(group, bucket.whole.get(id(p), p))}"
+    owner = f"parameter {_label(group, bucket.whole.get(id(p), p))}"
     return f"{name} of {owner}" if name else owner
 
 
 def make(group: Mapping[str, Any], own: Any, p: Tensor, names: tuple[str, ...], made: Made) -> Any:
-    """Make those slots of a parameter that are missing, and a counter that goes on of one that would stop.
+    """Make the missing slots of a parameter, and replace a step counter that would stop.
 
-    Slots made in inference mode are usual tensors, which can be written after it.
+    Slots made in inference mode are normal tensors, so that later steps can write them.
 
-    Mutates: `own`, its state, and `made`. Returns: `own`.
+    Mutates: `own`, the parameter's state, and `made`.
+    Returns: `own`.
     """
     if not torch.compiler.is_compiling() and torch.is_inference_mode_enabled():
         with torch.inference_mode(False), torch.no_grad():
@@ -264,7 +269,7 @@ def make(group: Mapping[str, Any], own: Any, p: Tensor, names: tuple[str, ...], 
 
 
 def _fresh(name: str, group: Mapping[str, Any], p: Tensor) -> Tensor:
-    """A slot as it begins."""
+    """Return a slot's initial value."""
     if name == "step":
         return step_tensor(0.0, p, group)
     if name == "compensation":
@@ -273,10 +278,10 @@ def _fresh(name: str, group: Mapping[str, Any], p: Tensor) -> Tensor:
 
 
 def step_tensor(count: float, param: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """A step counter: no dimensions, on the CPU, or with capturable on the parameter's device.
+    """Return a step counter without dimensions, on the CPU, or on the parameter's device if capturable.
 
-    float64, where torch's default is float32: that stops at 2²⁴, where adding 1 changes nothing, and with it stop
-    random bits and bias correction. Only MPS has no float64.
+    It is float64 (float32 on MPS). torch's float32 counter stops at 2²⁴, where adding 1 changes nothing, and then
+    random bits and bias correction stop changing too.
     """
     device = param.device if group["capturable"] else torch.device("cpu")
     dtype = torch.float32 if device.type == "mps" else torch.float64
@@ -286,9 +291,9 @@ def step_tensor(count: float, param: Tensor, group: Mapping[str, Any]) -> Tensor
 
 
 def stops(step: Tensor) -> bool:
-    """Whether a counter is to be replaced by one of float64, which does not stop.
+    """Return whether a counter would stop, and is to be replaced by one of float64.
 
-    One in shared memory stays, since other processes count in it, and one on MPS, which has no float64.
+    Counters in shared memory stay, since other processes count in them, as do those on MPS, which has no float64.
     """
     if step.dtype not in (torch.float32, torch.bfloat16, torch.float16) or step.device.type == "mps":
         return False

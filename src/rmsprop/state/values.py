@@ -1,4 +1,4 @@
-"""Bounds of foreign values: what nests or repeats without end is found before it is hashed, compared or copied."""
+"""Bounds the size and depth of foreign values before they are hashed, compared or copied."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,10 @@ _NESTS = (list, tuple, set, frozenset)
 
 
 def excess(value: Any) -> str | None:
-    """The words for a value that is too large or too deep to be carried along, or None.
+    """Return what a value has too much of, such as "more than 100000 values". None if it is small enough to keep.
 
-    A part that occurs twice counts twice, as in a comparison or a repr of the whole: forty tuples that each hold the
-    one before twice are a million million values.
+    A part that occurs twice counts twice, as in a comparison or a repr: 40 nested tuples, each holding the next one
+    twice, count as 10¹² values.
     """
     if not isinstance(value, (*_NESTS, Mapping)):
         return None

@@ -1,9 +1,8 @@
-"""Gradient and weight clipping where a framework's own optimizer does it: before the nine lines, and after them.
+"""Clips gradients before the nine lines, and weights after them, as the optimizers of other frameworks do.
 
-In this order: [1] maximize and weight decay first, if `clip_after_decay` says so; each element (`clip_value`), each
-tensor's norm (`clip_norm`), the norm over all groups that ask for it (`clip_global_norm`), each element now, if
-`clip_value_last` says so; the step; each element of the parameters (`clip_weights`). The gradients that the user gave
-stay as they are.
+The order is: maximize and weight decay of [1], with `clip_after_decay`; each element (`clip_value`); each tensor's
+norm (`clip_norm`); the norm over all groups with `clip_global_norm`; each element, with `clip_value_last`; the step;
+each element of the parameters (`clip_weights`). The user's gradients are not changed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,26 +16,26 @@ from rmsprop.spec import CLIPS, Hyper, Rule
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype
 
-_SMALLEST = torch.finfo(torch.float32).tiny  # beyond it numbers lose their last places, or are taken for 0
+_SMALLEST = torch.finfo(torch.float32).tiny  # smaller numbers lose digits or are flushed to 0
 
 Group = Mapping[str, Any]
 Work = tuple[Group, Rule, Hyper, Bucket]  # of one group
 
 
-def asked(group: Mapping[str, Any]) -> bool:
-    """Whether the group clips anything."""
+def clips(group: Mapping[str, Any]) -> bool:
+    """Return whether the group clips anything."""
     return any(group[name] is not None for name in CLIPS)
 
 
 def describe(group: Mapping[str, Any]) -> list[str]:
-    """A line for each thing that the group does beside the nine lines."""
-    words = {
+    """Return a line for each operation of the group beyond the nine lines."""
+    formulas = {
         "clip_value": "g ← min(max(g, −{0:g}), {0:g})",
         "clip_norm": "g ← g·{0:g}/max(‖g‖, {0:g})   each tensor by itself",
         "clip_global_norm": "g ← g·{0:g}/max(‖g‖, {0:g})   over all tensors",
         "clip_weights": "p ← min(max(p, −{0:g}), {0:g})   after [9]",
     }
-    lines = [text.format(group[name]) for name, text in words.items() if group[name] is not None]
+    lines = [text.format(group[name]) for name, text in formulas.items() if group[name] is not None]
     if lines and group["clip_after_decay"] and group["weight_decay"]:
         lines.insert(0, "clipping comes after [1]")
     if group["sparse"] is not None:
@@ -45,8 +44,8 @@ def describe(group: Mapping[str, Any]) -> list[str]:
 
 
 def clip(works: Sequence[Work]) -> list[Work]:
-    """The same works with clipped gradients, in tensors of their own. Works of groups that clip nothing stay."""
-    prepared = [_begin(*work) if asked(work[0]) else work for work in works]
+    """Return the works with clipped gradients in new tensors. Works of groups without clipping are not changed."""
+    prepared = [_begin(*work) if clips(work[0]) else work for work in works]
     _clip_norms_together([work for work in prepared if work[0]["clip_global_norm"] is not None])
     for group, *_, bucket in prepared:
         if group["clip_value_last"] and group["clip_value"] is not None:
@@ -55,7 +54,7 @@ def clip(works: Sequence[Work]) -> list[Work]:
 
 
 def clip_weights(group: Mapping[str, Any], bucket: Bucket) -> None:
-    """After [9]: bound each element of the parameters, unless the step was skipped. Mutates: bucket.param."""
+    """Bound each element of the parameters after [9], unless the step was skipped. Mutates: bucket.param."""
     bound = group["clip_weights"]
     if bound is None:
         return
@@ -67,7 +66,7 @@ def clip_weights(group: Mapping[str, Any], bucket: Bucket) -> None:
 
 
 def _begin(group: Mapping[str, Any], rule: Rule, hyper: Hyper, bucket: Bucket) -> Work:
-    """What does not need to know the other tensors' gradients."""
+    """Do the clipping that needs no gradients of other tensors."""
     own = replace(bucket, grad=[_widened(g) for g in bucket.grad])
     if own.grad_scale is not None:
         scale = own.grad_scale.to(own.grad[0].device, non_blocking=True)
@@ -84,13 +83,13 @@ def _begin(group: Mapping[str, Any], rule: Rule, hyper: Hyper, bucket: Bucket) -
 
 
 def _clip_elements(bucket: Bucket, bound: float) -> list[Tensor]:
-    """Each element within ±bound; of complex ones each part."""
+    """Return the gradients with each element, or part of a complex one, bounded to ±bound."""
     real = [g.clamp(-bound, bound) for g in bucket.as_real().grad]
     return [torch.view_as_complex(g) for g in real] if bucket.param[0].is_complex() else real
 
 
 def _decay(rule: Rule, hyper: Hyper, own: Bucket) -> tuple[Rule, Hyper]:
-    """[1], done here: the rule and the numbers of what is left to do."""
+    """Apply [1] to the gradients, and return the rule and the numbers without it. Mutates: own.grad."""
     if rule.weight_decay_mode not in ("l2", "l1"):
         return rule, hyper
     sign = -1 if rule.maximize else 1
@@ -102,7 +101,7 @@ def _decay(rule: Rule, hyper: Hyper, own: Bucket) -> tuple[Rule, Hyper]:
 
 
 def _clip_norms_together(works: Sequence[Work]) -> None:
-    """Bound the norm over all gradients of these works, wherever they are; no value is read back from a device."""
+    """Bound the norm over all gradients of these works, without reading back from a device. Mutates: bucket.grad."""
     gradients = [g for *_, bucket in works for g in bucket.grad]
     if not gradients:
         return
@@ -115,7 +114,7 @@ def _clip_norms_together(works: Sequence[Work]) -> None:
 
 
 def _bounded(g: Tensor, norm: Tensor, bound: float) -> Tensor:
-    """g·bound/max(norm, bound), and g itself where the norm is within the bound."""
+    """Return g·bound/max(norm, bound), which is g if the norm is within the bound."""
     if not bound:
         return g * 0.0
     real = g.real.dtype if g.is_complex() else g.dtype
@@ -125,7 +124,7 @@ def _bounded(g: Tensor, norm: Tensor, bound: float) -> Tensor:
     g = g * held.to(real)
     if g.is_cpu and not torch.compiler.is_compiling() and bool(held == factor):
         return g
-    # below float32's normal numbers in two: the factor itself may be below float64's
+    # in two steps below float32's normal numbers, since the factor may underflow even in float64
     return g * torch.where(held == factor, 1.0, bound / held / norm).to(real)
 
 

@@ -1,4 +1,4 @@
-"""After a fork: torch's threads are the parent's, and a parallel region waits for them for ever (pytorch#17199)."""
+"""Keeps forked children on one thread, since torch's pool stays in the parent and would hang (pytorch#17199)."""
 
 import functools
 import os
@@ -14,12 +14,12 @@ _BORN = os.getpid()
 
 
 def in_child() -> bool:
-    """Whether this process was forked after the package was imported."""
+    """Return whether this process was forked after the package was imported."""
     return os.getpid() != _BORN
 
 
 def serial_after_fork(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Let the function run on one thread in a child process; torch's number of threads is afterwards what it was."""
+    """Wrap a function to run on one thread in a forked child. torch's number of threads is restored afterwards."""
 
     @functools.wraps(function)
     def _wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:

@@ -1,4 +1,4 @@
-"""Names of parameters, as sentences give them."""
+"""Names parameters in messages."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,7 +7,7 @@ from rmsprop.printing import shown
 
 
 def names(group: Mapping[str, Any]) -> list[str] | None:
-    """Return the names of a group's parameters. None if they have none, or an edit left them without one each."""
+    """Return the names of a group's parameters. None if they have none, or not one each after an edit."""
     held = group.get("param_names")
     if not isinstance(held, list | tuple) or len(held) != len(group["params"]):
         return None

@@ -1,4 +1,4 @@
-"""What a user gives as `params`, as a list of tensors or of pairs of name and tensor; else the sentence to write."""
+"""Validates `params`, and returns them as a list of tensors or of (name, tensor) pairs."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sized
 from inspect import isgenerator
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from rmsprop.printing import shown
+from rmsprop.printing import shown, with_article
 
 _LISTS = {list, tuple}
 _METHODS = (MethodType, FunctionType, BuiltinMethodType)
 
 
 def iterable(params: Any) -> Any:
-    """Return `params` if the optimizer can go through it.
+    """Return `params` if the optimizer can iterate over it.
 
-    Raises: TypeError, ValueError: anything else, with what to write.
+    Raises: TypeError or ValueError for anything else, with what to write instead.
     """
-    if isinstance(params, (Tensor, set)):  # the base class has its own sentence for these two
+    if isinstance(params, (Tensor, set)):  # the base class has its own message for these two
         return params
     if isinstance(params, nn.ParameterList):
         return params
@@ -29,22 +29,22 @@ def iterable(params: Any) -> Any:
         if isgenerator(params) and params.gi_frame is None:
             raise ValueError(
                 "params is a generator that was used up before, so the optimizer would get an empty parameter list; "
-                "call model.parameters() again, or keep list(model.parameters())"
+                "call model.parameters() again, or store list(model.parameters())"
             )
         return params
     kind = type(params).__name__
     advice = _advice(params) or (
-        "it takes an iterable of tensors, of pairs of name and tensor, or of dicts that define groups"
+        "it takes an iterable of tensors, of (name, tensor) pairs, or of dicts that define groups"
     )
     if isinstance(params, (nn.Module, Optimizer, Mapping, *_METHODS)):
-        raise TypeError(f"params is {_named(params)}; {advice}")
-    raise TypeError(f"params is {shown(params, 60)}, a {kind}; {advice}")
+        raise TypeError(f"params is {_described(params)}; {advice}")
+    raise TypeError(f"params is {shown(params, 60)}, {with_article(kind)}; {advice}")
 
 
 def not_empty(params: Any) -> Any:
-    """Return the `params` of a whole optimizer, an iterator's as a list.
+    """Return the `params` of a whole optimizer, with an iterator turned into a list.
 
-    Raises: TypeError, ValueError: nothing that an optimizer can go through, or an iterator without a tensor.
+    Raises: TypeError or ValueError if the optimizer cannot iterate over it, or if it is an empty iterator.
     """
     params = iterable(params)
     if not isinstance(params, Iterator):
@@ -52,8 +52,9 @@ def not_empty(params: Any) -> Any:
     found = list(params)
     if not found:
         raise ValueError(
-            f"optimizer got an empty parameter list: params is a {type(params).__name__} that holds nothing; the "
-            "model has no such parameter, or the iterator was used up before: keep list(model.parameters())"
+            f"optimizer got an empty parameter list: params is {with_article(type(params).__name__)} that yields "
+            "nothing; the model has no such parameter, or the iterator was used up before: store "
+            "list(model.parameters())"
         )
     return found
 
@@ -62,8 +63,8 @@ def listed(params: Any) -> Any:
     """Return a group's parameters as a list.
 
     Raises:
-        TypeError: an entry that is neither a tensor nor a pair of name and tensor.
-        ValueError: a tensor whose elements share memory, which no step can write.
+        TypeError: an entry that is neither a tensor nor a (name, tensor) pair.
+        ValueError: a tensor whose elements share memory, so that a step cannot write each of them.
     """
     params = iterable(params)
     if isinstance(params, (Tensor, set)):
@@ -71,9 +72,7 @@ def listed(params: Any) -> Any:
     found = list(params)
     for i, given in enumerate(found):
         if isinstance(given, tuple) and not (len(given) == 2 and isinstance(given[0], str)):
-            raise TypeError(
-                f"params holds the tuple {shown(given, 60)}; a named parameter is a pair of name and tensor"
-            )
+            raise TypeError(f"params holds the tuple {shown(given, 60)}; a named parameter is a (name, tensor) pair")
         p = given[1] if isinstance(given, tuple) else given
         if not isinstance(p, Tensor):
             raise TypeError(_not_a_tensor(i, p))
@@ -81,70 +80,71 @@ def listed(params: Any) -> Any:
             continue
         if shares_elements(p):
             raise ValueError(
-                f"parameter {i} has elements that share memory (shape {tuple(p.shape)}, strides {p.stride()}), and "
-                "a step cannot write each of them; give its clone()"
+                f"parameter {i} has elements that share memory (shape {tuple(p.shape)}, strides {p.stride()}), so a "
+                "step cannot write each of them; give its clone()"
             )
     return found
 
 
 def check_groups(groups: Any) -> None:
-    """Refuse param_groups that no step can go through, after an edit.
+    """Refuse edited param_groups that a step cannot iterate over.
 
-    Raises: TypeError, ValueError: in one sentence, with the group and what it holds.
+    Raises: TypeError or ValueError, which names the group and what it holds.
     """
     if not isinstance(groups, Collection) or isinstance(groups, str | bytes | Mapping):
-        raise TypeError(f"param_groups is {shown(groups)}, a {type(groups).__name__}; it takes a list of dicts")
+        kind = with_article(type(groups).__name__)
+        raise TypeError(f"param_groups is {shown(groups)}, {kind}; it takes a list of dicts")
     seen: dict[int, int] = {}
     for i, group in enumerate(groups):
         if not isinstance(group, Mapping):
-            raise TypeError(
-                f"group {i} of param_groups is {shown(group)}, a {type(group).__name__}; a group is a dict"
-            )
+            kind = with_article(type(group).__name__)
+            raise TypeError(f"group {i} of param_groups is {shown(group)}, {kind}; a group is a dict")
         if "params" not in group:
             raise ValueError(f"group {i} has lost its params; remove the group from param_groups, or give it a list")
         held = group["params"]
         many = isinstance(held, Sized) and isinstance(held, Iterable)
         if not many or isinstance(held, (str, bytes, Mapping, set, Tensor)):
+            kind = with_article(type(held).__name__)
             raise TypeError(
-                f"params of group {i} is {shown(held, 60)}, a {type(held).__name__}; it takes a list of tensors, "
-                "which every step goes through anew"
+                f"params of group {i} is {shown(held, 60)}, {kind}; it takes a list of tensors, since every step "
+                "iterates over it again"
             )
-        for place, p in enumerate(held):
+        for index, p in enumerate(held):
             if not isinstance(p, Tensor):
+                kind = with_article(type(p).__name__)
                 raise TypeError(
-                    f"params of group {i} holds {shown(p, 60)}, a {type(p).__name__}, at place {place}; it takes "
-                    "tensors"
+                    f"params of group {i} holds {shown(p, 60)}, {kind}, at index {index}; it takes tensors"
                 )
             if id(p) in seen:
                 raise ValueError(
-                    f"parameter {place} of group {i} is listed in group {seen[id(p)]} already; a step moves it once, "
-                    "so list it once"
+                    f"parameter {index} of group {i} is already listed in group {seen[id(p)]}; list each parameter "
+                    "once"
                 )
             seen[id(p)] = i
 
 
 def are_lists(groups: Any) -> bool:
-    """Whether groups and their params are lists or tuples, and no parameter is listed twice: the quick look."""
+    """Return whether groups and their params are lists or tuples without duplicate parameters: the quick check."""
     kinds = {type(groups), *(type(group["params"]) for group in groups)} if type(groups) in _LISTS else {None}
     ids = [id(p) for group in groups for p in group["params"]] if kinds <= _LISTS else []
     return kinds <= _LISTS and len(set(ids)) == len(ids)
 
 
 def _not_a_tensor(i: int, given: Any) -> str:
-    """The sentence for an entry of params that is not a tensor; it begins as torch's does."""
+    """Return the message for an entry of params that is not a tensor. It begins as torch's does."""
     kind = type(given).__name__ if hasattr(given, "__qualname__") else torch.typename(given)
-    sentence = f"optimizer can only optimize Tensors, but one of the params is {kind}"
+    message = f"optimizer can only optimize Tensors, but one of the params is {kind}"
     if isinstance(given, Mapping):
-        advice = "dicts define groups, and stand in a list of groups only, each with its own params"
-        return f"{sentence}: {advice if 'params' in given else _advice(given)}"
+        advice = "dicts define groups; give a list of such dicts only, each with its own params"
+        return f"{message}: {advice if 'params' in given else _advice(given)}"
     if isinstance(given, Iterator) or (isinstance(given, Iterable) and not isinstance(given, nn.Module | str)):
-        return f"{sentence}: entry {i} holds several; write [*model.parameters()], or give model.parameters() itself"
+        return f"{message}: entry {i} holds several; write [*model.parameters()], or give model.parameters() itself"
     advice = _advice(given)
-    return f"{sentence}: {advice}" if advice else sentence
+    return f"{message}: {advice}" if advice else message
 
 
 def _advice(given: Any) -> str:
-    """What to write instead of that, or nothing where that is not known."""
+    """Return what to write instead of a value, or "" if that is unknown."""
     if isinstance(given, nn.Module):
         return "write RMSprop(model.parameters())"
     if isinstance(given, Optimizer):
@@ -154,7 +154,7 @@ def _advice(given: Any) -> str:
     if not isinstance(given, Mapping):
         return ""
     if "params" in given:
-        return "one dict defines one group, and groups stand in a list: write RMSprop([{'params': ...}])"
+        return "a dict defines one group, and groups belong in a list: write RMSprop([{'params': ...}])"
     if "param_groups" in given:
         return "build the optimizer with model.parameters(), and give the state dict to its load_state_dict"
     tensors = [value for value in given.values() if isinstance(value, Tensor)]
@@ -163,8 +163,8 @@ def _advice(given: Any) -> str:
     return "write model.named_parameters(), or the dict's .items()"
 
 
-def _named(given: Any) -> str:
-    """What was given, without its contents."""
+def _described(given: Any) -> str:
+    """Return a description of a value without its contents."""
     if isinstance(given, nn.Module):
         return f"a model ({type(given).__name__})"
     if isinstance(given, _METHODS):
@@ -172,11 +172,11 @@ def _named(given: Any) -> str:
     if isinstance(given, Optimizer):
         return f"an optimizer ({type(given).__name__})"
     first = f", the first {shown(next(iter(given)), 40)}" if given else ""
-    return f"a {type(given).__name__} with {len(given)} keys{first}"
+    return f"{with_article(type(given).__name__)} with {len(given)} keys{first}"
 
 
 def shares_elements(p: Tensor) -> bool:
-    """Whether two elements of a tensor are one place in memory."""
+    """Return whether two elements of a tensor share memory."""
     if p.is_contiguous():
         return False
     reach = 0
@@ -185,10 +185,10 @@ def shares_elements(p: Tensor) -> bool:
             extent = 1 + sum(step * (n - 1) for step, n in zip(p.stride(), p.shape, strict=True))
             if stride == 0 or extent < p.numel():
                 return True
-            places = torch.zeros((), dtype=torch.int64, device="cpu")
+            offsets = torch.zeros((), dtype=torch.int64, device="cpu")
             for n, step in zip(p.shape, p.stride(), strict=True):
-                places = places.unsqueeze(-1) + torch.arange(n, device="cpu") * step
-            distinct: Tensor = torch.unique(places)
+                offsets = offsets.unsqueeze(-1) + torch.arange(n, device="cpu") * step
+            distinct: Tensor = torch.unique(offsets)
             return distinct.numel() < p.numel()
         reach += stride * max(size - 1, 0)
     return False

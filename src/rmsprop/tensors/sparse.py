@@ -1,8 +1,8 @@
-"""Sparse gradients, such as an embedding's: the rows that have one, as dense tensors that any kernel steps.
+"""Turns sparse gradients, such as an embedding's, into dense tensors that any kernel steps.
 
-"lazy" (TensorFlow 1): rows without a gradient are left alone, their averages and momentum too; the cost follows the
-rows that have one. "dense" (Keras): a row without a gradient has the gradient 0: its averages decay, and its momentum
-moves it. Duplicate indices are summed first in both.
+"lazy" (TensorFlow 1) leaves rows without a gradient alone, with their averages and momentum; the cost scales with the
+rows that have one. "dense" (Keras) gives a row without a gradient the gradient 0, so that its averages decay and its
+momentum moves it. Both sum duplicate indices first.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,25 +16,25 @@ from rmsprop.tensors.names import parameter_name
 
 
 def refused(group: Mapping[str, Any], i: int, layout: torch.layout) -> str:
-    """The sentence for a sparse gradient of the group's parameter i where it takes none."""
+    """Return the message for a sparse gradient of parameter i in a group that accepts none."""
     name = parameter_name(group, i)
     if layout != torch.sparse_coo:
         return (
-            f"RMSprop does not support gradients of layout {layout}: parameter {name} has one; turn it into a "
-            "dense or a sparse COO one, which torch.nn.Embedding(sparse=True) makes"
+            f"RMSprop does not support gradients of layout {layout}: parameter {name} has one; convert it to a dense "
+            "or a sparse COO tensor, such as torch.nn.Embedding(sparse=True) makes"
         )
     return (
-        f"RMSprop does not support sparse gradients: parameter {name} has one, and nothing says what it means; give "
-        "sparse='lazy' (only rows with a gradient step) or sparse='dense' (averages decay everywhere), or build its "
-        "layer with sparse=False"
+        f"RMSprop does not support sparse gradients by default: parameter {name} has one; give sparse='lazy' (only "
+        "rows with a gradient step) or sparse='dense' (averages decay everywhere), or build its layer with "
+        "sparse=False"
     )
 
 
 def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callable[[], None] | None]]:
-    """The bucket with dense gradients only, as the group's `sparse` means it.
+    """Return the bucket as buckets with dense gradients only, under the group's `sparse`.
 
-    Returns: buckets, each with what writes its results back to where they belong, or None where they are there. Under
-        "lazy" the rows of sparse gradients are a bucket of their own.
+    Returns: buckets, each with a function that writes its results back, or None if the step writes in place. Under
+        "lazy", the rows with a sparse gradient form a separate bucket.
     """
     sparse = [i for i, g in enumerate(bucket.grad) if g.is_sparse]
     if not sparse:
@@ -44,12 +44,12 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
         return [(bucket, None)]
     dense = [i for i, g in enumerate(bucket.grad) if not g.is_sparse]
     whole, rest = bucket.chosen(sparse), bucket.chosen(dense)
-    places = []
+    indices = []
     rows = bucket.chosen([])
     for i, sparse_grad in enumerate(whole.grad):
         grad = sparse_grad if sparse_grad.is_coalesced() else sparse_grad.coalesce()  # duplicates are summed
         where = tuple(grad.indices())
-        places.append(where)
+        indices.append(where)
         rows.grad.append(grad.values())
         for values, own in zip(_written(whole), _written(rows), strict=True):
             if values:
@@ -59,7 +59,7 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
 
     def _write_back() -> None:
         for kept, stepped in zip(_written(whole), _written(rows), strict=True):
-            for into, where, values in zip(kept, places, stepped, strict=False):
+            for into, where, values in zip(kept, indices, stepped, strict=False):
                 _write(into, where, values)
 
     return [*([(rest, None)] if dense else []), (rows, _write_back)]
@@ -71,12 +71,12 @@ def _written(bucket: Bucket) -> list[list[Tensor]]:
 
 
 def _read(whole: Tensor, where: tuple[Tensor, ...]) -> Tensor:
-    """A copy of the rows. index_select stays on one core for a few rows; advanced indexing waits for all cores."""
+    """Return a copy of the rows. index_select uses one core for few rows, where advanced indexing waits for all."""
     return whole.index_select(0, where[0]) if len(where) == 1 else whole[where].contiguous()
 
 
 def _write(whole: Tensor, where: tuple[Tensor, ...], rows: Tensor) -> None:
-    """The rows, back where they were read. Mutates: whole."""
+    """Write the rows back. Mutates: whole."""
     if len(where) == 1:
         whole.index_copy_(0, where[0], rows)
     else:
