@@ -1,4 +1,5 @@
-# demo   train on real data and look at the result        test   pass the tests
+# demo   train on real data and look at the result        test   pass the tests, in about three minutes on two cores
+# test-long  pass the tests that test leaves out: whole tables, large searches, whole runs
 # check  format, lint, types                              bench  measure
 # docs   repeat the runs behind the docs' claims          sanitize  the kernel's tests under ASan and UBSan
 # fuzz   damage checkpoints in 100,000 ways, and read them; treat 10,000 optimizers badly; both by coverage, for a minute
@@ -17,7 +18,7 @@ TORCH ?=
 ORACLES = timm stable-baselines3
 BIN = $(VENV)/bin
 
-.PHONY: demo test coverage check bench bench-gpu docs race sanitize fuzz fuzz-native kill-test wheel integrations clean
+.PHONY: demo test test-long coverage check bench bench-gpu docs race sanitize fuzz fuzz-native kill-test wheel integrations clean
 
 $(VENV)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
@@ -34,7 +35,10 @@ race: $(VENV)/ready
 	$(BIN)/rmsprop race
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest --numprocesses=auto --dist=loadgroup $(COVERED)
+	$(BIN)/python -m pytest -m "not long" --numprocesses=auto --dist=loadgroup $(COVERED)
+
+test-long: $(VENV)/ready
+	$(BIN)/python -m pytest -m long --numprocesses=auto --dist=loadgroup
 
 coverage:
 	$(MAKE) test COVERED="--cov=rmsprop --cov-report=term-missing --cov-fail-under=95"
@@ -51,7 +55,7 @@ bench-gpu: $(VENV)/ready
 	$(BIN)/python bench/gpu.py
 
 sanitize: $(VENV)/ready
-	tests/sanitize.sh $(abspath $(BIN))/python
+	tests/tools/sanitize.sh $(abspath $(BIN))/python
 
 fuzz: $(VENV)/ready $(FUZZERS)/ready
 	$(BIN)/python fuzz/convert.py --count 100000
@@ -69,10 +73,10 @@ fuzz-native:
 	CLANG="$(CLANG)" fuzz/native.sh 60
 
 kill-test: $(VENV)/ready
-	$(BIN)/python tests/kill_and_resume.py --kills 200
+	$(BIN)/python tests/tools/kill_and_resume.py --kills 200
 
 wheel: $(VENV)/ready
-	tests/check_wheel.sh $(abspath $(BIN))/python
+	tests/tools/check_wheel.sh $(abspath $(BIN))/python
 
 $(TRAINERS)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -m venv $(TRAINERS)

@@ -1,8 +1,15 @@
-"""The whole benchmark of the CPU kernel, into bench/results/cpu.json: 9 minutes and 4 GB. Run it as a script."""
+"""Run the whole benchmark of the CPU kernel into bench/results/cpu.json and judge it: 9 minutes and 4 GB.
+
+python bench/bench_cpu.py
+"""
 
 from pathlib import Path
 
+from pass_marks import judge
+
 from rmsprop.cli.bench import bench
+
+RECORD = Path(__file__).parent / "results" / "cpu.json"
 
 if __name__ == "__main__":
     bench(
@@ -11,5 +18,6 @@ if __name__ == "__main__":
         threads="1,all",
         busy=True,
         seconds=0.5,
-        out=Path(__file__).parent / "results" / "cpu.json",
+        out=RECORD,
     )
+    print("\n".join(judge(RECORD)))

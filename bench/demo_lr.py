@@ -1,7 +1,7 @@
-"""The search behind the demo's default learning rates: python bench/demo_lr.py [optimizer ...], about 3 minutes.
+"""Search for the demo's default learning rates: python bench/demo_lr.py [optimizer ...], about 3 minutes.
 
-For each optimizer and learning rate: means over seeds 1-5 after 20 epochs on the digits. A quarter of seed 0's
-training rows is held back to compare by, so the demo's own test rows take no part in the choice.
+Prints means over seeds 1-5 after 20 epochs on the digits, for each optimizer and learning rate. A quarter of seed 0's
+training rows is used for validation, so the demo's test rows do not affect the choice.
 """
 
 import sys

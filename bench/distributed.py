@@ -1,12 +1,12 @@
-"""The step of a sharded model: its time in each process, against the number of processes, at constant model.
+"""Time the step of a sharded model of constant size against the number of processes.
 
     python bench/distributed.py [rounds]
 
-Every parameter is a DTensor, cut over its first axis as fully_shard cuts it; gradients are given, so only `step()` is
-timed. Processes begin each step together (a barrier), run one thread each, and the contestants take turns. A round
-counts as long as its slowest process took: by the clock ("wall"), and of its core ("cpu"), which leaves out the
-waiting for a core where there are more processes than cores. Medians in microseconds go to
-bench/results/distributed.json, from which docs/build.py makes the figure and the table of docs/distributed.md.
+Every parameter is a DTensor, sharded over its first axis as by fully_shard. Gradients are given, so only `step()` is
+timed. Each process runs one thread, a barrier precedes each step, and the optimizers take turns. The time of a round
+is that of its slowest process, by the clock ("wall") and of its thread ("cpu"). The latter excludes waiting for a
+core where there are more processes than cores. Medians in microseconds are written to bench/results/distributed.json,
+from which docs/build.py makes the figure and the table of docs/distributed.md.
 """
 
 import json
@@ -33,7 +33,7 @@ LOOP, FOREACH = "torch, for-loop", "torch, foreach"
 
 
 def contestants(case: str) -> dict[str, Callable[[], Any]]:
-    """Steps over the case's parameters, cut over all processes."""
+    """Return the steps over the case's parameters, sharded over all processes."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
 
@@ -56,7 +56,7 @@ def contestants(case: str) -> dict[str, Callable[[], Any]]:
 
 
 def work(rank: int, world: int, folder: Path, rounds: int) -> None:
-    """Be one of the processes, and leave the times of all rounds in the folder."""
+    """Run one of the processes, and write the times of all rounds to the folder."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=(folder / "meet").as_uri(), rank=rank, world_size=world)
     found: dict[str, dict[str, dict[str, list[float]]]] = {}
@@ -64,7 +64,7 @@ def work(rank: int, world: int, folder: Path, rounds: int) -> None:
         steps = contestants(case)
         for step in steps.values():
             step()
-            step()  # state exists, and a plan
+            step()  # allocates the state and caches the plan
         times: dict[str, dict[str, list[float]]] = {name: {"wall": [], "cpu": []} for name in steps}
         for _ in range(rounds):
             for name, step in steps.items():
@@ -81,7 +81,7 @@ def work(rank: int, world: int, folder: Path, rounds: int) -> None:
 
 
 def measure(world: int, rounds: int) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """By case, contestant and clock, how long each round took its slowest process."""
+    """Return the times of each round's slowest process, by case, optimizer, and clock."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         command = [sys.executable, __file__, "--process", str(world), name, str(rounds)]
@@ -101,13 +101,13 @@ def measure(world: int, rounds: int) -> dict[str, dict[str, dict[str, list[float
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median, and the first and last tenth."""
+    """Return the median and the 10th and 90th percentiles."""
     tenths = statistics.quantiles(values, n=10)
     return {"median": round(statistics.median(values), 1), "p10": round(tenths[0], 1), "p90": round(tenths[-1], 1)}
 
 
 def main(rounds: int) -> None:
-    """Measure, print and write."""
+    """Measure, print, and write."""
     rows = []
     for world in WORLDS:
         for case, times in measure(world, rounds).items():

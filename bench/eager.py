@@ -1,4 +1,4 @@
-"""The eager backend beside torch's own for-loop and foreach, interleaved in one process, on one thread.
+"""Time the eager backend beside torch's for-loop and foreach, interleaved in one process, on one thread.
 
     python bench/eager.py [seconds per case]
 
@@ -27,7 +27,7 @@ SETTINGS = ({}, {"momentum": 0.9, "centered": True})
 def build(
     cls: type[torch.optim.Optimizer], shapes: list[tuple[int, ...]], **settings: object
 ) -> torch.optim.Optimizer:
-    """An optimizer over random parameters that have gradients."""
+    """Return an optimizer over random parameters with gradients."""
     params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     for p in params:
         p.grad = torch.randn_like(p)
@@ -35,7 +35,7 @@ def build(
 
 
 def measure(optimizers: dict[str, torch.optim.Optimizer], seconds: float) -> dict[str, float]:
-    """The median time of a step of each, in random order within each round, in microseconds."""
+    """Return the median time of each step in microseconds, measured in random order within each round."""
     times: dict[str, list[float]] = {name: [] for name in optimizers}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(times["ours"]) < 7:

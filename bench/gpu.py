@@ -1,8 +1,9 @@
-"""Parity and the table of issue 4 on a GPU, in under five minutes: python bench/gpu.py (on a machine with one GPU).
+"""Run the GPU tests and the GPU benchmark in under five minutes, on a machine with one GPU: python bench/gpu.py
 
-Prints whether the GPU tests pass (parity of rules, dtypes, random bits, remainders and bounds; graphs, streams, the
-guard; no waiting), then each case's figures beside torch's optimizers and the device's copy rate, and writes them to
-bench/results/gpu.json. `rmsprop bench --device cuda` measures the same without the tests.
+Prints whether the GPU tests pass (parity of rules, dtypes, random bits, remainders, and bounds; graphs, streams, the
+guard; no waiting), then each case's figures beside torch's optimizers and the device's copy rate. Writes them to
+bench/results/gpu.json with the verdicts of pass_marks.py. `rmsprop bench --device cuda` measures the same without the
+tests and the verdicts.
 """
 
 import argparse
@@ -12,15 +13,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from pass_marks import judge
+
 from rmsprop.bench import cuda
 
 HERE = Path(__file__).parent
-BRIEF = ("resnet50", "vit")  # compiling foreach for these too would take longer than five minutes
-TESTS = ("tests/test_triton_gpu.py", "tests/test_bench_cuda.py")
+BRIEF = ("resnet50", "vit")  # compiling foreach for these, too, would take longer than five minutes
+TESTS = ("tests/kernels/test_triton_gpu.py", "tests/bench/test_cuda.py")
 
 
 def parity() -> dict[str, Any]:
-    """The GPU tests of the package, in a process of their own."""
+    """Run the GPU tests of the package in a separate process."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", *TESTS]
     ran = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
@@ -29,7 +32,7 @@ def parity() -> dict[str, Any]:
 
 
 def line(case: str, contestant: str, cells: list[str]) -> str:
-    """One line of the table."""
+    """Return one line of the table."""
     heads = [head for head, _ in cuda.COLUMNS.values()]
     return f"{case:<11}{contestant:<18}" + "".join(
         f"{cell:>{max(11, len(head) + 2)}}" for cell, head in zip(cells, heads, strict=True)
@@ -37,41 +40,42 @@ def line(case: str, contestant: str, cells: list[str]) -> str:
 
 
 def main() -> None:
-    """Check, measure, print, write. Raises: SystemExit where there is no GPU, or if a test fails."""
-    words = argparse.ArgumentParser(description=__doc__)
-    words.add_argument("--cases", default=",".join(cuda.DEFAULT), help=f"comma list from {', '.join(cuda.CASES)}")
-    words.add_argument("--seconds", type=float, default=0.5, help="for each contestant's wall time")
-    words.add_argument("--no-tests", action="store_true", help="measure only")
-    words.add_argument("--out", type=Path, default=HERE / "results" / "gpu.json")
-    asked = words.parse_args()
-    cases = asked.cases.split(",")
+    """Test, measure, print, and write. Raises: SystemExit if there is no GPU or a test fails."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", default=",".join(cuda.DEFAULT), help=f"comma list from {', '.join(cuda.CASES)}")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time for each contestant's wall time")
+    parser.add_argument("--no-tests", action="store_true", help="measure only")
+    parser.add_argument("--out", type=Path, default=HERE / "results" / "gpu.json")
+    arguments = parser.parse_args()
+    cases = arguments.cases.split(",")
     unknown = [case for case in cases if case not in cuda.CASES]
     if unknown:
-        words.error(f"--cases: unknown {', '.join(unknown)}; choose from {', '.join(cuda.CASES)}")
+        parser.error(f"--cases: unknown {', '.join(unknown)}; choose from {', '.join(cuda.CASES)}")
     reason = cuda.missing()
     if reason is not None:
         raise SystemExit(f"nothing was measured: {reason}")
     begin = time.perf_counter()
-    tested = None if asked.no_tests else parity()
+    tested = None if arguments.no_tests else parity()
     if tested is not None:
         print(f"GPU tests {'pass' if tested['passed'] else 'FAIL'} in {tested['seconds']} s")
         print("\n".join(tested["said"]), flush=True)
     rate = cuda.copy_rate()
     about = cuda.machine(rate)
     print(f"\n{cuda.headline(about)}\n")
-    heads = line("case", "who", [head for head, _ in cuda.COLUMNS.values()])
-    print(f"{heads}\n(as it goes; the whole table follows)")
-    found = {}
-    for result in cuda.run(cases, asked.seconds, rate, BRIEF):
-        found[result.case, result.contestant] = result
+    heads = line("case", "optimizer", [head for head, _ in cuda.COLUMNS.values()])
+    print(f"{heads}\n(in progress; the whole table follows)")
+    results = {}
+    for result in cuda.run(cases, arguments.seconds, rate, BRIEF):
+        results[result.case, result.contestant] = result
         print(line(result.case, result.contestant, cuda.cells(result)), flush=True)
     print(f"\n{heads}")
-    for result in found.values():
+    for result in results.values():
         print(line(result.case, result.contestant, cuda.cells(result)))
-    print("\n".join(["", *cuda.remarks(found.values())]))
+    print("\n".join(["", *cuda.failures(results.values())]))
     took = round(time.perf_counter() - begin, 1)
-    cuda.write(found.values(), about, asked.out, seconds=took, parity=tested)
-    print(f"wrote {asked.out} after {took} s")
+    cuda.write(results.values(), about, arguments.out, seconds=took, parity=tested)
+    print("\n".join(judge(arguments.out)))
+    print(f"wrote {arguments.out} after {took} s")
     if tested is not None and not tested["passed"]:
         raise SystemExit("the GPU tests fail")
 

@@ -1,7 +1,7 @@
-"""What a step of the Triton kernel costs the host, where there is no GPU: python bench/gpu_host.py
+"""Time the host's work in a step of the Triton kernel, without a GPU: python bench/gpu_host.py
 
-Triton compiles for an H100 and launches into a driver that does nothing, on tensors of the CPU: a GPU's driver adds
-its own time. Prints the median of whole `step()` calls in us, by case and settings.
+Triton compiles for an H100 and launches CPU tensors into a driver that does nothing, so the time of a real driver is
+missing. Prints the median of whole `step()` calls in microseconds, by case and settings.
 """
 
 import statistics
@@ -18,7 +18,7 @@ from rmsprop.bench import cpu
 from rmsprop.kernels import triton as backend
 from rmsprop.kernels.triton_plan import DevicePlan
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "tools"))
 from ptx_machine import Driver
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def median(case: str, settings: dict[str, Any], steps: int = 5000) -> float:
-    """Microseconds of one planned step."""
+    """Return the median microseconds of a step with a cached plan."""
     params = [torch.nn.Parameter(torch.zeros(shape)) for shape in cpu.CASES[case]()]
     for p in params:
         p.grad = torch.zeros_like(p)
@@ -48,7 +48,7 @@ def median(case: str, settings: dict[str, Any], steps: int = 5000) -> float:
 def main() -> None:
     """Measure and print."""
     triton.runtime.driver._active = Driver(90, lambda *_: lambda *_: None)
-    backend._refuse_device = lambda _: None  # the CPU stands for the GPU
+    backend._refuse_device = lambda _: None  # accepts CPU tensors in place of a GPU's
     kernels.BACKENDS = (backend.TRITON,)
     for case in ("rl", "mobilenet"):
         for name, settings in SETTINGS.items():

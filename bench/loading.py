@@ -1,8 +1,8 @@
-"""Construction, load_state_dict and first steps beside torch's, interleaved in one process, on one thread.
+"""Time construction, load_state_dict, and first steps beside torch's, interleaved in one process, on one thread.
 
     python bench/loading.py [rounds]
 
-Prints the median processor time of each in microseconds, and ours over torch's with the bar that it is to stay under.
+Prints the median processor time of each in microseconds, and the ratio of ours to torch's with its upper limit.
 """
 
 import copy
@@ -22,7 +22,7 @@ Params = list[torch.nn.Parameter]
 
 
 def parameters(count: int) -> Params:
-    """Small parameters that have gradients: what is counted is the work for each tensor."""
+    """Return small parameters with gradients, so that the work per tensor dominates."""
     params = [torch.nn.Parameter(torch.randn(16)) for _ in range(count)]
     for p in params:
         p.grad = torch.randn_like(p)
@@ -30,7 +30,7 @@ def parameters(count: int) -> Params:
 
 
 def loads(cls: Kind, params: Params) -> Callable[[], object]:
-    """Load into an optimizer that has stepped."""
+    """Return a call that loads into an optimizer that has stepped."""
     optimizer = cls(params, momentum=0.9)
     optimizer.step()
     saved = copy.deepcopy(optimizer.state_dict())
@@ -38,7 +38,7 @@ def loads(cls: Kind, params: Params) -> Callable[[], object]:
 
 
 def rounds_of_three(cls: Kind, params: Params) -> Callable[[], object]:
-    """Make an optimizer, load into it and step three times, as Reptile and federated rounds do."""
+    """Return a call that makes an optimizer, loads into it, and steps three times, as a federated round does."""
     optimizer = cls(params, momentum=0.9)
     optimizer.step()
     saved = copy.deepcopy(optimizer.state_dict())
@@ -53,7 +53,7 @@ def rounds_of_three(cls: Kind, params: Params) -> Callable[[], object]:
 
 
 def begins(cls: Kind, params: Params) -> Callable[[], object]:
-    """Make an optimizer, and take its first step."""
+    """Return a call that makes an optimizer and takes its first step."""
     return lambda: cls(params, momentum=0.9).step()
 
 
@@ -68,7 +68,7 @@ CASES = (
 
 
 def measure(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """The median processor time of each, in random order within each round, in microseconds."""
+    """Return the median processor time of each in microseconds, measured in random order within each round."""
     times: dict[str, list[float]] = {name: [] for name in works}
     for work in works.values():
         work()

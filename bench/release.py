@@ -1,10 +1,11 @@
-"""Peak memory of training with and without stepping in backward, each case in a process of its own, on the CPU.
+"""Measure the peak memory of training with and without stepping in backward, on the CPU.
 
     python bench/release.py
 
-Prints a table and writes it to bench/results/release.json; docs/build.py draws docs/figures/release.png from it.
-`transient` is the most memory that tensors had during an iteration beyond parameters and state, by torch's profiler;
-`resident` the most that the process had, by the system, where glibc gives blocks of a megabyte back at once.
+Each case runs in a separate process. Prints a table and writes it to bench/results/release.json, from which
+docs/build.py draws docs/figures/release.png. `transient` is the peak memory of tensors during an iteration beyond
+parameters and state, as torch's profiler reports it. `resident` is the peak resident set of the process, with glibc
+set to return blocks of a megabyte at once.
 """
 
 import json
@@ -28,13 +29,13 @@ RETURN = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
 
 
 def stack() -> tuple[nn.Module, torch.Tensor]:
-    """Forty-eight layers of 1024 x 1024, few activations: gradients are nearly all that an iteration needs."""
+    """Return 48 layers of 1024 x 1024 with few activations, so that gradients dominate the memory of an iteration."""
     layers = [part for _ in range(48) for part in (nn.Linear(1024, 1024), nn.Tanh())]
     return nn.Sequential(*layers), torch.randn(8, 1024)
 
 
 def transformer(batch: int) -> tuple[nn.Module, torch.Tensor]:
-    """Twelve layers of width 512, sequences of 128 tokens: activations take their part, with the batch."""
+    """Return 12 layers of width 512 on sequences of 128 tokens, whose activations grow with the batch."""
     layer = nn.TransformerEncoderLayer(512, 8, 2048, dropout=0.0, batch_first=True)
     return nn.TransformerEncoder(layer, 12, enable_nested_tensor=False), torch.randn(batch, 128, 512)
 
@@ -53,7 +54,7 @@ OPTIMIZERS: dict[str, Callable[[nn.Module], Any]] = {
 
 
 def measure(case: str, name: str) -> dict[str, Any]:
-    """The numbers of one case, in this process."""
+    """Measure one case in this process."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
     model, x = MODELS[case]()
@@ -69,7 +70,7 @@ def measure(case: str, name: str) -> dict[str, Any]:
 
     for _ in range(3):
         iterate()
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before the profiler's own records
+    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # before the profiler allocates
     optimizer.zero_grad()
     with torch.profiler.profile(profile_memory=True) as profile:
         iterate()
@@ -83,14 +84,14 @@ def measure(case: str, name: str) -> dict[str, Any]:
         "case": case,
         "name": name,
         "tensors": len(list(model.parameters())),
-        "gradients": parameters,  # bytes: as many as the parameters
+        "gradients": parameters,  # bytes, as many as the parameters
         "transient": most,
         "resident": resident,
     }
 
 
 def main() -> None:
-    """Run every case in a process of its own, print and write."""
+    """Run every case in a separate process, print, and write."""
     if len(sys.argv) > 1:
         print(json.dumps(measure(*sys.argv[1:])))
         return

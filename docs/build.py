@@ -1,10 +1,10 @@
-"""Rebuild the docs: `python docs/build.py` repeats every claim's run; `--pages` and `--check`, which names what is
-stale, run none.
+"""Rebuild the docs. `python docs/build.py` reruns every claim; `--pages` rewrites pages without running claims, and
+`--check` lists stale ones.
 
-choosing.md is written by hand around blocks between `<!-- claim: NAME -->` and `<!-- end -->`, which are rewritten
-here with what claims.py measured; a block of training.md shows what bench/release.py recorded. equation.md,
-dialects.md, a page for each dialect and cli.md are written here as a whole, from the code, and so is the table of
-dialects in the README.
+choosing.md is written by hand, except for the blocks between `<!-- claim: NAME -->` and `<!-- end -->`, which this
+script fills with the measurements of claims.py. A block of training.md shows the record of bench/release.py.
+equation.md, dialects.md, the page of each dialect, cli.md and the README's table of dialects are generated from the
+code.
 """
 
 import argparse
@@ -45,7 +45,7 @@ NOTE = "<!-- Written by docs/build.py from {}. Run `make docs` to renew it. -->\
 
 
 def block(name: str, finding: Measured) -> str:
-    """The generated lines of a claim: its table and, where it has one, its figure."""
+    """Return the generated lines of a claim: its table and its figure, if it has one."""
     lines = table(finding.header, finding.rows)
     if name in FIGURES:
         lines += f"\n![{FIGURES[name][1]}](figures/{name}.png)\n"
@@ -53,19 +53,19 @@ def block(name: str, finding: Measured) -> str:
 
 
 def markers(page: str) -> list[str]:
-    """The names of the claims on a page, in order.
+    """Return the names of the claims on a page, in order.
 
-    Raises: ValueError if a marker has no end, or an end no marker.
+    Raises: ValueError if a marker lacks its end or an end lacks its marker.
     """
     names = [str(name) for name, _ in MARKER.findall(page)]
     opened, closed = page.count("<!-- claim: "), page.count("<!-- end -->")
     if not opened == closed == len(names):
-        raise ValueError(f"{opened} claim markers, {closed} ends and {len(names)} pairs; each needs its partner")
+        raise ValueError(f"{opened} claim markers, {closed} ends and {len(names)} pairs; every marker needs one end")
     return names
 
 
 def repeat_claims() -> None:
-    """Run every claim, and write its block and figure. Raises: AssertionError, with the numbers, where one fails."""
+    """Run every claim and write its block and figure. Raises: AssertionError with the numbers if a claim fails."""
     findings = {}
     for name in CLAIMS:
         begun = time.perf_counter()
@@ -78,17 +78,17 @@ def repeat_claims() -> None:
     write_whole(DOCS / "choosing.md", partial(Path.write_text, data=page, encoding="utf-8"))
 
 
-# --- the pages that are written as a whole -------------------------------------------------------
+# --- generated pages -----------------------------------------------------------------------------
 
 
 def equation_page() -> str:
-    """The nine lines, what each switch does to them, the numbers and the units."""
+    """Return the page of the nine lines, the effect of each switch, the numbers and the units."""
     nine = "\n".join(line[4:] for line in (spec.__doc__ or "").splitlines() if line.startswith("    "))
     page = NOTE.format("rmsprop.spec") + "# The equation\n\n"
     page += "Every implementation in this package carries these nine numbers.\n\n"
     page += f"```\n{nine}\n```\n\n## Switches\n\n"
-    page += "A switch is set once; changing it during a run is an error. The first value is torch's rule.\n\n"
-    words = attributes(Rule)
+    page += "A switch cannot change during a run. The first value listed is torch's.\n\n"
+    meanings = attributes(Rule)
     base = Rule(momentum=True)
     rows = []
     for name, values in switch_values().items():
@@ -102,17 +102,17 @@ def equation_page() -> str:
             else:
                 lines = set(_differing(base, replace(base, **{name: value})))
             shown = "<br>".join(f"`{line}`" for line in sorted(lines)) or "no such line"
-            rows.append([f"`{name}`" if i == 0 else "", f"`{value!r}`", shown, words[name] if i == 0 else ""])
+            rows.append([f"`{name}`" if i == 0 else "", f"`{value!r}`", shown, meanings[name] if i == 0 else ""])
     page += table(["switch", "value", "lines, with momentum on", "meaning"], rows)
     page += "\n## Numbers\n\nSchedules may move these at every step.\n\n"
     numbers = {
         "lr": ("the unit of the parameter", "learning rate: the length of a steady step"),
-        "alpha": ("none", "decay of the averages: they remember about 1/(1−alpha) steps"),
-        "eps": ("of g outside the root, of g² inside it", "the floor under the denominator"),
+        "alpha": ("none", "decay of the averages, which span about 1/(1−alpha) steps"),
+        "eps": ("of g outside the root, of g² inside it", "bounds the denominator from below"),
         "momentum": ("none", "share of the last step that is repeated"),
-        "weight_decay": ("of g per p (l2), of g (l1), none (decoupled, corrected)", "pull towards zero"),
-        "reference_lr": ("the unit of the parameter", "the schedule's highest lr, in the mode corrected"),
-        "max_update": ("of lr", "the longest step, and with it v at most doubles: [robust.md](robust.md)"),
+        "weight_decay": ("of g per p (l2), of g (l1), none (decoupled, corrected)", "pull toward zero"),
+        "reference_lr": ("the unit of the parameter", "the schedule's highest lr, in corrected weight decay"),
+        "max_update": ("of lr", "the longest step; also, v at most doubles in one step ([robust.md](robust.md))"),
     }
     defaults, apart = DIALECTS["torch"].hyper, {"reference_lr": "lr", "max_update": "none"}
     page += table(
@@ -124,19 +124,20 @@ def equation_page() -> str:
     )
     page += "\n## State\n\n"
     kept = {
-        "step": ("always", "none", "t", "how many steps were taken"),
+        "step": ("always", "none", "t", "number of steps taken"),
         "square_avg": ("always", "g²", "v", "decaying average of g²"),
         "grad_avg": ("`centered=True`", "g", "m", "decaying average of g"),
         "momentum_buffer": ("momentum > 0", "none; of p with `lr_in_buffer=True`", "b", "decaying sum of directions"),
-        "compensation": ("`compensation=True`, half precision", "p", "none", "what p's rounding dropped"),
+        "compensation": ("`compensation=True`, half precision", "p", "none", "rounding error of p (Kahan summation)"),
     }
     slots = (*Rule(momentum=True, centered=True).slots(), "compensation")
     page += table(["state key", "kept", "unit", "symbol", "meaning"], [[f"`{slot}`", *kept[slot]] for slot in slots])
-    return page + "\nWhat to choose: [choosing.md](choosing.md). Who computes what: [dialects.md](dialects.md).\n"
+    page += "\nTo choose settings, see [choosing.md](choosing.md). "
+    return page + "For the rule of each framework, see [dialects.md](dialects.md).\n"
 
 
 def switch_values() -> dict[str, Sequence[Any]]:
-    """The values to show for each switch of the Rule: all of them, or for square_avg_init the two in use."""
+    """Return the values to show for each switch of the Rule; for square_avg_init, the two in use."""
     choices: Mapping[str, Sequence[Any]] = {
         "eps_mode": EPS_MODES,
         "weight_decay_mode": WEIGHT_DECAY_MODES,
@@ -146,40 +147,38 @@ def switch_values() -> dict[str, Sequence[Any]]:
 
 
 def _differing(before: Rule, after: Rule) -> Iterator[str]:
-    """The lines of `after` that are not in `before`."""
+    """Return the lines of `after` that are not in `before`."""
     known = before.equation()
     return (line for line in after.equation() if line not in known)
 
 
 def attributes(documented: type) -> dict[str, str]:
-    """The sentences of a class's "Attributes:" section."""
+    """Return the entries of a class's "Attributes:" section."""
     section = inspect.cleandoc(documented.__doc__ or "").partition("Attributes:\n")[2].partition("\n\n")[0]
     found = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, re.MULTILINE)
     return {name: re.sub(r"\s+", " ", words) for name, words in found}
 
 
 def dialects_page() -> str:
-    """What the dialects compute and how they say it, each with a link to its own page."""
+    """Return the overview of the dialects, with a link to the page of each."""
     page = NOTE.format("rmsprop.dialects") + "# Dialects\n\n"
     page += (
         "RMSprop is not one algorithm. `RMSprop(params, dialect=NAME)` computes what the named framework computes, "
+        "with its argument names and its defaults. Every setting can still be overridden. Each dialect's page has "
+        "its equation, arguments, state and traps; `rmsprop dialects NAME` prints the same in a terminal.\n"
     )
-    page += (
-        "under its argument names and with its defaults. Every setting can still be overridden. Each dialect's page "
-    )
-    page += "has its equation, words, state and traps; `rmsprop dialects NAME` says the same in a terminal.\n"
     links = {f"`{name}`": f"[`{name}`](dialects/{name}.md)" for name in DIALECTS}
-    return page + markdown(overview(), links) + "\nThe symbols: [equation.md](equation.md).\n"
+    return page + markdown(overview(), links) + "\nFor the symbols, see [equation.md](equation.md).\n"
 
 
 def dialect_page(row: Dialect) -> str:
-    """A dialect in full."""
+    """Return the page of a dialect."""
     page = NOTE.format("rmsprop.dialects") + f"# {row.name}\n\n{row.title}.\n" + markdown(describe(row))
-    return page + "\n[All dialects](../dialects.md). [The equation](../equation.md) and its symbols.\n"
+    return page + "\nSee also: [all dialects](../dialects.md), [the equation and its symbols](../equation.md).\n"
 
 
 def markdown(parts: Iterable[Part], links: Mapping[str, str] | None = None) -> str:
-    """The parts of a page; cells that are keys of `links` lead somewhere."""
+    """Return the parts of a page as Markdown; cells that are keys of `links` become links."""
     page = ""
     for part in parts:
         page += f"\n## {part.heading}\n" if part.heading else ""
@@ -195,9 +194,9 @@ def markdown(parts: Iterable[Part], links: Mapping[str, str] | None = None) -> s
 
 
 def readme_page() -> str:
-    """The README, with its table of dialects as the rows are today.
+    """Return the README with its table of dialects renewed.
 
-    Raises: ValueError if it has no place for the table.
+    Raises: ValueError unless the README has exactly one place for the table.
     """
     page = README.read_text(encoding="utf-8")
     if len(DIALECT_BLOCK.findall(page)) != 1:
@@ -212,12 +211,12 @@ def readme_page() -> str:
         ]
         for row in DIALECTS.values()
     ]
-    lines = table(["dialect", "denominator", "v starts at", "lr, decay, ε", "its words"], rows)
+    lines = table(["dialect", "denominator", "v starts at", "lr, decay, ε", "arguments"], rows)
     return DIALECT_BLOCK.sub(lambda _: f"<!-- dialects -->\n\n{lines}\n<!-- end -->", page)
 
 
 def commands() -> dict[str, Callable[..., Any]]:
-    """The functions behind the commands that the command line registers, by name."""
+    """Return the functions of the registered commands, by name."""
     from rmsprop.cli import app
 
     found = {}
@@ -228,10 +227,10 @@ def commands() -> dict[str, Callable[..., Any]]:
 
 
 def cli_page() -> str:
-    """Every command with its options, defaults and examples, from the functions that `--help` reads too."""
+    """Return the page of all commands, with options, defaults and examples, from the sources of `--help`."""
     page = NOTE.format("rmsprop.cli") + "# Commands\n\n"
     page += (
-        "`pip install 'rmsprop[cli]'` brings what they need. `rmsprop COMMAND --help` says the same in a terminal.\n"
+        "Install them with `pip install 'rmsprop[cli]'`. `rmsprop COMMAND --help` prints the same in a terminal.\n"
     )
     for name, function in commands().items():
         text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\n\nExamples:\n\n")
@@ -246,7 +245,7 @@ def cli_page() -> str:
 
 
 def annotated(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter, Any]]:
-    """The parameters of a command, each with typer's record of it."""
+    """Yield the parameters of a command, each with typer's record of it."""
     hints = get_type_hints(function, include_extras=True)
     for parameter in inspect.signature(function).parameters.values():
         for record in get_args(hints[parameter.name])[1:]:
@@ -255,7 +254,7 @@ def annotated(function: Callable[..., Any]) -> Iterator[tuple[inspect.Parameter,
 
 
 def option_row(parameter: inspect.Parameter, record: Any) -> list[str]:
-    """A parameter of a command as its name or flags, default and help."""
+    """Return a parameter of a command as its name or flags, its default and its help."""
     from typer.models import OptionInfo
 
     if not isinstance(record, OptionInfo):
@@ -267,15 +266,16 @@ def option_row(parameter: inspect.Parameter, record: Any) -> list[str]:
         shown = ", ".join(f"`{flag}{f' {record.metavar}' if record.metavar else ''}`" for flag in flags)
     empty = parameter.default is None or parameter.default is False
     needed = parameter.default is inspect.Parameter.empty
-    told = getattr(record, "show_default", None)  # a sentence of its own, where None stands for something
-    default = (
-        "required" if needed else f"`{told}`" if isinstance(told, str) else "" if empty else f"`{parameter.default}`"
-    )
+    described = getattr(record, "show_default", None)  # a phrase, if None stands for a default
+    if isinstance(described, str) and not needed:
+        default = f"`{described}`"
+    else:
+        default = "required" if needed else "" if empty else f"`{parameter.default}`"
     return [shown, default, record.help or ""]
 
 
 def training() -> str:
-    """training.md, with the block of its benchmark."""
+    """Return training.md with the block of its benchmark."""
     return training_page.page((DOCS / "training.md").read_text(encoding="utf-8"))
 
 
@@ -295,7 +295,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
 
 
 def write_pages() -> None:
-    """Write every page that is written as a whole, and the README's table. No claim is run."""
+    """Write every generated page and the README's table, without running a claim."""
     for name, write in PAGES.items():
         write_whole(DOCS / name, partial(Path.write_text, data=write(), encoding="utf-8"))
     write_whole(README, partial(Path.write_text, data=readme_page(), encoding="utf-8"))
@@ -311,59 +311,62 @@ def draw_figure(name: str, figure: Figure, **metadata: str) -> None:
 
 
 def digest(source: Path) -> str:
-    """What identifies the record that a figure is drawn from; the figure carries it."""
+    """Return the hash of the record behind a figure, which the figure's metadata holds."""
     return hashlib.sha256(source.read_bytes()).hexdigest()
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; a bar inside a cell is escaped."""
+    """Return a Markdown table, with bars inside cells escaped."""
     lines = [header, ["---"] * len(header), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def slug(heading: str) -> str:
-    """The anchor that GitHub gives a heading."""
+    """Return GitHub's anchor for a heading."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 def check() -> list[str]:
-    """Say in sentences what is stale or missing; an empty list when all is well. No claim is run."""
-    found = []
+    """Return a sentence for everything that is stale or missing, without running a claim."""
+    problems = []
     for name, write in PAGES.items():
         path = DOCS / name
         if not path.exists() or path.read_text(encoding="utf-8") != write():
-            found.append(f"docs/{name} is stale")
+            problems.append(f"docs/{name} is stale")
     for path in sorted((DOCS / "dialects").glob("*.md")):
         if path.stem not in DIALECTS:
-            found.append(f"docs/dialects/{path.name} is left over: there is no such dialect")
+            problems.append(f"docs/dialects/{path.name} is left over; that dialect does not exist")
     if README.read_text(encoding="utf-8") != readme_page():
-        found.append("README.md's table of dialects is stale")
+        problems.append("README.md's table of dialects is stale")
     try:
         names = markers((DOCS / "choosing.md").read_text(encoding="utf-8"))
     except ValueError as error:
-        return [*found, f"docs/choosing.md: {error}"]
-    found += [f"docs/choosing.md has no block for the claim {name!r}" for name in CLAIMS if name not in names]
-    found += [f"docs/choosing.md quotes {name!r}, which docs/claims.py lacks" for name in names if name not in CLAIMS]
-    found += [f"docs/choosing.md quotes {name!r} twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        return [*problems, f"docs/choosing.md: {error}"]
+    problems += [f"docs/choosing.md has no block for the claim {name!r}" for name in CLAIMS if name not in names]
+    problems += [
+        f"docs/choosing.md quotes {name!r}, absent from docs/claims.py" for name in names if name not in CLAIMS
+    ]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    problems += [f"docs/choosing.md quotes {name!r} twice" for name in repeated]
     for name in FIGURES:
         if not (DOCS / "figures" / f"{name}.png").exists():
-            found.append(f"docs/figures/{name}.png is missing")
+            problems.append(f"docs/figures/{name}.png is missing")
     for name, (_, source) in MEASURED.items():
         path = DOCS / "figures" / f"{name}.png"
         if not path.exists() or digest(source).encode() not in path.read_bytes():
-            found.append(f"docs/figures/{name}.png is not drawn from {source.name} as it is")
-    return found
+            problems.append(f"docs/figures/{name}.png is not drawn from the current {source.name}")
+    return problems
 
 
 def main() -> None:
-    """Rebuild, or with --check say what is stale. Raises: SystemExit(1) if something is."""
+    """Rebuild the docs, or list stale pages with --check. Raises: SystemExit(1) if anything is stale."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 and name what is stale")
-    parser.add_argument("--pages", action="store_true", help="write the pages that need no run; run no claim")
-    wanted = parser.parse_args()
-    if not wanted.check:
+    parser.add_argument("--check", action="store_true", help="write nothing; list what is stale and exit with 1")
+    parser.add_argument("--pages", action="store_true", help="write the generated pages only; run no claim")
+    options = parser.parse_args()
+    if not options.check:
         write_pages()
-    if not wanted.check and not wanted.pages:
+    if not options.check and not options.pages:
         repeat_claims()
     problems = check()
     if problems:

@@ -1,8 +1,8 @@
-"""The claims of choosing.md, as runs of the optimizers themselves: each returns what it measured and asserts it.
+"""The claims of choosing.md, each a function that runs the optimizers, asserts its result, and returns it.
 
-A claim is a function in CLAIMS; its name stands in a marker in choosing.md. `build.py` writes the tables and
-`figures.py` draws from what is returned here. The limits in the assertions are wider than what was measured, so
-that they hold on other machines and torch versions.
+A marker in choosing.md names a function of CLAIMS. `build.py` writes the tables and `figures.py` draws the figures
+from the results. The limits in the assertions are wider than the measured values, so that they hold on other machines
+and torch versions.
 """
 
 import math
@@ -28,7 +28,7 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """What a claim's run found: a table for the page, and the numbers that its figure draws."""
+    """The result of a claim: a table for the page, and the numbers for its figure."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -45,7 +45,7 @@ MAKERS: Mapping[str, Make] = {
 
 
 def weight(*values: float) -> nn.Parameter:
-    """A float64 parameter."""
+    """Return a float64 parameter."""
     return nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
@@ -56,7 +56,7 @@ def walk(
     steps: int,
     falling: bool = False,
 ) -> Tensor:
-    """Step `param` along gradients slope(param, t), t = 1, 2, ...; with a linearly falling lr, if asked.
+    """Step `param` along the gradients slope(param, t), t = 1, 2, ..., optionally with a linearly falling lr.
 
     Returns: every position, the start first.
     """
@@ -72,31 +72,31 @@ def walk(
 
 
 def constant(gradient: float) -> Slope:
-    """The same gradient at every step."""
+    """Return the same gradient at every step."""
     return lambda p, _: torch.full_like(p, gradient)
 
 
 def rarely(period: int, rare: float, common: float) -> Slope:
-    """One gradient at every first step of a period, another at the rest."""
+    """Return one gradient at the first step of each period, and another at the others."""
     return lambda p, t: torch.full_like(p, rare if t % period == 1 else common)
 
 
 def bowl(*curvature: float) -> Slope:
-    """The gradients of half the sum of curvature·p²."""
+    """Return the gradients of half the sum of curvature·p²."""
     factors = torch.tensor(curvature, dtype=torch.float64)
     return lambda p, _: factors * p
 
 
 def lengths(path: Tensor) -> Tensor:
-    """The length of every step of a weight's path."""
+    """Return the length of every step of a weight's path."""
     return path[:, 0].diff().abs()
 
 
-# --- what it is good at -------------------------------------------------------------------------
+# --- strengths ----------------------------------------------------------------------------------
 
 
 def scale() -> Measured:
-    """Multiply the loss by 1000: RMSprop's path stays, SGD's blows up."""
+    """A loss multiplied by 1000 leaves RMSprop's path unchanged; SGD's diverges."""
     paths: dict[str, list[Tensor]] = {}
     for name, lr in (("SGD", 0.1), ("RMSprop", 0.01)):
         for factor in (1.0, 1000.0):
@@ -112,18 +112,18 @@ def scale() -> Measured:
 
 CONDITIONS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 RAVINE_LRS = tuple(2.0**-i for i in range(-1, 16))
-NEAR = 1e-6  # closer than this counts as arrived
+NEAR = 1e-6  # a distance below this counts as arrived
 
 
 @cache
 def ravines() -> dict[tuple[str, int], list[tuple[float, float]]]:
-    """The distance left after 300 steps in ravines of every condition, along the axes and turned by 45 degrees.
+    """Measure the distance left after 300 steps in ravines of every condition, aligned and rotated by 45 degrees.
 
-    All ravines lie side by side in one parameter, since these optimizers step element by element.
+    All ravines share one parameter, since these optimizers step element by element.
 
     Returns: (optimizer, degrees) -> for each condition the distance left, in units of the starting distance along
-        each direction, and the lr that left it: the best of a grid of factors of 2, or the least that arrived.
-            An lr that throws a run a hundred times further out than it began counts for nothing.
+        each direction, and the lr that left it: the best of a grid of factors of 2, or the lowest that arrived.
+            An lr counts as failed if a run gets a hundred times farther away than its start.
     """
     turns = [torch.tensor([[math.cos(a), -math.sin(a)], [math.sin(a), math.cos(a)]]) for a in (0.0, math.pi / 4)]
     turn = torch.stack(turns).double()[:, None]
@@ -157,7 +157,7 @@ _RAVINE_HEADER = ["distance left after 300 steps, at the best lr", *(f"condition
 
 
 def ravine() -> Measured:
-    """In a ravine along the axes RMSprop does not notice the condition; SGD and momentum slow down with it."""
+    """In a ravine along the axes, the condition does not affect RMSprop; SGD and momentum slow down with it."""
     found = ravines()
     rms = found["RMSprop", 0]
     assert all(distance <= NEAR for distance, _ in rms), rms
@@ -170,7 +170,7 @@ def ravine() -> Measured:
 
 
 def turned() -> Measured:
-    """Turn the ravine by 45 degrees, and RMSprop loses its advantage; momentum does not care."""
+    """A ravine rotated by 45 degrees takes RMSprop's advantage away and does not affect momentum."""
     found = ravines()
     assert found["RMSprop", 45][3][0] > 0.5 * found["SGD", 45][3][0] > 0.2, found["RMSprop", 45]
     assert found["Adam", 45][3][0] < 0.8 * found["RMSprop", 45][3][0], found["Adam", 45]
@@ -184,7 +184,7 @@ def turned() -> Measured:
 def train(make: Make, lr: float, data: Data, hidden: Sequence[int], epochs: int, batch: int, seed: int) -> float:
     """Train a ReLU network on the first two tensors, with an lr that falls to 0.
 
-    Returns: the share of the last two tensors that it gets right.
+    Returns: the accuracy on the last two tensors, a share.
     """
     features, labels, test_features, test_labels = data
     torch.manual_seed(seed)
@@ -203,9 +203,9 @@ def train(make: Make, lr: float, data: Data, hidden: Sequence[int], epochs: int,
 
 
 def unscaled() -> Measured:
-    """On raw wine measurements the adaptive optimizers get far ahead; on standardised ones all are equal."""
+    """On raw wine measurements the adaptive optimizers get far ahead; on standardized ones all are equal."""
     raw, labels = load_wine(return_X_y=True)
-    tables = {"raw": raw, "standardised": (raw - raw.mean(0)) / raw.std(0)}
+    tables = {"raw": raw, "standardized": (raw - raw.mean(0)) / raw.std(0)}
     best: dict[str, dict[str, float]] = {}
     for kind, table in tables.items():
         features, classes = torch.tensor(table, dtype=torch.float32), torch.tensor(labels)
@@ -214,12 +214,12 @@ def unscaled() -> Measured:
         for name, make in MAKERS.items():
             scores = [np.mean([train(make, lr, data, (), 25, 16, seed) for seed in (0, 1)]) for lr in grid]
             best.setdefault(name, {})[kind] = float(max(scores))
-    assert all(scores["standardised"] > 0.97 for scores in best.values()), best
+    assert all(scores["standardized"] > 0.97 for scores in best.values()), best
     for adaptive in ("RMSprop", "RMSprop + momentum 0.9", "Adam"):
         for plain in ("SGD", "SGD + momentum 0.9"):
             assert best[adaptive]["raw"] > best[plain]["raw"] + 0.1, best
-    rows = [[name, f"{100 * s['raw']:.0f} %", f"{100 * s['standardised']:.0f} %"] for name, s in best.items()]
-    return Measured(["right at the best lr, after 25 epochs", "raw", "standardised"], rows)
+    rows = [[name, f"{100 * s['raw']:.0f} %", f"{100 * s['standardized']:.0f} %"] for name, s in best.items()]
+    return Measured(["right at the best lr, after 25 epochs", "raw", "standardized"], rows)
 
 
 DIGIT_LRS = tuple(10 ** (i / 2) for i in range(-8, 2))
@@ -255,11 +255,11 @@ def digits() -> Measured:
     return Measured(header, rows, {"lrs": DIGIT_LRS, "scores": scores})
 
 
-# --- where it is not the right choice -----------------------------------------------------------
+# --- weaknesses ---------------------------------------------------------------------------------
 
 
 def smooth() -> Measured:
-    """On a smooth, well-conditioned problem plain SGD needs a fraction of the steps of RMSprop."""
+    """On a smooth, well-conditioned problem, plain SGD needs a fraction of the steps of RMSprop."""
     limit = 3000
     needed: dict[str, list[float]] = {}
     for name in ("SGD", "SGD + momentum 0.9", "RMSprop", "Adam"):
@@ -281,7 +281,7 @@ def smooth() -> Measured:
 
 
 def hover() -> Measured:
-    """With a constant lr RMSprop ends up jumping across the minimum, lr/2 away; a falling lr ends it."""
+    """With a constant lr, RMSprop keeps jumping across the minimum at a distance of lr/2; a falling lr stops it."""
 
     def rms(params: Any, lr: float) -> Optimizer:
         return RMSprop(params, lr=lr, alpha=0.9)  # 0.99 ends at the same place, ten times later
@@ -301,14 +301,14 @@ def hover() -> Measured:
     for label, lr in (("RMSprop, lr 0.1", 0.1), ("RMSprop, lr 0.01", 0.01)):
         last = [abs(place) for place in paths[label][-100:]]
         assert 0.4 * lr < min(last) <= max(last) < 0.6 * lr, (label, min(last), max(last))
-        assert all(a * b < 0 for a, b in pairwise(paths[label][-100:])), "it jumps from side to side"
+        assert all(a * b < 0 for a, b in pairwise(paths[label][-100:])), "it must jump from side to side"
     assert max(ends["SGD, lr 0.1"], ends["Adam, lr 0.1"], ends["RMSprop, lr 0.1 falling to 0"]) < 1e-6, ends
     rows = [[label, f"{end:.2g}" if end >= 1e-6 else "below 0.000001"] for label, end in ends.items()]
     return Measured(["run", "distance from the minimum after 1000 steps"], rows, {"paths": paths})
 
 
 def majority() -> Measured:
-    """A construction in which adaptive optimizers fit the data as SGD does, and then vote with the majority.
+    """A construction in which adaptive optimizers fit the training data as SGD does, but then predict the majority.
 
     Source: Wilson et al., The Marginal Value of Adaptive Gradient Methods, NeurIPS 2017, section 3.3.
     """
@@ -326,8 +326,8 @@ def majority() -> Measured:
         param = weight(*[0.0] * 6 * count)
         end = walk(MAKERS[name]([param], lr), param, lambda w, _: x.T @ (x @ w - y), 1000)[-1]
         train_error = float((x @ end * y <= 0).double().mean())
-        said = fresh * end[0] + end[1] + end[2]  # an unseen row's own features have untrained weights
-        test_errors[name] = float((said * fresh <= 0).double().mean())
+        scores = fresh * end[0] + end[1] + end[2]  # an unseen row's own features have untrained weights
+        test_errors[name] = float((scores * fresh <= 0).double().mean())
         assert train_error == 0, (name, train_error)
         rows.append([name, f"{100 * train_error:.1f} %", f"{100 * test_errors[name]:.1f} %"])
     minority = float((fresh < 0).double().mean())
@@ -340,7 +340,7 @@ def majority() -> Measured:
 
 
 def lecture() -> Measured:
-    """Nine gradients of +0.1 and one of -0.9: RMSprop stays roughly where it is, the sign of the gradient runs away.
+    """With nine gradients of +0.1 and one of -0.9, RMSprop roughly stays in place; steps of the sign run away.
 
     Source: Hinton, Neural Networks for Machine Learning, lecture 6e, 2012.
     """
@@ -367,7 +367,7 @@ RARE = {"+3 once in 3, else −1": (3, 3.0, -1.0), "+1010 once in 101, else −1
 
 
 def drift() -> Measured:
-    """Rare large gradients against frequent small ones: with too small an alpha the weight walks the wrong way.
+    """With rare large and frequent small gradients, the weight moves the wrong way if alpha is too small.
 
     Source: Reddi, Kale and Kumar, On the Convergence of Adam and Beyond, ICLR 2018; Shi et al., RMSprop converges
     with proper hyper-parameter, ICLR 2021.
@@ -398,7 +398,7 @@ def _way(move: float) -> str:
 
 
 def spike() -> Measured:
-    """After one gradient a thousand times too large, the step stays small for several times 1/(1-alpha) steps."""
+    """After one gradient a thousand times too large, steps stay small for several times 1/(1-alpha) steps."""
     back = {}
     for alpha in (0.9, 0.99, 0.999):
         param = weight(0.0)
@@ -416,7 +416,7 @@ def spike() -> Measured:
 
 
 def first_step() -> Measured:
-    """The first step is 1/√(1−alpha) times lr, whatever the gradient; three settings tame it."""
+    """The first step is 1/√(1−alpha) times lr, whatever the gradient; three settings limit it."""
     settings: dict[str, dict[str, float]] = {
         "alpha=0.99 (torch's default)": {},
         "alpha=0.9": {"alpha": 0.9},
@@ -446,7 +446,7 @@ def first_step() -> Measured:
 
 
 def momentum() -> Measured:
-    """Under a steady gradient, momentum makes the step 1/(1−momentum) times as long."""
+    """Under a constant gradient, momentum makes the step 1/(1−momentum) times as long."""
     rows = []
     for value in (0.0, 0.5, 0.9, 0.99):
         param = weight(0.0)
@@ -464,7 +464,7 @@ EPS_GRADIENTS = tuple(10.0**-i for i in range(11))
 
 
 def eps() -> Measured:
-    """ε is a floor under the denominator: √v far below it means short steps; its place sets where the floor is."""
+    """ε is a floor under the denominator, so steps are short where √v is far below it; its place sets the floor."""
     places = {
         "1e-8 outside (torch)": (1e-8, "outside"),
         "1e-5 outside": (1e-5, "outside"),
@@ -513,7 +513,7 @@ def large_eps() -> Measured:
 
 
 def adam() -> Measured:
-    """With bias correction RMSprop is Adam(betas=(0, alpha)), to rounding."""
+    """With bias correction, RMSprop is Adam(betas=(0, alpha)) up to rounding."""
     gradients = torch.randn(500, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     param = weight(*[0.0] * 50)
     judge = walk(Adam([param], lr=0.01, betas=(0.0, 0.99), eps=1e-8), param, lambda _, t: gradients[t - 1], 500)
@@ -532,7 +532,7 @@ def adam() -> Measured:
 
 
 def centered() -> Measured:
-    """Under a steady gradient the variance goes to zero and the centered step grows without much limit."""
+    """Under a constant gradient, the variance goes to zero and the centered step grows almost without limit."""
     far = {}
     for on in (False, True):
         param = weight(0.0)
@@ -545,7 +545,7 @@ def centered() -> Measured:
 
 
 def state() -> Measured:
-    """How many bytes an optimizer keeps per float32 parameter."""
+    """The bytes of state that an optimizer keeps per float32 parameter."""
     makers: dict[str, Callable[[Any], Optimizer]] = {
         "SGD": lambda p: SGD(p, lr=0.01),
         "SGD + momentum": lambda p: SGD(p, lr=0.01, momentum=0.9),
@@ -593,9 +593,9 @@ CLAIMS: Mapping[str, Callable[[], Measured]] = {
 
 
 def measure(name: str) -> Measured:
-    """Run a claim from its own seeds on one thread, and leave torch's settings as they were.
+    """Run a claim from its own seeds on one thread, and restore torch's settings.
 
-    Raises: AssertionError with the numbers, if the claim is not true here.
+    Raises: AssertionError with the numbers if the claim does not hold here.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""The generated blocks and the figure of distributed.md: what bench/distributed.py measured, and what follows."""
+"""The generated blocks and the figure of distributed.md, from the measurements of bench/distributed.py."""
 
 import json
 import re
@@ -8,15 +8,17 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from rmsprop.style import LOOKS
+
 HERE = Path(__file__).parent
 RECORD = HERE.parent / "bench" / "results" / "distributed.json"
 CPU = HERE.parent / "bench" / "results" / "cpu.json"
 BLOCK = r"<!-- {} -->\n.*?<!-- end -->"
 OURS, LOOP, FOREACH = "rmsprop", "torch, for-loop", "torch, foreach"
-LOOKS: Mapping[str, Mapping[str, Any]] = {
-    OURS: {"color": "#D55E00", "marker": "o", "label": "rmsprop"},
-    FOREACH: {"color": "#009E73", "marker": "D", "linestyle": "--", "label": "torch, foreach"},
-    LOOP: {"color": "#0072B2", "marker": "s", "linestyle": ":", "label": "torch, for-loop"},
+LINES: Mapping[str, Mapping[str, Any]] = {
+    OURS: LOOKS["rmsprop"].marked_line | {"label": "rmsprop"},
+    FOREACH: LOOKS["adam"].marked_line | {"label": "torch, foreach"},
+    LOOP: LOOKS["sgd"].marked_line | {"label": "torch, for-loop"},
 }
 TITLES = {"500x16": "500 tensors of 16", "mobilenet": "MobileNetV3-L", "resnet50": "ResNet-50"}
 ALT = (
@@ -25,7 +27,7 @@ ALT = (
 )
 
 H100 = 3.0e12  # bytes per second, copying
-# where, parameters, processes, bytes per element, bytes per second, tensors (Llama-like: nine a layer and three)
+# name, parameters, processes, bytes per element, bytes per second, tensors (as in Llama: nine per layer, plus three)
 SCALES: Sequence[tuple[str, float, int, int, float | None, int]] = (
     ("ResNet-50 on a laptop's CPU, float32", 25.6e6, 1, 20, None, 161),
     ("1 B on an H100, float32", 1e9, 1, 20, H100, 147),
@@ -37,18 +39,18 @@ SCALES: Sequence[tuple[str, float, int, int, float | None, int]] = (
 
 
 def record() -> dict[str, Any]:
-    """What bench/distributed.py measured."""
+    """Return the record of bench/distributed.py."""
     found: dict[str, Any] = json.loads(RECORD.read_text(encoding="utf-8"))
     return found
 
 
 def medians(found: Mapping[str, Any]) -> dict[tuple[str, int, str], float]:
-    """Medians of the core's time in microseconds, by case, number of processes and contestant."""
+    """Return the medians of processor time in microseconds, by case, number of processes, and optimizer."""
     return {(row["case"], row["world"], row["name"]): row["cpu"]["median"] for row in found["results"]}
 
 
 def measured() -> str:
-    """The table of medians."""
+    """Return the table of medians."""
     found = record()
     times = medians(found)
     lines = ["| model | tensors, elements | processes | rmsprop | torch's best | ratio |", "| --- " * 6 + "|"]
@@ -69,7 +71,7 @@ def measured() -> str:
 
 
 def computed() -> str:
-    """The table of arithmetic."""
+    """Return the table of computed times."""
     host = medians(record())["500x16", 4, OURS] / 500
     lines = [
         "| where | elements each | bytes moved each | at | the step | the host | state each |",
@@ -85,7 +87,7 @@ def computed() -> str:
 
 
 def cpu_rate() -> float:
-    """Bytes per second of the CPU kernel on one large tensor, with all threads."""
+    """Return the bytes per second of the CPU kernel on one large tensor, with all threads."""
     rows = json.loads(CPU.read_text(encoding="utf-8"))["results"]
     row = max(
         (r for r in rows if (r["case"], r["variant"], r["busy"]) == ("one", "plain", False)),
@@ -95,14 +97,14 @@ def cpu_rate() -> float:
 
 
 def _time(microseconds: float) -> str:
-    """As one would say it, to two or three places."""
+    """Format a time to two or three digits."""
     if microseconds < 1000:
         return f"{microseconds:.0f} µs"
     return f"{microseconds / 1000:.2g} ms" if microseconds < 1e5 else f"{microseconds / 1000:.0f} ms"
 
 
 def distributed_page() -> str:
-    """The page with its generated blocks as the records are today."""
+    """Return the page with up-to-date generated blocks."""
     page = (HERE / "distributed.md").read_text(encoding="utf-8")
     for name, make in (("measured", measured), ("computed", computed)):
         block = f"<!-- {name} -->\n\n{make()}\n\n<!-- end -->"
@@ -113,12 +115,12 @@ def distributed_page() -> str:
 
 
 def draw(figure: Figure, panels: Sequence[Any]) -> None:
-    """Step time against the number of processes, a panel for each model."""
+    """Draw the step time against the number of processes, with a panel for each model."""
     times = medians(record())
     worlds = sorted({world for _, world, _ in times})
     for axes, (case, title) in zip(panels, TITLES.items(), strict=True):
-        for name, look in LOOKS.items():
-            axes.plot(worlds, [times[case, world, name] / 1000 for world in worlds], **look)
+        for name, line in LINES.items():
+            axes.plot(worlds, [times[case, world, name] / 1000 for world in worlds], **line)
         axes.set(xscale="log", yscale="log", xlabel="processes", title=title)
         axes.set_xticks(worlds, [str(world) for world in worlds])
         axes.minorticks_off()

@@ -1,4 +1,4 @@
-"""docs/recipes.md, from the rows: `python docs/recipes_page.py` writes it."""
+"""Write docs/recipes.md from the recipes: `python docs/recipes_page.py`."""
 
 from functools import partial
 from pathlib import Path
@@ -11,8 +11,8 @@ NOTE = "<!-- Written by docs/recipes_page.py from rmsprop.recipes. Run `make doc
 
 HEAD = """# Recipes
 
-The settings that published results were trained with, by name. A recipe names whose RMSprop it was, so its numbers
-mean here what they meant there.
+Recipes are the settings of published results, by name. A recipe includes the dialect of the framework that produced
+the result, so its numbers have the same meaning here.
 
 ```python
 import torch
@@ -23,16 +23,16 @@ optimizer = RMSprop.recipe("efficientnet", model.parameters(), lr=0.048)
 print(optimizer.param_groups[0]["recipe"])  # efficientnet; lr=0.048 instead of 0.016
 ```
 
-A recipe fixes its dialect, the dialect's switches and whether there is momentum; another value is refused with the
-reason. Its numbers may be changed, in the dialect's words or torch's. What was changed stands in the parameter group,
-in `repr(optimizer)`, in `optimizer.explain()` and in checkpoints; a changed number is a warning too, unless it is the
-learning rate or a bound for clipping. Batch size, schedule, clipping and what else belongs to a result are given in
-words, since an optimizer does not do them; `clip_global_norm=0.5` and the like are arguments of `RMSprop`, and may be
-given with a recipe.
+A recipe fixes its dialect, the dialect's switches and the presence of momentum; other values raise an error with the
+reason. Its numbers can be changed, under the dialect's argument names or torch's. The parameter group,
+`repr(optimizer)`, `optimizer.explain()` and checkpoints record every change. A changed number also causes a warning,
+unless it is the learning rate or a clipping bound. An optimizer does not set the batch size, the schedule or the
+clipping of a result, so the recipe describes them in prose. Clipping arguments such as `clip_global_norm=0.5` can be
+given along with a recipe.
 
-`recipe(name)` is the same as keyword arguments, for libraries that make the optimizer themselves. The learning rate
-is not among them, so that a library can pass its own, as Stable-Baselines3 does; where it passes none, the recipe's
-is taken. The values are plain: they go through JSON and pickle.
+`recipe(name)` returns the recipe as keyword arguments, for libraries that construct the optimizer themselves. They do
+not include the learning rate, so that a library can pass its own, as Stable-Baselines3 does; if it passes none,
+`RMSprop` uses the recipe's. All values can be pickled and written as JSON.
 
 ```python
 # stable_baselines3.A2C("MlpPolicy", env, policy_kwargs=policy_kwargs)
@@ -47,24 +47,24 @@ def configure_optimizers(module):
     return RMSprop(module.parameters(), **recipe("dqn-nature"))
 ```
 
-A star marks a number that nobody has looked up, or that its source does not state; the recipe's section says which.
+A star marks a number that has not been verified or that the source does not state; the recipe's section has details.
 
 """
 
 
 def recipes_page() -> str:
-    """One table of all recipes, then a section for each."""
+    """Return a table of all recipes and a section for each."""
     page = NOTE + HEAD
     rows = [
         [f"[`{row.name}`](#{row.name})", row.title, f"`{row.dialect}`", settings(row)] for row in RECIPES.values()
     ]
-    for line in (["recipe", "whose", "dialect", "settings"], ["---"] * 4, *rows):
+    for line in (["recipe", "result", "dialect", "settings"], ["---"] * 4, *rows):
         page += "| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in line) + " |\n"
     return page + "".join(section(row) for row in RECIPES.values())
 
 
 def section(row: Recipe) -> str:
-    """A recipe's call and equation, what belongs to it, what is unsure, and where it was read."""
+    """Return a recipe's call, equation, circumstances, unverified parts and source."""
     page = f"\n## {row.name}\n\n{row.title}\n\n```\n{call(row)}\n\n" + "\n".join(equation(row)) + "\n```\n\n"
     lines = [f"{title}: {getattr(row, text)}" for text, title in TEXTS.items() if getattr(row, text)]
     lines += [f"Fixed: {row.fixes}", *unsure(row), f"Source: {row.source}"]

@@ -1,20 +1,21 @@
-"""The generated block and the figure of training.md: what bench/release.py measured."""
+"""The generated block and the figure of training.md, from the measurements of bench/release.py."""
 
 import json
 import re
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
 from matplotlib.figure import Figure
+
+from rmsprop.style import BLUE, ORANGE, SKY, VERMILION, panels
 
 RECORD = Path(__file__).parents[1] / "bench" / "results" / "release.json"
 BLOCK = re.compile(r"<!-- bench: release -->\n.*?<!-- end -->", re.DOTALL)
-LOOKS: dict[str, dict[str, Any]] = {
-    "step()": {"color": "#0072B2", "hatch": ""},
-    "in backward": {"color": "#D55E00", "hatch": "//"},
-    "step(), 2 passes": {"color": "#56B4E9", "hatch": ""},
-    "in backward, 2 passes": {"color": "#E69F00", "hatch": "//"},
+BARS: dict[str, dict[str, Any]] = {
+    "step()": {"color": BLUE, "hatch": ""},
+    "in backward": {"color": VERMILION, "hatch": "//"},
+    "step(), 2 passes": {"color": SKY, "hatch": ""},
+    "in backward, 2 passes": {"color": ORANGE, "hatch": "//"},
 }
 ALT = (
     "Most memory of an iteration beyond parameters and state, by model and way of stepping: in backward the stack of "
@@ -23,18 +24,18 @@ ALT = (
 
 
 def record() -> list[dict[str, Any]]:
-    """What bench/release.py measured, a row for each model and way of stepping."""
-    found: list[dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["results"]
-    return found
+    """Return the measurements of bench/release.py, a row for each model and way of stepping."""
+    rows: list[dict[str, Any]] = json.loads(RECORD.read_text(encoding="utf-8"))["results"]
+    return rows
 
 
 def block() -> str:
-    """The table and the figure, as they stand in the page."""
+    """Return the block with the table and the figure."""
     rows = {(row["case"], row["name"]): row for row in record()}
     cases = list(dict.fromkeys(case for case, _ in rows))
     lines = ["| model | gradients | stepped | most beyond parameters and state | the process |", "| --- " * 5 + "|"]
     for case in cases:
-        for i, name in enumerate(LOOKS):
+        for i, name in enumerate(BARS):
             row = rows[case, name]
             first = [case, _mb(row["gradients"])] if i == 0 else ["", ""]
             lines.append(f"| {' | '.join([*first, name, _mb(row['transient']), _mb(row['resident'])])} |")
@@ -44,21 +45,20 @@ def block() -> str:
 
 
 def page(text: str) -> str:
-    """The page with its block as the record is today. Raises: ValueError if it has no place for it."""
+    """Return the page with an up-to-date block. Raises: ValueError if it does not have exactly one block."""
     if len(BLOCK.findall(text)) != 1:
         raise ValueError("docs/training.md needs one <!-- bench: release --> with its <!-- end -->")
     return BLOCK.sub(lambda _: block(), text)
 
 
 def figure() -> Figure:
-    """The most memory beyond parameters and state, with the gradients' size as a line."""
+    """Draw the peak memory beyond parameters and state, with the size of the gradients as a line."""
     rows = record()
     cases = list(dict.fromkeys(row["case"] for row in rows))
-    with rc_context({"font.size": 11, "legend.fontsize": 10}):
-        drawn = Figure(figsize=(8, 3.4), layout="constrained")
-        axes = drawn.subplots()
-    width = 0.8 / len(LOOKS)
-    for i, (name, look) in enumerate(LOOKS.items()):
+    drawn, (axes,) = panels(1, 1, (8, 3.4), {"font.size": 11, "legend.fontsize": 10})
+    axes.grid(False, axis="x")
+    width = 0.8 / len(BARS)
+    for i, (name, look) in enumerate(BARS.items()):
         heights = [row["transient"] / 1e6 for row in rows if row["name"] == name]
         places = [j - 0.4 + (i + 0.5) * width for j in range(len(cases))]
         axes.bar(places, heights, width, label=name, edgecolor="white", **look)
@@ -69,9 +69,7 @@ def figure() -> Figure:
         )
     axes.set_xticks(range(len(cases)), cases)
     axes.set_ylabel("MB beyond parameters and state")
-    axes.grid(True, axis="y", color="#dddddd", linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     drawn.legend(loc="outside lower center", ncols=5, frameon=False)
     return drawn
 

@@ -1,9 +1,9 @@
-"""A3C: four processes train one network on CartPole, with one RMSprop whose state they share and no locks.
+"""A3C: train one network on CartPole in four processes that share one RMSprop and its state, without locks.
 
     python examples/a3c_cartpole.py [--episodes 800] [--workers 4] [--start spawn]
 
-Prints the mean return of the last 100 episodes as it goes, and then that of 20 games of the greedy policy.
-Source: Mnih et al., arXiv:1602.01783; the cart and the pole: Barto, Sutton and Anderson, 1983, as in Gymnasium.
+Prints the mean return of the last 100 episodes during training, and finally that of 20 games of the greedy policy.
+Source: Mnih et al., arXiv:1602.01783; CartPole: Barto, Sutton and Anderson, 1983, as in Gymnasium.
 """
 
 import argparse
@@ -19,18 +19,18 @@ from rmsprop import RMSprop
 
 
 class CartPole:
-    """A pole on a cart that is pushed left or right; 1 point for each step that it stays up, at most 500."""
+    """A pole on a cart that is pushed left or right. The return is the number of steps it stays up, at most 500."""
 
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
 
     def reset(self) -> list[float]:
-        """A new game: the position of the cart, its speed, the pole's angle and its speed."""
+        """Start a game. Returns: the cart's position and speed, and the pole's angle and angular speed."""
         self.state, self.steps = [self.random.uniform(-0.05, 0.05) for _ in range(4)], 0
         return self.state
 
     def step(self, right: int) -> tuple[list[float], bool, bool]:
-        """Push. Returns: the new state, whether the pole fell, and whether the game is over."""
+        """Push the cart. Returns: the new state, whether the pole fell, and whether the game is over."""
         x, speed, angle, turn = self.state
         force, length, cart, pole, dt = 10.0 if right else -10.0, 0.5, 1.0, 0.1, 0.02
         sin, cos, mass = math.sin(angle), math.cos(angle), cart + pole
@@ -44,18 +44,18 @@ class CartPole:
 
 
 def network() -> nn.ModuleDict:
-    """Which way to push, as logits, and what the state is worth."""
+    """Return the policy network, which gives logits, and the value network."""
     heads = {"policy": 2, "value": 1}
     return nn.ModuleDict({k: nn.Sequential(nn.Linear(4, 64), nn.Tanh(), nn.Linear(64, n)) for k, n in heads.items()})
 
 
 def worker(rank: int, shared: nn.ModuleDict, optimizer: RMSprop, returns: Any, args: argparse.Namespace) -> None:
-    """Play, and step the shared network by gradients of its own copy, until told to stop."""
+    """Play and step the shared network with gradients of a local copy, until the learning rate is 0."""
     torch.set_num_threads(1)
     torch.manual_seed(args.seed + rank)
     game, own = CartPole(args.seed + rank), network()
     state = game.reset()
-    while optimizer.param_groups[0]["lr"] > 0:  # it falls to 0 over the run
+    while optimizer.param_groups[0]["lr"] > 0:  # decays to 0 over the run
         own.load_state_dict(shared.state_dict())
         states, actions, over, fell = [], [], False, False
         while len(states) < 20 and not over:
@@ -74,7 +74,7 @@ def worker(rank: int, shared: nn.ModuleDict, optimizer: RMSprop, returns: Any, a
         own.zero_grad()
         (advantage.square() / 2 - chosen * advantage.detach() - 0.01 * entropy).sum().backward()
         for theirs, mine in zip(shared.parameters(), own.parameters(), strict=True):
-            theirs.grad = mine.grad  # of this process alone: only parameters and the optimizer's state are shared
+            theirs.grad = mine.grad  # gradients are local; only parameters and the optimizer's state are shared
         optimizer.step()
         if over:
             returns.put(game.steps)
@@ -82,7 +82,7 @@ def worker(rank: int, shared: nn.ModuleDict, optimizer: RMSprop, returns: Any, a
 
 
 def play(net: nn.ModuleDict, games: int = 20) -> float:
-    """The mean return of games in which the better push is always taken."""
+    """Return the mean return of games of the greedy policy."""
     game, total = CartPole(12345), 0
     for _ in range(games):
         state, over = game.reset(), False
@@ -94,7 +94,7 @@ def play(net: nn.ModuleDict, games: int = 20) -> float:
 
 
 def main() -> None:
-    """Train, and print how it goes."""
+    """Train, and print the progress."""
     parser = argparse.ArgumentParser()
     for name, default in (("episodes", 800), ("workers", 4), ("seed", 0)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -103,7 +103,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     torch.set_num_threads(1)
     net = network().share_memory()
-    rate = torch.tensor(4e-3)  # shared too: all workers follow the one that is set below
+    rate = torch.tensor(4e-3)  # shared, so that all workers use the value that is set below
     optimizer = RMSprop(net.parameters(), dialect="a3c2016", learning_rate=rate, epsilon=1e-3).share_memory()
     context = multiprocessing.get_context(args.start)
     returns, last = context.SimpleQueue(), deque(maxlen=100)

@@ -1,4 +1,4 @@
-"""Accelerate: `prepare` wraps the optimizer and loads its own state back; ours is inside, and steps.
+"""Accelerate: `prepare` wraps RMSprop and reloads its state; RMSprop takes the steps.
 
 Run: pip install rmsprop accelerate scikit-learn && python examples/accelerate_loop.py
 """
@@ -20,7 +20,7 @@ def train(epochs: int = 3) -> tuple[RMSprop, float]:
     optimizer = RMSprop(net.parameters(), lr=1e-3, dialect="keras3", rho=0.9, epsilon=1e-6)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.98)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), 32, shuffle=True)
-    # amp_in_step stays False: with it step_was_skipped is never True, and the schedule goes on at skipped steps.
+    # amp_in_step stays False; otherwise step_was_skipped is never True, and the schedule advances at skipped steps.
     model, wrapped, loader, schedule = accelerator.prepare(net, optimizer, loader, schedule)
     for images, labels in (batch for _ in range(epochs) for batch in loader):
         with accelerator.accumulate(model):

@@ -1,4 +1,4 @@
-"""A CleanRL-style loop: one file, CartPole, annealed lr, clipped gradients, and torch's import replaced by ours.
+"""A CleanRL-style loop on CartPole, with annealed lr and clipped gradients; only the import of RMSprop changes.
 
 Run: pip install rmsprop gymnasium && python examples/cleanrl_loop.py
 """

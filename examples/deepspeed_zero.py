@@ -1,4 +1,4 @@
-"""DeepSpeed ZeRO: a client optimizer outside its list of tested ones, allowed by one word of the configuration.
+"""DeepSpeed ZeRO with an optimizer that is not on its list of tested ones, which one configuration key allows.
 
 Run: pip install rmsprop deepspeed && deepspeed examples/deepspeed_zero.py     (needs a compiler; one CPU is enough)
 """
@@ -10,8 +10,8 @@ from rmsprop import RMSprop
 CONFIG = {
     "train_micro_batch_size_per_gpu": 32,
     "zero_optimization": {"stage": 1},
-    "zero_allow_untested_optimizer": True,  # the list has Adam, AdamW, Adagrad, Lion and DeepSpeed's own
-    "gradient_clipping": 1.0,  # here, and not clip_norm=: ZeRO hands the optimizer one flat tensor per group
+    "zero_allow_untested_optimizer": True,  # the list is Adam, AdamW, Adagrad, Lion, and DeepSpeed's own
+    "gradient_clipping": 1.0,  # instead of clip_norm=, since ZeRO passes one flat tensor per group
     "bf16": {"enabled": True},
 }
 

@@ -1,4 +1,4 @@
-"""Hugging Face Trainer: a small GPT-2, by `optimizer_cls_and_kwargs`, which drops nothing.
+"""Hugging Face Trainer: a small GPT-2 with `optimizer_cls_and_kwargs`, which passes on every argument.
 
 Run: pip install rmsprop 'transformers[torch]' && python examples/hf_trainer.py
 """
@@ -21,12 +21,12 @@ def train(folder: str, steps: int = 60, **options) -> tuple[RMSprop, list[float]
         model,
         TrainingArguments(folder, **{**arguments, **options}),
         train_dataset=[{"input_ids": row, "labels": row} for row in rows],
-        # lr belongs here: TrainingArguments.learning_rate does not reach an optimizer that is given like this.
+        # Set lr here, since TrainingArguments.learning_rate does not reach an optimizer that is passed this way.
         optimizer_cls_and_kwargs=(RMSprop, dict(lr=2e-3, alpha=0.95, eps=1e-6, centered=True)),
     )
     trainer.train()
     losses = [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
-    return trainer.optimizer.optimizer, losses  # Accelerate's wrapper is around ours
+    return trainer.optimizer.optimizer, losses  # unwraps Accelerate's optimizer
 
 
 if __name__ == "__main__":

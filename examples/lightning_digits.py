@@ -1,4 +1,4 @@
-"""Lightning: digits with bfloat16 autocast, gradient clipping and a schedule; its Trainer steps with a closure.
+"""Lightning: digits with bfloat16 autocast, gradient clipping, and a schedule; its Trainer steps with a closure.
 
 Run: pip install rmsprop lightning scikit-learn && python examples/lightning_digits.py
 """
@@ -19,7 +19,7 @@ class Digits(lightning.LightningModule):
         return torch.nn.functional.cross_entropy(self.net(batch[0]), batch[1])
 
     def configure_optimizers(self):
-        # amp_in_step stays False: with it Lightning refuses gradient_clip_val under mixed precision.
+        # amp_in_step stays False; otherwise Lightning refuses gradient_clip_val under mixed precision.
         optimizer = RMSprop(self.parameters(), lr=1e-3, alpha=0.9, eps=1e-7, momentum=0.5)
         return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
 

@@ -1,4 +1,4 @@
-"""Stable-Baselines3: A2C on CartPole with the RMSprop of Stable-Baselines 2, by its recipe.
+"""Stable-Baselines3: A2C on CartPole with the recipe of Stable-Baselines 2's RMSprop.
 
 Run: pip install rmsprop stable-baselines3 && python examples/sb3_a2c.py
 """
@@ -11,12 +11,12 @@ from rmsprop import RMSprop, recipe
 
 
 def train(steps: int = 5_000, learning_rate=7e-4) -> A2C:
-    torch.set_num_threads(1)  # a policy this small is slower on more
+    torch.set_num_threads(1)  # a policy this small is slower on more threads
     agent = A2C(
         "MlpPolicy",
         "CartPole-v1",
-        learning_rate=learning_rate,  # a number, or a schedule: SB3 writes it into the groups at every update
-        # Name the class: without it A2C replaces optimizer_kwargs by torch's RMSprop with its own numbers.
+        learning_rate=learning_rate,  # a number or a schedule, which SB3 writes into the groups at every update
+        # Without optimizer_class=, A2C replaces optimizer_kwargs and uses torch's RMSprop with its own numbers.
         policy_kwargs=dict(optimizer_class=RMSprop, optimizer_kwargs=recipe("a2c-sb2")),
         seed=0,
         device="cpu",

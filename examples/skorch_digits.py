@@ -1,4 +1,4 @@
-"""skorch: RMSprop inside a scikit-learn estimator, with grouped weight decay; skorch steps with a closure.
+"""skorch: RMSprop in a scikit-learn estimator, with weight decay by group; skorch steps with a closure.
 
 Run: pip install rmsprop skorch && python examples/skorch_digits.py
 """
@@ -19,7 +19,7 @@ def train(epochs: int = 3) -> tuple[NeuralNetClassifier, float]:
         torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10)),
         criterion=torch.nn.CrossEntropyLoss,
         optimizer=RMSprop,
-        lr=1e-3,  # skorch always passes lr, 0.01 if none is given: use lr, and no learning_rate= of a dialect
+        lr=1e-3,  # skorch always passes lr, by default 0.01, so use lr and not a dialect's learning_rate=
         optimizer__alpha=0.9,
         optimizer__eps=1e-6,
         optimizer__momentum=0.5,

@@ -1,4 +1,4 @@
-"""timm: RMSprop under a name of timm's registry, for `create_optimizer_v2` and its training script's --opt.
+"""timm: RMSprop under a name in timm's registry, for `create_optimizer_v2` and its training script's --opt.
 
 Run: pip install rmsprop timm scikit-learn && python examples/timm_registry.py
 """
@@ -12,8 +12,8 @@ from torch.nn import functional
 
 from rmsprop import RMSprop
 
-# No "_" in the name: timm looks up what follows the last one. Without has_momentum= momentum stays 0; with it timm
-# puts in 0.9 where none is given. Its own rmsproptf rows also put in alpha=0.9; here defaults= says it.
+# The name has no "_", because timm looks up only the part after the last one. Without has_momentum=, momentum stays
+# 0; with it, timm's default is 0.9. timm's own rmsproptf entries also set alpha=0.9, which defaults= does here.
 OURS = dict(dialect="timm", alpha=0.9, eps=1e-3)
 default_registry.register(OptimInfo("rmspropours", RMSprop, "rmsprop.RMSprop", has_momentum=True, defaults=OURS))
 
@@ -21,7 +21,7 @@ default_registry.register(OptimInfo("rmspropours", RMSprop, "rmsprop.RMSprop", h
 def train(steps: int = 30, **options) -> tuple[RMSprop, list[float]]:
     torch.manual_seed(0)
     model = timm.create_model("test_efficientnet", num_classes=10, in_chans=1)
-    # Weight decay reaches the groups and not the constructor: none on biases and norms.
+    # timm passes weight decay to the groups, not to the constructor, and leaves out biases and norms.
     optimizer = create_optimizer_v2(model, "rmspropours", **{"lr": 2e-3, "weight_decay": 1e-5, **options})
     images, labels = (torch.as_tensor(values) for values in load_digits(return_X_y=True))
     images, losses = functional.interpolate(images.float().view(-1, 1, 8, 8) / 16, size=32), []

@@ -1,4 +1,4 @@
-"""torchao's CPUOffloadOptimizer: state and steps on the CPU, parameters on the GPU. Needs CUDA: it refuses a CPU.
+"""torchao's CPUOffloadOptimizer: state and steps on the CPU, parameters on the GPU. It needs CUDA.
 
 Run: pip install rmsprop torchao && python examples/torchao_offload.py     (on a machine with an NVIDIA GPU)
 """
@@ -10,8 +10,8 @@ from rmsprop import RMSprop
 
 
 def offloaded(params) -> CPUOffloadOptimizer:
-    # One RMSprop for each tensor of 4096 elements or more, stepped by the compiled CPU kernel, and one on the GPU for
-    # the rest: clip before step(), as clip_global_norm= would see one tensor at a time.
+    # Each tensor of 4096 elements or more has its own RMSprop on the compiled CPU kernel. The others share one
+    # on the GPU. Clip before step(), because clip_global_norm= would apply to one tensor at a time.
     return CPUOffloadOptimizer(params, RMSprop, lr=1e-3, alpha=0.9, eps=1e-6)
 
 

@@ -21,7 +21,7 @@ def train(rounds: int = 150, lr: float = 5e-3) -> tuple[RMSprop, float]:
     explorer = TensorDictSequential(actor, EGreedyModule(env.action_spec, 1.0, 0.05, rounds * 100))
     criterion = DQNLoss(actor, action_space=env.action_spec, delay_value=True)
     target = SoftUpdate(criterion, eps=0.98)
-    optimizer = RMSprop.recipe("dqn-nature", criterion.parameters(), lr=lr)  # the target network is no parameter
+    optimizer = RMSprop.recipe("dqn-nature", criterion.parameters(), lr=lr)  # without the target network
     buffer = TensorDictReplayBuffer(storage=LazyTensorStorage(10_000), batch_size=64)
     for _ in range(rounds):
         buffer.extend(env.rollout(200, explorer).detach())

@@ -1,4 +1,4 @@
-"""A torchtitan-style container: one RMSprop for each model part, one flat state dict by name, saved with DCP.
+"""A torchtitan-style container: one RMSprop per model part, and one flat state dict by name, saved with DCP.
 
 Run: pip install rmsprop && python examples/torchtitan_container.py
 """
@@ -33,7 +33,7 @@ if __name__ == "__main__":
     ours, again = (OptimizersContainer(parts, lr=1e-3, alpha=0.95, momentum=0.9) for _ in range(2))
     parts[1]["head"](parts[0]["embed"](torch.ones(4, 8))).square().mean().backward()
     ours.step()
-    [part.zero_grad() for part in parts]  # DCP loads nothing into a new optimizer whose parameters have gradients
+    [part.zero_grad() for part in parts]  # DCP does not load into a new optimizer if its parameters have gradients
     with tempfile.TemporaryDirectory() as folder:
         save({"optimizer": ours}, checkpoint_id=folder, no_dist=True)
         load({"optimizer": again}, checkpoint_id=folder, no_dist=True)

@@ -28,7 +28,7 @@ def train(folder: str, steps: int = 30, lr: float = 1e-4) -> tuple[RMSprop, floa
     set_seed(0)
     model = GPT2LMHeadModel(GPT2Config(vocab_size=32, n_positions=8, n_embd=32, n_layer=2, n_head=2))
     pairs = [{"chosen": torch.arange(8) + i, "rejected": torch.arange(8).flip(0) + i} for i in range(24)]
-    optimizer = RMSprop.recipe("dpo", model.parameters(), lr=lr)  # 5e-7 for a model that is trained already
+    optimizer = RMSprop.recipe("dpo", model.parameters(), lr=lr)  # 5e-7 for a pretrained model
     arguments = TrainingArguments(folder, max_steps=steps, **MEANT, **QUIET)
     trainer = DPO(model, arguments, train_dataset=pairs, optimizers=(optimizer, None))
     trainer.start = copy.deepcopy(model)

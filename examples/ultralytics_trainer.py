@@ -1,6 +1,6 @@
-"""Ultralytics-type trainers look an optimizer up by name in torch.optim: a subclass puts ours there, unpatched.
+"""Ultralytics-style trainers look up optimizers by name in torch.optim; a subclass of the trainer uses ours instead.
 
-Run: pip install rmsprop && python examples/ultralytics_trainer.py     (no ultralytics needed: `Trainer` is its like)
+Run: pip install rmsprop && python examples/ultralytics_trainer.py     (`Trainer` stands in for ultralytics)
 """
 
 import torch
@@ -9,7 +9,7 @@ from rmsprop import RMSprop
 
 
 class Trainer:
-    """What Ultralytics' BaseTrainer does with an optimizer's name, and with SGD's momentum."""
+    """A trainer that treats the optimizer's name and momentum as Ultralytics' BaseTrainer does."""
 
     def build_optimizer(self, model, name="RMSprop", lr=0.01, momentum=0.937, decay=5e-4):
         named = [(n, p) for n, p in model.named_parameters()]
@@ -22,7 +22,7 @@ class WithOurs(Trainer):  # class WithOurs(ultralytics.models.yolo.detect.Detect
     """`YOLO(...).train(trainer=WithOurs, optimizer="RMSprop", momentum=0, warmup_momentum=0, warmup_bias_lr=0)`."""
 
     def build_optimizer(self, *args, **kwargs):
-        groups = super().build_optimizer(*args, **kwargs).param_groups  # its grouping, weight decay, lr and momentum
+        groups = super().build_optimizer(*args, **kwargs).param_groups  # its grouping, weight decay, lr, and momentum
         kept = ("params", "param_group", "lr", "momentum", "weight_decay")
         return RMSprop([{name: group[name] for name in kept if name in group} for group in groups], alpha=0.9)
 
@@ -30,5 +30,5 @@ class WithOurs(Trainer):  # class WithOurs(ultralytics.models.yolo.detect.Detect
 if __name__ == "__main__":
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.Conv2d(16, 16, 3))
     inherited = WithOurs().build_optimizer(model)
-    print(*inherited.lint(), sep="\n")  # momentum 0.937 of SGD: steps 16 times lr
+    print(*inherited.lint(), sep="\n")  # SGD's momentum of 0.937 makes steps 16 times lr
     print(WithOurs().build_optimizer(model, momentum=0.0, lr=1e-3).explain())

@@ -1,10 +1,10 @@
-"""Damage real checkpoints at random, and see that every reader answers with arrays or with one sentence.
+"""Fuzz the checkpoint readers: damaged checkpoints must be read, or refused with a one-sentence error.
 
     python fuzz/convert.py --count 100000
 
-Every input follows from its number, so a failure is repeated by `--first N --count 1`. Inputs run in child processes,
-each for at most 5 seconds and with 64 MB and ten times its size to allocate: a crash, a hang, a MemoryError and a
-traceback are failures, and so is a file written elsewhere. Whatever can be read is converted as well.
+Every input is determined by its number, so `--first N --count 1` reproduces a failure. Inputs run in child processes,
+each for at most 5 seconds, and may allocate 64 MB plus ten times their size. A crash, a hang, a MemoryError, a
+traceback, and a file written elsewhere are failures. Checkpoints that can be read are also converted.
 """
 
 import argparse
@@ -31,13 +31,13 @@ FIXTURES = Path(__file__).parent.parent / "tests" / "checkpoints"
 BATCH = 500
 SECONDS = 5
 HEADROOM = 64 << 20
-LONGEST = 600  # of a sentence
+LONGEST = 600  # characters of a message
 Files = dict[str, bytes]
 NUMBERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 2**31 - 1, 2**31, 2**32 - 1, 2**48, 2**63 - 1, 2**64 - 1)
 
 
 def fixtures() -> list[tuple[str, str, Files]]:
-    """The recorded checkpoints: the path that a reader is given, its format's name, and the files behind it."""
+    """Return the recorded checkpoints: the path for the reader, the name of the format, and the files."""
     from rmsprop.conversion.formats import FORMATS
 
     found = []
@@ -55,12 +55,12 @@ def fixtures() -> list[tuple[str, str, Files]]:
 
 
 def rewritten() -> list[tuple[str, str, Files]]:
-    """A recorded checkpoint in the other forms that torch and its trainers write."""
+    """Return a recorded checkpoint in the other formats that torch and its trainers write."""
     import torch
     import torch.distributed.checkpoint as dcp
     from safetensors.torch import save_file
 
-    from rmsprop.conversion.file import recognise
+    from rmsprop.conversion.file import recognize
 
     whole = torch.load(FIXTURES / "torch_rmsprop.pt", weights_only=True)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
@@ -80,7 +80,7 @@ def rewritten() -> list[tuple[str, str, Files]]:
                 with made.open(f"{name}.pth", "w") as file:
                     torch.save(whole[part], file)
         return [
-            (path.name, recognise(path).name, {p.relative_to(root).as_posix(): p.read_bytes() for p in _files(path)})
+            (path.name, recognize(path).name, {p.relative_to(root).as_posix(): p.read_bytes() for p in _files(path)})
             for path in sorted(root.iterdir())
         ]
 
@@ -93,7 +93,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def flip(draw: random.Random, data: bytes, _: bytes) -> bytes:
-    """Turn up to 16 bits."""
+    """Flip up to 16 bits."""
     changed = bytearray(data)
     for _ in range(draw.choice((1, 1, 2, 4, 16))):
         changed[draw.randrange(len(changed))] ^= 1 << draw.randrange(8)
@@ -106,13 +106,13 @@ def cut(draw: random.Random, data: bytes, _: bytes) -> bytes:
 
 
 def remove(draw: random.Random, data: bytes, _: bytes) -> bytes:
-    """Take some bytes out."""
+    """Remove some bytes."""
     at = draw.randrange(len(data))
     return data[:at] + data[at + draw.choice((1, 2, 4, 8, 64, 512)) :]
 
 
 def splice(draw: random.Random, data: bytes, other: bytes) -> bytes:
-    """Put a piece of another file, or of this one, in or over."""
+    """Insert, or overwrite with, a piece of another file or of this one."""
     source = draw.choice((data, other)) or data
     at, start = draw.randrange(len(data)), draw.randrange(len(source))
     piece = source[start : start + draw.choice((1, 4, 16, 256, 4096))]
@@ -120,7 +120,7 @@ def splice(draw: random.Random, data: bytes, other: bytes) -> bytes:
 
 
 def number(draw: random.Random, data: bytes, _: bytes) -> bytes:
-    """Write a number that programs stumble over."""
+    """Write an extreme integer."""
     width, at = draw.choice((1, 2, 4, 8)), draw.randrange(len(data))
     order = draw.choice(("little", "big"))
     piece = (draw.choice(NUMBERS) % 256**width).to_bytes(width, order)
@@ -128,7 +128,7 @@ def number(draw: random.Random, data: bytes, _: bytes) -> bytes:
 
 
 def digits(draw: random.Random, data: bytes, _: bytes) -> bytes:
-    """Change a number or a name that is written as text."""
+    """Change a number or a name in text."""
     places = [i for i, byte in enumerate(data[:20000]) if 48 <= byte < 58] or [0]
     at = draw.choice(places)
     return (
@@ -139,7 +139,7 @@ def digits(draw: random.Random, data: bytes, _: bytes) -> bytes:
 
 
 def nest(draw: random.Random, data: bytes, _: bytes) -> bytes:
-    """Open brackets and marks without end."""
+    """Insert many opening brackets and markers."""
     at = draw.randrange(len(data))
     return (
         data[:at]
@@ -152,16 +152,16 @@ BLUNT: tuple[Callable[[random.Random, bytes, bytes], bytes], ...] = (flip, cut, 
 
 
 def members(draw: random.Random, data: bytes, other: bytes) -> bytes:
-    """Rewrite an archive with one member damaged, renamed, doubled, dropped or blown up, and sound checksums."""
+    """Rewrite an archive with valid checksums and one member damaged, renamed, duplicated, dropped, or inflated."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as held:
             parts = [(info.filename, held.read(info), info.compress_type) for info in held.infolist()]
-    except Exception:  # damaged before
+    except Exception:  # already damaged
         parts = []
     if not parts:
         return flip(draw, data, other)
     at = draw.randrange(len(parts))
-    if draw.random() < 0.4:  # the small ones, pickles and descriptions, are the interesting ones
+    if draw.random() < 0.4:  # prefers small members, pickles and descriptions
         at = min(
             range(len(parts)), key=lambda i: (not parts[i][0].endswith((".pkl", ".json", ".pth")), draw.random())
         )
@@ -188,13 +188,13 @@ def members(draw: random.Random, data: bytes, other: bytes) -> bytes:
 
 @functools.cache
 def bomb() -> bytes:
-    """256 MB of zeros, deflated."""
+    """Return 256 MB of zeros, deflated."""
     made = zlib.compressobj(wbits=-15)
     return b"".join(made.compress(bytes(1 << 20)) for _ in range(256)) + made.flush()
 
 
 def lie(draw: random.Random, parts: list[tuple[str, bytes, int]], name: str) -> bytes:
-    """An archive in which one member unpacks to far more than it declares, in one of its headers or in both."""
+    """Return an archive with a member that unpacks to far more than one or both of its headers declare."""
     made, at = io.BytesIO(), {}
     with zipfile.ZipFile(made, "w") as held:
         for own, content, method in parts:
@@ -212,7 +212,7 @@ def lie(draw: random.Random, parts: list[tuple[str, bytes, int]], name: str) -> 
 
 
 def hurt(draw: random.Random, data: bytes, other: bytes) -> bytes:
-    """One or more kinds of damage; inside an archive, if it is one."""
+    """Apply one or more kinds of damage, for an archive also inside its members."""
     for _ in range(draw.choice((1, 1, 1, 2, 3))):
         if not data:
             return data
@@ -221,39 +221,45 @@ def hurt(draw: random.Random, data: bytes, other: bytes) -> bytes:
     return data
 
 
-# --- judgement ------------------------------------------------------------------------------------
+# --- judgment -------------------------------------------------------------------------------------
 
 
 def judge(path: Path, kind: str) -> str | None:
-    """What went wrong in reading and converting a file, or None."""
+    """Return the failure in reading and converting a file, or None."""
     from rmsprop.conversion.file import prepare
     from rmsprop.conversion.formats import FORMATS
 
     for row in FORMATS:
         row.sniff(path)
     row = next(row for row in FORMATS if row.name == kind)
-    words = {"lr": 0.01, "alpha": 0.9, "eps": 1e-7, "momentum": 0.9}
-    for run in (lambda: row.read(path), lambda: prepare(path), lambda: prepare(path, "torch", given=words)):
+    arguments = {"lr": 0.01, "alpha": 0.9, "eps": 1e-7, "momentum": 0.9}
+    for run in (lambda: row.read(path), lambda: prepare(path), lambda: prepare(path, "torch", given=arguments)):
         try:
             run()
         except (ValueError, TypeError) as error:
-            said = str(error)
+            message = str(error)
             if (
                 isinstance(error, TypeError)
-                and "RMSprop" not in said
-                and "dialect" not in said
-                and "Invalid" not in said
+                and "RMSprop" not in message
+                and "dialect" not in message
+                and "Invalid" not in message
             ):
                 return traceback.format_exc()
-            if not said or "\n" in said or len(said) > LONGEST or " " not in said or "allocate" in said:
-                return f"no sentence: {said[:2000]!r}\n{traceback.format_exc()}"
+            if (
+                not message
+                or "\n" in message
+                or len(message) > LONGEST
+                or " " not in message
+                or "allocate" in message
+            ):
+                return f"not a sentence: {message[:2000]!r}\n{traceback.format_exc()}"
         except BaseException:
             return traceback.format_exc()
     return None
 
 
 def attack(first: int, count: int, folder: Path, found: list[tuple[str, str, Files]]) -> None:
-    """Judge inputs first, ..., in a child; its progress and its findings lie in the folder."""
+    """Judge `count` inputs from `first` in a child process, which writes to the folder."""
     progress, failures, case = folder / "progress", folder / "failures", folder / "case"
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
@@ -283,7 +289,7 @@ def attack(first: int, count: int, folder: Path, found: list[tuple[str, str, Fil
 
 @contextmanager
 def fence(size: int) -> Iterator[None]:
-    """Let the body allocate this much and the headroom, and no more."""
+    """Limit the memory that the body may allocate to `size` bytes and the headroom."""
     if sys.platform != "linux":
         yield
         return
@@ -297,9 +303,9 @@ def fence(size: int) -> Iterator[None]:
 
 
 def run(first: int, count: int, jobs: int, say: Callable[[int], None]) -> list[str]:
-    """All inputs, in children that are forked from this process, which has read everything undamaged.
+    """Judge the undamaged checkpoints in this process, and all inputs in forked children.
 
-    Returns: the failures, each as text.
+    Returns: the failures as text.
     """
     found = fixtures()
     failures = []
@@ -316,16 +322,16 @@ def run(first: int, count: int, jobs: int, say: Callable[[int], None]) -> list[s
 def in_children(
     attack: Callable[[int, int, Path], None], first: int, count: int, jobs: int, say: Callable[[int], None]
 ) -> list[str]:
-    """Inputs first, ..., in batches that are forked from this process.
+    """Judge `count` inputs from `first` in batches, each in a forked child.
 
     Args:
-        attack: judges (first, count) inputs with a folder of its own, where it writes the input's number to the file
-            "progress" before each, and appends what failed to "failures".
-    Returns: the failures, each as text; a child that died or hung is one, and the next goes on behind that input.
+        attack: judges (first, count) inputs in its own folder. It writes the number of each input to the file
+            "progress" before it runs, and appends failures to "failures".
+    Returns: the failures as text. A child that crashed or hung is a failure, and the next child continues after it.
     """
     failures = []
     waiting = [(at, min(BATCH, first + count - at)) for at in range(first, first + count, BATCH)][::-1]
-    running: dict[int, tuple[int, Path]] = {}  # process -> where its batch ends, its folder
+    running: dict[int, tuple[int, Path]] = {}  # process -> end of its batch, its folder
     done = 0
     while waiting or running:
         while waiting and len(running) < jobs:
@@ -337,7 +343,7 @@ def in_children(
                 try:
                     attack(at, size, folder)
                     os._exit(0)
-                except BaseException:  # a fault of this driver
+                except BaseException:  # an error of this driver
                     traceback.print_exc()
                 finally:
                     os._exit(1)
@@ -349,8 +355,8 @@ def in_children(
         if status != 0:
             text = (folder / "progress").read_text() if (folder / "progress").exists() else f"{end} (start)"
             fate = "hung" if os.waitstatus_to_exitcode(status) == -signal.SIGALRM else "crashed"
-            said = (folder / "stderr").read_text(errors="replace")[-2000:]
-            failures.append(f"--- input {text}\nthe reader {fate}, {os.waitstatus_to_exitcode(status)}\n{said}\n")
+            stderr = (folder / "stderr").read_text(errors="replace")[-2000:]
+            failures.append(f"--- input {text}\nthe reader {fate}, {os.waitstatus_to_exitcode(status)}\n{stderr}\n")
             after = int(text.split()[0]) + 1
             if after < end:
                 waiting.append((after, end - after))
@@ -361,26 +367,26 @@ def in_children(
 
 
 def main() -> None:
-    """Attack, print failures, exit 1 if there were any."""
+    """Judge all inputs, print the failures, and exit with 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     import torch
 
-    torch.set_num_threads(1)  # no thread may be there when this process forks
+    torch.set_num_threads(1)  # threads must not exist when this process forks
     begun = time.perf_counter()
 
     def say(done: int) -> None:
         if done % (10 * BATCH) == 0:
-            print(f"{min(done, asked.count)} inputs, {time.perf_counter() - begun:.0f} s", flush=True)
+            print(f"{min(done, options.count)} inputs, {time.perf_counter() - begun:.0f} s", flush=True)
 
-    failures = run(asked.first, asked.count, asked.jobs, say)
+    failures = run(options.first, options.count, options.jobs, say)
     print("".join(failures)[:20000])
     kinds = sorted({kind for _, kind, _ in fixtures()})
     total = sum(text.count("--- ") for text in failures)
-    print(f"{asked.count} damaged checkpoints of {', '.join(kinds)}: {total} failures")
+    print(f"{options.count} damaged checkpoints of {', '.join(kinds)}: {total} failures")
     sys.exit(bool(failures))
 
 

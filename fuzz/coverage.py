@@ -1,15 +1,15 @@
-"""Fuzz the readers and `load_state_dict` by coverage: inputs that reach new branches are kept and mutated further.
+"""Fuzz the readers and `load_state_dict` by coverage: mutate further the inputs that reach new branches.
 
     python fuzz/coverage.py --seconds 60
 
 Atheris (`pip install atheris`) counts the branches of this package's bytecode. Two targets, half of the time each:
 
-- readers: a recorded checkpoint, one of whose files is mutated, judged as in fuzz/convert.py;
-- state: a sequence of loads, edits and steps of an optimizer, judged as in fuzz/optimizer.py, by choices that are
-  the input's bytes.
+- readers: a recorded checkpoint with one mutated file, judged as in fuzz/convert.py;
+- state: a sequence of loads, edits, and steps of an optimizer, chosen by the input's bytes and judged as in
+  fuzz/optimizer.py.
 
-Both begin with the recorded checkpoints and with fuzz/corpus, which holds inputs of earlier runs that reach lines
-that the recorded ones do not. `--keep` adds this run's there, the smallest that reach new lines.
+Both start from the recorded checkpoints and from fuzz/corpus, the inputs of earlier runs that reach further lines.
+`--keep` adds the smallest inputs of this run that reach new lines.
 """
 
 import argparse
@@ -30,22 +30,22 @@ from types import FrameType
 HERE = Path(__file__).parent
 CORPUS = HERE / "corpus"
 LONGEST = 64 << 10  # bytes of an input
-LIMIT = 80_000  # bytes of each target's part of the corpus
-SECONDS = 60  # that one input may take
+LIMIT = 80_000  # bytes of the corpus of each target
+SECONDS = 60  # time limit of one input
 
 sys.path.append(str(HERE))
 
 
 class Choices(random.Random):
-    """Random choices that are the bytes of an input, and then the same ones for every input."""
+    """Random choices from the bytes of an input, followed by the same ones for every input."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(0)
         self._data, self._at = data, 0
 
     def getrandbits(self, k: int, /) -> int:
-        """The next k bits, of whole bytes."""
-        if self._at >= len(self._data):  # zeros for ever would keep `sample` from ending
+        """Return the next k bits, from whole bytes."""
+        if self._at >= len(self._data):  # endless zeros would keep `sample` from ending
             return super().getrandbits(k)
         count = (k + 7) // 8
         taken = self._data[self._at : self._at + count]
@@ -53,7 +53,7 @@ class Choices(random.Random):
         return int.from_bytes(taken.ljust(count, b"\0"), "little") & ((1 << k) - 1)
 
     def random(self) -> float:
-        """One of 65,536 numbers below 1."""
+        """Return one of 65,536 numbers below 1."""
         return self.getrandbits(16) / 65536
 
 
@@ -61,18 +61,18 @@ class Choices(random.Random):
 
 
 def packed(name: str, victim: int, content: bytes) -> bytes:
-    """An input: a recorded checkpoint's name, which of its files is replaced, and by what."""
+    """Return an input: a recorded checkpoint's name, the index of the replaced file, and its new content."""
     return name.encode() + bytes((0, victim)) + content
 
 
 def unpacked(data: bytes) -> tuple[str, int, bytes] | None:
-    """What was packed, or None."""
+    """Return the parts of an input, or None."""
     name, zero, rest = data.partition(b"\0")
     return (name.decode("latin1"), rest[0], rest[1:]) if zero and rest else None
 
 
 def read_one(data: bytes, found: dict[str, tuple[str, dict[str, bytes]]], folder: Path) -> str | None:
-    """What went wrong in reading an input, or None."""
+    """Return the failure in reading an input, or None."""
     import convert
 
     parts = unpacked(data)
@@ -91,7 +91,7 @@ def read_one(data: bytes, found: dict[str, tuple[str, dict[str, bytes]]], folder
 
 
 def readers(folder: Path, seeds: Path) -> tuple[Callable[[bytes], str | None], Callable[..., bytes]]:
-    """The judge and the mutator of checkpoints; writes the recorded ones as seeds."""
+    """Return the judge and the mutator of checkpoints, and write the recorded ones as seeds."""
     import atheris
     import convert
 
@@ -121,7 +121,7 @@ def readers(folder: Path, seeds: Path) -> tuple[Callable[[bytes], str | None], C
 
 
 def state_one(data: bytes) -> str | None:
-    """What went wrong in a sequence of loads, edits and steps that the input chooses, or None."""
+    """Return the failure in the sequence of loads, edits, and steps that the input selects, or None."""
     import optimizer as driver
     import torch
 
@@ -146,7 +146,7 @@ def state_one(data: bytes) -> str | None:
 
 
 def states(seeds: Path) -> tuple[Callable[[bytes], str | None], None]:
-    """The judge of sequences; writes seeds."""
+    """Return the judge of sequences, and write seeds."""
     for n in range(64):
         write(seeds, random.Random(n).randbytes(400))
     return state_one, None
@@ -162,13 +162,13 @@ def write(folder: Path, data: bytes) -> None:
 
 
 def child(target: str, folder: Path, arguments: list[str]) -> None:
-    """Run libFuzzer in this process; faults are written to the folder, one for each place, and the run goes on."""
+    """Run libFuzzer in this process; write one fault for each place in the code to the folder, and continue."""
     import atheris
 
     with atheris.instrument_imports(include=["rmsprop"], enable_loader_override=False):
         pass
     import torch
-    import torch._dynamo  # which the first optimizer imports, for longer than an input may take
+    import torch._dynamo  # the first optimizer imports it, which takes longer than the time limit of an input
 
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
@@ -192,7 +192,7 @@ def child(target: str, folder: Path, arguments: list[str]) -> None:
 
 
 def run(target: str, seconds: int, keep: bool) -> str | None:
-    """Fuzz one target in a child. Returns: what went wrong, or None."""
+    """Fuzz one target in a child process. Returns: the failures, or None."""
     folder = Path(tempfile.mkdtemp(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
     own = CORPUS / target
     own.mkdir(parents=True, exist_ok=True)
@@ -221,7 +221,8 @@ def run(target: str, seconds: int, keep: bool) -> str | None:
         runs = re.findall(r"stat::number_of_executed_units:\s*(\d+)|Done (\d+) runs", ran.stderr)
         count = runs[-1][0] or runs[-1][1] if runs else "no"
         print(
-            f"{target}: {count} inputs; edges covered: {before} by the recorded, {first} with the corpus, {after} now"
+            f"{target}: {count} inputs; edges covered: {before} by the recorded checkpoints, {first} with the "
+            f"corpus, {after} now"
         )
         if keep:
             merge(target, folder, own)
@@ -243,7 +244,7 @@ def run(target: str, seconds: int, keep: bool) -> str | None:
 
 
 def merge(target: str, folder: Path, own: Path) -> None:
-    """Leave in the corpus the smallest inputs that reach lines which the recorded ones do not, up to the limit."""
+    """Keep in the corpus, up to the limit, the smallest inputs that reach lines beyond the recorded checkpoints."""
     judge, _ = readers(folder, folder / "seeds") if target == "readers" else states(folder / "seeds")
     reached = set().union(*(lines(judge, path.read_bytes()) for path in (folder / "seeds").iterdir()))
     before, total, kept = len(reached), 0, []
@@ -261,13 +262,13 @@ def merge(target: str, folder: Path, own: Path) -> None:
 
 
 def lines(judge: Callable[[bytes], str | None], data: bytes) -> set[tuple[str, int]]:
-    """The lines of this package that an input reaches."""
-    found: set[tuple[str, int]] = set()
+    """Return the lines of this package that an input reaches."""
+    reached: set[tuple[str, int]] = set()
 
     def trace(frame: FrameType, _event: str, _argument: object) -> Callable[..., object] | None:
         if "rmsprop" not in Path(frame.f_code.co_filename).parts:
             return None
-        found.add((frame.f_code.co_filename, frame.f_lineno))
+        reached.add((frame.f_code.co_filename, frame.f_lineno))
         return trace
 
     sys.settrace(trace)
@@ -275,39 +276,39 @@ def lines(judge: Callable[[bytes], str | None], data: bytes) -> set[tuple[str, i
         judge(data)
     finally:
         sys.settrace(None)
-    return found
+    return reached
 
 
-def covered_in(said: str) -> int:
-    """The edges that libFuzzer counted last."""
-    return max((int(edges) for edges in re.findall(r"\bcov: (\d+)", said)), default=0)
+def covered_in(output: str) -> int:
+    """Return the number of covered edges in libFuzzer's output."""
+    return max((int(edges) for edges in re.findall(r"\bcov: (\d+)", output)), default=0)
 
 
 def main() -> None:
-    """Fuzz, print what was covered and what failed; exit 1 if anything did."""
+    """Fuzz, print the coverage and the failures, and exit with 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seconds", type=int, default=60, help="of both targets together")
-    parser.add_argument("--target", choices=("readers", "state"), help="one of them only")
-    parser.add_argument("--keep", action="store_true", help="add what reached new branches to fuzz/corpus")
-    parser.add_argument("--replay", type=Path, help="judge one input of the target, and print what is wrong")
+    parser.add_argument("--seconds", type=int, default=60, help="total time of both targets")
+    parser.add_argument("--target", choices=("readers", "state"), help="fuzz only this target")
+    parser.add_argument("--keep", action="store_true", help="add inputs that reach new lines to fuzz/corpus")
+    parser.add_argument("--replay", type=Path, help="judge one input of the target, and print its failure")
     parser.add_argument("--child", choices=("readers", "state"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
-    asked, rest = parser.parse_known_args()
+    options, rest = parser.parse_known_args()
     if importlib.util.find_spec("atheris") is None:
         print("fuzz/coverage.py: skipped, atheris is not installed here (pip install atheris)")
         return
-    if asked.child:
-        child(asked.child, asked.folder, rest)
+    if options.child:
+        child(options.child, options.folder, rest)
         return
     if rest:
         parser.error(f"unknown arguments: {' '.join(rest)}")
-    if asked.replay:
+    if options.replay:
         folder = Path(tempfile.mkdtemp())
-        judge, _ = readers(folder, folder / "seeds") if asked.target == "readers" else states(folder / "seeds")
-        print(judge(asked.replay.read_bytes()) or "nothing is wrong")
+        judge, _ = readers(folder, folder / "seeds") if options.target == "readers" else states(folder / "seeds")
+        print(judge(options.replay.read_bytes()) or "no failure")
         return
-    targets = (asked.target,) if asked.target else ("readers", "state")
-    failures = [run(target, asked.seconds // len(targets), asked.keep) for target in targets]
+    targets = (options.target,) if options.target else ("readers", "state")
+    failures = [run(target, options.seconds // len(targets), options.keep) for target in targets]
     print("".join(fault for fault in failures if fault)[:20000], end="")
     sys.exit(any(failures))
 

@@ -1,12 +1,13 @@
-// Feeds plans and works to the kernel: an optimizer made of bytes, whose lists, dicts and tensors change between steps.
+// Fuzzes the kernel's plans and works with an optimizer made of bytes, whose lists, dicts and tensors change between
+// steps.
 //
-// Built for libFuzzer with AddressSanitizer and UndefinedBehaviorSanitizer: make fuzz-native. Python and torch are not
-// there; the host's functions read the structures below, each tensor's memory is a block of its own size or a place in a
-// shared one, and this judge finds out byte by byte what may be stepped:
+// Built for libFuzzer with AddressSanitizer and UndefinedBehaviorSanitizer (make fuzz-native), without Python and torch.
+// The host's functions read the structures below. The memory of each tensor is a block of its size or a part of a
+// shared one. This judge determines byte by byte what may be stepped:
 //
-// - `rmsprop_again` steps exactly what is plain, dense, of one layout and apart in memory; else nothing is written.
-// - what has no gradient, and every gradient, stays as it is.
-// - a step that is cut into any ranges ends in the bits of one that is not.
+// - `rmsprop_again` steps only tensors that are plain, dense, of one layout, and disjoint; else it writes nothing.
+// - It never changes gradients, and parameters without a gradient.
+// - A step that is split into any ranges gives the same bits as one that is not.
 #include "plan.h"
 
 #include <fuzzer/FuzzedDataProvider.h>
@@ -29,7 +30,7 @@ using Provider = FuzzedDataProvider;
   std::abort();
 }
 
-// --- what Python and torch have in their place ----------------------------------------------------
+// --- stand-ins for Python and torch ---------------------------------------------------------------
 
 constexpr uint64_t kPlain = 0x11, kInference = 0x10, kLazy = 0x31;
 char tensor_type, parameter_type, subclass_type, dict_type, userdict_type, none_object;
@@ -44,7 +45,7 @@ struct Impl {
 
 struct Tensor {
   void* type = &tensor_type;
-  Impl* impl;  // where host.header points to
+  Impl* impl;  // the target of host.header
   Impl held;
   Tensor() : impl(&held) {}
 };
@@ -112,7 +113,7 @@ struct World {
     return blocks.back().get();
   }
 
-  // A tensor with memory of its own size, or, seldom, somewhere in another's.
+  // Returns a tensor with its own memory, or, rarely, a part of another's.
   Tensor* tensor(int32_t dtype, const std::vector<int64_t>& shape, bool odd) {
     tensors.push_back(std::make_unique<Tensor>());
     Tensor& made = *tensors.back();
@@ -152,7 +153,7 @@ struct World {
     return &made;
   }
 
-  // A tensor of the same shape and strides, with memory of its own.
+  // Returns a tensor of the same shape and strides, with its own memory.
   Tensor* like(const Impl& other, int32_t dtype) {
     tensors.push_back(std::make_unique<Tensor>());
     Impl& impl = tensors.back()->held;
@@ -185,7 +186,7 @@ int64_t numel(const Impl& x) {
   return count;
 }
 
-// The offset of every element, in row-major order of the indices.
+// Returns the offset of every element, in row-major order of the indices.
 std::vector<int64_t> offsets(const Impl& x) {
   std::vector<int64_t> found = {0};
   for (int64_t d = 0; d < x.dim; ++d) {
@@ -207,7 +208,7 @@ bool is_dense(const Impl& x) {
   return true;
 }
 
-// Whether what is there today may be stepped: looked at byte by byte.
+// Returns whether the current tensors may be stepped, checked byte by byte.
 bool may_step(const Plan& plan, World& world, const std::vector<std::vector<int64_t>>& places,
               const std::vector<Kind>& kinds) {
   std::map<const char*, int> written;
@@ -226,7 +227,7 @@ bool may_step(const Plan& plan, World& world, const std::vector<std::vector<int6
         if (item.first == world.keys[size_t(place)]) entry = static_cast<Dict*>(item.second);
       }
       if (entry == nullptr || entry->type != &dict_type) return false;
-      for (int64_t i = 0; i < plan.items; ++i) {  // what an entry holds besides may mean another step
+      for (int64_t i = 0; i < plan.items; ++i) {  // further entries may change the step
         if (plan.item[i] == place && int64_t(entry->items.size()) != plan.entry_size[i]) return false;
       }
       const bool kept[kTensors] = {true, true, true, work.grad_avg != nullptr, work.momentum_buffer != nullptr, true,
@@ -334,7 +335,7 @@ void run(Provider& draw) {
   }
   if (kinds.empty()) return;
 
-  // The works, without addresses: the plan is to note them.
+  // The works lack addresses, which the plan records.
   const size_t works = kinds.size();
   std::vector<Work> work(works);
   struct Arrays {
@@ -398,7 +399,7 @@ void run(Provider& draw) {
       } else if (what == 7) {
         world.gradients[i] = world.params[i];
       } else if (what == 8) {
-        world.params[i] = world.tensor(kind.param, shapes[i], true);  // a shard that moved, as of a DTensor
+        world.params[i] = world.tensor(kind.param, shapes[i], true);  // a shard at a new address, as of a DTensor
       } else if (what == 9) {
         world.keys[i] = world.params[i];
       } else if (what == 10 && !world.dicts.empty()) {
@@ -433,7 +434,7 @@ void run(Provider& draw) {
       if (remembered(world) != before) fault("something was written, and no step was taken");
     }
     if (code == kStepped || code == kSame) {
-      // The same step on the memory of before, cut up: the same bits.
+      // The same step on the initial memory, split into ranges, gives the same bits.
       const auto after = remembered(world);
       if (code == kStepped) {
         for (size_t i = 0; i < before.size(); ++i) std::memcpy(world.blocks[i].get(), before[i].data(), before[i].size());

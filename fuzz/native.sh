@@ -1,13 +1,13 @@
 #!/bin/sh
-# Fuzzes the kernel's plans and works under AddressSanitizer and UndefinedBehaviorSanitizer: usage
-# fuzz/native.sh SECONDS [libFuzzer arguments]. An input that fails is left in fuzz/found.
+# Fuzzes the kernel's plans and works under AddressSanitizer and UndefinedBehaviorSanitizer.
+# Usage: fuzz/native.sh SECONDS [libFuzzer arguments]. Inputs that fail are written to fuzz/found.
 set -eu
 seconds=${1:-60}
 [ $# -gt 0 ] && shift
 here=$(cd "$(dirname "$0")" && pwd)
 clang=${CLANG:-clang++}
 if ! command -v "$clang" > /dev/null; then
-    echo "fuzz/native.sh: skipped, there is no $clang here (libFuzzer comes with clang)"
+    echo "fuzz/native.sh: skipped, $clang is not installed (libFuzzer comes with clang)"
     exit 0
 fi
 work=$(mktemp -d)

@@ -1,13 +1,13 @@
-"""Treat RMSprop badly at random: it answers with a correct step, or with one sentence and nothing changed.
+"""Fuzz RMSprop: random misuse must end in a correct step, or in a one-sentence error that changes nothing.
 
     python fuzz/optimizer.py --count 10000
 
-Each input builds an optimizer from random parameters and settings, good and bad, and then steps it with random
-gradients, edits its groups, loads state dicts (its own, torch's, damaged ones) and damaged checkpoint files. What is
-refused must be refused by a `raise` of this package or of torch's Optimizer, with a sentence, and leave parameters,
-gradients, state and groups bit by bit as they were. What is computed is judged by the float64 reference where numbers
-are ordinary, else by the eager backend. Every input follows from its number, so a failure is repeated by
-`--first N --count 1`; it runs in a child process, for at most 20 seconds.
+Each input builds an optimizer from random valid and invalid parameters and settings. It then steps with random
+gradients, edits groups, and loads state dicts (its own, torch's, damaged ones) and damaged checkpoint files. A
+refusal must come from a `raise` of this package or of torch's Optimizer, consist of a sentence, and leave parameters,
+gradients, state, and groups unchanged bit by bit. Steps with ordinary numbers are compared with the float64
+reference, and others with the eager backend. Every input is determined by its number, so `--first N --count 1`
+reproduces a failure. It runs in a child process, for at most 20 seconds.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import torch
 from convert import BATCH, LONGEST, fence, hurt, in_children
 from torch import Tensor, nn
 
-sys.path.append(str(Path(__file__).parent.parent / "tests"))
+sys.path.append(str(Path(__file__).parent.parent / "tests" / "tools"))
 from cases import BUDGET, Case, as64, errors, state64
 
 import rmsprop
@@ -55,7 +55,7 @@ ODD_TENSORS: tuple[Callable[[], Tensor], ...] = (
     lambda: torch.ones(0),
     lambda: torch.eye(2).to_sparse(),
 )
-# Settings with values that work; the first is torch's.
+# Settings with valid values; the first is torch's.
 GOOD: dict[str, tuple[Any, ...]] = {
     "lr": (0.01, 0, 1e-3, 1e-30, 5.0, 1e300, np.float32(0.1), torch.tensor(0.01), torch.tensor([0.02])),
     "alpha": (0.99, 0.9, 0, 0.3, 0.9999999, np.float64(0.5)),
@@ -86,7 +86,7 @@ GOOD: dict[str, tuple[Any, ...]] = {
     "compensation": (False, True),
     "seed": (0, 7),
 }
-WHOLE = {  # of the whole optimizer
+WHOLE = {  # settings of the whole optimizer
     "backend": ("auto", "auto", "auto", "eager", "cpu", "triton"),
     "amp_in_step": (False, False, True),
     "nonfinite": ("propagate", "skip", "raise"),
@@ -95,14 +95,14 @@ WHOLE = {  # of the whole optimizer
 
 
 class FaultError(Exception):
-    """What went wrong, in words."""
+    """A description of a failure."""
 
 
-# --- what an optimizer is given --------------------------------------------------------------------
+# --- arguments of an optimizer ---------------------------------------------------------------------
 
 
 def numbers(draw: random.Random, shape: tuple[int, ...], wild: bool) -> Tensor:
-    """Ordinary numbers with exact zeros among them; wild: also NaN, infinite, huge and tiny ones."""
+    """Return ordinary numbers and exact zeros; if wild, also NaN, infinite, huge, and tiny ones."""
     generator = torch.Generator().manual_seed(draw.randrange(2**31))
     x = torch.randn(shape, generator=generator, dtype=torch.float64)
     x = x * 10.0 ** torch.randint(-2, 2, shape, generator=generator)
@@ -115,7 +115,7 @@ def numbers(draw: random.Random, shape: tuple[int, ...], wild: bool) -> Tensor:
 
 
 def dense(draw: random.Random, dtype: torch.dtype) -> Tensor:
-    """A tensor in some layout: contiguous, transposed, channels last, with holes, a view into another."""
+    """Return a tensor that is contiguous, transposed, channels last, with gaps, or a view into another."""
     shape = draw.choice(((), (1,), (0,), (3,), (17,), (2, 3), (5, 4), (2, 3, 2, 2), (1, 3, 1), (0, 2), (300,)))
     x = numbers(draw, shape, wild=False).to(dtype)
     how = draw.randrange(8)
@@ -131,7 +131,7 @@ def dense(draw: random.Random, dtype: torch.dtype) -> Tensor:
 
 
 def odd_parameter(draw: random.Random) -> Any:
-    """What may stand in a list of parameters and is no plain one."""
+    """Return an item of a parameter list that is not a plain parameter."""
     makers: tuple[Callable[[], Any], ...] = (
         lambda: nn.Parameter(dense(draw, draw.choice((torch.complex64, torch.complex128)))),
         lambda: nn.Parameter(torch.zeros(2, 3, device="meta")),
@@ -152,13 +152,13 @@ def odd_parameter(draw: random.Random) -> Any:
 
 
 def parameters(draw: random.Random, odd: float) -> Any:
-    """A list of parameters, named or not, with odd ones at that rate."""
+    """Return a list of parameters, named or not, with a given rate of unusual ones."""
     dtype = draw.choice(REAL)
     found: list[Any] = []
     for _ in range(draw.choice((1, 1, 2, 3, 6))):
         dtype = draw.choice(REAL) if draw.random() < 0.3 else dtype
         found.append(odd_parameter(draw) if draw.random() < odd else nn.Parameter(dense(draw, dtype)))
-    if draw.random() < 0.1:  # two views of one memory
+    if draw.random() < 0.1:  # two views of the same memory
         base = torch.ones(8)
         found += [nn.Parameter(base[:4]), nn.Parameter(base[4 - draw.choice((0, 1)) : 8])]
     if draw.random() < odd:
@@ -173,8 +173,8 @@ def parameters(draw: random.Random, odd: float) -> Any:
     return found if draw.random() < 0.8 else iter(found)
 
 
-def words(draw: random.Random, bad: float, few: int = 4) -> dict[str, Any]:
-    """Some settings, bad ones at that rate."""
+def arguments(draw: random.Random, bad: float, few: int = 4) -> dict[str, Any]:
+    """Return some settings, with a given rate of invalid ones."""
     given: dict[str, Any] = {}
     for name in draw.sample(sorted(GOOD), draw.randint(0, few)):
         given[name] = draw.choice(GOOD[name])
@@ -193,16 +193,16 @@ def words(draw: random.Random, bad: float, few: int = 4) -> dict[str, Any]:
 
 
 def built(draw: random.Random) -> RMSprop:
-    """A constructor call. Raises: what the constructor raises."""
+    """Construct an optimizer. Raises: the errors of the constructor."""
     odd, bad = draw.choice(((0.0, 0.0), (0.0, 0.0), (0.3, 0.0), (0.0, 0.3), (0.2, 0.2)))
-    given = words(draw, bad)
+    given = arguments(draw, bad)
     for name in draw.sample(sorted(WHOLE), draw.choice((0, 0, 1, 2))):
         given[name] = draw.choice(ODD) if draw.random() < bad else draw.choice(WHOLE[name])
     if draw.random() < 0.7:
         return RMSprop(parameters(draw, odd), **given)
     groups: list[Any] = []
     for _ in range(draw.randint(1, 3)):
-        own = {k: v for k, v in words(draw, bad, 2).items() if k != "params"}
+        own = {k: v for k, v in arguments(draw, bad, 2).items() if k != "params"}
         groups.append({"params": parameters(draw, odd), **own, **({"note": [1]} if draw.random() < 0.2 else {})})
     if draw.random() < odd / 2:
         groups.append(draw.choice(({}, {"params": None}, {"params": []}, None, 3)))
@@ -210,7 +210,7 @@ def built(draw: random.Random) -> RMSprop:
 
 
 def gradient(draw: random.Random, p: Tensor, wild: bool) -> Tensor | None:
-    """A gradient that torch lets stand beside the parameter."""
+    """Return a gradient that torch accepts for the parameter."""
     if draw.random() < 0.12:
         return None
     if p.is_meta or p.dtype not in REAL or p.layout != torch.strided:
@@ -229,7 +229,7 @@ def gradient(draw: random.Random, p: Tensor, wild: bool) -> Tensor | None:
     if how == 4:
         return torch.full((), draw.uniform(-1, 1), dtype=p.dtype).expand(p.shape)
     if how == 5:
-        return p.detach()  # the same memory
+        return p.detach()  # shares its memory
     if how == 6 and p.dim() > 0:
         return torch.cat([g, g], dim=-1)[..., ::2]
     if how == 7 and p.dtype in (torch.float32, torch.float64):
@@ -239,11 +239,11 @@ def gradient(draw: random.Random, p: Tensor, wild: bool) -> Tensor | None:
     return torch.empty_like(p).copy_(g) if 0 not in p.stride() else g
 
 
-# --- what must not change --------------------------------------------------------------------------
+# --- refusals --------------------------------------------------------------------------------------
 
 
 def bits(x: Any) -> Any:
-    """A value as something that compares equal where nothing changed, NaN included."""
+    """Return a representation of a value that compares equal if it has not changed, including NaN."""
     if isinstance(x, Tensor):
         kind = (
             type(x).__name__,
@@ -263,12 +263,12 @@ def bits(x: Any) -> Any:
         return {str(key): bits(value) for key, value in x.items()}
     if isinstance(x, list | tuple):
         return [bits(value) for value in x]
-    x = x.item() if isinstance(x, np.generic) else x  # a step makes such a setting Python's
+    x = x.item() if isinstance(x, np.generic) else x  # a step converts such a setting to a Python number
     return (type(x).__name__, repr(x))
 
 
 def everything(optimizer: RMSprop) -> Any:
-    """All that a refusal must leave as it is."""
+    """Return everything that a refusal must not change."""
     groups = [
         {name: [id(p) for p in value] if name == "params" else bits(value) for name, value in group.items()}
         for group in optimizer.param_groups
@@ -283,21 +283,21 @@ def everything(optimizer: RMSprop) -> Any:
 
 
 def refused(what: str, error: BaseException) -> None:
-    """Raise a FaultError if this is no documented refusal."""
+    """Raise a FaultError if the error is not a documented refusal."""
     frames = traceback.extract_tb(error.__traceback__)
-    said = str(error)
+    message = str(error)
     shown = "".join(traceback.format_exception(error))
     if not isinstance(error, ValueError | TypeError | RuntimeError):
         raise FaultError(f"{what}: a {type(error).__name__}\n{shown}")
     last = frames[-1]
     if not last.filename.startswith(OWNERS) or not (last.line or "").startswith("raise"):
         raise FaultError(f"{what}: not raised on purpose\n{shown}")
-    if " " not in said or len(said) > 10 * LONGEST:
-        raise FaultError(f"{what}: no sentence\n{shown}")
+    if " " not in message or len(message) > 10 * LONGEST:
+        raise FaultError(f"{what}: not a sentence\n{shown}")
 
 
 def tried(what: str, optimizer: RMSprop, do: Callable[[], Any]) -> Any:
-    """Do it, and see that a refusal is one in words that changed nothing. Returns: what it returns, or None."""
+    """Call `do`, and check that a refusal has a message and changes nothing. Returns: its result, or None."""
     before = everything(optimizer)
     try:
         return do()
@@ -310,11 +310,11 @@ def tried(what: str, optimizer: RMSprop, do: Callable[[], Any]) -> Any:
         return None
 
 
-# --- steps and their judges ------------------------------------------------------------------------
+# --- steps -----------------------------------------------------------------------------------------
 
 
 def tame(group: dict[str, Any], p: Tensor) -> bool:
-    """Whether the reference can judge this parameter's step to the last places."""
+    """Return whether the reference can judge this parameter's step to the last digits."""
     if (
         p.grad is None
         or p.grad.layout != torch.strided
@@ -350,7 +350,7 @@ def _aliased(p: Tensor) -> bool:
 
 
 def judged_step(optimizer: RMSprop) -> None:
-    """One step; where it was taken, the reference or the eager backend says the same."""
+    """Take one step, and compare it with the reference or the eager backend."""
     lazy = nn.UninitializedParameter
     pairs = [(group, p) for group in optimizer.param_groups for p in group["params"] if not isinstance(p, lazy)]
     held = [p for _, p in pairs if not p.is_meta and p.layout == torch.strided and p.numel()]
@@ -363,7 +363,7 @@ def judged_step(optimizer: RMSprop) -> None:
             usual = apart and kept and tame(group, p)
             rule, hyper = settings.read(group)
             before = (as64(p), state64(known) if known else reference.start(rule, as64(p))) if usual else None
-        except Exception:  # settings that the step is to refuse
+        except Exception:  # settings that the step must refuse
             continue
         if usual:
             lacks = {"grad_avg": np.zeros(tuple(p.shape)), "momentum_buffer": np.zeros(tuple(p.shape))}
@@ -379,7 +379,7 @@ def judged_step(optimizer: RMSprop) -> None:
         if (own_memory or p.grad.data_ptr() != p.data_ptr()) and grad != (None if p.grad is None else bits(p.grad)):
             raise FaultError("a step edited a gradient")
     if skipped or not _counted(optimizer, pairs):
-        return  # a first step with lr 0 and zero gradients makes state and nothing else
+        return  # a first step with lr 0 and zero gradients only creates state
     for case, before, p in judged:
         grad = as64(p.grad.resolve_neg()) if p.grad.data_ptr() != p.data_ptr() else before[0]
         state = {**{k: torch.from_numpy(v) for k, v in before[1].items() if k != "step"}, **optimizer.state[p]}
@@ -399,15 +399,15 @@ def _counted(optimizer: RMSprop, pairs: list[Any]) -> bool:
 
 
 def _twin(optimizer: RMSprop) -> RMSprop | None:
-    """A copy that steps with torch's operators."""
+    """Return a copy that steps with torch's operators."""
     try:
         twin = copy.deepcopy(optimizer)
-    except Exception:  # what torch cannot copy
+    except Exception:  # torch cannot copy it
         return None
     twin.backend = "eager"
     for group, own in zip(optimizer.param_groups, twin.param_groups, strict=True):
         own["fused"] = None
-        for name in ("sparse", "clip_after_decay", "clip_value_last"):  # not read where they say nothing
+        for name in ("sparse", "clip_after_decay", "clip_value_last"):  # unused settings may be invalid
             if own[name] not in [x for x in (None, True, "lazy", "dense") if type(own[name]) is type(x)]:
                 own[name] = settings.TORCH_GROUP[name]
         for p, q in zip(group["params"], own["params"], strict=True):
@@ -419,16 +419,16 @@ def _twin(optimizer: RMSprop) -> RMSprop | None:
 
 
 def _compare(optimizer: RMSprop, twin: RMSprop) -> None:
-    """See that the copy ends at the same numbers, as far as wild ones allow: finite where finite."""
+    """Check that the copy reaches the same numbers, as far as extreme values allow."""
     try:
         twin.step()
     except Exception as error:
         raise FaultError(
-            f"the eager backend refuses what was stepped\n{''.join(traceback.format_exception(error))}"
+            f"the eager backend refuses a step that was taken\n{''.join(traceback.format_exception(error))}"
         ) from None
     for group, other in zip(optimizer.param_groups, twin.param_groups, strict=True):
         if group["centered"] or group.get("rounding", "nearest") != "nearest":
-            continue  # v − m² of wild numbers is all rounding
+            continue  # v − m² of extreme values is only rounding error
         for p, q in zip(group["params"], other["params"], strict=True):
             if p.is_meta or p.grad is None or p.layout != torch.strided or not p.is_floating_point():
                 continue
@@ -443,7 +443,7 @@ def _compare(optimizer: RMSprop, twin: RMSprop) -> None:
 
 
 def stepped(draw: random.Random, optimizer: RMSprop) -> None:
-    """New gradients, and a step."""
+    """Set new gradients, and step."""
     wild = draw.random() < 0.3
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -451,13 +451,13 @@ def stepped(draw: random.Random, optimizer: RMSprop) -> None:
                 continue
             try:
                 p.grad = gradient(draw, p, wild)
-            except (RuntimeError, TypeError):  # torch lets no such gradient stand there
+            except (RuntimeError, TypeError):  # torch refuses such a gradient
                 p.grad = None
     judged_step(optimizer)
 
 
 def _tie(draw: random.Random, optimizer: RMSprop, params: list[Tensor]) -> None:
-    """Lay a parameter, a gradient or a slot into memory that a step writes: as it is, or shifted by an element."""
+    """Move a parameter, a gradient, or a slot into memory that a step writes, perhaps shifted by an element."""
     a, b = draw.choice(params), draw.choice(params)
     owner = draw.choice((a, *optimizer.state.get(a, {}).values()))
     if not isinstance(owner, Tensor):
@@ -477,7 +477,7 @@ def _tie(draw: random.Random, optimizer: RMSprop, params: list[Tensor]) -> None:
 
 
 def _disguise(draw: random.Random, optimizer: RMSprop, params: list[Tensor]) -> None:
-    """Put something in the place of a gradient or a slot that holds it in another way."""
+    """Replace a gradient or a slot by the same numbers in another representation."""
     p = draw.choice(params)
     entry = optimizer.state.get(p) or {}
     name = draw.choice(("grad", *sorted(entry)))
@@ -505,7 +505,7 @@ def _disguise(draw: random.Random, optimizer: RMSprop, params: list[Tensor]) -> 
 
 
 def _rehouse(draw: random.Random, optimizer: RMSprop, params: list[Tensor]) -> None:
-    """Put another kind of list, entry, state or setting in the place of one."""
+    """Replace a list, an entry, the state, or a setting by another kind of object."""
     group, p = draw.choice(optimizer.param_groups), draw.choice(params)
     entry = optimizer.state.get(p)
     how = draw.randrange(9)
@@ -531,7 +531,7 @@ def _rehouse(draw: random.Random, optimizer: RMSprop, params: list[Tensor]) -> N
 
 
 class Stored(Tensor):
-    """A subclass whose operators see twice what is stored."""
+    """A subclass whose operators use twice the stored values."""
 
     inner: Tensor
 
@@ -550,7 +550,7 @@ class Stored(Tensor):
 
 
 def moved(draw: random.Random, optimizer: RMSprop) -> None:
-    """Move something under a plan: the next steps are those of a copy that has none, bit by bit, or as refused."""
+    """Change something under a cached plan, and compare the next steps bit by bit with a copy that has no plan."""
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if not all(type(p) is nn.Parameter and p.dtype in REAL and p.numel() and p.is_contiguous() for p in params):
         return
@@ -562,7 +562,7 @@ def moved(draw: random.Random, optimizer: RMSprop) -> None:
                 p.grad = torch.full_like(p, 0.5)
             optimizer.step()
         other = copy.deepcopy(optimizer)
-    except Exception:  # settings that no step takes
+    except Exception:  # settings that every step refuses
         return
     if optimizer._stepper.plan is None:
         return
@@ -576,7 +576,7 @@ def moved(draw: random.Random, optimizer: RMSprop) -> None:
         try:
             for _ in range(again.randint(1, 2)):
                 again.choice((_tie, _disguise, _rehouse))(again, own, held)
-        except (RuntimeError, TypeError, ValueError):  # what torch does not let stand there
+        except (RuntimeError, TypeError, ValueError):  # torch refuses it
             pass
         end: list[Any] = []
         for _ in range(2):
@@ -593,7 +593,9 @@ def moved(draw: random.Random, optimizer: RMSprop) -> None:
         ends.append(end)
     if ends[0] != ends[1]:
         at = [i for i, (a, b) in enumerate(zip(*ends, strict=True)) if a != b]
-        raise FaultError(f"with a plan and without part at {at} of {ends[0][:1]} and {ends[1][:1]}\n{optimizer!r}")
+        raise FaultError(
+            f"steps with and without a plan differ at {at} of {ends[0][:1]} and {ends[1][:1]}\n{optimizer!r}"
+        )
     optimizer.state.clear()
     for group in optimizer.param_groups:
         group.update(params=[nn.Parameter(torch.ones(3))], lr=0.01, alpha=0.9, eps=1e-8, momentum=0.0)
@@ -601,7 +603,7 @@ def moved(draw: random.Random, optimizer: RMSprop) -> None:
 
 
 def mutated(draw: random.Random, optimizer: RMSprop) -> None:
-    """Edit a group as schedules and people do, step, and put it back if that was refused."""
+    """Edit a group as schedulers and users do, step, and restore it."""
     group = draw.choice(optimizer.param_groups)
     name = draw.choice(sorted(GOOD.keys() & group.keys()))
     kept = group[name]
@@ -614,9 +616,9 @@ def mutated(draw: random.Random, optimizer: RMSprop) -> None:
 
 
 def grown(draw: random.Random, optimizer: RMSprop) -> None:
-    """Add a group, good or bad."""
+    """Add a valid or an invalid group."""
     bad = draw.choice((0.0, 0.3))
-    group = {"params": parameters(draw, bad), **words(draw, bad, 3)}
+    group = {"params": parameters(draw, bad), **arguments(draw, bad, 3)}
     if draw.random() < bad:
         group["params"] = [*optimizer.param_groups[0]["params"][:1]]
     tried("add_param_group", optimizer, lambda: optimizer.add_param_group(group))
@@ -626,7 +628,7 @@ def grown(draw: random.Random, optimizer: RMSprop) -> None:
 
 
 def torchs(draw: random.Random, optimizer: RMSprop) -> dict[str, Any] | None:
-    """The state dict of another optimizer over parameters of the same shapes."""
+    """Return the state dict of another optimizer over parameters of the same shapes."""
     cls = draw.choice(
         (torch.optim.RMSprop, torch.optim.RMSprop, torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad)
     )
@@ -641,12 +643,12 @@ def torchs(draw: random.Random, optimizer: RMSprop) -> dict[str, Any] | None:
                 p.grad = torch.ones_like(p)
         other.step()
         return other.state_dict()
-    except Exception:  # parameters that torch's own cannot step
+    except Exception:  # torch's optimizers cannot step these parameters
         return None
 
 
 def damaged(draw: random.Random, saved: dict[str, Any]) -> Any:
-    """A state dict with one to three things wrong, or right in another way."""
+    """Return a state dict with one to three changes, invalid or valid."""
     saved = copy.deepcopy(saved)
     for _ in range(draw.randint(1, 3)):
         saved = _damage(draw, saved)
@@ -695,11 +697,11 @@ def _damage(draw: random.Random, saved: Any) -> Any:
 
 
 def loaded(draw: random.Random, optimizer: RMSprop) -> None:
-    """Load a state dict, whole or damaged, and step on."""
+    """Load an intact or a damaged state dict, and step."""
     try:
         saved: Any = (torchs(draw, optimizer) if draw.random() < 0.4 else None) or optimizer.state_dict()
         saved = damaged(draw, saved) if draw.random() < 0.8 else copy.deepcopy(saved)
-    except NotImplementedError:  # what torch cannot copy
+    except NotImplementedError:  # torch cannot copy it
         return
     options: dict[str, Any] = {"strict": draw.random() < 0.6, "hparams": draw.choice((None, "load", "keep", "ask"))}
     if draw.random() < 0.1:
@@ -707,14 +709,14 @@ def loaded(draw: random.Random, optimizer: RMSprop) -> None:
     given = bits(saved)
     report = tried("load_state_dict", optimizer, lambda: optimizer.load_state_dict(saved, **options))
     if bits(saved) != given:
-        raise FaultError("load_state_dict edited what it was given")
+        raise FaultError("load_state_dict edited its argument")
     if report is not None:
         str(report)
         stepped(draw, optimizer)
 
 
 def reopened(draw: random.Random, optimizer: RMSprop, folder: Path) -> None:
-    """Save a checkpoint, damage the file, load it: the same state, or one sentence and nothing changed."""
+    """Save a checkpoint, damage and load it, and check for the same state, or an error that changes nothing."""
     path = folder / "run.safetensors"
     try:
         checkpoint.save(path, optimizer=optimizer, step=3)
@@ -726,7 +728,7 @@ def reopened(draw: random.Random, optimizer: RMSprop, folder: Path) -> None:
         path.write_bytes(hurt(draw, whole, whole[::-1]))
     before = everything(optimizer)
     if not all(isinstance(p, Tensor) for p in optimizer.state):
-        return  # what a state dict held of no parameter may have a parameter's number now, as in torch
+        return  # state without a parameter may now have a parameter's number, as in torch
 
     def load() -> bool:
         with nullcontext() if "LD_PRELOAD" in os.environ else fence(100 * len(whole)):  # a sanitizer maps terabytes
@@ -736,10 +738,10 @@ def reopened(draw: random.Random, optimizer: RMSprop, folder: Path) -> None:
     if tried("checkpoint.load", optimizer, load):
         after = everything(optimizer)
         if after["params"] != before["params"] or after["state"] != before["state"]:
-            raise FaultError("checkpoint.load of a damaged file made another state")
+            raise FaultError("checkpoint.load of a damaged file changed the state")
 
 
-# --- circumstances: modes, counts, lazy views, guards, exceptions ------------------------------------
+# --- modes, counts, lazy views, guards, and exceptions ---------------------------------------------
 
 MODES: tuple[Callable[[], Any], ...] = (
     lambda: torch.device("meta"),
@@ -761,7 +763,7 @@ WAYS: tuple[dict[str, Any], ...] = (
 
 
 def _own(draw: random.Random, half: bool = False) -> tuple[list[nn.Parameter], dict[str, Any]]:
-    """Parameters and settings that every way takes: what happens around the step is to be judged."""
+    """Return parameters and settings that every backend accepts."""
     dtypes = HALF if half else (torch.float32, torch.float64, torch.complex64)
     shapes = [draw.choice(((3,), (2, 3), (7,))) for _ in range(draw.randint(1, 4))]
     params = []
@@ -773,7 +775,7 @@ def _own(draw: random.Random, half: bool = False) -> tuple[list[nn.Parameter], d
 
 
 def _given(draw: random.Random, p: Tensor) -> Tensor | None:
-    """A dense gradient of ordinary numbers, perhaps one that autograd left conjugated or negated lazily, or none."""
+    """Return a dense gradient of ordinary numbers, perhaps lazily conjugated or negated, or None."""
     if draw.random() < 0.15:
         return None
     g = numbers(draw, tuple(p.shape), wild=False).to(p.dtype)
@@ -788,7 +790,7 @@ def _ends(optimizer: RMSprop, params: list[nn.Parameter]) -> list[Any]:
 
 
 def circumstanced(draw: random.Random, _optimizer: RMSprop) -> None:
-    """Steps under a global mode, of lazy views, are bit by bit those without, of the same numbers in memory."""
+    """Check that global modes and lazy views do not change a step by a bit."""
     params, way = _own(draw)
     mode = draw.choice(MODES)
     rows = [[_given(draw, p) for p in params] for _ in range(3)]
@@ -804,11 +806,11 @@ def circumstanced(draw: random.Random, _optimizer: RMSprop) -> None:
                 optimizer.step()
         ends.append(_ends(optimizer, own))
     if ends[0] != ends[1]:
-        raise FaultError(f"under {mode} or by lazy views another step\n{way}")
+        raise FaultError(f"{mode} or lazy views changed the step\n{way}")
 
 
 def counted(draw: random.Random, _optimizer: RMSprop) -> None:
-    """A count goes on wherever it stands and however it came there, and no two steps draw the same random bits."""
+    """Check that any step count increments correctly, and that successive steps draw different random bits."""
     half = draw.random() < 0.5
     params, way = _own(draw, half)
     count = draw.choice((2**24 - 1, 2**24, 2**24 + 5, 2**31, 2**32 - 1)) + draw.randrange(3)
@@ -816,7 +818,7 @@ def counted(draw: random.Random, _optimizer: RMSprop) -> None:
     for p in params:
         p.grad = torch.ones_like(p)
     optimizer.step()
-    narrow = draw.random() < 0.5  # as torch keeps it: where it stands is what float32 has for the count
+    narrow = draw.random() < 0.5  # torch stores the count in float32, which rounds it
     for p in params:
         optimizer.state[p]["step"] = torch.tensor(float(count), dtype=torch.float32 if narrow else torch.float64)
     start = int(optimizer.state[params[0]]["step"])
@@ -830,11 +832,11 @@ def counted(draw: random.Random, _optimizer: RMSprop) -> None:
     if reached != {start + 3.0}:
         raise FaultError(f"three steps from {start} end at {reached}\n{optimizer!r}")
     if half and sum(p.numel() for p in params) > 12 and seen[0] == seen[1] == seen[2]:
-        raise FaultError(f"from {start} on the same random bits recur\n{optimizer!r}")
+        raise FaultError(f"after {start} the same random bits recur\n{optimizer!r}")
 
 
 def guarded(draw: random.Random, _optimizer: RMSprop) -> None:
-    """Whatever the groups, backends skip the same steps, count alike, and name the first parameter at fault."""
+    """Check that all backends skip the same steps, count alike, and name the first nonfinite parameter."""
     groups: list[dict[str, Any]] = []
     for _ in range(draw.randint(1, 3)):
         params = [nn.Parameter(torch.ones(4, 2, dtype=draw.choice(REAL[:2]))) for _ in range(draw.randint(1, 3))]
@@ -883,15 +885,15 @@ def _kind_of_gradient(p: Tensor, kind: str) -> Tensor | None:
 
 
 def clipped(draw: random.Random, _optimizer: RMSprop) -> None:
-    """Whatever a finite gradient's size, its clipped norm is the bound, as numbers without exponents have it."""
+    """Check that clipping a finite gradient of any size gives the norm of the bound."""
     dtype = draw.choice(REAL[:2])
     far = 37 if dtype == torch.float32 else 300
     size, bound = (10.0 ** draw.randint(-far, far) for _ in range(2))
     bound = min(max(bound, 1e-30), 1e30)
     how = draw.choice(("clip_norm", "clip_global_norm"))
     p = nn.Parameter(torch.zeros(2, dtype=dtype))
-    eps = 1e6 * min(size, bound)  # the step is then lr·g/eps of the clipped g
-    if not 1e-10 < eps < 1e22:  # else the step itself overflows or vanishes
+    eps = 1e6 * min(size, bound)  # so the step is lr·g/eps of the clipped g
+    if not 1e-10 < eps < 1e22:  # otherwise the step itself overflows or vanishes
         return
     p.grad = torch.tensor([0.6 * size, -0.8 * size], dtype=dtype)
     RMSprop([p], lr=1.0, alpha=0.0, eps=eps, nonfinite="raise", **{how: bound}).step()
@@ -901,7 +903,7 @@ def clipped(draw: random.Random, _optimizer: RMSprop) -> None:
 
 
 def failed(draw: random.Random, _optimizer: RMSprop) -> None:
-    """An exception in a step, a closure or a backward pass leaves nothing behind: the next step is as ever."""
+    """Check that an exception in a step, a closure, or a backward pass does not affect the next step."""
     p, q = (nn.Parameter(torch.ones(3)) for _ in range(2))
     backend = draw.choice(("auto", "eager"))
     ours = RMSprop([p], lr=0.1, amp_in_step=True, capturable=True, backend=backend)
@@ -925,7 +927,7 @@ def failed(draw: random.Random, _optimizer: RMSprop) -> None:
     ours.step()
     plain.step()
     if _ends(ours, [p]) != _ends(plain, [q]):
-        raise FaultError("what a scaler had set for a step that raised is there at the next")
+        raise FaultError("the scaler's values for a failed step remain at the next")
     _failed_backward(draw)
 
 
@@ -947,11 +949,11 @@ def _failed_backward(draw: random.Random) -> None:
             try:
                 net(torch.ones(1, 2)).sum().backward()
             except RuntimeError as error:
-                raise FaultError(f"a pass that failed bars the next: {error}") from error
+                raise FaultError(f"a failed backward pass blocks the next: {error}") from error
             optimizer.step()
             optimizer.zero_grad()
         if not all(map(torch.equal, *(net.parameters() for net in nets))):
-            raise FaultError("after a pass that failed another step than the ordinary optimizer's")
+            raise FaultError("after a failed backward pass the step differs from the ordinary optimizer's")
 
 
 AROUND = (circumstanced, counted, guarded, clipped, failed)
@@ -959,7 +961,7 @@ ACTS = (stepped, stepped, stepped, mutated, loaded, grown, reopened, moved, *ARO
 
 
 def judge(number: int, folder: Path) -> str | None:
-    """What went wrong with that input, or None."""
+    """Return the failure of that input, or None."""
     draw = random.Random(number)
     torch.manual_seed(number)
     done: list[str] = []
@@ -986,7 +988,7 @@ def judge(number: int, folder: Path) -> str | None:
 
 
 def attack(first: int, count: int, folder: Path) -> None:
-    """Judge inputs first, ..., in a child; its progress and its findings lie in the folder."""
+    """Judge `count` inputs from `first` in a child process, which writes its progress and failures to the folder."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     warnings.simplefilter("ignore")
     own = folder / "case"
@@ -1002,24 +1004,24 @@ def attack(first: int, count: int, folder: Path) -> None:
 
 
 def main() -> None:
-    """Attack, print failures, exit 1 if there were any."""
+    """Judge all inputs, print the failures, and exit with 1 if there are any."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
-    asked = parser.parse_args()
-    torch.set_num_threads(1)  # no thread may be there when this process forks
-    RMSprop([nn.Parameter(torch.ones(1))])  # torch imports its compiler for that: seconds
+    options = parser.parse_args()
+    torch.set_num_threads(1)  # threads must not exist when this process forks
+    RMSprop([nn.Parameter(torch.ones(1))])  # imports torch's compiler, which takes seconds
     begun = time.perf_counter()
 
     def say(done: int) -> None:
         if done % (4 * BATCH) == 0:
-            print(f"{min(done, asked.count)} inputs, {time.perf_counter() - begun:.0f} s", flush=True)
+            print(f"{min(done, options.count)} inputs, {time.perf_counter() - begun:.0f} s", flush=True)
 
-    failures = in_children(attack, asked.first, asked.count, asked.jobs, say)
+    failures = in_children(attack, options.first, options.count, options.jobs, say)
     print("".join(failures)[:40000])
     total = sum(text.count("--- input") for text in failures)
-    print(f"{asked.count} optimizers treated badly: {total} failures")
+    print(f"{options.count} misused optimizers: {total} failures")
     sys.exit(bool(failures))
 
 

@@ -1,9 +1,16 @@
 """What all tests share."""
 
+import gc
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+
+def pytest_collection_finish() -> None:
+    """Exempt the thousands of collected tests from garbage collection, which would visit them again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from paths import CHECKPOINTS
 from typer.testing import CliRunner
 
 from rmsprop import checkpoint, files
 from rmsprop.cli import app
-from rmsprop.conversion.file import prepare, recognise, write, writer
-from rmsprop.files import write_together, write_whole
+from rmsprop.conversion.file import prepare, recognize, write, writer
+from rmsprop.files import write_whole
 
-HERE = Path(__file__).parent / "checkpoints"
+HERE = CHECKPOINTS
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits, modes and signals of POSIX")
 
 
@@ -43,7 +44,7 @@ def full_disk(size=100):
     [
         ("torch_rmsprop.pt", "x.pt"),
         ("torch_rmsprop.pt", "x.safetensors"),
-        ("chainer_rmsprop.snapshot.npz", "x.npz"),
+        ("optax_rmsprop.state.npz", "x.npz"),
         ("optax_rmsprop.msgpack", "x.msgpack"),
         ("keras3-momentum.keras", "x.keras"),
         ("keras3-momentum.weights.h5", "x.weights.h5"),
@@ -52,7 +53,7 @@ def full_disk(size=100):
 )
 def test_a_full_disk_is_one_sentence_whatever_is_converted(tmp_path, source, out):
     """An OSError that names the file and not the part of it, and nothing is left."""
-    held, row = recognise(HERE / source).read(HERE / source), writer(Path(out))
+    held, row = recognize(HERE / source).read(HERE / source), writer(Path(out))
     words = {"template": HERE / source} if row.template else {}
     with full_disk(), pytest.raises(OSError, match=out) as caught:
         write_whole(tmp_path / out, lambda part: row.write(part, held, **words))
@@ -127,28 +128,22 @@ def test_a_full_disk_for_the_report_does_not_blame_out(tmp_path):
 SLOW = """
 import sys, time
 from pathlib import Path
-from rmsprop.files import write_together, write_whole
+from rmsprop.files import write_whole
 
 def save(part):
-    names = [part] if sys.argv[2] == "one" else [part.with_name(part.name + end) for end in (".a", ".b")]
-    for name in names:
-        name.write_bytes(bytes(100000))
+    part.write_bytes(bytes(100000))
     print("writing", flush=True)
     time.sleep(60)
 
-if sys.argv[2] == "one":
-    write_whole(Path(sys.argv[1]), save, sync=True)
-else:
-    write_together(Path(sys.argv[1]), (".a", ".b"), save)
+write_whole(Path(sys.argv[1]), save, sync=True)
 """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-@pytest.mark.parametrize("files", ["one", "two"])
-def test_a_process_that_is_told_to_end_leaves_no_part(tmp_path, number, files):
+def test_a_process_that_is_told_to_end_leaves_no_part(tmp_path, number):
     """The file before stays, and the process ends by the signal, as it would have."""
     (tmp_path / "x").write_text("before")
-    words = [sys.executable, "-W", "ignore", "-c", SLOW, str(tmp_path / "x"), files]
+    words = [sys.executable, "-W", "ignore", "-c", SLOW, str(tmp_path / "x")]
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as running:
         assert running.stdout.readline() == b"writing\n"
         running.send_signal(number)
@@ -215,10 +210,6 @@ def test_a_new_file_follows_the_umask_and_a_replaced_one_the_old_file(tmp_path, 
                 path.chmod(kept)
                 save(path)
                 assert mode(path) == kept, name
-        write_together(
-            tmp_path / "e", (".a", ".b"), lambda part: [Path(f"{part}{x}").write_text("a") for x in (".a", ".b")]
-        )
-        assert mode(tmp_path / "e.a") == mode(tmp_path / "e.b") == 0o666 & ~umask
     finally:
         os.umask(before)
 
@@ -235,8 +226,6 @@ def test_links_stay_links(tmp_path):
     assert (tmp_path / "newest").is_symlink()
     assert (tmp_path / "latest").is_symlink()
     assert os.listdir(tmp_path / "real") == ["x"]
-    write_together(tmp_path / "folder" / "y", (".a",), lambda part: Path(f"{part}.a").write_text("a"))
-    assert (tmp_path / "real" / "y.a").read_text() == "a"
 
 
 def test_what_is_no_file_is_not_replaced(tmp_path):

@@ -2,17 +2,16 @@
 
 import copy
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from paths import ROOT
 from torch import nn
 
 from rmsprop import RMSprop
 from rmsprop.inspection.script import ScriptReport, Watched
 from rmsprop.state.loading import complete
 
-ROOT = Path(__file__).parents[1]
 HOSTILE = "a\x1b[2J\n\x07\u202e<script>"
 
 

@@ -1,4 +1,4 @@
-"""`rmsprop` and `python -m rmsprop`: the command line, or the sentence that says what it needs."""
+"""`rmsprop` and `python -m rmsprop`: run the command line, or report which package it needs."""
 
 import io
 import sys
@@ -7,7 +7,7 @@ import sys
 def main() -> None:
     """Run the command line.
 
-    Raises: SystemExit(1) with one sentence when the packages of the `cli` extra are missing.
+    Raises: SystemExit(1) with a message if the packages of the `cli` extra are missing.
     """
     try:
         from rmsprop.cli import app
@@ -16,7 +16,7 @@ def main() -> None:
             raise
         sys.exit(f"The command line needs {missing.name}: pip install 'rmsprop[cli]'")
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # no name is a traceback on a terminal that lacks it
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not be able to print every name
     app()
 
 

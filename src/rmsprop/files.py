@@ -1,4 +1,4 @@
-"""Files written whole or not at all."""
+"""Write files atomically: completely or not at all."""
 
 import errno
 import os
@@ -13,24 +13,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-# What a full or broken disk raises, whatever a library makes of it.
+# The errors of a full or broken disk, which libraries may wrap.
 _DISK = (errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC))
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
 def write_whole(path: str | bytes | os.PathLike[str], save: Callable[[Path], object], *, sync: bool = False) -> Path:
-    """Save in a folder of its own beside the path, then rename, so that nobody meets half a file.
+    """Write a file in a temporary folder beside the path, then rename it, so that no partial file appears.
 
-    A link stays a link: the file that it points to is replaced. The new file has the mode of the old one; where there
-    is none, the umask's. What a killed process of this machine left of its own writes to the path is removed.
+    If the path is a link, the file that it points to is replaced. The new file has the mode of the old one, or else
+    the umask's default. Temporary files that killed processes of this machine left for the same path are removed.
 
     Args:
-        save: writes the file at the path that it is given.
-        sync: wait until the file, and its name, are on the disk: then a power failure leaves the old file or the new
-            one too.
-    Returns: the path. Its directory is made if need be.
-    Raises: OSError that names the path, also where a full disk makes a library raise something else; what else `save`
-        raises. Then the file that was at the path is as it was.
+        save: a function that writes the file at the path given to it.
+        sync: whether to wait until the file and its name are on the disk, so that a power failure leaves the old file
+            or the new one.
+    Returns: the path. Its directory is created if it is missing.
+    Raises: OSError that names the path, even if a library wraps the error of a full disk; any other error of `save`.
+        In both cases the old file is unchanged.
     """
     path = Path(os.fsdecode(path))
     target = _target(path)
@@ -46,32 +46,8 @@ def write_whole(path: str | bytes | os.PathLike[str], save: Callable[[Path], obj
     return path
 
 
-def write_together(path: Path, endings: tuple[str, ...], save: Callable[[Path], object]) -> Path:
-    """The same for files of one beginning that belong together, such as x.index and x.data: all or none of them.
-
-    Args:
-        path: the beginning, or one of the files.
-        endings: what follows the beginning, in the order in which files are to appear.
-        save: writes all of them; it is given a beginning.
-    Returns: the last file's path.
-    """
-    start = path
-    for ending in endings:
-        start = start.with_name(start.name.removesuffix(ending))
-    made = [start.with_name(start.name + ending) for ending in endings]
-    targets = [_target(path) for path in made]
-    with _folder(targets[0], start) as folder:
-        save(folder / start.name)
-        parts = [folder / path.name for path in made]
-        for part, target in zip(parts, targets, strict=True):
-            _set_mode(part, target)
-        for part, target in zip(parts, targets, strict=True):
-            os.replace(part, target)
-    return made[-1]
-
-
 def _target(path: Path) -> Path:
-    """Where the file is to be, with links followed. Raises: OSError for what is there and is no file."""
+    """Return the path with links resolved. Raises: OSError if something other than a regular file is there."""
     target = Path(os.path.realpath(path))
     try:
         mode = target.stat().st_mode
@@ -86,9 +62,9 @@ def _target(path: Path) -> Path:
 
 @contextmanager
 def _folder(target: Path, path: Path) -> Iterator[Path]:
-    """A folder beside the target, gone at the end, also where the process is told to end meanwhile.
+    """Create a folder beside the target and remove it at the end, even if a signal ends the process.
 
-    Raises: OSError that names the path for what is wrong with the disk.
+    Raises: OSError that names the path, for an error of the disk.
     """
     prefix = f".{target.name[:24]}.{platform.node()}."
     folder = target.with_name(f"{prefix}{os.getpid()}.{secrets.token_hex(4)}.part")
@@ -106,7 +82,7 @@ def _folder(target: Path, path: Path) -> Iterator[Path]:
 
 
 def _of_the_disk(error: Exception) -> OSError | None:
-    """The OSError that an exception is, or that a library turned into it."""
+    """Return the OSError that an exception is or wraps, or None."""
     if isinstance(error, OSError):
         return error
     link: BaseException | None = error
@@ -114,23 +90,23 @@ def _of_the_disk(error: Exception) -> OSError | None:
         if isinstance(link, OSError) and link.errno in _DISK:
             return link
         link = link.__cause__ or link.__context__
-    found = re.search(r"os error (\d+)\b|Os \{ code: (\d+)", str(error))  # safetensors', in Rust's words
-    number = int(found[1] or found[2]) if found else 0
+    code = re.search(r"os error (\d+)\b|Os \{ code: (\d+)", str(error))  # safetensors quotes Rust's errors
+    number = int(code[1] or code[2]) if code else 0
     return OSError(number, os.strerror(number)) if number in _DISK else None
 
 
 def _is_inside(name: object, folder: Path) -> bool:
-    """Whether an error is about what was being written."""
+    """Return whether an error is about the file being written."""
     return name is None or (isinstance(name, str) and Path(name).is_relative_to(folder))
 
 
 class _EndedError(BaseException):
-    """The process is told to end."""
+    """A signal requests that the process end."""
 
 
 @contextmanager
 def _ending_after(clean: Callable[[], object]) -> Iterator[None]:
-    """Clean up at the end, and before a signal whose default is to end the process ends it."""
+    """Clean up at the end, and before a signal with the default action ends the process."""
     caught: list[int] = []
     before: dict[int, object] = {}
 
@@ -149,7 +125,7 @@ def _ending_after(clean: Callable[[], object]) -> Iterator[None]:
         finally:
             clean()
     except _EndedError:
-        clean()  # the signal may have come in the middle of the first time
+        clean()  # the signal may have interrupted the first call
     finally:
         for number in before:
             signal.signal(number, signal.SIG_DFL)
@@ -158,7 +134,7 @@ def _ending_after(clean: Callable[[], object]) -> Iterator[None]:
 
 
 def _set_mode(part: Path, target: Path) -> None:
-    """Give a new file the old one's mode, or what the umask leaves of 0666."""
+    """Set the mode of a new file to the old file's, or to 0666 masked by the umask."""
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
@@ -171,7 +147,7 @@ def _set_mode(part: Path, target: Path) -> None:
 
 
 def _sync(path: Path, flags: int) -> None:
-    """Wait until what was written to a file, or to a directory's list of names, is on the disk."""
+    """Wait until the content of a file or directory is on the disk."""
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
@@ -180,7 +156,7 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _sync_names(folder: Path) -> None:
-    """Wait until a folder's names are on the disk, if its file system can do that."""
+    """Wait until a folder's entries are on the disk, if its file system supports it."""
     try:
         _sync(folder, os.O_RDONLY)
     except OSError as error:
@@ -191,17 +167,17 @@ def _sync_names(folder: Path) -> None:
 
 
 def _sweep(folder: Path, prefix: str) -> None:
-    """Remove the parts whose process is gone."""
+    """Remove temporary folders whose process no longer exists."""
     if os.name != "posix":
-        return  # signal 0, which asks whether a process lives, ends it elsewhere
-    with suppress(OSError):  # the file is written; a folder that cannot be listed keeps what is in it
-        for left in folder.iterdir():
-            pid = left.name[len(prefix) : -len(".part")].partition(".")[0]
-            if not (left.name.startswith(prefix) and left.suffix == ".part" and pid.isdecimal()):
+        return  # on other systems, signal 0 ends the process instead of testing for it
+    with suppress(OSError):  # the file is already written, so errors of the cleanup do not matter
+        for leftover in folder.iterdir():
+            pid = leftover.name[len(prefix) : -len(".part")].partition(".")[0]
+            if not (leftover.name.startswith(prefix) and leftover.suffix == ".part" and pid.isdecimal()):
                 continue
-            with suppress(PermissionError):  # another user's, and alive
+            with suppress(PermissionError):  # the process exists and belongs to another user
                 try:
                     os.kill(int(pid), 0)
                 except (ProcessLookupError, OverflowError):
-                    shutil.rmtree(left, ignore_errors=True)
-                    left.unlink(missing_ok=True)
+                    shutil.rmtree(leftover, ignore_errors=True)
+                    leftover.unlink(missing_ok=True)

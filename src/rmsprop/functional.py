@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rmsprop import kernels, settings
+from rmsprop.spec import EpsMode, WeightDecayMode
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, resolved
 from rmsprop.tensors.forked import serial_after_fork
@@ -31,11 +32,11 @@ def rmsprop(
     weight_decay: float,
     momentum: float,
     centered: bool,
-    eps_mode: str = "outside",
+    eps_mode: EpsMode = "outside",
     lr_in_buffer: bool = False,
     nesterov: bool = False,
     bias_correction: bool = False,
-    weight_decay_mode: str = "l2",
+    weight_decay_mode: WeightDecayMode = "l2",
     reference_lr: float | None = None,
     max_update: float | None = None,
     backend: str = "auto",
@@ -46,23 +47,23 @@ def rmsprop(
     Shapes:   params[i], grads[i], square_avgs[i] and, where the rule keeps them, grad_avgs[i] (centered) and
               momentum_buffer_list[i] (momentum > 0) share one shape; state_steps[i] has no dimensions.
     Mutates:  params, square_avgs, grad_avgs, momentum_buffer_list, state_steps. Never grads.
-    Raises:   ValueError or TypeError, before anything is changed: a setting out of range, lists of unequal
-              length, a state_steps entry that is no tensor, or with bias_correction one of float32 that has come to
-              2²⁴, where it stops; RuntimeError inside torch.func.grad, vmap and their
-              like without differentiable=True, which takes each of them.
+    Raises:   ValueError or TypeError, before any change: a setting is out of range, the lists have unequal lengths,
+              or an entry of state_steps is not a tensor or, with bias_correction, is float32 and has reached 2²⁴,
+              where it stops counting. RuntimeError inside torch.func.grad, vmap and similar transforms without
+              differentiable=True, which supports them.
 
-    `has_complex` is torch's; complex tensors are recognised without it.
+    `has_complex` is ignored, since complex tensors are detected; torch has this argument.
     """
     tensors = (params, grads, square_avgs, grad_avgs, momentum_buffer_list, state_steps)
     if not differentiable and any(map(_in_transform, (lr, *chain.from_iterable(tensors)))):
         raise RuntimeError(
-            "a tensor is inside a transform of torch.func (grad, vmap, jvp ...), which sees only a step that is "
-            "recorded: give differentiable=True"
+            "a tensor is inside a transform of torch.func (grad, vmap, jvp, ...), which requires a step that "
+            "autograd records: give differentiable=True"
         )
     group = settings.check(
         {
             **settings.TORCH_GROUP,
-            "lr": 0.0 if _in_transform(lr) else lr,  # a batch of them has no value to look at
+            "lr": 0.0 if _in_transform(lr) else lr,  # inside a transform, lr has no value to validate
             "alpha": alpha,
             "eps": eps,
             "weight_decay": weight_decay,
@@ -102,7 +103,7 @@ def rmsprop(
         lazy = next((i for i, x in enumerate(values) if x.is_conj() and name != "grads"), None)
         if lazy is not None:
             raise ValueError(
-                f"{name}[{lazy}] is conjugated lazily, which no step can write as pairs of reals; give its "
+                f"{name}[{lazy}] is conjugated lazily, so a step cannot write it as pairs of reals; give its "
                 "resolve_conj()"
             )
     whole = Bucket(
@@ -127,15 +128,15 @@ def rmsprop(
 
 
 def _refuse_stopped(steps: list[Tensor]) -> None:
-    """Raise for a counter on the CPU that has stopped: it is the caller's, and a step would not replace it."""
+    """Raise for a step counter on the CPU that can no longer count; a step cannot replace the caller's tensor."""
     for i, t in enumerate(steps):
         if t.dtype == torch.float32 and t.is_cpu and t.numel() == 1 and t.item() >= 2**24:
             raise ValueError(
-                f"state_steps[{i}] is float32 and stands at {t.item():.0f}, where adding 1 changes nothing and "
-                "bias_correction would follow a count that stopped; give it as torch.float64"
+                f"state_steps[{i}] is float32 and has reached {t.item():.0f}, where adding 1 has no effect, so "
+                "bias_correction would use a wrong count; give it as torch.float64"
             )
 
 
 def _in_transform(value: object) -> bool:
-    """Whether it is a tensor that a transform of torch.func stands behind."""
+    """Return whether a value is a tensor inside a transform of torch.func."""
     return isinstance(value, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(value)

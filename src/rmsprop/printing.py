@@ -1,21 +1,22 @@
-"""Foreign values and text, fit for a sentence: bounded in length and in work, and without control characters."""
+"""Format untrusted values and text for messages: bounded in length and time, without control characters."""
 
 import html
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from importlib import metadata
 from numbers import Number
 from typing import Any
 from unicodedata import category
 
-MOST = 80  # characters of a foreign value in a message
+MOST = 80  # characters of an untrusted value in a message
 
 
 def shown(value: object, most: int = MOST) -> str:
-    """Return at most `most` printable characters of a value's repr, found without building the whole of it.
+    """Return at most `most` printable characters of a value's repr, without building the full repr.
 
-    Nothing is hashed, compared or sorted, and no more is read than is shown: a tuple that holds one tuple twice, and
-    so on forty times, takes as long as any other. An array is shown by its kind and shape, an object of an unknown
-    class by the name of the class.
+    This function does not hash, compare or sort, and reads no more than it shows; a tuple that holds the same tuple
+    twice, nested forty levels deep, takes no longer than others. It shows an array by its kind and shape, and an
+    object of an unknown class by the class's name.
     """
     text = ""
     for piece in _pieces(value, most):
@@ -26,7 +27,7 @@ def shown(value: object, most: int = MOST) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text on one line, each character that a terminal would obey, or cannot show, as its escape."""
+    """Return text on one line, with control and unprintable characters as escapes."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or category(c) == "Zs" else repr(c)[1:-1] for c in text)
@@ -38,12 +39,12 @@ def with_article(noun: str) -> str:
 
 
 def in_html(text: str) -> str:
-    """Return text as it is written into a page: printable, and none of it markup."""
+    """Return printable text with HTML escaped."""
     return html.escape(printable(text))
 
 
 def _pieces(value: Any, most: int) -> Iterator[str]:
-    """The repr in pieces. Each level of nesting yields a bracket before it descends, so the caller ends it."""
+    """Yield the repr in pieces. Each level yields a bracket before it descends, so the caller can stop in time."""
     if isinstance(value, Enum):
         yield f"{type(value).__name__}.{value.name}"
     elif isinstance(value, str):
@@ -84,3 +85,11 @@ def _row(begin: str, items: Iterable[Any], end: str, most: int) -> Iterator[str]
         yield ", " if i else ""
         yield from _pieces(item, most)
     yield end
+
+
+def version() -> str:
+    """Return the package's version from its metadata, or "0" in a source tree that is not installed."""
+    try:
+        return metadata.version("rmsprop")
+    except metadata.PackageNotFoundError:
+        return "0"

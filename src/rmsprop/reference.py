@@ -1,6 +1,6 @@
-"""The equation in NumPy float64: the judge of every backend. Nothing in production imports it.
+"""The equation in NumPy float64, against which every backend is tested. Nothing in production imports it.
 
-Three steps worked by hand, for the textbook rule (eps inside, no momentum) with lr = 1, alpha = 1/2,
+Three steps computed by hand, for the textbook rule (eps inside, no momentum) with lr = 1, alpha = 1/2,
 eps = 1, from p = 1, with gradients 2, 0, −4:
 
     t   g   v ← v/2 + g²/2      d ← √(v + 1)   u ← g/d    p ← p − u
@@ -32,7 +32,7 @@ State = dict[str, Any]
 
 
 def start(rule: Rule, p: Array) -> State:
-    """The state before the first step: exactly the slots of the rule.
+    """Return the state before the first step: exactly the slots of the rule.
 
     Shapes: every slot but `step` has the shape of p.
     """
@@ -41,7 +41,7 @@ def start(rule: Rule, p: Array) -> State:
 
 
 def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Array, State]:
-    """One step of the equation; returns the new parameter and the new state, and edits neither argument.
+    """Compute one step of the equation and return the new parameter and state, without changing the arguments.
 
     Equation: spec.py, lines [1]-[9].
     Shapes:   p, g and each slot share one shape. Complex numbers are pairs of independent reals: pass a view.
@@ -52,7 +52,7 @@ def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Ar
     p, g, v = (np.asarray(x, dtype=np.float64) for x in (p, g, state["square_avg"]))
     t = int(state["step"]) + 1
     new: State = {"step": t}
-    with np.errstate(all="ignore"):  # a NaN or inf gradient is the user's fact: it propagates
+    with np.errstate(all="ignore"):  # NaN and inf in gradients propagate
         # [1] decay
         if rule.maximize:
             g = -g
@@ -70,7 +70,7 @@ def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Ar
         v = alpha * v + (1 - alpha) * g * g
         spike = (v > most) & (most > 0) & np.isfinite(g) if hyper.max_update is not None else np.zeros_like(g, bool)
         new["square_avg"] = v = np.where(spike, most, v)
-        # [3] first moment: of a spike, what made v that large
+        # [3] first moment: of a spike, the part that doubles v
         if rule.centered:
             entering = np.where(spike, np.copysign(hyper.carried() * np.sqrt(most / 2), g), g)
             m = alpha * np.asarray(state["grad_avg"], dtype=np.float64) + (1 - alpha) * entering
@@ -105,23 +105,23 @@ def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Ar
     return p, new
 
 
-# [9] for parameters of half precision: random bits and rounding, in whole numbers, so that every backend has the
+# [9] for half-precision parameters: random bits and rounding in integer arithmetic, so that every backend has the
 # same bits. Kinds: "bfloat16", "float16".
 
-Words = NDArray[np.uint32]
+RandomBits = NDArray[np.uint32]
 
 
-def bits(seed: int, place: int, t: int, count: int) -> Words:
-    """The random word of each of `count` elements of the parameter at that place, in its step t.
+def bits(seed: int, place: int, t: int, count: int) -> RandomBits:
+    """Return the 32 random bits of each of `count` elements of the parameter at index `place`, in its step t.
 
     Source: the finalizer `lowbias32` of C. Wellons, with a second key added between its two multiplications.
     """
-    own = random_key(seed, place)
-    first = _mix(np.uint32((own + t * 0x9E3779B9) & 0xFFFFFFFF), np.uint32(t >> 32))
-    second = _mix(np.uint32((own >> 32) ^ int(first)), np.uint32(0))
+    key = random_key(seed, place)
+    first = _mix(np.uint32((key + t * 0x9E3779B9) & 0xFFFFFFFF), np.uint32(t >> 32))
+    second = _mix(np.uint32((key >> 32) ^ int(first)), np.uint32(0))
     index = np.arange(count, dtype=np.uint64) * np.uint64(0x9E3779B1)
-    words: Words = _mix(index.astype(np.uint32) ^ first, second)
-    return words
+    random: RandomBits = _mix(index.astype(np.uint32) ^ first, second)
+    return random
 
 
 def _mix(x: Any, key: np.uint32) -> Any:
@@ -134,17 +134,17 @@ def _mix(x: Any, key: np.uint32) -> Any:
         return x ^ (x >> np.uint32(16))
 
 
-def round_stochastically(x: NDArray[np.float32], random: Words, kind: str) -> Array:
-    """x rounded to one of its two neighbours in half precision, up with the probability of the part that is dropped.
+def round_stochastically(x: NDArray[np.float32], random: RandomBits, kind: str) -> Array:
+    """Return x rounded stochastically to one of its two neighbors in half precision.
 
-    The bits that the narrow format has no room for are added to as many random ones, and the carry decides. NaN and
-    infinity stay; a number below 2⁻³² of float16's smallest becomes 0.
+    The probability of rounding up is the dropped fraction. The bits that do not fit are added to as many random bits,
+    and the carry decides. NaN and infinity are unchanged; a number below 2⁻³² of float16's smallest becomes 0.
     """
-    word = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
-    sign, size = word & np.uint64(0x80000000), word & np.uint64(0x7FFFFFFF)
+    pattern = np.asarray(x, np.float32).view(np.uint32).astype(np.uint64)
+    sign, size = pattern & np.uint64(0x80000000), pattern & np.uint64(0x7FFFFFFF)
     exponent = (size >> np.uint64(23)).astype(np.int64)
     fraction = np.where(exponent > 0, size & np.uint64(0x7FFFFF) | np.uint64(0x800000), 0).astype(np.uint64)
-    # bits dropped: float16's subnormal numbers lie 2⁻²⁴ apart
+    # dropped bits: the spacing of float16's subnormal numbers is 2⁻²⁴
     dropped = 16 if kind == "bfloat16" else np.maximum(13, 126 - exponent)
     small = (kind == "float16") & (exponent < 113)
     dropped = np.asarray(np.minimum(dropped, 40), np.uint64)

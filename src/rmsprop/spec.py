@@ -1,4 +1,4 @@
-"""The numbered equation of RMSprop, and the switches and numbers that complete it.
+"""The numbered equation of RMSprop, with its switches and hyperparameters.
 
     [1] decay         g ← g + wd·p (l2)   |   p ← p − lr·wd·p (decoupled)      g ← −g first, if maximize
                         | g ← g + wd·sign(p) (l1)   |   p ← p − lr²/reference_lr·wd·p (corrected)
@@ -12,7 +12,7 @@
     [8] momentum      b ← μ·b + u   |   b ← μ·b + lr·u        nesterov: u ← u + μ·b
     [9] parameter     p ← p − lr·u  |   p ← p − u      max_update: the step is at most M·lr
 
-Every body of the formula (`reference.py`, `kernels/*`) carries these numbers.
+Every implementation of the equation (`reference.py`, `kernels/*`) carries these numbers.
 """
 
 import math
@@ -23,52 +23,63 @@ from typing import Any, Literal, get_args
 from rmsprop.printing import shown
 
 EpsMode = Literal["outside", "inside", "both", "floor"]
+"""The place of ε in [6]."""
+
 WeightDecayMode = Literal["l2", "decoupled", "corrected", "l1"]
+"""The kinds of weight decay in [1]."""
+
 SparseMode = Literal["lazy", "dense"]
+"""Updates for a sparse gradient: only the rows that it names, or every row."""
+
 Rounding = Literal["nearest", "stochastic"]
+"""The rounding of a half-precision parameter in [9]."""
+
 Nonfinite = Literal["propagate", "skip", "raise"]
+"""Reactions to a NaN or an infinity in a gradient."""
 
 EPS_MODES: tuple[EpsMode, ...] = get_args(EpsMode)
 WEIGHT_DECAY_MODES: tuple[WeightDecayMode, ...] = get_args(WeightDecayMode)
-
-# The state of a parameter: every body and every list of state has this order. `compensation` is not of the rule:
-# rounding of half-precision parameters keeps it.
-SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
-
-# Those that the nine lines update, in the dtype of the arithmetic.
-AVERAGES = tuple(name for name in SLOTS if name not in ("step", "compensation"))
-
-# How a parameter of half precision is rounded in [9].
+SPARSE_MODES: tuple[SparseMode, ...] = get_args(SparseMode)
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
+NONFINITE: tuple[Nonfinite, ...] = get_args(Nonfinite)
+
+SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
+"""The names of the state, in torch's spelling and in the order of `Bucket.slots`."""
+
+AVERAGES = tuple(name for name in SLOTS if name not in ("step", "compensation"))
+"""The slots that the nine lines update, in the dtype of the arithmetic."""
+
+CLIPS = ("clip_value", "clip_norm", "clip_global_norm", "clip_weights")
+"""The bounds on gradients, which apply before the nine lines, and on parameters, which apply after them."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """What the formula is and which state it keeps; it does not change during a run.
+    """The switches that determine the formula and its state; they do not change during a run.
 
     Attributes:
-        eps_mode: where ε stands in [6]: "outside" or "floor" (ε in units of g), "inside" (ε in units of g²), "both".
-        square_avg_init: what `square_avg` starts at, in units of g² (0 in torch, 1 in TensorFlow 1).
+        eps_mode: the place of ε in [6]: "outside" or "floor" (ε in units of g), "inside" (ε in units of g²), "both".
+        square_avg_init: the initial value of `square_avg`, in units of g² (0 in torch, 1 in TensorFlow 1).
         centered: whether [3] runs and [5] subtracts m̂².
-        momentum: whether [8] runs, and `momentum_buffer` exists.
-        nesterov: whether [8] looks one momentum step ahead.
+        momentum: whether [8] runs and `momentum_buffer` exists.
+        nesterov: whether [8] uses Nesterov momentum.
         lr_in_buffer: whether the learning rate enters in [8] (TensorFlow) rather than in [9] (torch).
         weight_decay_mode: "l2" adds wd·p to the gradient, "l1" wd·sign(p); "decoupled" shrinks p by lr·wd,
             "corrected" by lr²/reference_lr·wd.
         bias_correction: whether [4] runs.
-        maximize: whether the gradient is negated in [1].
+        maximize: whether [1] negates the gradient.
 
     Raises:
-        ValueError, TypeError: a switch holds something else; the message says what would work.
+        ValueError, TypeError: a switch has an invalid value; the message has the valid ones.
     """
 
-    eps_mode: str = "outside"
+    eps_mode: EpsMode = "outside"
     square_avg_init: float = 0.0
     centered: bool = False
     momentum: bool = False
     nesterov: bool = False
     lr_in_buffer: bool = False
-    weight_decay_mode: str = "l2"
+    weight_decay_mode: WeightDecayMode = "l2"
     bias_correction: bool = False
     maximize: bool = False
 
@@ -77,12 +88,12 @@ class Rule:
             check_switch(field.name, getattr(self, field.name))
 
     def slots(self) -> tuple[str, ...]:
-        """The state keys this rule keeps for each parameter, under torch's names."""
+        """Return the state keys of each parameter, under torch's names."""
         optional = (("grad_avg", self.centered), ("momentum_buffer", self.momentum))
         return ("step", "square_avg", *(name for name, kept in optional if kept))
 
     def equation(self, hyper: "Hyper | None" = None) -> tuple[str, ...]:
-        """The lines of the equation that are in force, in order; with a Hyper's numbers, or with their names."""
+        """Return the lines of the equation in force, with the numbers of `hyper` or with their names."""
         lr, alpha, rest, eps, mu, wd = "lr", "alpha", "(1−alpha)", "eps", "momentum", "weight_decay"
         if hyper is not None:
             lr = f"{hyper.lr.item() if hasattr(hyper.lr, 'item') else hyper.lr:g}" if hyper.lr is not None else lr
@@ -90,12 +101,12 @@ class Rule:
             mu, wd = f"{hyper.momentum:g}", f"{hyper.weight_decay:g}"
         lines = ["[1] g ← −g"] if self.maximize else []
         if wd != "0":
-            most = "reference_lr" if hyper is None or hyper.reference_lr is None else f"{hyper.reference_lr:g}"
+            reference = "reference_lr" if hyper is None or hyper.reference_lr is None else f"{hyper.reference_lr:g}"
             decay = {
                 "l2": f"g ← g + {wd}·p",
                 "l1": f"g ← g + {wd}·sign(p)",
                 "decoupled": f"p ← p − {lr}·{wd}·p",
-                "corrected": f"p ← p − {lr}²/{most}·{wd}·p",
+                "corrected": f"p ← p − {lr}²/{reference}·{wd}·p",
             }
             lines.append(f"[1] {decay[self.weight_decay_mode]}")
         start = f"   from v = {self.square_avg_init:g}" if self.square_avg_init else ""
@@ -131,13 +142,13 @@ _DENOMINATORS = {
 
 @dataclass(frozen=True)
 class Hyper:
-    """Today's numbers, which schedules may move at every step.
+    """The hyperparameters, which schedules may change at every step.
 
-    Units: lr in units of the parameter; alpha and momentum none; weight_decay in g per p (l2) or none
+    Units: lr in units of the parameter; alpha and momentum unitless; weight_decay in g per p (l2) or unitless
     (decoupled, corrected); eps in units of g ("outside", "floor") or g² ("inside").
 
-    `lr` is a float or, in the torch backends, a tensor with one element; `reference_lr` is for "corrected".
-    `max_update`, in units of lr, bounds every element's step, and what a gradient does to v: [2], [7], [9].
+    `lr` is a float or, in the torch backends, a tensor with one element. `reference_lr` applies to "corrected" decay.
+    `max_update`, in units of lr, bounds the step of every element and the growth of v, in [2], [7] and [9].
     """
 
     lr: Any
@@ -150,21 +161,21 @@ class Hyper:
 
     @property
     def cap(self) -> float:
-        """M in [2], [7] and [9]: max_update, or infinity where there is none."""
+        """M in [2], [7] and [9]: max_update, or infinity without it."""
         return math.inf if self.max_update is None else self.max_update
 
     def carried(self) -> float:
-        """[2] under max_update: the largest |g|/√v that enters the averages, which makes v twice as large."""
+        """Return the largest |g|/√v that enters the averages under max_update; it doubles v in [2]."""
         return math.sqrt((2 - self.alpha) / (1 - self.alpha))
 
     def shrinkage(self, rule: Rule) -> Any:
-        """[1] What lr is multiplied by where p shrinks: wd, or lr/reference_lr·wd in the mode "corrected"."""
+        """Return the factor on lr by which p shrinks in [1]: wd, or lr/reference_lr·wd in "corrected" mode."""
         if rule.weight_decay_mode != "corrected":
             return self.weight_decay
         return self.lr / self.reference_lr * self.weight_decay if self.reference_lr else self.weight_decay
 
 
-# What each name must hold: in words for the message, and as a test of the float.
+# The description of each number and its valid values, for error messages.
 _RANGES = {
     "lr": ("learning rate", "a finite number >= 0, such as 1e-3"),
     "alpha": ("alpha value", "the decay of the averages, 0 <= alpha < 1, such as 0.99"),
@@ -187,7 +198,7 @@ _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
 def plain(value: Any) -> Any:
-    """Return a scalar of NumPy, or an array without dimensions, as Python's; anything else as it is."""
+    """Return a NumPy scalar, or an array without dimensions, as a Python scalar; anything else unchanged."""
     if type(value) in _PLAIN or not hasattr(value, "item") or getattr(value, "shape", None) != ():
         return value
     if type(value).__module__.partition(".")[0] == "torch" or hasattr(value, "requires_grad"):
@@ -197,36 +208,36 @@ def plain(value: Any) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is a number, a string or None of Python's own types."""
+    """Return whether a value is a built-in number, a string or None."""
     return type(value) in _PLAIN
 
 
 def check_number(name: str, value: Any) -> float:
-    """Return `value` as a plain Python float, or say which numbers `name` takes.
+    """Return `value` as a Python float, validated for `name`.
 
     Raises:
-        TypeError: it is no real number (a string, a bool, None, an array).
-        ValueError: it is outside the range of `name`.
+        TypeError: the value is not a real number (a string, a bool, None, an array).
+        ValueError: the value is outside the range of `name`.
     """
-    words, works = _RANGES[name]
+    description, works = _RANGES[name]
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Invalid {words}: {shown(value)} is a {type(value).__name__}; {name} takes {works}")
+        raise TypeError(f"Invalid {description}: {shown(value)} is a {type(value).__name__}; {name} takes {works}")
     try:
         number = float(value)
-    except OverflowError:  # an int beyond every float
+    except OverflowError:  # an int beyond the range of float64
         number = math.inf
     if not 0.0 <= number < (1.0 if name in _BELOW_ONE else math.inf) or (number == 0 and name == "max_update"):
-        raise ValueError(f"Invalid {words}: {shown(value)}; {name} takes {works}")
+        raise ValueError(f"Invalid {description}: {shown(value)}; {name} takes {works}")
     return number
 
 
 def check_seed(value: Any) -> int:
-    """Return `value` as an int from 0 up to 2⁶³, or say that a seed is one.
+    """Return `value` as an int from 0 to 2⁶³ − 1.
 
-    Raises: TypeError, ValueError: it is no whole number, or outside that range.
+    Raises: TypeError, ValueError: the value is not an integer, or outside that range.
     """
-    works = "seed takes a whole number from 0 up to 2**63, such as 0"
+    works = "seed takes an integer from 0 to 2**63 - 1, such as 0"
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"Invalid seed: {shown(value)} is a {type(value).__name__}; {works}")
@@ -236,10 +247,10 @@ def check_seed(value: Any) -> int:
 
 
 def random_key(seed: int, place: int) -> int:
-    """64 bits that are a parameter's own: its random bits follow from them, its step count and an element's index.
+    """Return a parameter's 64-bit key; with the step count and an element's index it determines the random bits.
 
     Args:
-        place: the parameter's place among all parameters of the optimizer.
+        place: the parameter's index among all parameters of the optimizer.
     Source: splitmix64, Steele, Lea and Flood, OOPSLA 2014.
     """
     return _split(_split(seed) + place)
@@ -256,10 +267,10 @@ _WORD = 2**64 - 1
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """Return `value` as a bool (0 and 1 pass), or say that `name` is a switch.
+    """Return `value` as a bool; 0 and 1 are valid.
 
     Raises:
-        TypeError: anything else, such as the string "False", which Python would take for true.
+        TypeError: any other value, such as the string "False", which would count as true.
     """
     value = plain(value)
     if isinstance(value, bool):
@@ -270,7 +281,7 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def check_switch(name: str, value: Any) -> Any:
-    """Return the value of a Rule's field in its plain type, or say what the field takes."""
+    """Return the value of a Rule's field in its plain type. Raises: TypeError, ValueError if it is invalid."""
     if name == "square_avg_init":
         return check_number(name, value)
     if name in _CHOICES:

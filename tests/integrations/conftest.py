@@ -1,4 +1,4 @@
-"""What the tests of trainers share: nothing is downloaded, and only warnings of ours are errors."""
+"""Fixtures of the tests of trainers: nothing is downloaded, and only this package's warnings are errors."""
 
 from collections.abc import Iterator
 
@@ -6,16 +6,16 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Trainers warn of much that is no matter of ours; what RMSprop says of recipes and loads stays an error."""
+    """Ignore the trainers' own warnings; those of RMSprop about recipes and loads remain errors."""
     for item in items:
         if "integrations" in item.path.parts:
-            for own in ("error:.*loaded state dict", "error:recipe", "ignore"):  # the first is looked at first
+            for own in ("error:.*loaded state dict", "error:recipe", "ignore"):  # the first match applies
                 item.add_marker(pytest.mark.filterwarnings(own), append=False)
 
 
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No hub is asked for anything, and Accelerate starts anew in each test."""
+    """Forbid requests to model hubs, and reset Accelerate before each test."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     yield
     try:

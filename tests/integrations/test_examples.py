@@ -1,4 +1,4 @@
-"""Each example runs as it stands in the repository, says what arrived, and what came of it."""
+"""Each example runs, prints the settings that arrived, and trains."""
 
 import re
 import runpy
@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 from judge import EXAMPLES, needs
 
-# What an example needs, what explain() must show of its settings, and the result that it prints: a pattern around one
-# number, and the range that the number must be in.
+# The name of an example, a part of its explain(), a pattern for its resulting number, and the range of that number.
 RUNS = [
     pytest.param(
         "sb3_a2c", "recipe a2c-sb2", r"mean return (\d+) ", (30, 500), marks=needs("gymnasium", "stable_baselines3")
@@ -44,7 +43,7 @@ def test_an_example_runs_as_it_stands(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """As `python examples/NAME.py` would: explain() shows the settings, and training came to something."""
+    """`python examples/NAME.py` shows the settings in explain(), and its result is in the range."""
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
     printed = capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The Trainer of transformers, a DPO run on it, and Accelerate step with the settings that they were given."""
+"""The Trainer of transformers, a DPO run on it, and Accelerate step with the given settings."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ accelerate = needs("accelerate", "sklearn")
 
 
 def warmed(step: int, steps: int, lr: float, warmup: int = 10) -> float:
-    """The linear schedule of transformers at that step: up from 0, then down to 0."""
+    """Return the linear schedule of transformers at a step: up from 0, then down to 0."""
     done = step - 1
     return lr * (done / warmup if done < warmup else (steps - done) / (steps - warmup))
 
@@ -24,24 +24,24 @@ def warmed(step: int, steps: int, lr: float, warmup: int = 10) -> float:
 def test_the_trainer_passes_everything_on(tmp_path: Path) -> None:
     """30 steps: warm-up from lr 0, linear decay, clipping to 1, weight decay 0.01 on matrices only."""
 
-    def wanted(step: int, group: int) -> Case:
+    def expected(step: int, group: int) -> Case:
         decay = (0.01, 0.0)[group]
         hyper = Hyper(lr=warmed(step, 30, 2e-3), alpha=0.95, eps=1e-6, weight_decay=decay)
         return Case(Rule(centered=True), hyper)
 
-    with judging(wanted) as judge:
+    with judging(expected) as judge:
         optimizer, losses = example("hf_trainer").train(str(tmp_path), steps=30)
     assert judge.steps == 30
     assert max(judge.norms) <= 1 + 1e-5
     assert losses[-1] < losses[0]
     assert type(optimizer) is RMSprop
-    assert [group["initial_lr"] for group in optimizer.param_groups] == [2e-3, 2e-3]  # and not the arguments' 5e-5
+    assert [group["initial_lr"] for group in optimizer.param_groups] == [2e-3, 2e-3]  # TrainingArguments has 5e-5
     assert "[5] w ← max(v − m², 0)" in optimizer.explain()
 
 
 @transformers
 def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
-    """The Trainer's own checkpoint, read with weights_only, brings back state and schedule bitwise."""
+    """The Trainer's checkpoint, read with weights_only, restores state and schedule bitwise."""
     hf = example("hf_trainer")
     whole, _ = hf.train(str(tmp_path), steps=12, save_strategy="steps", save_steps=8)
 
@@ -60,7 +60,7 @@ def test_a_resumed_run_is_the_run(tmp_path: Path) -> None:
 
 @transformers
 def test_optim_args_reach_torchs_rmsprop(tmp_path: Path) -> None:
-    """`optim="rmsprop"` is torch's class; its optim_args were dropped before 2026, and now arrive."""
+    """`optim="rmsprop"` is torch's class; its optim_args, dropped before 2026, arrive."""
     from transformers import Trainer, TrainingArguments
 
     arguments = TrainingArguments(str(tmp_path), optim="rmsprop", optim_args="alpha=0.9,momentum=0.5", use_cpu=True)
@@ -71,7 +71,7 @@ def test_optim_args_reach_torchs_rmsprop(tmp_path: Path) -> None:
 
 @transformers
 def test_dpo_runs_by_its_recipe(tmp_path: Path) -> None:
-    """The optimizer that was given steps: constant lr after a warm-up, clipping at 10, the recipe noted."""
+    """The given optimizer steps, with constant lr after a warm-up, clipping at 10, and the recipe recorded."""
     case = Rule(), 1e-4
     with judging(lambda t, _: Case(case[0], Hyper(case[1] * min(1.0, (t - 1) / 10), 0.99, 1e-8))) as judge:
         optimizer, loss = example("trl_dpo").train(str(tmp_path), steps=15)
@@ -96,7 +96,7 @@ def test_accelerate_steps_ours_at_every_second_batch() -> None:
 @accelerate
 @pytest.mark.parametrize("amp_in_step", [False, True])
 def test_accelerate_sees_a_skipped_step_unless_amp_in_step(amp_in_step: bool) -> None:
-    """An overflow moves nothing either way; step_was_skipped says so only where the scaler itself skips."""
+    """An overflow never changes anything; step_was_skipped is True only if the scaler itself skips."""
     from accelerate import Accelerator
     from accelerate.optimizer import AcceleratedOptimizer
 

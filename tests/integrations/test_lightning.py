@@ -1,4 +1,4 @@
-"""Lightning steps with a closure, clips, and lets go of amp_in_step."""
+"""Lightning steps with a closure and clips, without amp_in_step."""
 
 import pytest
 import torch
@@ -11,15 +11,15 @@ from rmsprop.spec import Hyper, Rule
 pytestmark = needs("lightning", "sklearn")
 
 
-def wanted(step: int, _group: int) -> Case:
-    """What must be in force: lr halves after each epoch of 29 steps."""
+def expected(step: int, _group: int) -> Case:
+    """Return the expected settings: lr halves after each epoch of 29 steps."""
     hyper = Hyper(lr=1e-3 * 0.5 ** ((step - 1) // 29), alpha=0.9, eps=1e-7, momentum=0.5)
     return Case(Rule(momentum=True), hyper)
 
 
 def test_every_step_has_the_settings_the_schedule_and_the_clipping() -> None:
-    """Two epochs in bfloat16 autocast: each step is the reference's at the schedule's lr, with clipped gradients."""
-    with judging(wanted) as judge:
+    """In bfloat16 autocast, each step equals the reference's at the schedule's lr with clipped gradients."""
+    with judging(expected) as judge:
         optimizer, accuracy = example("lightning_digits").train(epochs=2)
     assert judge.steps == 58
     assert max(judge.norms) <= 1 + 1e-6
@@ -30,7 +30,7 @@ def test_every_step_has_the_settings_the_schedule_and_the_clipping() -> None:
 
 @pytest.mark.parametrize("precision", ["16-mixed", "bf16-mixed"])
 def test_amp_in_step_and_clipping_exclude_each_other(precision: str) -> None:
-    """The trap: Lightning refuses to clip for an optimizer that unscales in its step, in bfloat16 too."""
+    """Lightning refuses to clip for an optimizer that unscales in its step, even in bfloat16."""
     from lightning.pytorch.plugins import MixedPrecision
 
     plugin = MixedPrecision(precision, "cpu")
@@ -45,7 +45,7 @@ def test_amp_in_step_and_clipping_exclude_each_other(precision: str) -> None:
 
 @needs("jsonargparse")
 def test_the_command_line_builds_ours_by_class_path() -> None:
-    """LightningCLI reads the signature: what is not said is the dialect's, and the configuration can be written."""
+    """LightningCLI reads the signature: omitted arguments are the dialect's, and the configuration can be written."""
     import lightning
     from lightning.pytorch.cli import LightningCLI
 
@@ -60,4 +60,4 @@ def test_the_command_line_builds_ours_by_class_path() -> None:
     assert type(optimizer) is RMSprop
     group = optimizer.param_groups[0]
     assert [group[name] for name in ("lr", "alpha", "eps", "momentum")] == [1e-3, 0.9, 1e-7, 0.5]
-    assert "alpha: 0.99" in cli.parser.dump(cli.config)  # the trap: torch's numbers, as if they had been said
+    assert "alpha: 0.99" in cli.parser.dump(cli.config)  # torch's defaults, as if they had been given

@@ -1,4 +1,4 @@
-"""Stable-Baselines3, a CleanRL-style loop and TorchRL step with the settings that they were given."""
+"""Stable-Baselines3, a CleanRL-style loop and TorchRL step with the given settings."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,13 +17,13 @@ sb3 = needs("gymnasium", "stable_baselines3")
 
 
 def at(case: Case, lr: float) -> Case:
-    """The case at another learning rate."""
+    """Return the case at another learning rate."""
     return Case(case.rule, replace(case.hyper, lr=lr))
 
 
 @sb3
 def test_sb3_steps_by_the_recipe() -> None:
-    """Every step of A2C is Stable-Baselines 2's: ε inside, v from 1; clipped to 0.5 by A2C; explain() says so."""
+    """Every step of A2C is Stable-Baselines 2's: ε inside, v from 1, clipped to 0.5 by A2C; explain() shows it."""
     with judging(lambda *_: SB2) as judge:
         agent = example("sb3_a2c").train(500)
     assert judge.steps == 100
@@ -37,7 +37,7 @@ def test_sb3_steps_by_the_recipe() -> None:
 
 @sb3
 def test_sb3_schedules_save_and_load(tmp_path: Path) -> None:
-    """A schedule of SB3's reaches every step, and a saved agent comes back with its optimizer's state."""
+    """A schedule of SB3 reaches every step, and a saved agent is loaded with its optimizer's state."""
     with judging(lambda t, _: at(SB2, 1e-3 * (1 - t * 5 / 200))):
         agent = example("sb3_a2c").train(200, learning_rate=lambda left: 1e-3 * left)
     agent.save(tmp_path / "agent")
@@ -51,7 +51,7 @@ def test_sb3_schedules_save_and_load(tmp_path: Path) -> None:
 
 @sb3
 def test_sb3_drops_settings_without_a_class() -> None:
-    """The trap: A2C replaces optimizer_kwargs where policy_kwargs names no optimizer_class."""
+    """A2C replaces optimizer_kwargs if policy_kwargs has no optimizer_class."""
     from stable_baselines3 import A2C
 
     kwargs: dict[str, Any] = dict(optimizer_kwargs=dict(alpha=0.5))
@@ -64,7 +64,7 @@ def test_sb3_drops_settings_without_a_class() -> None:
 @sb3
 @pytest.mark.parametrize("name", ["dqn-nature", "a3c", "a2c-baselines"])
 def test_sb3_takes_recipes_of_other_dialects(name: str) -> None:
-    """SB3 passes lr=, torch's name; recipes in words of their own (learning_rate, decay, epsilon) take it too."""
+    """SB3 passes lr=, torch's name; recipes with other names (learning_rate, decay, epsilon) accept it, too."""
     from stable_baselines3 import A2C
 
     kwargs: dict[str, Any] = dict(optimizer_class=RMSprop, optimizer_kwargs=recipe(name))

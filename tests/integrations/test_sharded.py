@@ -33,12 +33,12 @@ def _stepped(titan: Any, **settings: Any) -> Any:
 
 @pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 def test_a_container_goes_through_dcp_by_name(tmp_path: Path) -> None:
-    """Two parts' optimizers step as the reference; a flat state dict restores numbers and state of both, bitwise."""
+    """Two parts' optimizers step as the reference; a flat state dict restores both bitwise."""
     from torch.distributed.checkpoint import load, save
 
     titan = example("torchtitan_container")
     with judging(lambda *_: MOMENTUM) as judge:
-        ours = _stepped(titan, fused=native.missing() is None or None, foreach=False)  # torchtitan's two words
+        ours = _stepped(titan, fused=native.missing() is None or None, foreach=False)  # torchtitan's two arguments
     assert judge.steps == 6
     flat = ours.state_dict()
     assert flat["param_groups.head.weight.alpha"] == 0.95
@@ -58,7 +58,7 @@ def test_a_container_goes_through_dcp_by_name(tmp_path: Path) -> None:
 
 @needs("deepspeed", how="pip install --no-build-isolation deepspeed")
 def test_deepspeed_steps_a_flat_tensor_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ZeRO 1 with bfloat16 weights steps our float32 master copy, clipped to 1; without the word it refuses."""
+    """ZeRO 1 with bfloat16 weights steps our float32 master copy, clipped to 1; without its key it refuses."""
     import deepspeed
 
     alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
@@ -80,14 +80,14 @@ def test_deepspeed_steps_a_flat_tensor_of_ours(tmp_path: Path, monkeypatch: pyte
 @needs("torchao")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would not refuse")
 def test_torchaos_offload_refuses_a_cpu() -> None:
-    """It is for CUDA and XPU only, and says so before ours is built."""
+    """It supports CUDA and XPU only, and refuses a CPU before it builds RMSprop."""
     with pytest.raises(AssertionError, match="only supports CUDA & XPU"):
         example("torchao_offload").offloaded([torch.nn.Parameter(torch.ones(8192))])
 
 
 @needs("torchao")
 def test_torchaos_offload_steps_ours_with_a_cpu_in_the_gpus_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One RMSprop for each large tensor and one for the small ones step as the reference; their state comes back."""
+    """One RMSprop per large tensor and one for the small ones step as the reference; their state is restored."""
     from torchao.optim import cpu_offload
 
     class Stream:

@@ -1,4 +1,4 @@
-"""timm's registry, and a trainer that looks names up as Ultralytics' does."""
+"""timm's registry, and a trainer that looks up names as Ultralytics' does."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ timm = needs("timm", "torchvision", "sklearn")
 
 @timm
 def test_timm_steps_ours_with_its_groups() -> None:
-    """timm's own rule under its name in the registry: momentum 0.9 put in by timm, weight decay on matrices only."""
+    """timm's own rule under its name in the registry, with timm's momentum 0.9 and weight decay on matrices only."""
     rule = Rule("inside", square_avg_init=1.0, momentum=True, lr_in_buffer=True)
 
-    def wanted(_step: int, group: int) -> Case:
+    def expected(_step: int, group: int) -> Case:
         return Case(rule, Hyper(2e-3, alpha=0.9, eps=1e-3, momentum=0.9, weight_decay=(0.0, 1e-5)[group]))
 
-    with judging(wanted) as judge:
+    with judging(expected) as judge:
         optimizer, losses = example("timm_registry").train(steps=8)
     assert judge.steps == 8
     assert losses[-1] < losses[0]
@@ -31,7 +31,7 @@ def test_timm_steps_ours_with_its_groups() -> None:
 
 @timm
 def test_timm_puts_in_what_the_docs_say() -> None:
-    """momentum=0.9 where has_momentum, else none at all, and alpha=0.9 in its own rows; what is given arrives."""
+    """timm sets momentum=0.9 only with has_momentum, and alpha=0.9 in its own entries; given arguments arrive."""
     import timm as package
     from timm.optim import OptimInfo, create_optimizer_v2
     from timm.optim._optim_factory import default_registry
@@ -53,7 +53,7 @@ def test_timm_puts_in_what_the_docs_say() -> None:
 
 @timm
 def test_timm_takes_a_recipe() -> None:
-    """A recipe as defaults= of the registry, and weight decay for the groups that it is for: nothing to warn of."""
+    """A recipe as defaults= of the registry, with weight decay for the right groups, does not warn."""
     import timm as package
     from timm.optim import OptimInfo, create_optimizer_v2
     from timm.optim._optim_factory import default_registry
@@ -69,7 +69,7 @@ def test_timm_takes_a_recipe() -> None:
 
 @timm
 def test_timm_looks_ahead_with_ours() -> None:
-    """Its lookahead_ prefix wraps our optimizer, which goes on stepping."""
+    """The lookahead_ prefix wraps RMSprop, which still takes the steps."""
     from timm.optim import create_optimizer_v2
 
     example("timm_registry")
@@ -89,7 +89,7 @@ def _conv() -> torch.nn.Module:
 
 
 def test_a_looked_up_name_is_ours_in_a_subclass_and_torch_stays_as_it_was() -> None:
-    """The groups, their weight decay and marks are the trainer's, alpha and the class ours; torch is not touched."""
+    """Groups, weight decay, and marks are the trainer's, alpha and the class ours; torch is not patched."""
     trainer, torchs = example("ultralytics_trainer").WithOurs(), torch.optim.RMSprop
     optimizer = trainer.build_optimizer(_conv(), momentum=0.0, lr=1e-3)
     assert torch.optim.RMSprop is torchs
@@ -108,12 +108,12 @@ def test_lint_warns_of_the_momentum_that_is_sgds() -> None:
     optimizer = example("ultralytics_trainer").WithOurs().build_optimizer(_conv())
     found = [finding for finding in optimizer.lint() if finding.name == "momentum"]
     assert [(finding.severity, finding.group) for finding in found] == [("error", 0)]  # group 1 is biases
-    assert "momentum 0.937 makes a steady step 15.9·lr = 0.159" in found[0].seen
+    assert "with momentum 0.937, a steady step is 15.9·lr = 0.159" in found[0].seen
     assert "lr=0.0006" in found[0].change
 
 
 def test_a_warm_up_that_writes_momentum_is_obeyed() -> None:
-    """The trap: a warm-up like Ultralytics' writes momentum into every group, and a run without any gets a buffer."""
+    """A warm-up like Ultralytics' writes momentum into every group, so a run without momentum gets a buffer."""
     net = _conv()
     optimizer = example("ultralytics_trainer").WithOurs().build_optimizer(net, momentum=0.0)
     for momentum in (0.0, 0.8):

@@ -1,7 +1,7 @@
-"""How long a step takes: ours beside torch's RMSprop, and torch's fused SGD and Adam as a yardstick.
+"""Benchmark of an optimizer step on the CPU, beside torch's RMSprop and its fused SGD and Adam.
 
-All are timed in one process, turn about, on the same parameters and gradients; each time is one whole
-`optimizer.step()` with all of its Python. Medians with spread: a shared machine is never quiet.
+All optimizers take turns in one process, on the same parameters and gradients. Each time is one whole
+`optimizer.step()`, Python included. Times are medians with their spread, since a shared machine is never quiet.
 """
 
 import json
@@ -21,23 +21,20 @@ from typing import Any
 
 import torch
 
-import rmsprop
 from rmsprop.files import write_whole
 from rmsprop.kernels import native
+from rmsprop.optimizer import RMSprop
+from rmsprop.printing import version
 
 Shapes = list[tuple[int, ...]]
 
-# The least ratio of torch's best RMSprop to ours that a plain step must reach, as the project set it.
-BARS = {"rl": 6.0, "nature": 5.0, "mobilenet": 4.0, "500x16": 25.0, "one": 6.0}
-BUSY_BAR = 3.0  # a2c with busy cores: 99th percentile over its own quiet median
-STREAM_BAR = 0.95  # one: of the speed at which memory streams
 TRAFFIC = {"plain": 20, "full": 36}  # bytes per element that a step must move
 OURS, TORCH, YARDSTICKS = "rmsprop", ("torch foreach", "torch loop"), ("SGD fused", "Adam fused")
 
 
 @dataclass(frozen=True)
 class Times:
-    """One contestant's times, in microseconds."""
+    """The times of one optimizer, in microseconds."""
 
     median: float
     p10: float
@@ -48,7 +45,7 @@ class Times:
 
 @dataclass(frozen=True)
 class Result:
-    """One case: what was stepped, under which conditions, and everyone's times."""
+    """One case under one set of conditions, with the times of every optimizer."""
 
     case: str
     tensors: int
@@ -59,43 +56,38 @@ class Result:
     times: dict[str, Times]
 
     def ratio(self) -> float:
-        """torch's best of for-loop and foreach over ours."""
+        """Return the ratio of torch's best RMSprop, for-loop or foreach, to ours."""
         return min(self.times[name].median for name in TORCH) / self.times[OURS].median
 
     def gigabytes(self) -> float:
-        """Memory traffic that the step needs, in GB/s."""
+        """Return the memory traffic that the step needs, in GB/s."""
         return self.elements * TRAFFIC[self.variant] / self.times[OURS].median / 1e3
-
-    def of_stream(self) -> float:
-        """Our speed as a part of the streaming loop's; a full step moves more bytes than it."""
-        stream = self.times["stream"].median * TRAFFIC[self.variant] / TRAFFIC["plain"]
-        return stream / self.times[OURS].median
 
 
 def rl() -> Shapes:
-    """A policy for CartPole: 4-64-64-2."""
+    """Return the shapes of a policy for CartPole: 4-64-64-2."""
     return [(64, 4), (64,), (64, 64), (64,), (2, 64), (2,)]
 
 
 def a2c() -> Shapes:
-    """Stable-baselines3's A2C for CartPole: two towers and two heads."""
+    """Return the shapes of Stable-Baselines3's A2C for CartPole: two towers and two heads."""
     tower: Shapes = [(64, 4), (64,), (64, 64), (64,)]
     return [*tower, *tower, (2, 64), (2,), (1, 64), (1,)]
 
 
 def nature() -> Shapes:
-    """The Nature DQN for Atari, 6 actions."""
+    """Return the shapes of the Nature DQN for Atari with 6 actions."""
     convolutions: Shapes = [(32, 4, 8, 8), (32,), (64, 32, 4, 4), (64,), (64, 64, 3, 3), (64,)]
     return [*convolutions, (512, 3136), (512,), (6, 512), (6,)]
 
 
 def _normed(out: int, into: int, kernel: int) -> Shapes:
-    """A convolution without bias, and its batch norm."""
+    """Return the shapes of a convolution without bias and of its batch norm."""
     return [(out, into, kernel, kernel), (out,), (out,)]
 
 
 def mobilenet() -> Shapes:
-    """MobileNetV3-Large as in torchvision."""
+    """Return the shapes of torchvision's MobileNetV3-Large."""
     blocks = [  # into, kernel, expanded, out, squeeze-and-excitation
         *[(16, 3, 16, 16, 0), (16, 3, 64, 24, 0), (24, 3, 72, 24, 0)],
         *[(24, 5, 72, 40, 1), (40, 5, 120, 40, 1), (40, 5, 120, 40, 1)],
@@ -116,13 +108,13 @@ def mobilenet() -> Shapes:
 
 
 def _divisible(channels: float) -> int:
-    """The nearest multiple of 8 that is not a tenth below: torchvision's _make_divisible."""
+    """Return the nearest multiple of 8 that is at most a tenth smaller, as torchvision's _make_divisible does."""
     nearest = max(8, int(channels + 4) // 8 * 8)
     return nearest + 8 if nearest < 0.9 * channels else nearest
 
 
 def resnet50() -> Shapes:
-    """ResNet-50 as in torchvision."""
+    """Return the shapes of torchvision's ResNet-50."""
     shapes, into = _normed(64, 3, 7), 64
     for planes, depth in ((64, 3), (128, 4), (256, 6), (512, 3)):
         for i in range(depth):
@@ -134,7 +126,7 @@ def resnet50() -> Shapes:
 
 
 def vit() -> Shapes:
-    """ViT-B/16 as in torchvision."""
+    """Return the shapes of torchvision's ViT-B/16."""
     norm: Shapes = [(768,), (768,)]
     attention: Shapes = [(2304, 768), (2304,), (768, 768), (768,)]
     block: Shapes = [*norm, *attention, *norm, (3072, 768), (3072,), (768, 3072), (768,)]
@@ -155,10 +147,10 @@ CASES: dict[str, Callable[[], Shapes]] = {
 
 
 def contestants(params: list[torch.Tensor], variant: str) -> dict[str, Callable[[], Any]]:
-    """Everyone's step, on the same parameters and gradients, each with state of its own."""
+    """Return the step of every optimizer, on the same parameters and gradients, each with its own state."""
     full: dict[str, Any] = {"momentum": 0.9, "centered": True} if variant == "full" else {}
     made: dict[str, Callable[[], Any]] = {
-        OURS: rmsprop.RMSprop(params, lr=1e-6, **full).step,
+        OURS: RMSprop(params, lr=1e-6, **full).step,
         "torch foreach": torch.optim.RMSprop(params, lr=1e-6, foreach=True, **full).step,
         "torch loop": torch.optim.RMSprop(params, lr=1e-6, foreach=False, **full).step,
         "SGD fused": torch.optim.SGD(params, lr=1e-6, fused=True, momentum=full.get("momentum", 0.0)).step,
@@ -174,7 +166,7 @@ def contestants(params: list[torch.Tensor], variant: str) -> dict[str, Callable[
 
 
 def measure(case: str, variant: str, threads: int, busy: bool, seconds: float) -> Result:
-    """Time everyone on one case, turn about, for about `seconds` each."""
+    """Time every optimizer on one case, in turn, for about `seconds` each."""
     shapes = CASES[case]()
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -183,7 +175,7 @@ def measure(case: str, variant: str, threads: int, busy: bool, seconds: float) -
         params = [torch.nn.Parameter(torch.randn(shape, generator=generator, device="cpu")) for shape in shapes]
         for p in params:
             p.grad = torch.randn(p.shape, generator=generator, device="cpu") * 1e-3
-        with neighbours(threads if busy else 0):
+        with neighbors(threads if busy else 0):
             times = turn_about(contestants([*params], variant), seconds)
     finally:
         torch.set_num_threads(before)
@@ -191,11 +183,11 @@ def measure(case: str, variant: str, threads: int, busy: bool, seconds: float) -
 
 
 def turn_about(steps: dict[str, Callable[[], Any]], seconds: float) -> dict[str, Times]:
-    """Each step's times, taken in bursts of about 2 ms in turn, so that a noisy moment hits everyone."""
+    """Time the steps in alternating bursts of about 2 ms, so that a noisy moment affects all of them."""
     burst = {}
     for name, step in steps.items():
         step()
-        step()  # state exists, and a plan
+        step()  # allocates the state and caches the plan
         begin = time.perf_counter()
         step()
         burst[name] = max(1, int(2e-3 / (time.perf_counter() - begin)))
@@ -205,7 +197,7 @@ def turn_about(steps: dict[str, Callable[[], Any]], seconds: float) -> dict[str,
         for name, step in steps.items():
             if name not in (OURS, "stream") and spent[name] >= seconds and len(found[name]) >= 5:
                 continue
-            step()  # the caches are its own again
+            step()  # refills the processor's caches
             for _ in range(burst[name]):
                 begin = time.perf_counter()
                 step()
@@ -216,7 +208,7 @@ def turn_about(steps: dict[str, Callable[[], Any]], seconds: float) -> dict[str,
 
 
 def summary(values: list[float]) -> Times:
-    """Median and spread."""
+    """Return the median and the spread."""
     ordered = sorted(values)
 
     def _at(part: float) -> float:
@@ -226,8 +218,8 @@ def summary(values: list[float]) -> Times:
 
 
 @contextmanager
-def neighbours(count: int) -> Iterator[None]:
-    """As many other processes that keep a core each busy."""
+def neighbors(count: int) -> Iterator[None]:
+    """Run `count` other processes, each of which keeps one core busy."""
     working = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         if working:
@@ -240,7 +232,7 @@ def neighbours(count: int) -> Iterator[None]:
 
 
 def machine() -> dict[str, Any]:
-    """What was measured on, and with what."""
+    """Return the machine and the versions that the times hold for."""
     model = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -253,7 +245,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "rmsprop": rmsprop.__version__,
+        "rmsprop": version(),
         "commit": _commit(),
         "load_before": round(load[0], 2),
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -261,7 +253,7 @@ def machine() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout this runs from, with a + if files differ from it; None for an installed package."""
+    """Return the commit of this checkout, with a + if files differ from it, or None for an installed package."""
     try:
         command = ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
         here = Path(__file__).parent
@@ -273,7 +265,7 @@ def _commit() -> str | None:
 def run(
     cases: list[str], variants: list[str], threads: list[int], loads: list[bool], seconds: float
 ) -> Iterator[Result]:
-    """Every case under every condition."""
+    """Measure every case under every set of conditions."""
     for case in cases:
         for variant in variants:
             for count in threads:
@@ -281,55 +273,12 @@ def run(
                     yield measure(case, variant, count, busy, seconds)
 
 
-def verdicts(results: list[Result]) -> list[tuple[str, float, float, bool]]:
-    """The bars that the results can answer: what, reached, needed, met."""
-    quiet = [r for r in results if r.variant == "plain" and not r.busy]
-    found = []
-    for case, bar in BARS.items():
-        mine = [r for r in quiet if r.case == case]
-        if mine:
-            # each side with the number of threads that suits it best
-            best = min(r.times[name].median for r in mine for name in TORCH) / min(r.times[OURS].median for r in mine)
-            found.append((f"{case}: torch's best over ours", best, bar, best >= bar))
-        if case == "rl" and mine:
-            sgd = min(r.times["SGD fused"].median for r in mine) / min(r.times[OURS].median for r in mine)
-            found.append(("rl: torch's fused SGD over ours", sgd, 1.0, sgd >= 1))
-        if case == "one" and mine and "stream" in mine[-1].times:
-            part = mine[-1].of_stream()
-            found.append(("one: of the streaming limit", part, STREAM_BAR, part >= STREAM_BAR))
-    for r in results:
-        if r.case == "a2c" and r.busy and r.variant == "plain":
-            calm = [q for q in quiet if q.case == "a2c" and q.threads == r.threads]
-            if calm:
-                times = r.times[OURS].p99 / calm[0].times[OURS].median
-                found.append(
-                    (f"a2c, {r.threads} threads, busy: p99 over the quiet median", times, BUSY_BAR, times <= BUSY_BAR)
-                )
-        if r.case == "one" and r.variant == "full" and not r.busy:
-            plain = [q for q in quiet if q.case == "one" and q.threads == r.threads]
-            if plain:
-                cost = r.times[OURS].median / plain[0].times[OURS].median
-                most = 1.1 * TRAFFIC["full"] / TRAFFIC["plain"]
-                found.append(
-                    (f"one, {r.threads} threads: centered with momentum over plain", cost, most, cost <= most)
-                )
-    return found
-
-
 def write(results: list[Result], about: dict[str, Any], path: Path) -> None:
-    """The results as JSON, with the machine they hold for."""
+    """Write the results as JSON, with the machine that they hold for."""
     rows = [{**asdict(r), "ratio": round(r.ratio(), 2)} for r in results]
-    save({"machine": about, "unit": "microseconds", "bars": judged(verdicts(results)), "results": rows}, path)
+    save({"machine": about, "unit": "microseconds", "results": rows}, path)
 
 
-def judged(bars: list[tuple[str, float, float, bool]]) -> list[dict[str, Any]]:
-    """Verdicts as they are kept."""
-    return [
-        {"bar": what, "reached": round(reached, 4), "needed": round(needed, 4), "met": met}
-        for what, reached, needed, met in bars
-    ]
-
-
-def save(found: dict[str, Any], path: Path) -> None:
-    """Findings as a JSON file."""
-    write_whole(path, lambda part: part.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
+def save(record: dict[str, Any], path: Path) -> None:
+    """Write a record as a JSON file."""
+    write_whole(path, lambda part: part.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8"))

@@ -1,7 +1,7 @@
-"""How long a step takes on an NVIDIA GPU: ours beside torch's optimizers, with the device's copy rate as the limit.
+"""Benchmark of an optimizer step on an NVIDIA GPU, beside torch's optimizers and the device's copy rate.
 
-One contestant lives at a time, so that none holds another's memory. All times are taken before the first trace: a
-profiler that ran once may slow what comes after it.
+Only one optimizer exists at a time, so that none keeps another's memory. All times are taken before the first trace,
+because a profiler that has run may slow down later steps.
 """
 
 import gc
@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import rmsprop
 from rmsprop.bench import cpu
 from rmsprop.bench.cpu import OURS, TRAFFIC, Shapes
+from rmsprop.optimizer import RMSprop
 
 Step = Callable[[], Any]
 Make = Callable[[list[Tensor]], Step]
@@ -31,8 +31,8 @@ OURS_GRAPH = f"{OURS} graph"
 CASES: dict[str, Callable[[], Shapes]] = {**cpu.CASES, "256M": lambda: [(1 << 28,)]}
 DEFAULT = ("mobilenet", "resnet50", "vit", "256M", "rl")
 
-# What is measured, as a table's head and format. gb_s counts the bytes that a plain step must move, whatever a
-# contestant moves; launches, copies and waits (calls that make the host wait for the device) are those of one step.
+# The measured quantities, with the heading and format of a table. gb_s counts the bytes that a plain step must move,
+# however many a contestant moves. Launches, copies, and waits (calls that block the host) are per step.
 COLUMNS = {
     "wall_ms": ("wall ms", ".4f"),
     "stream_ms": ("stream ms", ".4f"),
@@ -45,30 +45,16 @@ COLUMNS = {
     "extra_bytes_per_parameter": ("extra B/param", ".2f"),
 }
 
-# What the project set itself: (case, who, what, bound). The milliseconds are for an H100.
-BARS = (
-    ("mobilenet", OURS, "wall_ms", 0.12),
-    ("resnet50", OURS, "wall_ms", 0.28),
-    ("vit", OURS, "of_copy", 0.95),
-    ("256M", OURS, "of_copy", 0.97),
-    ("rl", OURS, "wall_ms", 0.06),
-    ("rl", OURS_GRAPH, "wall_ms", 0.02),
-    ("mobilenet", OURS, "launches", 1.0),
-    ("mobilenet", OURS, "waits", 0.0),
-    ("256M", OURS, "extra_bytes_per_parameter", 0.0),
-)
-AT_LEAST = ("of_copy",)  # a bar on anything else is the most that it may be
-
-# Calls of CUDA's runtime and driver as torch's profiler names them. Freeing memory waits for the device too.
+# Calls of CUDA's runtime and driver, as torch's profiler names them. Freeing memory blocks the host, too.
 LAUNCH = re.compile(r"cu(da)?(Launch(Cooperative)?Kernel|GraphLaunch)")
 WAIT = re.compile(r"cu(da)?((Stream|Device|Event|Ctx)Synchronize|Memcpy(?!\w*Async)|Free(?!Async))")
-# On the device, but nobody's work: the kernels that open each trace, and marks of waiting.
+# Events on the device that are not work: the kernels that open each trace, and marks of synchronization.
 NOT_WORK = re.compile(r".*\bspin_kernel\b|(Event|Stream|Context) (Sync|Wait)")
 
 
 @dataclass(frozen=True)
 class Result:
-    """One contestant on one case: the figures named in COLUMNS and the spread of wall time, or why it failed."""
+    """One contestant on one case: the figures of COLUMNS and the spread of wall time, or the reason it failed."""
 
     case: str
     contestant: str
@@ -79,9 +65,9 @@ class Result:
 
 
 def missing() -> str | None:
-    """Why nothing can be measured here, in words; None where it can."""
+    """Return the reason that nothing can be measured here, or None."""
     if torch.version.hip is not None:
-        return "this torch is built for AMD's ROCm, where nothing is tested; --device cuda measures NVIDIA GPUs"
+        return "this torch is built for AMD's ROCm, which is not tested; --device cuda measures NVIDIA GPUs"
     if torch.version.cuda is None:
         return "this torch is built without CUDA"
     if not torch.cuda.is_available():
@@ -89,11 +75,11 @@ def missing() -> str | None:
     return None
 
 
-# --- who is measured -----------------------------------------------------------------------------
+# --- contestants -------------------------------------------------------------------------------
 
 
 class Replay:
-    """An optimizer's step as a graph's replay, and the bytes that its capture set aside for temporaries."""
+    """An optimizer's step as the replay of a CUDA graph, and the bytes that its capture reserved for temporaries."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call, unused-ignore]
@@ -104,32 +90,32 @@ class Replay:
         torch.cuda.current_stream().wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
         self.held = _peak(lambda: self._capture(optimizer))
-        self.optimizer = optimizer  # its state is what the graph writes
+        self.optimizer = optimizer  # keeps alive the state that the graph writes
 
     def _capture(self, optimizer: torch.optim.Optimizer) -> None:
         with torch.cuda.graph(self.graph):
             optimizer.step()
 
     def __call__(self) -> None:
-        """Replay."""
+        """Replay the graph."""
         self.graph.replay()
 
 
 def contestants(brief: bool = False) -> dict[str, Make]:
-    """Everyone's step, made when it is its turn.
+    """Return a function for each contestant that makes its step when its turn comes.
 
     Args:
-        brief: without those that take long, or to be made: the for-loop, foreach captured and compiled, bitsandbytes.
+        brief: leave out the slow ones: the for-loop, foreach captured and compiled, and bitsandbytes.
     """
     torchs = torch.optim.RMSprop
 
     def _on_device() -> dict[str, Any]:
-        """lr as its manual wants it for graphs and torch.compile."""
+        """Return the arguments that graphs and torch.compile need."""
         return {"lr": torch.tensor(1e-6, device=DEVICE), "capturable": True}
 
     made: dict[str, Make] = {
-        OURS: lambda ps: rmsprop.RMSprop(ps, lr=1e-6, backend="triton").step,
-        OURS_GRAPH: lambda ps: Replay(rmsprop.RMSprop(ps, **_on_device(), backend="triton")),
+        OURS: lambda ps: RMSprop(ps, lr=1e-6, backend="triton").step,
+        OURS_GRAPH: lambda ps: Replay(RMSprop(ps, **_on_device(), backend="triton")),
         "torch foreach": lambda ps: torchs(ps, lr=1e-6, foreach=True).step,
         "Adam fused": lambda ps: torch.optim.Adam(ps, lr=1e-6, fused=True).step,
         "SGD fused": lambda ps: torch.optim.SGD(ps, lr=1e-6, fused=True).step,
@@ -145,18 +131,18 @@ def contestants(brief: bool = False) -> dict[str, Make]:
 
 
 def _version(package: str) -> str | None:
-    """What is installed, without importing it."""
+    """Return the installed version of a package, without importing it."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
 
 
-# --- what is measured ----------------------------------------------------------------------------
+# --- measurements ------------------------------------------------------------------------------
 
 
 def wall(step: Step, seconds: float) -> cpu.Times:
-    """Times of one step with its synchronisation, in microseconds."""
+    """Time one step with its synchronization, in microseconds."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < 10 or (time.perf_counter() < end and len(times) < 2000):
@@ -168,11 +154,12 @@ def wall(step: Step, seconds: float) -> cpu.Times:
 
 
 def stream(step: Step, repeat: int = 20) -> float:
-    """Time of one step on the device alone, in ms: steps are queued up behind a wait, so that Python is not in it.
+    """Time one step on the device alone, in milliseconds, with steps queued behind a spinning kernel.
 
-    The queue holds about a thousand launches: a loop over many tensors waits for Python all the same.
+    The queue keeps Python out of the measurement. It takes about a thousand launches, so a for-loop over many
+    tensors is limited by Python anyway.
     """
-    found: list[float] = []
+    times: list[float] = []
     for _ in range(3):
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call, unused-ignore]
         _spin(60_000_000)
@@ -181,28 +168,28 @@ def stream(step: Step, repeat: int = 20) -> float:
             step()
         end.record()
         torch.cuda.synchronize()
-        found.append(begin.elapsed_time(end) / repeat)
-    return min(found)
+        times.append(begin.elapsed_time(end) / repeat)
+    return min(times)
 
 
 def _spin(cycles: int) -> None:
-    """Keep the device busy for a while."""
+    """Keep the device busy for a number of cycles."""
     torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call, unused-ignore]
 
 
 def copy_rate() -> float:
-    """Bytes per second that copying a gigabyte on the device moves, read and written."""
+    """Measure the bytes per second, read and written, of a copy of a gigabyte on the device."""
     a, b = (torch.zeros(1 << 28, device=DEVICE) for _ in range(2))
     return 2 * a.nbytes / (stream(lambda: b.copy_(a)) * 1e-3)
 
 
 def extra(step: Step) -> int:
-    """Bytes that a step holds beyond what was there before it; for a graph, from its capture on."""
+    """Return the bytes that a step allocates at its peak; for a graph, including its capture."""
     return _peak(step) + (step.held if isinstance(step, Replay) else 0)
 
 
 def _peak(call: Step) -> int:
-    """Bytes that a call holds at its worst, beyond what was there before it."""
+    """Return the peak of the bytes that a call allocates."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -212,7 +199,7 @@ def _peak(call: Step) -> int:
 
 
 def timed(step: Step, elements: int, seconds: float, rate: float) -> dict[str, float]:
-    """The figures that no profiler is needed for.
+    """Measure the figures that need no profiler.
 
     Args:
         rate: the device's copy rate, in bytes per second.
@@ -231,19 +218,19 @@ def timed(step: Step, elements: int, seconds: float, rate: float) -> dict[str, f
 
 
 def traced(step: Step, steps: int = 5) -> dict[str, float]:
-    """Launches, kernels, copies and waits of one step, from torch's profiler.
+    """Count the launches, kernels, copies, and waits of one step with torch's profiler.
 
-    A trace without steps is taken off, since opening and closing one launches and waits too.
+    The counts of a trace without steps are subtracted, since opening and closing a trace launches and waits, too.
     """
     idle, busy = tally(_trace(step, 0)), tally(_trace(step, steps))
     return {name: round((busy[name] - idle[name]) / steps, 2) for name in busy}
 
 
 def _trace(step: Step, steps: int) -> Iterable[Any]:
-    """What the profiler saw of some steps.
+    """Return the profiler's events of some steps.
 
-    Spinning kernels go first: CUPTI loses as many records at the head of a trace as there were traces before it
-    (pytorch issue 192021), and theirs are not missed.
+    Spinning kernels run first, because CUPTI loses as many records at the head of a trace as there were traces before
+    it (pytorch issue 192021).
     """
     torch.cuda.synchronize()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
@@ -256,10 +243,10 @@ def _trace(step: Step, steps: int) -> Iterable[Any]:
 
 
 def tally(events: Iterable[Any]) -> dict[str, int]:
-    """Count a trace's events by what they are.
+    """Count the events of a trace by kind.
 
     Args:
-        events: with `name` and `device_type`; on the CPU's side they are calls of CUDA's runtime and driver.
+        events: objects with `name` and `device_type`; those of the CPU are calls of CUDA's runtime and driver.
     """
     events = list(events)
     calls = [e.name for e in events if e.device_type.name == "CPU"]
@@ -273,41 +260,41 @@ def tally(events: Iterable[Any]) -> dict[str, int]:
     }
 
 
-# --- everyone, on every case ---------------------------------------------------------------------
+# --- all cases ---------------------------------------------------------------------------------
 
 
 def run(cases: Sequence[str], seconds: float, rate: float, brief: Collection[str] = ()) -> Iterator[Result]:
-    """Measure everyone on each case, one after the other.
+    """Measure every contestant on each case, one after the other.
 
     Args:
-        seconds: for each contestant's wall time.
+        seconds: time for each contestant's wall time.
         rate: the device's copy rate, in bytes per second.
-        brief: the cases on which only some contestants are measured.
-    Yields: each contestant's times and memory; then, in a second round, the same with what a trace shows.
+        brief: cases on which only some contestants are measured.
+    Yields: each contestant's times and memory; in a second round, the same with the counts of a trace.
     """
-    found: list[tuple[Result, Make]] = []
+    results: list[tuple[Result, Make]] = []
     for case in cases:
         shapes = CASES[case]()
         elements = sum(map(math.prod, shapes))
         for name, make in contestants(case in brief).items():
-            seen = _looked(shapes, make, partial(timed, elements=elements, seconds=seconds, rate=rate))
-            figures, failed = ({}, seen) if isinstance(seen, str) else (seen, None)
+            measured = _measured(shapes, make, partial(timed, elements=elements, seconds=seconds, rate=rate))
+            figures, failed = ({}, measured) if isinstance(measured, str) else (measured, None)
             result = Result(case, name, len(shapes), elements, figures, failed)
-            found.append((result, make))
+            results.append((result, make))
             yield result
-    for result, make in found:
+    for result, make in results:
         if result.failed is None:
-            seen = _looked(CASES[result.case](), make, traced)
-            if isinstance(seen, str):
-                yield replace(result, failed=seen)
+            measured = _measured(CASES[result.case](), make, traced)
+            if isinstance(measured, str):
+                yield replace(result, failed=measured)
             else:
-                yield replace(result, figures=result.figures | seen)
+                yield replace(result, figures=result.figures | measured)
 
 
-def _looked(shapes: Shapes, make: Make, look: Callable[[Step], dict[str, float]]) -> dict[str, float] | str:
-    """What a look at a contestant in its stride finds; or what it failed of, no reason to lose the others."""
+def _measured(shapes: Shapes, make: Make, measure: Callable[[Step], dict[str, float]]) -> dict[str, float] | str:
+    """Return the figures of a warmed-up contestant, or its error as text, so that the others still run."""
     try:
-        return look(_in_its_stride(shapes, make))
+        return measure(_warmed_up(shapes, make))
     except Exception as error:
         return f"{type(error).__name__}: {error}"[:300]
     finally:
@@ -316,8 +303,8 @@ def _looked(shapes: Shapes, make: Make, look: Callable[[Step], dict[str, float]]
         torch.cuda.empty_cache()
 
 
-def _in_its_stride(shapes: Shapes, make: Make) -> Step:
-    """A step whose state, plan and kernels exist."""
+def _warmed_up(shapes: Shapes, make: Make) -> Step:
+    """Return a step whose state, plan, and kernels exist."""
     generator = torch.Generator(DEVICE).manual_seed(0)
     params: list[Tensor] = []
     for shape in shapes:
@@ -330,11 +317,11 @@ def _in_its_stride(shapes: Shapes, make: Make) -> Step:
     return step
 
 
-# --- what is told --------------------------------------------------------------------------------
+# --- report --------------------------------------------------------------------------------------
 
 
 def machine(rate: float) -> dict[str, Any]:
-    """What was measured on, and with what."""
+    """Return the machine and the versions that the figures hold for."""
     return cpu.machine() | {
         "gpu": torch.cuda.get_device_name(),
         "compute_capability": ".".join(map(str, torch.cuda.get_device_capability())),
@@ -346,47 +333,28 @@ def machine(rate: float) -> dict[str, Any]:
 
 
 def headline(about: dict[str, Any]) -> str:
-    """The machine in one line."""
+    """Return the machine in one line."""
     versions = " · ".join(f"{name} {about[name] or 'missing'}" for name in ("torch", "triton", "rmsprop"))
     return f"{about['gpu']}, copies {about['copy_gb_s']:,} GB/s · {versions}"
 
 
 def cells(result: Result) -> list[str]:
-    """A result as the cells of a table under COLUMNS; empty where nothing is known."""
+    """Return a result as cells under COLUMNS, which are empty where nothing was measured."""
     if result.failed is not None:
         return ["failed", *[""] * (len(COLUMNS) - 1)]
     known = result.figures
     return [f"{known[name]:{form}}" if name in known else "" for name, (_, form) in COLUMNS.items()]
 
 
-def verdicts(results: Iterable[Result]) -> list[tuple[str, float, float, bool]]:
-    """The bars that the results can answer: what, reached, needed, met."""
-    known = {(r.case, r.contestant): r.figures for r in results}
-    found = []
-    for case, contestant, what, bound in BARS:
-        reached = known.get((case, contestant), {}).get(what)
-        if reached is not None:
-            met = reached >= bound if what in AT_LEAST else reached <= bound
-            found.append((f"{case}, {contestant}: {COLUMNS[what][0]}", reached, bound, met))
-    return found
-
-
-def remarks(results: Iterable[Result]) -> list[str]:
-    """Who failed and of what, then each bar, in sentences."""
-    results = list(results)
-    failed = [f"{r.case}, {r.contestant} failed: {r.failed}" for r in results if r.failed is not None]
-    bars = [
-        f"{'met   ' if met else 'missed'} {what} {reached:g}, bar {bound:g}"
-        for what, reached, bound, met in verdicts(results)
-    ]
-    return [*failed, *bars]
+def failures(results: Iterable[Result]) -> list[str]:
+    """Return a line for each contestant that failed, with the reason."""
+    return [f"{r.case}, {r.contestant} failed: {r.failed}" for r in results if r.failed is not None]
 
 
 def write(results: Iterable[Result], about: dict[str, Any], path: Path, **more: Any) -> None:
-    """The results as JSON, with the machine they hold for and whatever more there is to keep."""
-    results = list(results)
+    """Write the results as JSON, with the machine that they hold for and any further entries."""
     rows = []
     for r in results:
         row = {"case": r.case, "contestant": r.contestant, "tensors": r.tensors, "elements": r.elements, **r.figures}
         rows.append(row if r.failed is None else row | {"failed": r.failed})
-    cpu.save({"machine": about, **more, "bars": cpu.judged(verdicts(results)), "results": rows}, path)
+    cpu.save({"machine": about, **more, "results": rows}, path)

@@ -1,11 +1,11 @@
-"""A training run in one file: written whole or not at all, and read without running code that is in it.
+"""Saves a training run to one file atomically, and loads it without running code from the file.
 
     from rmsprop import checkpoint
     checkpoint.save("run.safetensors", model=model, optimizer=optimizer, scheduler=scheduler, step=step)
     step = checkpoint.load("run.safetensors", model=model, optimizer=optimizer, scheduler=scheduler)["step"]
 
-A safetensors file: its tensors, and in its header the version of this format, everything that is no tensor as JSON
-(tree.py), and checksums of both.
+The file is a safetensors file. Its header has the version of this format, everything but tensors as JSON
+(packing.py), and checksums of both.
 """
 
 import importlib
@@ -25,34 +25,35 @@ import torch
 from torch import Tensor
 from torch.nn.parameter import is_lazy
 
-import rmsprop
 from rmsprop.checkpoint.packing import Packed, unpack
 from rmsprop.files import write_whole
-from rmsprop.printing import printable, shown
+from rmsprop.optimizer import RMSprop
+from rmsprop.printing import printable, shown, with_article
+from rmsprop.printing import version as package_version
 from rmsprop.tensors.forked import serial_after_fork
 
 __all__ = ["VERSION", "load", "save"]
 
 VERSION = 1
-_NAME = "rmsprop_checkpoint"  # in the file's metadata: its version
-_LARGEST = 32_000_000  # bytes of JSON: a header of safetensors may have 100 MB, and quotes are escaped in it
+_NAME = "rmsprop_checkpoint"  # the key of the version in the file's metadata
+_LARGEST = 32_000_000  # bytes of JSON: safetensors allows headers of 100 MB, in which quotes are escaped
 
 
 @serial_after_fork
 def save(path: str | bytes | os.PathLike[str], *, rng: bool = False, **parts: Any) -> Path:
-    """Write a run's parts to one file, whole or not at all.
+    """Write a run's parts to one file, atomically.
 
-    The file at the path stays what it is until the new one is on the disk: a process that is killed while it saves,
-    or a machine that loses power, leaves one or the other.
+    The old file stays in place until the new one is on the disk, so a process that is killed while it saves, or a
+    machine that loses power, leaves one of the two.
 
     Args:
         rng: also save the states of the random generators of torch, on all devices, of NumPy and of Python.
-        parts: by names of your choice. Of what has a `state_dict()` (model, optimizer, scheduler, GradScaler) that is
-            saved, of a generator its state; anything else must be tensors, numbers, strings, None, or lists, tuples,
-            sets and dicts of them.
+        parts: objects under names of your choice. An object with a `state_dict()` (model, optimizer, scheduler,
+            GradScaler) is saved as that, and a random generator as its state. Anything else must be tensors, numbers,
+            strings, None, or lists, tuples, sets and dicts of them.
     Returns: the path.
-    Raises: TypeError or ValueError that names a value which is none of these, before anything is written; OSError
-        that names the path, such as for a full disk.
+    Raises: TypeError or ValueError with the place of a value of another kind, before anything is written; OSError
+        with the path, such as for a full disk.
     """
     save_file = _safetensors("torch").save_file
     states = {name: _state(part) for name, part in parts.items()}
@@ -63,54 +64,54 @@ def save(path: str | bytes | os.PathLike[str], *, rng: bool = False, **parts: An
             f"the parts hold {len(text) / 1e6:.0f} MB of numbers and strings outside tensors, and a checkpoint takes "
             f"{_LARGEST / 1e6:.0f} MB; put long lists into tensors"
         )
-    notes = {"format": "pt", _NAME: str(VERSION), "rmsprop": rmsprop.__version__, "tree": text}
+    notes = {"format": "pt", _NAME: str(VERSION), "rmsprop": package_version(), "tree": text}
     notes["crc32"] = str(zlib.crc32(text.encode("ascii")))
     return write_whole(path, lambda part: save_file(packed.tensors, part, metadata=notes), sync=True)
 
 
 @serial_after_fork
 def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: Any) -> dict[str, Any]:
-    """Read a run's parts from one file, and put them into the objects that are given under the parts' names.
+    """Read a run's parts from one file, and load them into the objects with the parts' names.
 
-    All of them, or none: where one refuses its part, those before it, and it, get back what they held. For that a
-    copy of their states is kept meanwhile in the computer's memory, but for this package's optimizer, which checks
-    everything before it changes anything and is loaded last.
+    The load is atomic: if an object refuses its part, it and the objects before it get their old states back. Until
+    then host memory holds a copy of these states, except for this package's optimizer, which validates everything
+    before it changes anything and is loaded last.
 
     Args:
-        rng: also restore the random generators that were saved with rng=True; on devices, of those that are here.
-        objects: what has a `load_state_dict`, or a generator; the other parts are only returned.
-    Returns: every part, as it was saved, with tensors in the computer's memory.
-    Raises: ValueError in one sentence for a file that is damaged, cut short, of a newer format or of another kind,
-        or lacks a part that is asked for, before anything is changed; what the objects raise for a state that does
-        not fit them.
+        rng: also restore the random generators that were saved with rng=True, on the devices that exist here.
+        objects: objects with a `load_state_dict`, or random generators; the other parts are only returned.
+    Returns: every part, as it was saved, with tensors on the CPU.
+    Raises: ValueError in one sentence, before anything is changed, for a file that is damaged, truncated, of a newer
+        format or of another kind, or that lacks a requested part; the objects' own errors for a state that does not
+        fit them.
     """
     path = Path(os.fsdecode(path))
     parts = _read(path)
     wanted = [*objects, "rng"] if rng else list(objects)
     missing = [name for name in wanted if name not in parts]
     if missing:
-        there = ", ".join(printable(str(name)[:80]) for name in list(parts)[:20]) or "nothing"
-        raise ValueError(f"{path} holds no {' and no '.join(missing)}; it holds {there}")
+        present = ", ".join(printable(str(name)[:80]) for name in list(parts)[:20]) or "nothing"
+        raise ValueError(f"{path} does not hold {' or '.join(missing)}; it holds {present}")
     for name, part in objects.items():
         if not callable(getattr(part, "load_state_dict", None)) and _generator(part) is None:
             raise TypeError(
-                f"{name} is a {type(part).__name__}, which has no load_state_dict; leave it out, and take it from "
-                "what load returns"
+                f"{name} is {with_article(type(part).__name__)}, which has no load_state_dict; omit it, and take "
+                "it from the dict that load returns"
             )
-    waiting = sorted(objects.items(), key=lambda item: isinstance(item[1], rmsprop.RMSprop))
+    waiting = sorted(objects.items(), key=lambda item: isinstance(item[1], RMSprop))
     before: list[tuple[Any, Any]] = []
     generators = _rng_state() if rng else None
     try:
         for i, (name, part) in enumerate(waiting, 1):
             state = _state(part)
-            if state is not part and (i < len(waiting) or rng or not isinstance(part, rmsprop.RMSprop)):
+            if state is not part and (i < len(waiting) or rng or not isinstance(part, RMSprop)):
                 before.append((part, _copied(state)))
             _load(part, parts[name])
         if rng:
             _set_rng_state(parts["rng"], path)
     except BaseException:
         for part, state in reversed(before):
-            with suppress(Exception):  # an object that refuses its own state too; the error that is raised stands
+            with suppress(Exception):  # if an object refuses its own state too, the first error is raised
                 _put_back(part, state)
         if generators is not None:
             _set_rng_state(generators, path)
@@ -119,16 +120,16 @@ def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: 
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The parts in a file. Raises: ValueError in one sentence."""
+    """Return the parts in a file. Raises: ValueError in one sentence."""
     safetensors = _safetensors()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a checkpoint is one file")
-    with path.open("rb") as opened:  # a missing file is its own error
+    with path.open("rb") as opened:  # raises FileNotFoundError
         return _parts(path, opened, safetensors)
 
 
 def _parts(path: Path, opened: BinaryIO, safetensors: Any) -> dict[str, Any]:
-    """The parts in an open file: safetensors opens by name, more than once, and a path may get another file."""
+    """Return the parts in an open file. safetensors opens by name, and a path may get another file."""
     size = os.fstat(opened.fileno()).st_size
     own = Path(f"/dev/fd/{opened.fileno()}")
     try:
@@ -140,35 +141,37 @@ def _parts(path: Path, opened: BinaryIO, safetensors: Any) -> dict[str, Any]:
         if isinstance(error, _OtherFileError):
             raise
         raise ValueError(
-            f"{path} ({size} bytes) is no whole checkpoint: it is damaged, cut short, or another kind of file "
+            f"{path} ({size} bytes) is not a complete checkpoint: it is damaged, truncated, or another kind of file "
             f"({printable(str(error).strip()[:300]) or type(error).__name__})"
         ) from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path} is no whole checkpoint: it is damaged (it holds a {type(found).__name__})")
+        raise ValueError(
+            f"{path} is not a complete checkpoint: it is damaged (it holds {with_article(type(found).__name__)})"
+        )
     return found
 
 
 class _OtherFileError(ValueError):
-    """A whole file that is not ours to read."""
+    """A complete file of another kind."""
 
 
 def _tree(path: Path, notes: Mapping[str, str]) -> str:
-    """The JSON in a file's metadata, checked."""
+    """Return the JSON in a file's metadata, validated."""
     version = notes.get(_NAME)
     if version is None:
         raise _OtherFileError(
-            f"{path} is a safetensors file, and no checkpoint of rmsprop: its metadata has no {_NAME}; "
+            f"{path} is a safetensors file, but not a checkpoint of rmsprop: its metadata has no {_NAME}; "
             "safetensors.torch.load_file reads its tensors"
         )
     if not version.isdecimal() or int(version) > VERSION:
         raise _OtherFileError(
             f"{path} is a checkpoint of format {printable(version[:20])}, written by rmsprop "
-            f"{printable(notes.get('rmsprop', '')[:20])}, and this rmsprop {rmsprop.__version__} reads up to format "
+            f"{printable(notes.get('rmsprop', '')[:20])}, and this rmsprop {package_version()} reads up to format "
             f"{VERSION}; install a newer one"
         )
     text = notes.get("tree", "")
     if str(zlib.crc32(text.encode("utf-8", "surrogatepass"))) != notes.get("crc32"):
-        raise ValueError("the header's checksum is another")
+        raise ValueError("the header's checksum does not match")
     return text
 
 
@@ -180,7 +183,7 @@ def _safetensors(module: str = "") -> Any:
 
 
 def _state(part: Any) -> Any:
-    """What of a part is saved."""
+    """Return what is saved of a part."""
     if callable(getattr(part, "state_dict", None)) and not isinstance(part, type):
         return part.state_dict()
     generator = _generator(part)
@@ -188,7 +191,7 @@ def _state(part: Any) -> Any:
 
 
 def _load(part: Any, state: Any) -> None:
-    """Give a part its state."""
+    """Load a part's state into it."""
     generator = _generator(part)
     if generator is None:
         part.load_state_dict(state)
@@ -197,7 +200,7 @@ def _load(part: Any, state: Any) -> None:
 
 
 def _put_back(part: Any, state: Any) -> None:
-    """Give a part the state that it had; a scheduler keeps what a load has added to it."""
+    """Restore a part's old state, and remove attributes that a load added to it, as to a scheduler."""
     _load(part, state)
     if isinstance(state, Mapping):
         for key in _state(part).keys() - state.keys():
@@ -205,7 +208,7 @@ def _put_back(part: Any, state: Any) -> None:
 
 
 def _copied(value: Any) -> Any:
-    """A state that later changes of its part do not reach."""
+    """Return a copy of a state that later changes of its part do not reach."""
     if isinstance(value, Tensor):
         if is_lazy(value):
             return value
@@ -218,13 +221,13 @@ def _copied(value: Any) -> Any:
         return made
     if type(value) in (list, tuple):
         return type(value)(map(_copied, value))
-    with suppress(Exception):  # what cannot be copied is not what a load writes to
+    with suppress(Exception):  # a load does not write to values that cannot be copied
         return deepcopy(value)
     return value
 
 
 def _generator(part: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | None:
-    """How the state of a random generator is read and set; None for anything else."""
+    """Return functions that read and set a random generator's state, or None for anything else."""
     if isinstance(part, torch.Generator):
         return part.get_state, part.set_state
     if isinstance(part, random.Random):
@@ -238,7 +241,7 @@ def _generator(part: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]] | No
 
 
 def _rng_state() -> dict[str, Any]:
-    """The states of the generators that every process has."""
+    """Return the states of the global generators."""
     state = {"torch": torch.get_rng_state(), "numpy": np.random.get_state(), "python": random.getstate()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state_all()
@@ -248,7 +251,7 @@ def _rng_state() -> dict[str, Any]:
 
 
 def _set_rng_state(state: Any, path: Path) -> None:
-    """Raises: ValueError for what is not the state of these generators."""
+    """Restore the states of the global generators. Raises: ValueError for anything else."""
     try:
         torch.set_rng_state(state["torch"])
         np.random.set_state(state["numpy"])
@@ -259,4 +262,6 @@ def _set_rng_state(state: Any, path: Path) -> None:
         if torch.backends.mps.is_available() and "mps" in state:
             torch.mps.set_rng_state(state["mps"])
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, OverflowError) as error:
-        raise ValueError(f"{path} holds no states of random generators as rng ({shown(str(error))})") from error
+        raise ValueError(
+            f"the rng part of {path} is not a state of the random generators ({shown(str(error))})"
+        ) from error

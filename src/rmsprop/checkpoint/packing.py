@@ -1,6 +1,6 @@
-"""Nested values as plain JSON beside named tensors, and back: exactly, and without code in the file.
+"""Packs nested values into plain JSON and named tensors, and unpacks them exactly and without running code.
 
-JSON's own kinds stand as they are; every other kind is an object with one key that begins with "!".
+Values that JSON has stay as they are. Every other value becomes an object with one key that begins with "!".
 """
 
 import base64
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmsprop.printing import shown
+from rmsprop.printing import shown, with_article
 
-# What a safetensors file holds by itself, under every version of the package.
+# The dtypes that every version of safetensors stores.
 _NATIVE = tuple(
     getattr(torch, name)
     for name in ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
 )
-# The rest is held as another dtype with the same bits; complex numbers as pairs.
+# Other dtypes are stored as a dtype of the same size, complex numbers as pairs.
 _PAIRS = {torch.complex128: torch.float64, torch.complex64: torch.float32, torch.complex32: torch.float16}
 _BITS = {
     **{getattr(torch, f"uint{n}"): getattr(torch, f"int{n}") for n in (16, 32, 64)},
@@ -33,23 +33,23 @@ _BITS = {
     },
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (*_NATIVE, *_PAIRS, *_BITS)}
-_DIGITS = 14_000  # bits of an int: Python neither writes nor reads more than 4300 decimal digits
-_KEY = 64  # bits of an int that is hashed: larger ones, made for it, all hash alike
+_DIGITS = 14_000  # bits of an int: Python converts at most 4300 decimal digits
+_KEY = 64  # bits of an int key: larger ones could be crafted to have equal hashes
 _NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class Packed:
-    """A nested value, taken apart.
+    """A nested value as JSON and tensors.
 
     Attributes:
-        tree: what JSON holds of it.
-        tensors: by name, contiguous and in the computer's memory; a tensor that occurs twice is here once.
+        tree: the value as JSON, with references to the tensors.
+        tensors: contiguous CPU tensors by name, each once.
     """
 
     def __init__(self, value: Any, where: str = "") -> None:
         self.tensors: dict[str, Tensor] = {}
         self._known: dict[Any, dict[str, Any]] = {}
-        self._held: list[Any] = []  # so that no address is another tensor's later
+        self._held: list[Any] = []  # keeps tensors alive, so that no address is reused
         try:
             self.tree = self._pack(value, where)
         except RecursionError:
@@ -81,7 +81,8 @@ class Packed:
             return {f"!{type(value).__name__}": str(value).removeprefix("torch.")}
         if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biufc":
             return self._array(value, where)
-        what = f"the {type(value).__name__} {value!r:.60}" if isinstance(value, Enum) else f"a {type(value).__name__}"
+        kind = type(value).__name__
+        what = f"the {kind} {value!r:.60}" if isinstance(value, Enum) else with_article(kind)
         raise TypeError(
             f"{where or 'the value'} is {what}; a checkpoint holds tensors, numbers, strings, None, and lists, "
             "tuples, sets and dicts of them"
@@ -92,7 +93,7 @@ class Packed:
         try:
             tensor = torch.from_numpy(np.array(value, value.dtype.newbyteorder("=")))
         except TypeError as error:
-            raise TypeError(f"{where or 'the value'} is a NumPy {value.dtype}, of which torch has none") from error
+            raise TypeError(f"{where or 'the value'} is a NumPy {value.dtype}, which torch does not have") from error
         return {kind: self._tensor(tensor, where)}
 
     def _mapping(self, value: Mapping[Any, Any], where: str) -> Any:
@@ -100,7 +101,9 @@ class Packed:
         if kind is dict and all(type(key) is str and not key.startswith("!") for key in value):
             return {key: self._pack(item, f"{where}.{key}" if where else key) for key, item in value.items()}
         if kind not in (dict, OrderedDict, Counter):
-            raise TypeError(f"{where or 'the value'} is a {kind.__name__}; a checkpoint holds plain dicts")
+            raise TypeError(
+                f"{where or 'the value'} is {with_article(kind.__name__)}; a checkpoint holds plain dicts"
+            )
         _check_keys(value, where)
         keys = [self._pack(key, f"a key of {where}") for key in value]
         pairs = [[key, self._pack(item, f"{where}.{k}")] for key, (k, item) in zip(keys, value.items(), strict=True)]
@@ -110,7 +113,7 @@ class Packed:
     def _tensor(self, value: Tensor, where: str) -> dict[str, Any]:
         if type(value) not in (Tensor, torch.nn.Parameter):
             hint = "; torch.distributed.checkpoint saves it" if hasattr(value, "to_local") else ""
-            raise TypeError(f"{where} is a {type(value).__name__}, not a plain tensor{hint}")
+            raise TypeError(f"{where} is {with_article(type(value).__name__)}, not a plain tensor{hint}")
         if (
             value.layout != torch.strided
             or value.is_meta
@@ -135,8 +138,8 @@ class Packed:
             return self._known[same]
         held = _carried(_plain(value.resolve_conj().resolve_neg().cpu().contiguous()))
         if held.untyped_storage().data_ptr() == value.untyped_storage().data_ptr():
-            held = held.clone()  # others may write to it before the file is written
-        name = where.encode("utf-8", "backslashreplace").decode()  # a lone surrogate is not text to others
+            held = held.clone()  # another thread may write to it before the file is written
+        name = where.encode("utf-8", "backslashreplace").decode()  # lone surrogates are not valid UTF-8
         while name in self.tensors or name in ("", "__metadata__"):
             name += "'"
         self.tensors[name] = held
@@ -147,28 +150,28 @@ class Packed:
 
 
 def _plain(value: Tensor) -> Tensor:
-    """The same memory with the strides of a fresh tensor: one of one element counts as contiguous with any."""
+    """Return the same memory with default strides: any stride counts as contiguous for a single element."""
     return value.as_strided((value.numel(),), (1,)).view(value.shape)
 
 
 def _carried(value: Tensor) -> Tensor:
-    """The same bits in a dtype that files hold."""
+    """Return the same bits in a dtype that safetensors stores."""
     if value.dtype in _PAIRS:
         return torch.view_as_real(value).contiguous()
     return value.view(_BITS[value.dtype]) if value.dtype in _BITS else value
 
 
 def checksum(value: Tensor) -> int:
-    """CRC-32 of a contiguous tensor's bytes."""
+    """Return the CRC-32 of a contiguous tensor's bytes."""
     return zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data) if value.numel() else 0
 
 
 def unpack(tree: Any, get: Callable[[str], Tensor]) -> Any:
-    """The value whose tree this is.
+    """Return the value of a tree.
 
     Args:
-        get: a new tensor, by its name in the file.
-    Raises: ValueError where the tree is none, or a tensor is not the one that was saved.
+        get: returns a new tensor by its name in the file.
+    Raises: ValueError if the tree is not valid, or a tensor is not the one that was saved.
     """
     known: dict[str, Tensor] = {}
 
@@ -211,11 +214,11 @@ def unpack(tree: Any, get: Callable[[str], Tensor]) -> Any:
     try:
         return _unpack(tree)
     except (ValueError, LookupError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
-        raise ValueError(f"its tree has no meaning ({type(error).__name__}: {shown(str(error))})") from error
+        raise ValueError(f"its tree is not valid ({type(error).__name__}: {shown(str(error))})") from error
 
 
 def _check_keys(keys: Iterable[Any], where: str) -> None:
-    """Refuse keys of a dict, and members of a set, that would be refused when they are read. Raises: ValueError."""
+    """Refuse keys of a dict and members of a set that `unpack` would refuse. Raises: ValueError."""
     try:
         for key in keys:
             _checked(key)
@@ -224,9 +227,9 @@ def _check_keys(keys: Iterable[Any], where: str) -> None:
 
 
 def _checked(key: Any) -> Any:
-    """A key that cannot have been made to hash like all others. Raises: ValueError."""
+    """Return the key; refuse ints that could be crafted to have equal hashes. Raises: ValueError."""
     if type(key) is int and key.bit_length() > _KEY:
-        raise ValueError(f"the key {shown(key)}; a key takes {_KEY} bits")
+        raise ValueError(f"the key {shown(key)}; a key has at most {_KEY} bits")
     if isinstance(key, tuple):
         for item in key:
             _checked(item)

@@ -1,11 +1,10 @@
-"""The command line: one module per command, none of which imports torch or a plotting library before it runs."""
+"""The command line, with one module per command. Importing it imports neither torch nor a plotting library."""
 
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from rmsprop import __version__
 from rmsprop.cli.bench import bench
 from rmsprop.cli.check import check
 from rmsprop.cli.convert import convert
@@ -15,30 +14,33 @@ from rmsprop.cli.inspect import inspect
 from rmsprop.cli.race import race
 from rmsprop.cli.recipes import recipes
 from rmsprop.cli.translate import translate
-from rmsprop.printing import printable
+from rmsprop.printing import printable, version
 
 
 class _Commands(TyperGroup):
-    """Commands whose errors are one printable sentence, whatever text of a file is in them."""
+    """A group of commands whose errors are one printable sentence, whatever text of a file they quote."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command. Raises: typer.BadParameter for files and packages that are missing, but the script's own."""
+        """Run a command.
+
+        Raises: typer.BadParameter for missing files and packages, except for those of a script under `check`.
+        """
         try:
             return super().invoke(ctx)
         except Exception as error:
-            if isinstance(getattr(error, "message", None), str):  # of the option parser, or a command's own
+            if isinstance(getattr(error, "message", None), str):  # an error of the option parser or of a command
                 error.message = printable(error.message)  # type: ignore[attr-defined]
                 raise
-            said = _sentence(error)
-            if said is None or ctx.invoked_subcommand == "check":
+            message = _message(error)
+            if message is None or ctx.invoked_subcommand == "check":
                 raise
-            raise typer.BadParameter(printable(said)) from error
+            raise typer.BadParameter(printable(message)) from error
 
 
-def _sentence(error: Exception) -> str | None:
-    """What is wrong with the machine, if it is that."""
+def _message(error: Exception) -> str | None:
+    """Return a message for a missing file or package, or None for any other error."""
     if isinstance(error, BrokenPipeError):
-        return None  # whoever read the output has left
+        return None  # the reader of the output has closed it
     if isinstance(error, OSError):
         return f"{error.filename} cannot be read or written: {error.strerror}" if error.filename else str(error)
     if isinstance(error, ModuleNotFoundError) and error.name is not None and not error.name.startswith("rmsprop"):
@@ -49,19 +51,19 @@ def _sentence(error: Exception) -> str | None:
 app = typer.Typer(
     name="rmsprop",
     cls=_Commands,
-    help="RMSprop: see it train, see why it works, and look up what each framework means by it.",
+    help="Train with RMSprop, see why it works, and convert settings and checkpoints between frameworks.",
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (demo, race, dialects, recipes, translate, convert, inspect, bench):
     app.command()(command)
-app.command(context_settings={"allow_interspersed_args": False})(check)  # what follows the script is the script's own
+app.command(context_settings={"allow_interspersed_args": False})(check)  # arguments after the script belong to it
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(f"rmsprop {__version__}")
+def _version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"rmsprop {version()}")
         raise typer.Exit
 
 
@@ -69,4 +71,4 @@ def _version(wanted: bool) -> None:
 def _options(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_version)] = False,
 ) -> None:
-    del version  # its callback has done the work
+    del version  # handled by its callback

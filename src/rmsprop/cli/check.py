@@ -1,4 +1,4 @@
-"""`rmsprop check`: what RMSprop runs on here; `rmsprop check SCRIPT`: what looks wrong about a script's RMSprop."""
+"""The command `rmsprop check`, which shows the backends on this machine or lints a script's RMSprop."""
 
 import json
 import platform
@@ -12,29 +12,29 @@ import typer
 def check(
     script: Annotated[
         Path | None,
-        typer.Argument(help="A training script to run and watch. Default: none, look at this machine."),
+        typer.Argument(help="A training script to run and lint. Default: none, show this machine."),
     ] = None,
     arguments: Annotated[
-        list[str] | None, typer.Argument(help="The script's own arguments, options and all.", show_default=False)
+        list[str] | None, typer.Argument(help="The script's own arguments, including options.", show_default=False)
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Stop the script after so many optimizer steps. Before SCRIPT.", min=1)
+        int | None, typer.Option(help="Stop the script after this many optimizer steps. Before SCRIPT.", min=1)
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="The findings as one line of JSON, the last of stdout. Before SCRIPT.")
     ] = False,
 ) -> None:
-    """Say what RMSprop runs on here; or run a training script and say what looks wrong about its RMSprop.
+    """Show which backends run on this machine, or run a training script and lint its RMSprop.
 
-    Without a script: versions, devices, and for each kind of tensor which backend steps it and why. A backend that is
-    missing something says what, and how to get it.
+    Without a script, print versions, devices, and for each kind of tensor the backend that steps it and why. For a
+    backend with a missing requirement, print what is missing and how to get it.
 
-    With one, the script is run as `python SCRIPT ARGUMENTS` would run it, unchanged, with this package's class in the
-    place of torch.optim.RMSprop. Its output and exit code are its own; the findings follow on stderr. Each optimizer
-    is asked before its first step, after steps 1, 10, 100 and so on, and at the end.
+    With a script, run it as `python SCRIPT ARGUMENTS` would, unchanged, with this package's class in place of
+    torch.optim.RMSprop. Its output and exit code stay its own, and the findings follow on stderr. Each optimizer is
+    linted before its first step, after steps 1, 10, 100 and so on, and at the end.
 
-    The script really runs, and nothing of what it does is held back: check none that you would not run. Processes
-    that it starts are not watched.
+    The script really runs, with all its effects: do not check a script that you would not run. Processes that it
+    starts are not watched.
 
     Examples:
 
@@ -66,10 +66,10 @@ def check(
 def _machine() -> None:
     import torch
 
-    from rmsprop import __version__
     from rmsprop.optimizer import RMSprop
+    from rmsprop.printing import version
 
-    typer.echo(f"rmsprop {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+    typer.echo(f"rmsprop {version()}, torch {torch.__version__}, Python {platform.python_version()}")
     typer.echo(f"{torch.get_num_threads()} threads, CPU capability {torch.backends.cpu.get_cpu_capability()}")
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     for device in devices:

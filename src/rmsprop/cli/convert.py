@@ -1,12 +1,14 @@
-"""`rmsprop convert`: a checkpoint from one framework to another."""
+"""`rmsprop convert`: converts a checkpoint from one framework to another."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmsprop.cli.arguments import read_settings
+from rmsprop.cli.checkpoints import Optimizer, Parameters, Settings, Source, usage_errors
 from rmsprop.cli.table import say
 
 if TYPE_CHECKING:
@@ -16,12 +18,9 @@ if TYPE_CHECKING:
 def convert(
     source_file: Annotated[Path, typer.Argument(metavar="IN", help="The checkpoint; it is never changed.")],
     out: Annotated[
-        Path | None, typer.Argument(metavar="OUT", help="The file to write; its name says the format.")
+        Path | None, typer.Argument(metavar="OUT", help="The file to write; its ending selects the format.")
     ] = None,
-    source: Annotated[
-        str | None,
-        typer.Option("--from", help="Whose checkpoint it is: a dialect, adam or adamw. Default: what it says."),
-    ] = None,
+    source: Source = None,
     target: Annotated[
         str,
         typer.Option("--to", help="rmsprop (this package, in the source's dialect), torch, timm, sb3, or a dialect."),
@@ -30,38 +29,28 @@ def convert(
         Path | None, typer.Option(help="A file with the target's parameter names and shapes, such as a state dict.")
     ] = None,
     map_file: Annotated[
-        Path | None, typer.Option("--map", help="A .toml with [rename] and [transpose], by the file's names.")
+        Path | None,
+        typer.Option("--map", help="A .toml with the tables rename and transpose, by the file's names."),
     ] = None,
-    layout: Annotated[
-        str, typer.Option(help="torch: kernels and names as torch has them; keep: as in the file.")
-    ] = "torch",
+    layout: Annotated[str, typer.Option(help="torch: torch's kernels and names; keep: those of the file.")] = "torch",
     match: Annotated[
         str | None,
         typer.Option(
             help="order: parameters without names follow the model's order; number: keep their numbers. Default: "
-            "refuse where there is more than one way."
+            "refuse if more than one pairing fits."
         ),
     ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A setting in the source's words: lr=.01 of torch's, learning_rate=.01 of Keras'. May be repeated.",
-        ),
-    ] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(help="Which optimizer, if IN holds several: its place, such as optimizers[0].")
-    ] = None,
-    parameters: Annotated[
-        str | None, typer.Option(help="Which model goes with it, if IN holds several: its place, such as policy_net.")
-    ] = None,
-    report: Annotated[Path | None, typer.Option(help="A .json file for the report and the mapping.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole mapping, and write nothing.")] = False,
+    settings: Settings = None,
+    optimizer: Optimizer = None,
+    parameters: Parameters = None,
+    report: Annotated[Path | None, typer.Option(help="A .json file to write the report and the mapping to.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the whole mapping and write nothing.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace OUT if it exists.")] = False,
 ) -> None:
-    """Convert a checkpoint: names, layouts, units, signs and order, with a report of what was exact and what was not.
+    """Convert a checkpoint's names, layouts, units, signs and order, and report what was exact and what was not.
 
     A .pt holds {"model": ..., "optimizer": ...}, for torch.load(weights_only=True). No code in IN is ever run.
+    TensorFlow's checkpoints, MXNet's .params and .nd, and Chainer's .npz are read and not written.
 
     Examples:
 
@@ -84,18 +73,18 @@ def convert(
     if match not in (None, *MATCHES):
         raise typer.BadParameter(f"--match takes {' or '.join(MATCHES)}; got {match!r:.80}")
     if out is None and not dry_run:
-        raise typer.BadParameter("OUT is missing: name the file to write, or add --dry-run to look first")
+        raise typer.BadParameter("OUT is missing; name the file to write, or add --dry-run to see the mapping first")
     for other in (source_file, out):
         if report is not None and other is not None and report.resolve() == other.resolve():
-            raise typer.BadParameter(f"--report {report} is a checkpoint's file; name another one")
-    try:
-        plan = prepare(
+            raise typer.BadParameter(f"--report {report} is the input or the output; name another file")
+    with usage_errors(source_file, out):
+        conversion = prepare(
             source_file,
             target,
             source=source,
-            given=_settings(settings or []),
+            given=read_settings(settings or [], "--set"),
             model=model,
-            chart=None if map_file is None else read_map(map_file),
+            mapping=None if map_file is None else read_map(map_file),
             layout=layout,
             out=None if out is None else writer(out),
             optimizer=optimizer,
@@ -103,64 +92,30 @@ def convert(
             match=match,
         )
         if dry_run:
-            say(*map(str, plan.moves))
+            say(*map(str, conversion.moves))
         elif out is not None:
-            write(plan, out, force=force, also_not=source_file)
-        _tell(plan, None if dry_run else out, report)
-    except (ValueError, TypeError) as error:
-        raise typer.BadParameter(str(error)) from error
-    except (MemoryError, RecursionError) as error:
-        raise typer.BadParameter(f"{source_file} asks for more memory than there is; it may be damaged") from error
-    except OSError as error:
-        raise typer.BadParameter(f"{error.filename or out} cannot be read or written: {error.strerror}") from error
+            write(conversion, out, force=force, also_not=source_file)
+        _report(conversion, None if dry_run else out, report)
 
 
-def _settings(words: list[str]) -> dict[str, Any]:
-    """NAME=VALUE, the value a number, True, False, None or text."""
-    given: dict[str, Any] = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals or not name or name in given:
-            fault = "is given twice" if name in given else "is no NAME=VALUE"
-            raise typer.BadParameter(
-                f"--set {word!r} {fault}; write --set NAME=VALUE, each name once: lr=0.001 for torch's"
-            )
-        given[name] = _value(value)
-    return given
-
-
-def _value(text: str) -> Any:
-    known = {"true": True, "false": False, "none": None}
-    if text.lower() in known:
-        return known[text.lower()]
-    try:
-        return int(text)
-    except ValueError:
-        pass
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _tell(plan: Conversion, out: Path | None, report: Path | None) -> None:
-    """Print the report, and write it where asked."""
+def _report(conversion: Conversion, out: Path | None, report: Path | None) -> None:
+    """Print the report, and write it to the file given."""
     import dataclasses
     import json
 
     from rmsprop.files import write_whole
 
-    say(f"{plan.source} -> {plan.target}, {len(plan.checkpoint.slots)} parameters with state")
-    if str(plan.report):
-        typer.echo(str(plan.report))  # its sentences are printable
+    say(f"{conversion.source} -> {conversion.target}, {len(conversion.checkpoint.slots)} parameters with state")
+    if str(conversion.report):
+        typer.echo(str(conversion.report))  # its sentences are printable
     if report is not None:
-        said = {
-            "source": plan.source,
-            "target": plan.target,
-            **dataclasses.asdict(plan.report),
-            "parameters": [dataclasses.asdict(move) for move in plan.moves],
+        record = {
+            "source": conversion.source,
+            "target": conversion.target,
+            **dataclasses.asdict(conversion.report),
+            "parameters": [dataclasses.asdict(move) for move in conversion.moves],
         }
-        text = json.dumps(said, indent=1) + "\n"
+        text = json.dumps(record, indent=1) + "\n"
         write_whole(report, lambda part: part.write_text(text, encoding="utf-8"))
         say(f"wrote {report}")
     if out is not None:

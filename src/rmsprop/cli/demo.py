@@ -1,4 +1,4 @@
-"""`rmsprop demo`: train one small network with four optimizers, and keep a table, figures and a page of it."""
+"""`rmsprop demo`: train one small network with four optimizers, and write a table, figures, and a page."""
 
 from __future__ import annotations
 
@@ -7,37 +7,43 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmsprop.cli.arguments import read_names, read_rates
+
 if TYPE_CHECKING:
     from rmsprop.demo.data import Dataset
     from rmsprop.demo.training import Run, Settings
 
 
 def demo(
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the training rows, the same for everyone.")] = 20,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Passes over the training rows, the same for all optimizers.")
+    ] = 20,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the split, the initial weights and the batches.")
+        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the split, the initial weights, and the batches.")
     ] = 0,
-    device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1, mps.")] = "cpu",
-    out: Annotated[Path, typer.Option(help="Directory for the files.")] = Path("rmsprop-demo"),
+    device: Annotated[str, typer.Option(help="Device to train on: cpu, cuda, cuda:1, or mps.")] = "cpu",
+    out: Annotated[Path, typer.Option(help="Directory to write the files to.")] = Path("rmsprop-demo"),
     optimizers: Annotated[
-        str, typer.Option(help="Comma list from sgd, momentum, rmsprop, adam.")
+        str, typer.Option(help="Comma-separated list of sgd, momentum, rmsprop, adam.")
     ] = "sgd,momentum,rmsprop,adam",
     lr: Annotated[
         str | None,
-        typer.Option(help="One learning rate for all, or a list: sgd=0.3,rmsprop=0.003. Default: each one's own."),
+        typer.Option(
+            help="One learning rate for all, or a list such as sgd=0.3,rmsprop=0.003. Default: tuned for each."
+        ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Learn from your own .csv (.tsv, .txt) or .npz file instead of the digits.")
+        Path | None, typer.Option(help="Train on your own .csv (.tsv, .txt) or .npz file instead of the digits.")
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="The label column of a .csv, or the label array of an .npz (default there: y).")
+        str | None, typer.Option(help="Label column of a .csv, or label array of an .npz (default: y).")
     ] = None,
 ) -> None:
-    """Train a small network with SGD, SGD + momentum, RMSprop and Adam, and compare.
+    """Train a small network with SGD, SGD + momentum, RMSprop, and Adam, and compare them.
 
-    All start from the same weights and see the same batches of handwritten digits (or of your own table).
+    All start from the same weights and see the same batches of handwritten digits, or of your own table.
 
-    Leaves results.json, results.csv, curves.png, effective_lr.png and index.html, which needs no network.
+    Writes results.json, results.csv, curves.png, effective_lr.png, and index.html, which needs no network.
 
     Examples:
 
@@ -51,7 +57,7 @@ def demo(
 
     rmsprop demo --data pictures.npz --target labels --device cuda
     """
-    # Imported here so that `rmsprop --help` need not wait for torch.
+    # Imported here so that `rmsprop --help` does not wait for torch.
     from rmsprop.demo.data import load_digits, load_file
     from rmsprop.demo.training import OPTIMIZERS, Run, Settings, check_device
 
@@ -73,47 +79,25 @@ def demo(
 
 
 def _names(text: str, known: list[str]) -> list[str]:
-    """Split the comma list. Raises: ValueError for an unknown or a repeated name, or none."""
-    from difflib import get_close_matches
-
-    names = [word.strip().lower() for word in text.split(",") if word.strip()]
-    for name in names:
-        if name not in known:
-            close = get_close_matches(name, known, n=1)
-            hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"--optimizers: {name!r} is unknown; choose from {', '.join(known)}.{hint}")
-    if not names:
-        raise ValueError(f"--optimizers {text!r} names nothing; choose from {', '.join(known)}.")
+    """Read the comma list of optimizers. Raises: ValueError for an unknown or a repeated name, or an empty list."""
+    names = read_names("--optimizers", text, known)
     if len(set(names)) < len(names):
         raise ValueError(f"--optimizers {text!r} names one twice; name each once.")
     return names
 
 
 def _rates(text: str | None, names: list[str]) -> dict[str, float]:
-    """Read one learning rate for all, or a comma list of name=number. Raises: ValueError if it is neither."""
+    """Return the given learning rates by optimizer. Raises: ValueError for a rate or a name that does not fit."""
     if text is None:
         return {}
-    if "=" not in text:
-        return dict.fromkeys(names, _rate(text))
-    rates = {}
-    for word in filter(None, (word.strip() for word in text.split(","))):
-        name, equals, value = (part.strip() for part in word.partition("="))
-        if not equals:
-            raise ValueError(f"--lr {text!r}: give one number for all, or name=number for each, not a mixture.")
+    given = read_rates("--lr", text)
+    rates = given if isinstance(given, dict) else dict.fromkeys(names, given)
+    for name, rate in rates.items():
         if name not in names:
             raise ValueError(f"--lr: {name!r} is not among the optimizers of this run: {', '.join(names)}.")
-        rates[name] = _rate(value)
+        if not 0 < rate <= 1e6:  # float32 overflows inside torch's Adam not far above
+            raise ValueError(f"--lr: {rate:g} is not a positive number up to 1e6; write it like 0.001.")
     return rates
-
-
-def _rate(text: str) -> float:
-    try:
-        rate = float(text)
-    except ValueError:
-        rate = -1.0
-    if not 0 < rate <= 1e6:  # float32 overflows inside torch's Adam not far above
-        raise ValueError(f"--lr: {text!r} is not a positive number up to 1e6; write it like 0.001.")
-    return rate
 
 
 def _check_writable(out: Path) -> None:
@@ -128,7 +112,7 @@ def _check_writable(out: Path) -> None:
 
 
 def _train(runs: list[Run], dataset: Dataset, settings: Settings) -> None:
-    """Train each run in turn, with live bars on a terminal and plain lines elsewhere."""
+    """Train each run in turn, with progress bars on a terminal and plain lines elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -170,7 +154,7 @@ def _print(runs: list[Run]) -> None:
     console = Console()
     console.print()
     show(table, console)
-    console.print("\nOne run from one seed: small differences are no ranking.")
+    console.print("\nThis is one run from one seed, so small differences do not rank the optimizers.")
 
 
 def _write(runs: list[Run], dataset: Dataset, settings: Settings, out: Path) -> list[Path]:
@@ -196,7 +180,7 @@ def _write(runs: list[Run], dataset: Dataset, settings: Settings, out: Path) -> 
     writer.writeheader()
     writer.writerows(summary(run) for run in runs)
     files["results.csv"] = table.getvalue().encode()
-    (out / "effective_lr.png").unlink(missing_ok=True)  # an earlier run's picture would seem to belong to this one
+    (out / "effective_lr.png").unlink(missing_ok=True)  # an earlier run's figure would appear to belong to this one
     for run in runs:
         if run.layers:
             files["effective_lr.png"] = pictures["Effective learning rates"] = figures.to_png(

@@ -1,4 +1,4 @@
-"""`rmsprop dialects`: what each framework means by RMSprop, from the rows."""
+"""`rmsprop dialects`: list the dialects, or describe one."""
 
 import textwrap
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,9 @@ from rmsprop.dialects.describe import Part, describe, overview
 WIDTH = 100
 
 
-def dialects(name: Annotated[str | None, typer.Argument(help="One dialect, in full. Default: all.")] = None) -> None:
+def dialects(
+    name: Annotated[str | None, typer.Argument(help="The dialect to show in full. Default: list all.")] = None,
+) -> None:
     """List the dialects that `RMSprop(dialect=...)` takes, or show one in full.
 
     Examples:
@@ -33,7 +35,7 @@ def dialects(name: Annotated[str | None, typer.Argument(help="One dialect, in fu
 
 
 def show(title: str, parts: Sequence[Part]) -> str:
-    """The parts as plain text, at most WIDTH columns wide."""
+    """Return the parts as plain text, at most WIDTH columns wide."""
     lines = _wrapped(title)
     for part in parts:
         lines += ["", part.heading] if part.heading else []
@@ -45,18 +47,18 @@ def show(title: str, parts: Sequence[Part]) -> str:
 
 
 def _wrapped(text: str, indent: str = "", first: str = "") -> list[str]:
-    """A paragraph as lines, without the backticks."""
+    """Return a paragraph as lines, without the backticks."""
     return textwrap.wrap(text.replace("`", ""), WIDTH, initial_indent=first, subsequent_indent=indent)
 
 
 def _code(line: str) -> list[str]:
-    """A line of code, indented; a long call goes on under itself, as Python allows."""
+    """Return a line of code, indented; a long call is wrapped between its arguments."""
     deeper = " " * (8 + len(line) - len(line.lstrip()))
     return textwrap.wrap(f"    {line}", WIDTH, subsequent_indent=deeper, break_on_hyphens=False) or [""]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A table as lines; the widest columns are wrapped until it fits, between words if they can be."""
+    """Yield a table's lines; the widest columns are wrapped until it fits, between words if possible."""
     cells = [[cell.replace("`", "").split("\n") for cell in row] for row in rows]
     columns = list(zip(*cells, strict=True))
     widths = [max(len(line) for cell in column for line in cell) for column in columns]
@@ -72,5 +74,5 @@ def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _fitted(cell: Sequence[str], width: int) -> list[str]:
-    """A cell's lines, none longer than its column."""
+    """Return a cell's lines, none longer than its column."""
     return [part for line in cell for part in textwrap.wrap(line, width) or [""]]

@@ -1,4 +1,4 @@
-"""`rmsprop inspect`: what an optimizer checkpoint says about its run."""
+"""The command `rmsprop inspect`, which shows the state of a run from its optimizer checkpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rmsprop.cli.arguments import read_settings
+from rmsprop.cli.checkpoints import Optimizer, Parameters, Settings, Source, usage_errors
 from rmsprop.cli.table import say
 
 if TYPE_CHECKING:
@@ -16,31 +18,17 @@ if TYPE_CHECKING:
 
 def inspect(
     checkpoint: Annotated[Path, typer.Argument(help="The checkpoint, of any format that convert reads.")],
-    source: Annotated[
-        str | None,
-        typer.Option("--from", help="Whose checkpoint it is: a dialect, adam or adamw. Default: what it says."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="A setting in the source's words: lr=.01 of torch's, learning_rate=.01 of Keras'. May be repeated.",
-        ),
-    ] = None,
-    optimizer: Annotated[
-        str | None, typer.Option(help="Which optimizer, if the file holds several: its place, such as optimizers[0].")
-    ] = None,
-    parameters: Annotated[
-        str | None,
-        typer.Option(help="Which model goes with it, if the file holds several: its place, such as policy_net."),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout in place of the table.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Also write a page there, which needs no network.")] = None,
+    source: Source = None,
+    settings: Settings = None,
+    optimizer: Optimizer = None,
+    parameters: Parameters = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of the table.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Also write an HTML page, which needs no network.")] = None,
 ) -> None:
-    """Show each parameter's effective learning rate, and which elements ε rules, a spike froze, or NaN took.
+    """Show each parameter's effective learning rate, and its elements that ε rules, that are stuck, or that are NaN.
 
-    Settings that the file does not hold are the dialect's defaults, and are named; --set says them. No code in the
-    checkpoint is run, and it is not changed.
+    Settings that the file lacks are the dialect's defaults; the output lists them, and --set overrides them. The
+    command runs no code in the checkpoint and does not change it.
 
     Examples:
 
@@ -50,23 +38,18 @@ def inspect(
 
     rmsprop inspect state.npz --from optax --json
     """
-    from rmsprop.cli.convert import _settings as read_settings
     from rmsprop.files import write_whole
     from rmsprop.inspection.checkpoint import inspect as read
 
-    try:
-        found = read(checkpoint, source, read_settings(settings or []), optimizer=optimizer, parameters=parameters)
+    with usage_errors(checkpoint, html):
+        found = read(
+            checkpoint, source, read_settings(settings or [], "--set"), optimizer=optimizer, parameters=parameters
+        )
         if html is not None:
             from rmsprop.inspection.page import page
 
             text = page(found)
             write_whole(html, lambda part: part.write_text(text, encoding="utf-8"))
-    except (ValueError, TypeError) as error:
-        raise typer.BadParameter(str(error)) from error
-    except (MemoryError, RecursionError) as error:
-        raise typer.BadParameter(f"{checkpoint} asks for more memory than there is; it may be damaged") from error
-    except OSError as error:
-        raise typer.BadParameter(f"{error.filename} cannot be read or written: {error.strerror}") from error
     if as_json:
         typer.echo(json.dumps(found.record(), allow_nan=False))
         return
@@ -84,7 +67,7 @@ def _print(found: Inspection) -> None:
 
     say(*sentences(found))
     table = Table(*HEADINGS)
-    table.columns[0].overflow = "fold"  # a name is one long word
+    table.columns[0].overflow = "fold"  # a name has no spaces to break at
     for row in found.rows:
         table.add_row(*map(escape, cells(row)))
     show(table)

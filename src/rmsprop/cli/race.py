@@ -1,4 +1,4 @@
-"""`rmsprop race`: the optimizers, side by side, on a landscape one can see."""
+"""`rmsprop race`: run the optimizers side by side on a two-dimensional loss, and draw their paths."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from rmsprop.cli.arguments import read_names, read_number, read_rates
 
 if TYPE_CHECKING:
     from rmsprop.race.landscapes import Landscape, Trajectory
@@ -15,31 +17,41 @@ FORMATS = ("png", "gif", "webp", "html")
 
 def race(
     landscape: Annotated[
-        str, typer.Argument(help="The landscape's name, or 'all'. See --list.", show_default=True)
+        str, typer.Argument(help="Name of the landscape, or all. See --list.", show_default=True)
     ] = "ravine",
     condition: Annotated[
         float | None,
-        typer.Option(help="How many times as steep across as along, 1 or more (ravines only). Default: 100."),
+        typer.Option(
+            help="Condition number of a ravine: the steep curvature over the flat one, 1 or more. Default: 100."
+        ),
     ] = None,
     optimizers: Annotated[
-        str, typer.Option(help="Comma list of entrants; rmsprop-textbook is there too. See --list.")
+        str, typer.Option(help="Comma-separated list of optimizers, which may include rmsprop-textbook. See --list.")
     ] = "sgd,momentum,adam,rmsprop",
-    steps: Annotated[int | None, typer.Option(help="Steps to run. Default: the landscape's own.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Number of steps. Default: set by the landscape.")] = None,
     lr: Annotated[
         str | None,
-        typer.Option(help="One learning rate for all, or a list: sgd=0.01,rmsprop=0.1. Default: the landscape's."),
+        typer.Option(
+            help="One learning rate for all, or a list such as sgd=0.01,rmsprop=0.1. Default: set by the landscape."
+        ),
     ] = None,
-    start: Annotated[str | None, typer.Option(metavar="X,Y", help="Start here instead, such as -3,1.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise, which only noisy-ravine has.")] = 0,
-    out: Annotated[Path, typer.Option(help="Directory for the files.", file_okay=False)] = Path("rmsprop-race"),
-    formats: Annotated[str, typer.Option("--format", help=f"Comma list of {', '.join(FORMATS)}.")] = "png,gif,html",
-    show: Annotated[bool, typer.Option("--list", help="List landscapes and optimizers, and stop.")] = False,
+    start: Annotated[
+        str | None, typer.Option(metavar="X,Y", help="Starting point, such as -3,1. Default: set by the landscape.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the gradient noise of noisy-ravine.")] = 0,
+    out: Annotated[Path, typer.Option(help="Directory to write the files to.", file_okay=False)] = Path(
+        "rmsprop-race"
+    ),
+    formats: Annotated[
+        str, typer.Option("--format", help=f"Comma-separated list of {', '.join(FORMATS)}.")
+    ] = "png,gif,html",
+    show: Annotated[bool, typer.Option("--list", help="List the landscapes and optimizers, and exit.")] = False,
 ) -> None:
-    """Race optimizers down a landscape and draw where they went.
+    """Run several optimizers on a two-dimensional loss and draw their paths.
 
-    The optimizers are the classes that train networks: torch's SGD and Adam, this package's RMSprop.
+    The optimizers are the classes that train networks: torch's SGD and Adam, and this package's RMSprop.
 
-    Learning rates are the landscape's suggestions unless given. Where RMSprop does worse, the pictures show it.
+    Each landscape suggests its learning rates. On some landscapes RMSprop does worse than the others.
 
     Examples:
 
@@ -51,74 +63,40 @@ def race(
 
     rmsprop race all --format png --out pictures
     """
-    # Imported here so that `rmsprop --help` need not wait for torch.
+    # Imported here so that `rmsprop --help` does not wait for torch.
     from rmsprop.race import landscapes
 
     if show:
         _list()
         return
-    wanted = _words(formats, "--format")
-    for word in wanted:
-        if word not in FORMATS:
-            raise typer.BadParameter(f"--format {word!r} is unknown; choose from {', '.join(FORMATS)}.")
     names = list(landscapes.LANDSCAPES) if landscape == "all" else [landscape]
     try:
-        # Everything is checked before the first file is written.
+        # All arguments are validated before the first file is written.
+        kinds = read_names("--format", formats, FORMATS)
         places = [landscapes.find_landscape(name, condition) for name in names]
         if start is not None:
             places = [place.starting_at(*_pair(start)) for place in places]
-        rates = None if lr is None else _rates(lr)
-        races = [
-            (place, landscapes.race(place, _words(optimizers, "--optimizers"), steps, rates, seed))
-            for place in places
-        ]
+        rates = None if lr is None else read_rates("--lr", lr)
+        entrants = read_names("--optimizers", optimizers, landscapes.OPTIMIZERS)
+        races = [(place, landscapes.race(place, entrants, steps, rates, seed)) for place in places]
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     for place, runs in races:
         _print(place, runs)
-        for path in _draw(place, runs, out, wanted):
+        for path in _draw(place, runs, out, kinds):
             typer.echo(f"wrote {path}")
-
-
-def _words(text: str, option: str) -> list[str]:
-    """Split a comma list. Raises: typer.BadParameter if nothing is in it."""
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if not words:
-        raise typer.BadParameter(f"{option} {text!r} names nothing; give a comma list.")
-    return words
-
-
-def _number(text: str) -> float:
-    """Read a number. Raises: ValueError that says what was given."""
-    try:
-        return float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number; write it like 0.1.") from None
 
 
 def _pair(text: str) -> tuple[float, float]:
     """Read x,y. Raises: ValueError if there are not two numbers."""
     x, comma, y = text.partition(",")
     if not comma or "," in y:
-        raise ValueError(f"--start {text!r}: give two numbers with a comma between, such as -3,1.")
-    return _number(x), _number(y)
-
-
-def _rates(text: str) -> float | dict[str, float]:
-    """Read one learning rate, or a comma list of name=rate. Raises: ValueError if it is neither."""
-    if "=" not in text:
-        return _number(text)
-    rates = {}
-    for word in _words(text, "--lr"):
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"--lr {text!r}: give one number for all, or name=number for each, not a mixture.")
-        rates[name.strip()] = _number(value)
-    return rates
+        raise ValueError(f"--start {text!r}: give two numbers with a comma between them, such as -3,1.")
+    return read_number("--start", x), read_number("--start", y)
 
 
 def _draw(place: Landscape, runs: list[Trajectory], out: Path, formats: list[str]) -> list[Path]:
-    """Write the files asked for. Returns: their paths."""
+    """Write the requested files. Returns: their paths."""
     from rmsprop.race.figures import animation, figure
     from rmsprop.race.page import page
 
@@ -155,10 +133,10 @@ def _list() -> None:
     from rmsprop.cli.table import show
     from rmsprop.race.landscapes import LANDSCAPES, OPTIMIZERS, RAVINES
 
-    places = Table("landscape", "what it is", "steps", title="Landscapes", title_justify="left")
+    places = Table("landscape", "description", "steps", title="Landscapes", title_justify="left")
     for name, place in LANDSCAPES.items():
         places.add_row(name, place.description + (" Takes --condition." if name in RAVINES else ""), str(place.steps))
-    racers = Table("optimizer", "label", "settings besides lr", title="Optimizers", title_justify="left")
+    racers = Table("optimizer", "label", "other settings", title="Optimizers", title_justify="left")
     for name, racer in OPTIMIZERS.items():
         racers.add_row(name, racer.label, racer.settings)
     show(places)

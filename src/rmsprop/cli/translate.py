@@ -1,11 +1,13 @@
-"""`rmsprop translate`: settings of one framework's RMSprop in the words of another's."""
+"""`rmsprop translate`: translate settings of one framework's RMSprop to another's."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from rmsprop.cli.arguments import read_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -15,22 +17,22 @@ if TYPE_CHECKING:
 
 
 def translate(
-    source: Annotated[str, typer.Option("--from", help="The dialect that the settings are in.")],
-    target: Annotated[str, typer.Option("--to", help="The dialect whose words are wanted.")],
+    source: Annotated[str, typer.Option("--from", help="The dialect of the given settings.")],
+    target: Annotated[str, typer.Option("--to", help="The dialect to translate to.")],
     settings: Annotated[
-        list[str] | None, typer.Argument(help="NAME=VALUE in the source's words, such as decay=0.9.")
+        list[str] | None, typer.Argument(help="NAME=VALUE under the source's names, such as decay=0.9.")
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Draw the steps against √v, as meant, translated and typed unchanged, as a PNG."),
+        typer.Option(help="Write a PNG of step lengths over √v: original, translated, and with ε unchanged."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say settings of one framework's RMSprop in another's words, with the size of whatever differs.
+    """Translate settings of one framework's RMSprop to another's, with the size of every difference.
 
-    Exact is said of the same steps only: the same numbers up to rounding, whatever the schedule.
+    A translation is exact if both make the same steps up to rounding, under any schedule.
 
-    Names and defaults: rmsprop dialects NAME.
+    For names and defaults, see rmsprop dialects NAME.
 
     Examples:
 
@@ -43,88 +45,66 @@ def translate(
     from rmsprop.translation import translate as _translate
 
     try:
-        found = _translate(source, target, **_read(settings or []))
+        translation = _translate(source, target, **read_settings(settings or []))
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     if plot is not None:
-        _draw(found, plot)
+        _draw(translation, plot)
     if as_json:
-        _print_json(found)
+        _print_json(translation)
     else:
-        _print(found)
+        _print(translation)
         if plot is not None:
             typer.echo(f"wrote {plot}")
 
 
-def _read(words: list[str]) -> dict[str, Any]:
-    """NAME=VALUE, once each. Raises: ValueError with the word that is something else."""
-    found: dict[str, Any] = {}
-    for word in words:
-        name, equals, text = word.partition("=")
-        if not equals or not name.isidentifier() or not text:
-            raise ValueError(f"{word!r} is no setting; write it as name=value, such as lr=0.01.")
-        if name in found:
-            raise ValueError(f"{name} is given twice; give it once.")
-        found[name] = _value(text)
-    return found
-
-
-def _value(text: str) -> Any:
-    """A number, True, False, None or a tuple; anything else is text."""
-    from ast import literal_eval
-
-    try:
-        return literal_eval(text)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return text
-
-
-def _draw(found: Translation, path: Path) -> None:
-    from rmsprop.demo import figures
+def _draw(translation: Translation, path: Path) -> None:
+    from rmsprop.demo.figures import to_png
     from rmsprop.files import write_whole
+    from rmsprop.translation.figure import draw
 
-    picture = figures.to_png(figures.translation(found))
+    picture = to_png(draw(translation))
     try:
         write_whole(path, lambda part: part.write_bytes(picture))
     except OSError as error:
         raise typer.BadParameter(f"--plot {str(path)!r} cannot be written: {error.strerror}.") from error
 
 
-def _print_json(found: Translation) -> None:
+def _print_json(translation: Translation) -> None:
     import json
     from dataclasses import asdict
 
-    typer.echo(json.dumps(asdict(found), ensure_ascii=False, indent=2, allow_nan=False))
+    typer.echo(json.dumps(asdict(translation), ensure_ascii=False, indent=2, allow_nan=False))
 
 
-def _print(found: Translation) -> None:
-    """The call, then each difference with its size, then what to know besides."""
+def _print(translation: Translation) -> None:
+    """Print the call, each difference with its size, then notes and the target's traps."""
     from rich.console import Console
 
     from rmsprop.dialects import find_dialect
 
     console = Console(highlight=False, markup=False, emoji=False)
-    console.print(f"{found.call}\n", soft_wrap=True)
-    console.print(_verdict(found), style="bold green" if found.exact else "bold yellow")
-    for number, finding in enumerate(found.findings, 1):
+    console.print(f"{translation.call}\n", soft_wrap=True)
+    console.print(_verdict(translation), style="bold green" if translation.exact else "bold yellow")
+    for number, finding in enumerate(translation.findings, 1):
         _print_finding(console, number, finding)
-    if not found.exact:
-        console.print("\nThe same steps in PyTorch, exactly, with `from rmsprop import RMSprop`:")
-        console.print(f"  {found.rmsprop_call}", soft_wrap=True)
-    traps = find_dialect(found.target).traps if found.target != found.source else ()
-    for heading, lines in (("Besides:", found.notes), (f"Worth knowing of {found.target}:", traps)):
+    if not translation.exact:
+        console.print("\nFor exact steps in PyTorch, after `from rmsprop import RMSprop`:")
+        console.print(f"  {translation.rmsprop_call}", soft_wrap=True)
+    traps = find_dialect(translation.target).traps if translation.target != translation.source else ()
+    for heading, lines in (("Notes:", translation.notes), (f"Traps of {translation.target}:", traps)):
         if lines:
             console.print(f"\n{heading}")
         for line in lines:
             console.print(f"- {line}")
 
 
-def _verdict(found: Translation) -> str:
-    if found.exact:
+def _verdict(translation: Translation) -> str:
+    if translation.exact:
         return "Exact: the same steps, for real parameters and dense gradients."
-    if {finding.kind for finding in found.findings} == {"lr_in_buffer"}:
+    if {finding.kind for finding in translation.findings} == {"lr_in_buffer"}:
         return "Not exact: the same steps only while the learning rate is constant."
-    count = len(found.findings)
+    count = len(translation.findings)
     return f"Not exact: {count} difference{'s' if count > 1 else ''}."
 
 

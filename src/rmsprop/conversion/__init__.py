@@ -1,4 +1,4 @@
-"""Checkpoints of other frameworks: their state in another dialect's units, and their files.
+"""Conversion of optimizer state and checkpoint files between frameworks.
 
 state, report = rmsprop.convert(state, "tensorflow1", "torch", lr=1e-3)     # arrays: conversion/state.py
 rmsprop convert model.keras out.pt                                          # files: conversion/file.py

@@ -1,9 +1,9 @@
-"""Adam as a source: RMSprop with bias correction is Adam without its first moment.
+"""Conversion from Adam: RMSprop with bias correction is Adam without the first moment.
 
-Adam's denominator √v̂ + ε is RMSprop's with `bias_correction=True`, alpha = beta2 and the same v and step: exact at
-every step. What RMSprop lacks is the average of gradients, `exp_avg`. It is dropped, unless the target has momentum:
-then b = exp_avg / ((1 − beta1)·(√v̂ + ε)), the sum that momentum would hold if every gradient had been divided by
-today's root, and the learning rate that goes with it is (1 − beta1)·lr.
+Adam's denominator √v̂ + ε is exactly that of RMSprop with `bias_correction=True`, alpha = beta2, and the same v and
+step. RMSprop does not keep Adam's average of gradients, `exp_avg`, which is dropped unless the target has momentum.
+Then b = exp_avg / ((1 − beta1)·(√v̂ + ε)), the momentum as if the current root had divided every gradient, and the
+learning rate becomes (1 − beta1)·lr.
 """
 
 from __future__ import annotations
@@ -14,66 +14,44 @@ from typing import Any
 import numpy as np
 
 from rmsprop.conversion.record import ConversionReport
-from rmsprop.dialects import Dialect
-from rmsprop.dialects.row import Value
-from rmsprop.spec import Hyper, Rule
-
-_STATES = {"step": "step", "exp_avg": "exp_avg", "exp_avg_sq": "square_avg"}
-
-
-def _row(name: str, title: str, decay: str, weight_decay: float) -> Dialect:
-    return Dialect(
-        name=name,
-        title=title,
-        rule=Rule(eps_mode="outside", bias_correction=True, weight_decay_mode=decay),
-        hyper=Hyper(lr=1e-3, alpha=0.999, eps=1e-8, weight_decay=weight_decay),
-        source="torch 2.15.0, torch/optim/adam.py",
-        arguments={"betas": "alpha", "beta2": "alpha"},
-        values={"betas": Value(lambda pair: float(tuple(pair)[1]))},
-        states=_STATES,
-        call=f"torch.optim.{title}",
-    )
-
-
-ROWS = {"adam": _row("adam", "Adam", "l2", 0.0), "adamw": _row("adamw", "AdamW", "decoupled", 0.01)}
 
 
 def moments(
-    held: Mapping[str, Any],
+    state: Mapping[str, Any],
     start: Mapping[str, Any],
     end: Mapping[str, Any],
     count: int | None,
     lr: float | None,
     report: ConversionReport,
 ) -> dict[str, Any]:
-    """Adam's state without `exp_avg`; with `momentum_buffer` in its place if the target has momentum.
+    """Return Adam's state without `exp_avg`, and with `momentum_buffer` instead if the target has momentum.
 
     Args:
-        held: step, square_avg and exp_avg.
-        start, end: settings under our names; `momentum` of the target stands for Adam's beta1.
+        state: step, square_avg and exp_avg.
+        start, end: the settings of source and target under our names; the target's `momentum` serves as beta1.
         count: the number of steps taken.
     """
-    rest = {name: value for name, value in held.items() if name != "exp_avg"}
+    rest = {name: value for name, value in state.items() if name != "exp_avg"}
     beta1 = float(end["momentum"])
     if beta1 == 0:
         report.dropped.append(
-            "exp_avg: RMSprop averages no gradients, so the run goes on as Adam with beta1=0 would; momentum=0.9 "
-            "makes a momentum buffer of it"
+            "exp_avg: RMSprop does not average gradients, so the run continues like Adam with beta1=0; momentum=0.9 "
+            "converts it to a momentum buffer"
         )
         return rest
     if not count:
-        raise ValueError("the state of Adam lacks 'step', which its averages are corrected by; give step=...")
+        raise ValueError("the state of Adam lacks 'step', which its bias correction needs; give step=...")
     alpha = float(start["alpha"])
-    v, m = (np.asarray(_numpy(held[name]), dtype=np.float64) for name in ("square_avg", "exp_avg"))
+    v, m = (np.asarray(_numpy(state[name]), dtype=np.float64) for name in ("square_avg", "exp_avg"))
     root = np.sqrt(v / (1 - alpha**count)) + float(start["eps"])
     buffer = np.divide(m, (1 - beta1) * root, out=np.zeros_like(m), where=root != 0)
     report.approximate.append(
-        "momentum: exp_avg over (1 − beta1)·(√v̂ + ε), as if every gradient had been divided by today's root; "
-        "take (1 − beta1) of Adam's learning rate with it"
+        "momentum: exp_avg over (1 − beta1)·(√v̂ + ε), as if the current root had divided every gradient; use it "
+        "with (1 − beta1) of Adam's learning rate"
     )
     if start["lr_in_buffer"]:
         buffer = buffer * (lr or 0.0)
-    return {**rest, "momentum_buffer": _like(buffer, held["exp_avg"])}
+    return {**rest, "momentum_buffer": _like(buffer, state["exp_avg"])}
 
 
 def _numpy(value: Any) -> Any:
@@ -81,7 +59,7 @@ def _numpy(value: Any) -> Any:
 
 
 def _like(array: Any, model: Any) -> Any:
-    """The array as the model is: NumPy or torch, and of its dtype."""
+    """Return the array with the type and the dtype of the model, which is NumPy's or torch's."""
     if not hasattr(model, "detach"):
         return array.astype(np.asarray(model).dtype)
     import torch

@@ -1,4 +1,4 @@
-"""A checkpoint file from one framework to another: read, planned, converted, written beside and renamed."""
+"""Conversion of a checkpoint file: reads it, plans names and layouts, converts the state, and writes the result."""
 
 from __future__ import annotations
 
@@ -16,21 +16,30 @@ from rmsprop.conversion.formats import FORMATS
 from rmsprop.conversion.formats.pytorch.write import WRITTEN
 from rmsprop.conversion.formats.unknown import explain
 from rmsprop.conversion.layout import Map, Move
-from rmsprop.conversion.record import OWN, Checkpoint, ConversionReport, Format, Unreadable
+from rmsprop.conversion.owner import Owner, find_owner, this_package
+from rmsprop.conversion.record import Checkpoint, ConversionReport, Format, Unreadable
 from rmsprop.conversion.settings import resolve_settings, target_arguments, target_settings
-from rmsprop.conversion.state import Side, between, find_row
-from rmsprop.files import write_together, write_whole
+from rmsprop.conversion.state import Side, between
+from rmsprop.files import write_whole
 from rmsprop.printing import shown
 
 # The formats that hold this package's own state as well as a framework's.
 _KEEPS_OURS = ("torch", "safetensors")
-# The formats that count the steps beside the state, whether or not the framework's rule needs the count.
-_COUNTS = ("keras", "keras weights", "keras hdf5", "tensorflow")
+# The formats that store the number of steps even if the framework's rule does not need it.
+_COUNTS = ("keras", "keras weights", "keras hdf5")
 
 
 @dataclass
 class Conversion:
-    """A conversion that is ready to be written: nothing has been written yet."""
+    """The result of a conversion, before it is written.
+
+    Attributes:
+        source: the name of the source's owner.
+        target: "rmsprop" or the name of a dialect.
+        moves: the new name and layout of each parameter.
+        checkpoint: the converted checkpoint.
+        template: a file of the model to write for.
+    """
 
     source: str
     target: str
@@ -40,8 +49,8 @@ class Conversion:
     template: Path | None = None
 
 
-def recognise(path: Path) -> Format:
-    """The format of a file. Raises: Unreadable if there is no file, or of no known format."""
+def recognize(path: Path) -> Format:
+    """Return the format of a file. Raises: Unreadable if the file does not exist or its format is unknown."""
     if not path.exists() and not list(path.parent.glob(f"{glob.escape(path.name)}.*")):
         raise Unreadable(f"there is no file {str(path)!r}")
     for row in FORMATS:
@@ -50,7 +59,7 @@ def recognise(path: Path) -> Format:
     known = ", ".join(f"{row.name} ({' '.join(row.suffixes)})" for row in FORMATS if row.suffixes)
     raise Unreadable(
         explain(path)
-        or f"{path.name} is of no format that is read here, or its beginning is damaged; there are {known}"
+        or f"{path.name} is not a format that this package reads, or its beginning is damaged; it reads {known}"
     )
 
 
@@ -62,53 +71,55 @@ def read_checkpoint(
     optimizer: str | None = None,
     parameters: str | None = None,
 ) -> Checkpoint:
-    """A checkpoint of any format, with `source` in place of what the file says of its framework.
+    """Read a checkpoint of any format.
 
     Args:
-        given: settings in the source's words, which tell some formats what their states are.
-        optimizer: the place of the optimizer wanted in a file that holds several, such as "optimizers[0]".
-        parameters: the place of the model that goes with it.
+        source: the name of the owner; it overrides the owner that the file identifies.
+        given: settings under the source's names, from which some formats infer their slots.
+        optimizer: the path of the optimizer in a file that holds several, such as "optimizers[0]".
+        parameters: the path of its model in a file that holds several.
     Raises: Unreadable in one sentence; ValueError for a source that does not fit the state.
     """
-    row = recognise(path)
+    row = recognize(path)
     chosen = {"optimizer": optimizer, "parameters": parameters}
     if not row.chooses and any(place is not None for place in chosen.values()):
-        said = " ".join(f"--{word} {shown(place)}" for word, place in chosen.items() if place is not None)
+        options = " ".join(f"--{name} {shown(place)}" for name, place in chosen.items() if place is not None)
         raise ValueError(
-            f"{said} chooses among what a file of torch.save holds; {path.name} is {row.name}, and has one"
+            f"{options} chooses among the contents of a torch.save file; {path.name}, in the format {row.name}, has "
+            "only one"
         )
-    held = row.read(path, given) if row.asks else row.read(path, **chosen) if row.chooses else row.read(path)
-    if source is not None and source != held.source:
-        kept = find_row(source).states
-        odd = [slot for slots in held.slots.values() for slot in slots if slot not in kept]
-        if held.source and odd:
+    checkpoint = row.read(path, given) if row.asks else row.read(path, **chosen) if row.chooses else row.read(path)
+    if source is not None and source != checkpoint.owner.name:
+        identified, checkpoint.owner = checkpoint.owner.name, find_owner(source)
+        expected = checkpoint.row.states
+        unknown = [slot for slots in checkpoint.slots.values() for slot in slots if slot not in expected]
+        if identified and unknown:
             raise ValueError(
-                f"--from {source} does not fit {path.name}: it keeps {', '.join(kept)}, and the file holds "
-                f"{', '.join(dict.fromkeys(odd))}, as {held.source} does"
+                f"--from {source} does not fit {path.name}: its slots are {', '.join(expected)}, and the file holds "
+                f"{', '.join(dict.fromkeys(unknown))}, a state of {identified}"
             )
-        held.source = source
-    if held.slots and not held.source:
-        ask = held.ask or "does not say whose state it holds; say it with --from, such as --from optax"
+    if checkpoint.slots and checkpoint.owner.row is None:
+        ask = checkpoint.ask or "does not identify its framework; name it with --from, such as --from optax"
         raise ValueError(f"{path.name} {ask}")
-    if held.slots:
-        _check(held, path)
-    return held
+    if checkpoint.slots:
+        _check(checkpoint, path)
+    return checkpoint
 
 
-def _check(held: Checkpoint, path: Path) -> None:
-    """Slots that the framework has, of their parameters' shapes, and numbers that are ones. Raises: Unreadable."""
-    row = find_row(held.source)
-    settings = [item for _, hyper in [*held.groups, ([], held.hyper)] for item in hyper.items()]
-    for word, value in settings:
+def _check(checkpoint: Checkpoint, path: Path) -> None:
+    """Validate slot names, shapes and numbers. Raises: Unreadable for the first that is not valid."""
+    row = checkpoint.row
+    settings = [item for _, hyper in [*checkpoint.groups, ([], checkpoint.hyper)] for item in hyper.items()]
+    for name, value in settings:
         if isinstance(value, int) and value.bit_length() > 1023:
-            raise Unreadable(f"{path.name}: {shown(word)} is an integer of {value.bit_length()} bits, beyond a float")
-    if held.step is not None and not 0 <= held.step < 2**53:
-        raise Unreadable(f"{path.name} counts {shown(held.step)} steps, which no run takes")
-    for name, slots in held.slots.items():
+            raise Unreadable(f"{path.name}: {shown(name)} is an integer of {value.bit_length()} bits, beyond a float")
+    if checkpoint.step is not None and not 0 <= checkpoint.step < 2**53:
+        raise Unreadable(f"{path.name} has a step count of {shown(checkpoint.step)}, which is not possible")
+    for name, slots in checkpoint.slots.items():
         unknown = next((slot for slot in slots if slot not in row.states), None)
         if unknown is not None:
             raise Unreadable(
-                f"{path.name}: the state of {shown(name)} holds {shown(unknown)}; {row.name} keeps "
+                f"{path.name}: the state of {shown(name)} holds {shown(unknown)}; the slots of {row.name} are "
                 f"{', '.join(row.states)}"
             )
         if "square_avg" not in {row.states[slot] for slot in slots}:
@@ -116,21 +127,21 @@ def _check(held: Checkpoint, path: Path) -> None:
                 f"{path.name}: the state of {shown(name)} holds {', '.join(slots)} and no average of squares"
             )
         shapes = {value.shape for slot, value in slots.items() if row.states[slot] != "step"}
-        shapes |= {held.params[name].shape} if name in held.params else set()
+        shapes |= {checkpoint.params[name].shape} if name in checkpoint.params else set()
         if len(shapes) > 1:
             raise Unreadable(
-                f"{path.name}: {shown(name)} and its state have several shapes, {shown(sorted(shapes)[:3], 100)}"
+                f"{path.name}: {shown(name)} and its state have different shapes, {shown(sorted(shapes)[:3], 100)}"
             )
 
 
-def refuse_stateless(held: Checkpoint, path: Path, what: str) -> None:
-    """Refuse a checkpoint without state, by what it holds in its place. Raises: Unreadable."""
-    if held.slots:
+def refuse_stateless(checkpoint: Checkpoint, path: Path, what: str) -> None:
+    """Refuse a checkpoint without optimizer state. Raises: Unreadable with what the file holds instead."""
+    if checkpoint.slots:
         return
-    kept = "parameters and no optimizer state"
-    if held.groups or held.hyper:
-        kept = "an optimizer that has not taken a step, so it has no state"
-    raise Unreadable(f"{path.name} holds {kept}; there is nothing to {what}")
+    content = "parameters and no optimizer state"
+    if checkpoint.groups or checkpoint.hyper:
+        content = "an optimizer that has not taken a step, so it has no state"
+    raise Unreadable(f"{path.name} holds {content}; there is nothing to {what}")
 
 
 def prepare(
@@ -140,7 +151,7 @@ def prepare(
     source: str | None = None,
     given: Mapping[str, Any] | None = None,
     model: Path | None = None,
-    chart: Map | None = None,
+    mapping: Map | None = None,
     layout: str = "torch",
     out: Format | None = None,
     optimizer: str | None = None,
@@ -151,58 +162,65 @@ def prepare(
 
     Args:
         target: "rmsprop" for this package's RMSprop in the source's dialect, or a dialect's name.
-        given: settings in the source's words that stand over the file's.
+        source: the name of the owner, as in `read_checkpoint`.
+        given: settings under the source's names, which override the file's.
         model: a file with the target's names and shapes.
-        chart: renames and transposes by hand.
-        out: the format to write; None stands for `.pt`.
-        optimizer, parameters: which optimizer and which model of a file that holds several, by their places.
-        match: "order" where parameters that cannot be told apart follow the model's order, "number" to keep numbers.
+        mapping: the user's renames and transposes.
+        layout: "torch" for torch's kernels and names, "keep" for the file's.
+        out: the format to write; None means `.pt`.
+        optimizer, parameters: paths of the optimizer and the model in a file that holds several.
+        match: "order" if parameters that names and shapes do not distinguish follow the model's order, "number" to
+            keep their numbers.
     Raises: Unreadable, ValueError or TypeError, in one sentence.
     """
-    held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
-    refuse_stateless(held, path, "convert")
-    report = ConversionReport(assumed=list(held.notes))
+    checkpoint = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
+    refuse_stateless(checkpoint, path, "convert")
+    report = ConversionReport(assumed=list(checkpoint.notes))
     if target != "rmsprop":
         dialects.find_dialect(target)
     shapes = None
     if model is not None:
-        row = recognise(model)
-        told = {word: held.hyper[word] for word in ("momentum", "centered") if word in held.hyper}
-        other = row.read(model, told) if row.asks else row.read(model)
+        row = recognize(model)
+        known = {name: checkpoint.hyper[name] for name in ("momentum", "centered") if name in checkpoint.hyper}
+        other = row.read(model, known) if row.asks else row.read(model)
         shapes = {name: tuple(value.shape) for name, value in other.params.items()}
         if not shapes:
-            raise Unreadable(f"{model.name} holds no parameters; --model wants a model's state dict")
-        if not held.params and layout == "torch":
-            report.assumed.append(f"the model's values are those of {model.name}, since {path.name} holds none")
-    if held.numbers:
-        chart = chart or Map()
-        own = pairing.learned(shapes or {name: held.params[name].shape for name in held.trained})
-        held, rename = pairing.named(held, own, chart.rename, match, report, wanted=shapes is not None)
-        chart = Map(dict(rename), chart.transpose)
-    groups = resolve_settings(held, given or {}, report)
+            raise Unreadable(f"{model.name} holds no parameters; --model takes a model's state dict")
+        if not checkpoint.params and layout == "torch":
+            report.assumed.append(f"the parameters are those of {model.name}, since {path.name} holds none")
+    if checkpoint.numbers:
+        mapping = mapping or Map()
+        trained = pairing.without_buffers(
+            shapes or {name: checkpoint.params[name].shape for name in checkpoint.trained}
+        )
+        checkpoint, renames = pairing.with_names(
+            checkpoint, trained, mapping.rename, match, report, required=shapes is not None
+        )
+        mapping = Map(dict(renames), mapping.transpose)
+    groups = resolve_settings(checkpoint, given or {}, report)
     if target == "rmsprop" and out is not None and out.name not in _KEEPS_OURS:
         target = groups[0][1]["dialect"]
-    way = _layout(layout, held, target, out)
-    shapes = None if held.numbers else shapes
-    moves = layouts.plan(held, way, chart, shapes, other.kinds if model is not None else None, match)
-    report.assumed += layouts.doubts(held, moves, way)
-    made = _convert(held, groups, moves, target, out, given or {}, report)
-    if model is not None and not held.params:
+    layout = _layout(layout, checkpoint, target, out)
+    shapes = None if checkpoint.numbers else shapes
+    moves = layouts.plan(checkpoint, layout, mapping, shapes, other.kinds if model is not None else None, match)
+    report.assumed += layouts.doubts(checkpoint, moves, layout)
+    made = _convert(checkpoint, groups, moves, target, out, given or {}, report)
+    if model is not None and not checkpoint.params:
         made.params = dict(other.params)
     template = model if out is not None and out.template and model is not None else None
-    return Conversion(held.source, target, moves, made, report, template)
+    return Conversion(checkpoint.owner.name, target, moves, made, report, template)
 
 
-def _layout(asked: str, held: Checkpoint, target: str, out: Format | None) -> str:
-    """Which way kernels turn: to torch's layout, to TensorFlow's, or neither."""
-    turned = out is not None and out.name not in _KEEPS_OURS and target in layouts.AS_TENSORFLOW
-    if asked == "keep" or not turned:
-        return asked
-    return "keep" if held.source in layouts.AS_TENSORFLOW and not held.turned else "tensorflow"
+def _layout(layout: str, checkpoint: Checkpoint, target: str, out: Format | None) -> str:
+    """Return the layout to convert kernels to: "torch", "tensorflow", or "keep" for no conversion."""
+    to_tensorflow = out is not None and out.name not in _KEEPS_OURS and target in layouts.AS_TENSORFLOW
+    if layout == "keep" or not to_tensorflow:
+        return layout
+    return "keep" if checkpoint.owner.name in layouts.AS_TENSORFLOW and not checkpoint.turned else "tensorflow"
 
 
 def _convert(
-    held: Checkpoint,
+    checkpoint: Checkpoint,
     groups: list[tuple[list[str], dict[str, Any]]],
     moves: list[Move],
     target: str,
@@ -210,122 +228,117 @@ def _convert(
     given: Mapping[str, Any],
     report: ConversionReport,
 ) -> Checkpoint:
-    """The checkpoint in the target's names, units and layouts."""
-    start_row = find_row(held.source)
-    by_torch = out is None or out.name == "torch"
-    ours = target == "rmsprop" or (by_torch and target not in WRITTEN)
-    dialect = groups[0][1]["dialect"] if target == "rmsprop" else target
-    made = Checkpoint(source=OWN + dialect if ours else target)
-    made.step, made.numbers = held.step, held.numbers
-    place = {move.source: move for move in moves}
-    for i, (names, own) in enumerate(groups):
-        settings = _rate(own, held.source, given, report)
+    """Return the checkpoint in the target's names, units and layouts."""
+    to_torch_file = out is None or out.name == "torch"
+    ours = target == "rmsprop" or (to_torch_file and target not in WRITTEN)
+    row = dialects.find_dialect(groups[0][1]["dialect"] if target == "rmsprop" else target)
+    made = Checkpoint(this_package(row) if ours else Owner(row), step=checkpoint.step, numbers=checkpoint.numbers)
+    by_name = {move.source: move for move in moves}
+    for i, (names, group) in enumerate(groups):
+        settings = _rate(group, checkpoint.owner.name, given, report)
         end_settings = settings if target == "rmsprop" else target_settings(settings, target, report)
-        row = find_row(OWN + dialect if ours else dialect)
-        start = Side(start_row, settings, frozenset(("alpha",)))
+        start, end = Side(checkpoint.row, settings, frozenset(("alpha",))), Side(made.row, end_settings)
         for name in names:
-            if name in held.slots:
-                slots = {start_row.states[slot]: value for slot, value in held.slots[name].items()}
-                move = place[name]
-                turned = {slot: move.turned(value) if value.ndim else value for slot, value in slots.items()}
-                made.slots[move.target] = between(
-                    turned, start, Side(row, end_settings), own["lr"], held.step, report
-                )
-        kept = _group(end_settings) if ours or by_torch else target_arguments(end_settings, row.name)
-        own_names = set(names)
-        order = held.numbers[i] if held.numbers else [move.target for move in moves if move.source in own_names]
-        if len(order) < len(names):  # without state or value: there is nothing to move
-            order = [place[name].target if name in place else name for name in names]
+            if name in checkpoint.slots:
+                move, state = by_name[name], checkpoint.state(name)
+                turned = {slot: move.turned(value) if value.ndim else value for slot, value in state.items()}
+                made.slots[move.target] = between(turned, start, end, group["lr"], checkpoint.step, report)
+        kept = _group(end_settings) if ours or to_torch_file else target_arguments(end_settings, row.name)
+        members = set(names)
+        order = [move.target for move in moves if move.source in members]
+        if checkpoint.numbers:
+            order = checkpoint.numbers[i]
+        elif len(order) < len(names):  # parameters with neither state nor value have no move
+            order = [by_name[name].target if name in by_name else name for name in names]
         made.groups.append((order, kept))
     if out is not None and out.name in _COUNTS and made.step is not None:
         report.dropped = [sentence for sentence in report.dropped if not sentence.startswith("step: ")]
     made.hyper = dict(made.groups[0][1])
     order = [move.target for move in moves if move.target in made.slots]
     made.slots = {name: made.slots[name] for name in order}
-    made.params = {m.target: m.turned(held.params[m.source]) for m in moves if m.source in held.params}
+    made.params = {m.target: m.turned(checkpoint.params[m.source]) for m in moves if m.source in checkpoint.params}
     made.kinds = {m.target: m.kind for m in moves if m.back}
-    made.kinds |= {m.target: held.kinds[m.source] for m in moves if m.kind == "keep" and m.source in held.kinds}
-    made.turned = layouts.record(held, moves)
-    _say_idle(held, report)
+    made.kinds |= {
+        m.target: checkpoint.kinds[m.source] for m in moves if m.kind == "keep" and m.source in checkpoint.kinds
+    }
+    made.turned = layouts.record(checkpoint, moves)
+    _report_stateless(checkpoint, report)
     return made
 
 
-def _say_idle(held: Checkpoint, report: ConversionReport) -> None:
-    """ConversionReport which of the model's tensors have no state, and why, as far as the file says."""
-    listed = [name for names, _ in held.groups for name in names] or list(held.slots)
-    fresh = [name for name in listed if name not in held.slots]
-    outside = [name for name in held.params if name not in set(listed) and name not in held.tied]
+def _report_stateless(checkpoint: Checkpoint, report: ConversionReport) -> None:
+    """Report the model's tensors without state, and the reason as far as the file shows it."""
+    listed = [name for names, _ in checkpoint.groups for name in names] or list(checkpoint.slots)
+    fresh = [name for name in listed if name not in checkpoint.slots]
+    outside = [name for name in checkpoint.params if name not in set(listed) and name not in checkpoint.tied]
     if fresh:
         report.assumed.append(f"{_named(fresh, 'parameter')} in the optimizer without state, as if new")
-    if held.numbers:  # pairing has said what that means
+    if checkpoint.numbers:  # pairing has reported what they mean
         return
-    strange = [name for name in listed if name not in held.params]
-    if held.params and strange:
-        report.assumed.append(f"{_named(strange, 'name')} the state's, and not the model's")
+    strange = [name for name in listed if name not in checkpoint.params]
+    if checkpoint.params and strange:
+        report.assumed.append(f"{_named(strange, 'name')} in the state and not in the model")
     elif outside:
         report.assumed.append(
             f"{_named(outside, 'tensor')} not in the optimizer: frozen, buffers, or trained by another one"
         )
-    for second, first in held.tied.items():
+    for second, first in checkpoint.tied.items():
         if first not in listed:
             continue
-        report.assumed.append(f"{shown(second)} is {shown(first)} under another name, whose state is both's")
+        report.assumed.append(f"{shown(second)} is {shown(first)} under another name, and shares its state")
 
 
 def _named(names: list[str], what: str) -> str:
-    """A count with the first names: 3 parameters (a, b, c) are."""
+    """Return a count with the first names, and the verb: 3 parameters (a, b, c) are."""
     one = len(names) == 1
     listed = ", ".join(shown(name) for name in names[:4]) + (", ..." if len(names) > 4 else "")
     return f"{len(names)} {what}{'' if one else 's'} ({listed}) {'is' if one else 'are'}"
 
 
-def _rate(own: dict[str, Any], source: str, given: Mapping[str, Any], report: ConversionReport) -> dict[str, Any]:
-    """The settings, with the learning rate that goes with a momentum made of Adam's first moment."""
-    if source not in ("adam", "adamw") or own["momentum"] == 0 or "lr" in given:
-        return own
-    report.approximate.append(f"lr is {1 - own['momentum']:g} of Adam's {own['lr']:g}, which momentum adds up again")
-    return {**own, "lr": own["lr"] * (1 - own["momentum"])}
+def _rate(
+    settings: dict[str, Any], source: str, given: Mapping[str, Any], report: ConversionReport
+) -> dict[str, Any]:
+    """Return the settings with the learning rate for a momentum buffer that was made of Adam's first moment."""
+    if source not in ("adam", "adamw") or settings["momentum"] == 0 or "lr" in given:
+        return settings
+    share, lr = 1 - settings["momentum"], settings["lr"]
+    report.approximate.append(f"lr is {share:g} of Adam's {lr:g}, since momentum sums its directions")
+    return {**settings, "lr": lr * share}
 
 
 def _group(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A parameter group of rmsprop.RMSprop: all its settings, and how a step runs by default."""
+    """Return a parameter group of rmsprop.RMSprop with all its settings."""
     from rmsprop.settings import TORCH_GROUP, check
 
     return check({**TORCH_GROUP, **settings})
 
 
-def write(plan: Conversion, out: Path, *, force: bool = False, also_not: Path | None = None) -> Path:
-    """Write a plan's checkpoint beside `out`, then rename.
+def write(conversion: Conversion, out: Path, *, force: bool = False, also_not: Path | None = None) -> Path:
+    """Write the converted checkpoint to a temporary file and rename it to `out`.
 
     Args:
+        force: replace `out` if it exists.
         also_not: the input, which is never written to.
-    Raises: ValueError if `out` is the input, exists and is not forced, or is of a format that is not written.
+    Raises: ValueError if `out` is the input, exists without `force`, or has a format that is not written.
     """
     row = writer(out)
-    start = out
-    for ending in row.parts:
-        start = start.with_name(start.name.removesuffix(ending))
-    made = [start.with_name(start.name + ending) for ending in row.parts] or [out]
-    read = [] if also_not is None else [also_not, *_siblings(also_not)]
-    if any(new.exists() and old.exists() and new.samefile(old) for new in made for old in read):
+    inputs = [] if also_not is None else [also_not, *_siblings(also_not)]
+    if out.exists() and any(file.exists() and out.samefile(file) for file in inputs):
         raise ValueError(f"{out} is the input, which is never changed; name another file")
-    there = [str(new) for new in made if new.exists()]
-    if there and not force:
-        raise ValueError(f"{' and '.join(there)} exists; name another file, or add --force to replace it")
+    if out.exists() and not force:
+        raise ValueError(f"{out} exists; name another file, or add --force to replace it")
     save = row.write
     assert save is not None
-    if row.template and plan.template is not None:
-        save = functools.partial(save, template=plan.template)
+    if row.template and conversion.template is not None:
+        save = functools.partial(save, template=conversion.template)
     try:
-        if row.parts:
-            return write_together(out, row.parts, lambda part: save(part, plan.checkpoint))
-        return write_whole(out, lambda part: save(part, plan.checkpoint))
+        return write_whole(out, lambda part: save(part, conversion.checkpoint))
     except UnicodeEncodeError as error:
         raise ValueError(f"{shown(error.object)} is not text that a {row.name} file can hold; write a .pt") from error
 
 
 def _siblings(path: Path) -> list[Path]:
-    """The files of a folder, or of a TensorFlow checkpoint that is given by its beginning or by its index."""
+    """Return the files of a folder, or of a TensorFlow checkpoint that is given by its prefix or its index."""
     if path.is_dir():
         return [file for file in path.rglob("*") if file.is_file()]
     start = path.with_name(path.name.removesuffix(".index"))
@@ -333,9 +346,11 @@ def _siblings(path: Path) -> list[Path]:
 
 
 def writer(out: Path) -> Format:
-    """The format that a file's name asks for. Raises: ValueError if no written format has such names."""
-    for row in FORMATS:
-        if row.write is not None and any(out.name.endswith(suffix) for suffix in row.suffixes):
+    """Return the format of a file's name. Raises: ValueError if that format is not written, or there is none."""
+    named = [row for row in FORMATS if any(out.name.endswith(suffix) for suffix in row.suffixes)]
+    for row in named:
+        if row.write is not None:
             return row
+    fault = f"{named[0].name} files are read and not written" if named else "no format with that name is written here"
     known = ", ".join(suffix for row in FORMATS if row.write is not None for suffix in row.suffixes)
-    raise ValueError(f"{out.name}: no format with that name is written here; there are {known}")
+    raise ValueError(f"{out.name}: {fault}; there are {known}")

@@ -1,15 +1,15 @@
-"""How the variables of Keras' layers lie, by the classes and the graph in the configuration that a file holds.
+"""Finds the layouts of Keras variables from the layers' classes and the graph in a file's configuration.
 
 Keras flattens an image as (height, width, channel) and torch as (channel, height, width), so the rows of a Dense
-layer that follows a Flatten are turned as well. Which layers do is in the graph, and nowhere else in a file.
+layer after a Flatten are reordered too. Only the graph shows which layers follow a Flatten.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from rmsprop.conversion.turning import fits
 
@@ -31,15 +31,24 @@ _SEQUENCES = {*TABLES, *GRU, *RECURRENT, "rnn", "multiheadattention", "attention
 _MODELS = {"functional", "sequential", "model"}
 _KERNELS = ("kernel", "weights", "w", "recurrent_kernel", "pointwise_kernel", "pointwise_weights")
 _DEPTHWISE = ("depthwise_kernel", "depthwise_weights")
-_MOST = 100_000
-_DEEP = 50
-# The channels, 0 of a sequence; whether they come first; whether it is the model's input.
+_MAX_LAYERS = 100_000
+_MAX_DEPTH = 50
+# The number of channels, 0 for a sequence; whether they are the first axis; whether the image is the model's input.
 _Image = tuple[int, bool, bool]
+_T = TypeVar("_T")
 
 
 @dataclass
 class Layer:
-    """One layer: its class in small letters, its settings, the layers that it reads from, and what `rows` returns."""
+    """One layer of a model.
+
+    Attributes:
+        kind: its class, as `kind_name` returns it.
+        config: its settings.
+        before: the names of the layers that it reads from.
+        ends: for a model inside the model, the names of its output layers.
+        rows: the result of `Layers.rows` for a layer that is not in the graph.
+    """
 
     kind: str
     config: Mapping[str, Any]
@@ -49,7 +58,7 @@ class Layer:
 
 
 def kind_name(name: object) -> str:
-    """A class as it is looked up here: SimpleRNNCell, simple_rnn_3 and mine>SimpleRNN are simplernn."""
+    """Return a normalized class name: simplernn for SimpleRNNCell, simple_rnn_3 and mine>SimpleRNN."""
     plain = str(name).rpartition(">")[2]
     stem, _, number = plain.rpartition("_")
     plain = stem if stem and number.isdecimal() else plain
@@ -57,20 +66,20 @@ def kind_name(name: object) -> str:
 
 
 def leaf_of(path: str) -> str:
-    """The last part of a variable's name: kernel of conv/kernel:0, and of conv.kernel."""
+    """Return the last part of a variable's name: kernel for conv/kernel:0 and for conv.kernel."""
     return re.sub(r":\d+$", "", path).replace(".", "/").rpartition("/")[2]
 
 
 def by_name(path: str, shape: Sequence[int]) -> str:
-    """How a variable of TensorFlow, Keras or flax lies, by its leaf, and by its layer's default name."""
+    """Return the layout of a TensorFlow, Keras or Flax variable, by its last part and its layer's default name."""
     parts = re.sub(r":\d+$", "", path).replace(".", "/").split("/")
     leaf, kind = parts[-1], kind_name(parts[-2]) if len(parts) > 1 else ""
     lower = leaf.lower()
     if kind.startswith(("convolution", "atrous", "deconvolution")) and len(shape) > 2:
-        return "keep"  # of Keras 1, whose dim_ordering the name does not tell
-    told = hint(kind, lower, shape, {}) if known(kind) else None
-    if told is not None:
-        return told
+        return "keep"  # a layer of Keras 1, whose dim_ordering is not in the name
+    by_layer = hint(kind, lower, shape, {}) if known(kind) else None
+    if by_layer is not None:
+        return by_layer
     if lower in _DEPTHWISE and len(shape) >= 3:
         return "depthwise"
     if lower not in _KERNELS or (lower != "kernel" and "embedding" in path.lower()):
@@ -81,23 +90,23 @@ def by_name(path: str, shape: Sequence[int]) -> str:
 
 
 def known(kind: str) -> bool:
-    """Whether the class is one whose variables' layout is told here."""
+    """Return whether the layouts of the class are known here."""
     return kind in CONV | DEPTHWISE | GRU | RECURRENT | TABLES | {"dense", "einsumdense", "timedistributeddense"}
 
 
 class Layers:
-    """All layers of a configuration, those of nested models too. An empty one for a file that holds none."""
+    """The layers of a configuration, including those of nested models; empty if the file holds no configuration."""
 
     def __init__(self, config: Any) -> None:
         self.found: dict[str, Layer] = {}
         self._rows: dict[str, int | None] = {}
         self._images: dict[str, _Image | None] = {}
         pending: list[tuple[Any, list[str], str]] = [(config, [], "")]
-        while pending and len(self.found) < _MOST:
+        while pending and len(self.found) < _MAX_LAYERS:
             pending += self._model(*pending.pop())
 
     def _model(self, entry: Any, before: list[str], outer: str) -> list[tuple[Any, list[str], str]]:
-        """Take the layers of one model over. Returns: the models inside it."""
+        """Add the layers of one model. Returns: the models inside it."""
         inside = entry["config"] if isinstance(entry, dict) and "layers" not in entry and "config" in entry else entry
         listed = inside.get("layers") if isinstance(inside, dict) else inside
         if not isinstance(listed, list):
@@ -106,7 +115,7 @@ class Layers:
         last = before
         for one in listed:
             config = one.get("config") if isinstance(one, dict) else None
-            if isinstance(config, list):  # a Sequential of before Keras 2.2
+            if isinstance(config, list):  # a Sequential before Keras 2.2
                 config = {"layers": config, "name": one.get("name", "")}
             if not isinstance(config, dict):
                 continue
@@ -122,7 +131,7 @@ class Layers:
             if kind in _MODELS:
                 nested.append(({"config": config}, layer.before, name))
             if name in self.found and self.found[name].kind != kind:
-                layer = Layer("", {})  # two of one name: neither is known by it
+                layer = Layer("", {})  # an ambiguous name
             self.found[name] = layer
             last = [name]
         ends = _named(inside["output_layers"]) if isinstance(inside, dict) and "output_layers" in inside else last
@@ -131,16 +140,17 @@ class Layers:
         return nested
 
     def of(self, path: str) -> str | None:
-        """The innermost layer that a variable's path names."""
+        """Return the innermost layer in a variable's path."""
         return next((part for part in reversed(path.split("/")[:-1]) if part in self.found), None)
 
     def hint(self, path: str, shape: Sequence[int], owner: str = "") -> str | None:
-        """How a variable lies; None if the configuration does not say.
+        """Return the layout of a variable, a kind of `turning.turn`; None if the configuration does not decide it.
+
+        "dense:64" is a dense kernel that reads a flattened image with 64 channels, "dense:1" one that does not, and
+        "dense" one for which this is unknown.
 
         Args:
-            owner: the layer that holds it, or the model that does.
-        Returns: as `turning.turn` takes it. "dense:64" is a dense kernel whose rows are those of a flattened image of
-            64 channels, "dense:1" one whose rows are not, and "dense" one of which that is not known.
+            owner: the layer, or the model, that holds the variable.
         """
         name = owner if owner in self.found and self.found[owner].kind not in _MODELS else self.of(path)
         if name is None:
@@ -149,21 +159,36 @@ class Layers:
         return hint(layer.kind, leaf_of(path), shape, layer.config, self.rows(name))
 
     def rows(self, name: str) -> int | None:
-        """How many channels the image had whose flattening a layer reads: 1 if there was none, None if unknown."""
-        here, passed, found = self.found[name].before, [], None
+        """Return the channels of the image whose flattening a layer reads; 1 if it reads none, None if unknown."""
+        return self._follow(self.found[name].before, self._rows, self._before)
+
+    def _follow(
+        self,
+        here: list[str],
+        cache: dict[str, _T | None],
+        step: Callable[[Layer], tuple[list[str], _T | None]],
+    ) -> _T | None:
+        """Follow single inputs back through the graph to the first layer that decides the answer.
+
+        Args:
+            cache: the answers of layers that were passed before. A cycle is cached as unknown.
+            step: returns the layers to go on with, or the answer.
+        """
+        passed: list[str] = []
+        answer: _T | None = None
         while len(here) == 1 and here[0] in self.found:
-            last = here[0]
-            if last in self._rows:
-                found = self._rows[last]
+            name = here[0]
+            if name in cache:
+                answer = cache[name]
                 break
-            self._rows[last] = None  # in a circle nothing is known
-            passed.append(last)
-            here, found = self._before(self.found[last])
-        self._rows |= dict.fromkeys(passed, found)
-        return found
+            cache[name] = None
+            passed.append(name)
+            here, answer = step(self.found[name])
+        cache |= dict.fromkeys(passed, answer)
+        return answer
 
     def _before(self, layer: Layer) -> tuple[list[str], int | None]:
-        """The layer whose rows are a layer's, or the rows of what it gives."""
+        """Return the layer with the same `rows` as this layer's output, or the answer itself."""
         kind = layer.kind
         if kind in _MODELS and layer.ends:
             return layer.ends, None
@@ -176,43 +201,34 @@ class Layers:
         return (layer.before[:1] if any(word in kind for word in (*_SAME, *_IMAGES)) else []), None
 
     def _flattened(self, layer: Layer) -> int | None:
-        found = self._channels(layer.before[:1], 0)
-        if found is None or found[0] <= 1:
-            return None if found is None else 1
-        channels, first, raw = found
-        if raw:
-            return None  # the model's input: torch's user decides how it lies
-        turned = layer.config.get("data_format") == "channels_first"  # it flattens as channels_last then
+        """Return `rows` for a layer that reads the output of this Flatten."""
+        image = self._channels(layer.before[:1], 0)
+        if image is None or image[0] <= 1:
+            return None if image is None else 1
+        channels, first, is_input = image
+        if is_input:
+            return None  # the layout of the model's input is up to its user in torch
+        as_last = layer.config.get("data_format") == "channels_first"  # Flatten then flattens as channels_last
         if first:
-            return channels if turned else 1
-        return None if turned else channels
+            return channels if as_last else 1
+        return None if as_last else channels
 
     def _channels(self, here: list[str], depth: int) -> _Image | None:
-        """What image a layer gives."""
-        passed, found = [], None
-        while here and here[0] in self.found:
-            last = here[0]
-            if last in self._images:
-                found = self._images[last]
-                break
-            self._images[last] = None  # in a circle nothing is known
-            passed.append(last)
-            here, found = self._image(self.found[last], depth)
-        self._images |= dict.fromkeys(passed, found)
-        return found
+        """Return the image that a layer outputs."""
+        return self._follow(here, self._images, lambda layer: self._image(layer, depth))
 
     def _image(self, layer: Layer, depth: int) -> tuple[list[str], _Image | None]:
-        """The layer whose image is a layer's, or the image that it gives."""
+        """Return the layer with the same image as this layer's output, or the image itself."""
         kind, config = layer.kind, layer.config
         first = config.get("data_format") == "channels_first" or config.get("dim_ordering") == "th"
         if kind in CONV:
             filters = config.get("filters", config.get("nb_filter"))
             return [], (filters, first, False) if isinstance(filters, int) else None
-        if kind in DEPTHWISE and depth < _DEEP:
+        if kind in DEPTHWISE and depth < _MAX_DEPTH:
             inner = self._channels(layer.before[:1], depth + 1)
             many = config.get("depth_multiplier", 1)
             return [], (inner[0] * many, first, False) if inner and isinstance(many, int) else None
-        if kind == "concatenate" and depth < _DEEP:
+        if kind == "concatenate" and depth < _MAX_DEPTH:
             parts = [self._channels([name], depth + 1) for name in layer.before]
             known = [part for part in parts if part]
             if len(known) < len(parts) or len({part[1:] for part in known}) != 1:
@@ -226,18 +242,18 @@ class Layers:
             size = shape[1 if first else -1] if len(shape) > 3 else 0
             return [], (size, first, True) if isinstance(size, int) else None
         if kind in _MODELS:
-            return layer.ends, None
+            return layer.ends[:1], None
         same = kind == "inputlayer" or any(word in kind for word in (*_SAME, *_IMAGES))
-        return (layer.before if same else []), None
+        return (layer.before[:1] if same else []), None
 
 
 def hint(
     kind: str, leaf: str, shape: Sequence[int], config: Mapping[str, Any], rows: int | None = None
 ) -> str | None:
-    """How a variable of a layer of that class lies; None if its class does not say."""
-    told = _hint(kind, leaf, shape, config, rows)
-    if told is None or fits(tuple(shape), told):
-        return told
+    """Return the layout of a variable by its layer's class; None if the class does not decide it."""
+    found = _hint(kind, leaf, shape, config, rows)
+    if found is None or fits(tuple(shape), found):
+        return found
     return "dense" if len(shape) == 2 else None
 
 
@@ -268,10 +284,10 @@ def _hint(kind: str, leaf: str, shape: Sequence[int], config: Mapping[str, Any],
 
 
 def _named(nodes: Any) -> list[str]:
-    """The layers that inbound_nodes or output_layers name, in Keras 3's way or in the one before."""
+    """Return the layers in inbound_nodes or output_layers, in the form of Keras 3 or of earlier versions."""
     found: list[str] = []
     pending = [nodes]
-    for _ in range(_MOST):
+    for _ in range(_MAX_LAYERS):
         if not pending:
             break
         here = pending.pop()

@@ -1,7 +1,7 @@
-"""Names and layouts: which parameter becomes which, and how its axes turn.
+"""Plans the target name and layout of every parameter.
 
-TensorFlow, Keras and Flax keep kernels of convolutions as HWIO and of dense layers as (in, out); torch keeps OIHW and
-(out, in). A momentum buffer or an average turns as its parameter does.
+TensorFlow, Keras and Flax store convolution kernels as HWIO and dense kernels as (in, out); torch stores OIHW and
+(out, in). The averages and the momentum of a parameter are transposed like the parameter.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ import numpy as np
 
 from rmsprop.conversion.layers import by_name
 from rmsprop.conversion.pairing import BUFFERS, check_order
-from rmsprop.conversion.record import OWN, Array, Checkpoint, Unreadable
+from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.conversion.turning import KINDS, Shape, fits, is_kind, split, turn, turn_back, turned_shape
 from rmsprop.state.matching import bare
 
 AS_TENSORFLOW = ("tensorflow1", "keras1", "keras2", "keras3", "sonnet2", "optax", "jax")
-# Frameworks that keep their kernels as torch does: a name proves nothing there.
+# Frameworks with torch's layouts and names, where no name is changed.
 _NAMED_AS_TORCH = ("torch", "timm", "sb3", "bitsandbytes", "heavyball", "adam", "adamw")
 _AS_TORCH = (
     *_NAMED_AS_TORCH,
@@ -40,7 +40,12 @@ _LEAVES = {
 
 @dataclass
 class Map:
-    """What a map.toml says: `[rename]` names by the file's, `[transpose]` axes (or a kind) by the file's names."""
+    """The tables of a map.toml, by the file's names.
+
+    Attributes:
+        rename: the new name.
+        transpose: the permutation of axes, or the kind of layout.
+    """
 
     rename: dict[str, str] = field(default_factory=dict)
     transpose: dict[str, Any] = field(default_factory=dict)
@@ -48,7 +53,17 @@ class Map:
 
 @dataclass(frozen=True)
 class Move:
-    """Where one parameter goes: its name there, how its axes turn, and its shape there."""
+    """The conversion of one parameter.
+
+    Attributes:
+        source: the name in the file.
+        target: the name in the target.
+        kind: the kind of layout (turning.py) that the array is converted from, or to if `back`.
+        axes: the permutation of axes, which overrides `kind`.
+        shape: the shape in the target.
+        why: the reason, for the user.
+        back: whether the array is converted from torch's layout to TensorFlow's.
+    """
 
     source: str
     target: str
@@ -59,7 +74,7 @@ class Move:
     back: bool = False
 
     def turned(self, value: Array) -> Array:
-        """An array of this parameter in the target's layout."""
+        """Return an array of this parameter in the target's layout."""
         if self.axes is not None or not self.back:
             return turn(value, self.kind, self.axes)
         return turn_back(value, self.kind)
@@ -70,7 +85,7 @@ class Move:
 
 
 def read_map(path: Path) -> Map:
-    """Read a map.toml. Raises: Unreadable in one sentence for what is no such file."""
+    """Read a map.toml. Raises: Unreadable if the file is not a valid map."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -96,24 +111,24 @@ def read_map(path: Path) -> Map:
         if not listed and not is_kind(axes):
             raise Unreadable(
                 f'{path.name}: [transpose] "{name}" takes a permutation such as [3, 2, 0, 1], or one of {KINDS}, or '
-                f'"dense:64" for the rows of a flattened image of 64 channels; not {axes!r}'
+                f'"dense:64" for the rows of a flattened image with 64 channels; not {axes!r}'
             )
     return made
 
 
 def kind_of(checkpoint: Checkpoint, name: str, shape: Shape) -> str:
-    """How a parameter lies: what the reader said, else what its name says."""
+    """Return the kind of a parameter's layout, from the reader or else from the name."""
     if name in checkpoint.turned:
         return "keep"
     if name in checkpoint.kinds:
         return checkpoint.kinds[name]
-    if checkpoint.source in _AS_TORCH or checkpoint.source.startswith(OWN):
+    if checkpoint.owner.ours or checkpoint.owner.name in _AS_TORCH:
         return "keep"
     return by_name(name, shape)
 
 
 def torch_name(name: str) -> str:
-    """A name as torch would write it: conv/kernel:0 is conv.weight."""
+    """Return torch's form of a name: conv.weight for conv/kernel:0."""
     parts = re.sub(r":\d+$", "", name).replace("/", ".").split(".")
     return ".".join([*parts[:-1], _LEAVES.get(parts[-1], parts[-1])])
 
@@ -121,44 +136,47 @@ def torch_name(name: str) -> str:
 def plan(
     checkpoint: Checkpoint,
     layout: str = "torch",
-    chart: Map | None = None,
+    mapping: Map | None = None,
     model: Mapping[str, tuple[int, ...]] | None = None,
     kinds: Mapping[str, str] | None = None,
     match: str | None = None,
 ) -> list[Move]:
-    """Where every parameter of a checkpoint goes, in the order of the model if there is one, else of the file.
+    """Plan the conversion of every parameter, in the order of the model if given, else of the file.
 
     Args:
-        layout: "torch" turns kernels and names to torch's, "keep" leaves both.
-        chart: a map.toml, which stands over what names and kinds say.
-        model: the target's names and shapes: matched by name, or if not all names match, by order.
-        kinds: how the model's arrays lie, for those that turn back to TensorFlow's layout.
-        match: "order" where the file's order is the model's although it looks sorted as text.
-    Raises: ValueError, in one sentence, for what does not fit.
+        layout: "torch" converts kernels and names to torch's, "tensorflow" converts kernels to TensorFlow's, "keep"
+            converts neither.
+        mapping: a map.toml, which overrides names and kinds.
+        model: the target's names and shapes. They are matched by name or, if not all names match, by order.
+        kinds: the layouts of the model's arrays, for "tensorflow".
+        match: "order" if the file's order is the model's although it is sorted as text.
+    Raises: ValueError, in one sentence, for a parameter that does not fit.
     """
-    chart = chart or Map()
+    mapping = mapping or Map()
     shapes = {name: value.shape for name, value in checkpoint.params.items()}
     for name, slots in checkpoint.slots.items():
         shapes.setdefault(name, next((a.shape for a in slots.values() if a.ndim), ()))
-    for table, entries in (("rename", chart.rename), ("transpose", chart.transpose)):
+    for table, entries in (("rename", mapping.rename), ("transpose", mapping.transpose)):
         for name in entries:
             if name not in shapes:
                 raise ValueError(
-                    f'the map\'s [{table}] names "{name}", which the file does not hold: it has '
+                    f'the map\'s [{table}] names "{name}", which the file does not hold; it has '
                     f"{', '.join(list(shapes)[:8])}{', ...' if len(shapes) > 8 else ''}"
                 )
-    given = list(chart.rename.values())
+    given = list(mapping.rename.values())
     if len(set(given)) < len(given):
         twice = next(name for name in given if given.count(name) > 1)
-        raise ValueError(f"two parameters would both be named {twice!r} by the map's [rename]; name them apart")
-    moves = [_move(checkpoint, name, shape, layout, chart) for name, shape in shapes.items()]
+        raise ValueError(
+            f"two parameters would both be named {twice!r} by the map's [rename]; give them different names"
+        )
+    moves = [_move(checkpoint, name, shape, layout, mapping) for name, shape in shapes.items()]
     if model is not None:
         moves = _to_model(moves, model, match)
     if layout == "tensorflow":
         moves = [
             move
-            if move.source in chart.transpose
-            else _laid_back(checkpoint, move, (kinds or {}).get(move.target), (model or {}).get(move.target))
+            if move.source in mapping.transpose
+            else _to_tensorflow(checkpoint, move, (kinds or {}).get(move.target), (model or {}).get(move.target))
             for move in moves
         ]
     if model is not None:
@@ -167,63 +185,65 @@ def plan(
     doubled = {name for name, times in Counter(names).items() if times > 1}
     if doubled:
         keep = [
-            m if m.target not in doubled else _named(m, m.source, "name kept, since two would be one") for m in moves
+            m if m.target not in doubled else _named(m, m.source, "name kept, since two would be equal")
+            for m in moves
         ]
         moves = keep if model is None else moves
         if len({m.target for m in moves}) < len(moves):
             raise ValueError(
-                f"two parameters would both be named {min(doubled)!r}; name them apart in the map's [rename]"
+                f"two parameters would both be named {min(doubled)!r}; give them different names in a map's [rename]"
             )
     return moves
 
 
-def record(held: Checkpoint, moves: list[Move]) -> dict[str, Any]:
-    """What each parameter of a converted checkpoint has been turned by, for the way back."""
+def record(checkpoint: Checkpoint, moves: list[Move]) -> dict[str, Any]:
+    """Return how each array was converted to torch's layout: a kind or a list of axes, for the conversion back."""
     if any(move.back for move in moves):
         return {}
-    if held.source not in AS_TENSORFLOW and not held.turned:
+    if checkpoint.owner.name not in AS_TENSORFLOW and not checkpoint.turned:
         return {}
     found: dict[str, Any] = {}
     for move in moves:
-        if move.source in held.turned and move.kind == "keep" and move.axes is None:
-            found[move.target] = held.turned[move.source]
+        if move.source in checkpoint.turned and move.kind == "keep" and move.axes is None:
+            found[move.target] = checkpoint.turned[move.source]
         elif move.axes is not None:
             found[move.target] = list(move.axes)
         else:
-            many = held.params[move.source].shape[-1:] if move.source in held.params else ()
+            many = checkpoint.params[move.source].shape[-1:] if move.source in checkpoint.params else ()
             found[move.target] = (
                 f"depthwise:{many[0]}" if move.kind == "depthwise" and many and many[0] else move.kind
             )
     return found
 
 
-def doubts(held: Checkpoint, moves: list[Move], layout: str) -> list[str]:
-    """Sentences on what was turned beyond the axes, and on what may lie otherwise and is not known to."""
-    if layout == "keep" or (layout == "torch" and (held.turned or held.source not in AS_TENSORFLOW)):
+def doubts(checkpoint: Checkpoint, moves: list[Move], layout: str) -> list[str]:
+    """Return sentences on arrays converted beyond a transpose, and on arrays whose layout is uncertain."""
+    if layout == "keep" or (layout == "torch" and (checkpoint.turned or checkpoint.owner.name not in AS_TENSORFLOW)):
         return []
     flat = [m for m in moves if m.axes is None and split(m.kind)[0] == "dense" and split(m.kind)[1] > 1]
-    said = [
+    sentences = [
         f"the rows of {_few([m.source for m in flat if split(m.kind)[1] == channels])} are of a flattened image "
-        f"of {channels} channels: (height, width, channel) there, (channel, height, width) in torch; they are turned"
+        f"with {channels} channels; they are reordered between (height, width, channel) there and "
+        "(channel, height, width) in torch"
         for channels in dict.fromkeys(split(m.kind)[1] for m in flat)
     ]
     gates = [m.source for m in moves if m.axes is None and split(m.kind)[0] in ("gru", "gates")]
     if gates:
-        said.append(f"the gates of {_few(gates)} are in the order z, r, h there, r, z, n in torch; they are turned")
+        sentences.append(f"the gates of {_few(gates)} are reordered between z, r, h there and r, z, n in torch")
     before = [m.source for m in moves if m.kind == "gates" and len(m.shape) == 1]
     if before:
-        said.append(
-            f"{_few(before)} is one bias of a GRU, which applies its reset gate before the recurrent matrix "
-            "(reset_after=False): torch's GRU has two and applies it after, so it does not compute the same"
+        sentences.append(
+            f"{_few(before)} is the only bias of a GRU that applies its reset gate before the recurrent matrix "
+            "(reset_after=False); torch's GRU has two biases and applies the gate after it, so results differ"
         )
     if layout == "tensorflow":
         guessed = [m.source for m in moves if m.why.endswith("by its name") and len(m.shape) > 1]
         if guessed:
-            said.append(
-                f"the axes of {_few(guessed)} are turned as the name suggests, since neither the file nor a --model "
-                "says how they lie there; give [transpose] in a map.toml where that is wrong"
+            sentences.append(
+                f"the axes of {_few(guessed)} are transposed by name, since neither the file nor a --model gives "
+                "their layout; give [transpose] in a map.toml if that is wrong"
             )
-        return said
+        return sentences
     left = [
         m.source
         for m in moves
@@ -234,15 +254,15 @@ def doubts(held: Checkpoint, moves: list[Move], layout: str) -> list[str]:
         and "embedding" not in m.source.lower()
     ]
     if left:
-        said.append(
-            f"{_few(left)} lie as in the file, since how they turn is not known; where torch keeps them otherwise, "
-            "give [transpose] in a map.toml"
+        sentences.append(
+            f"{_few(left)} keep the file's layout, since their layer is unknown; if torch's layout differs, give "
+            "[transpose] in a map.toml"
         )
-    return said + _flattened(moves)
+    return sentences + _flattened(moves)
 
 
 def _flattened(moves: list[Move]) -> list[str]:
-    """A sentence for a dense kernel behind a convolution, where no graph says what lies between them."""
+    """Return a sentence on a dense kernel after a convolution, where no graph shows the layers between them."""
     channels = 0
     for move in moves:
         base, number = split(move.kind)
@@ -251,16 +271,16 @@ def _flattened(moves: list[Move]) -> list[str]:
         elif base == "dense" and len(move.shape) == 2 and channels:
             if number == 0 and channels > 1 and move.shape[1] != channels and move.shape[1] % channels == 0:
                 return [
-                    f"{move.source} has {move.shape[1]} rows, after a convolution of {channels} channels: if they "
-                    "are a flattened image, they are in the order (height, width, channel), where torch's Flatten "
-                    f'gives (channel, height, width); then give [transpose] "{move.source}" = "dense:{channels}" '
-                    "in a map.toml"
+                    f"{move.source} has {move.shape[1]} rows, after a convolution with {channels} channels; if they "
+                    "are those of a flattened image, in the order (height, width, channel), torch's Flatten needs "
+                    f'(channel, height, width): give [transpose] "{move.source}" = "dense:{channels}" in a map.toml'
                 ]
             return []
     return []
 
 
 def _few(names: list[str]) -> str:
+    """Return the first four names, and how many more there are."""
     return f"{', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
 
 
@@ -268,40 +288,42 @@ def _named(move: Move, target: str, why: str) -> Move:
     return replace(move, target=target, why=why)
 
 
-def _move(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], layout: str, chart: Map) -> Move:
-    """Where a parameter goes before a model is looked at."""
-    said, back = chart.transpose.get(name), layout == "tensorflow"
-    axes = tuple(said) if isinstance(said, list) else None
+def _move(checkpoint: Checkpoint, name: str, shape: tuple[int, ...], layout: str, mapping: Map) -> Move:
+    """Plan the conversion of one parameter, without a model."""
+    given, back = mapping.transpose.get(name), layout == "tensorflow"
+    axes = tuple(given) if isinstance(given, list) else None
     if axes is not None and len(axes) != len(shape):
         raise ValueError(
             f'the map\'s [transpose] "{name}" lists {len(axes)} axes; it has {len(shape)}, shape {shape}'
         )
     kind = "keep"
-    if isinstance(said, str):
-        kind = said
+    if isinstance(given, str):
+        kind = given
     elif layout != "keep" and axes is None:
-        kind = "keep" if back else kind_of(checkpoint, name, shape)  # back: once the model is known
+        kind = "keep" if back else kind_of(checkpoint, name, shape)  # _to_tensorflow decides after the model is known
     if not fits(turned_shape(shape, kind, None, True) if back else shape, kind):
-        raise ValueError(f"{name} of shape {shape} cannot turn as {kind!r} does; say how its axes turn in a map.toml")
-    renamed = layout == "torch" and checkpoint.source not in _NAMED_AS_TORCH and not checkpoint.source.startswith(OWN)
-    target = chart.rename.get(name) or (torch_name(name) if renamed else name)
-    why = "by map" if name in chart.rename or name in chart.transpose else "by rule"
+        raise ValueError(
+            f"{name} of shape {shape} cannot be converted as {kind!r}; give its axes in the [transpose] of a map.toml"
+        )
+    renamed = layout == "torch" and not (checkpoint.owner.ours or checkpoint.owner.name in _NAMED_AS_TORCH)
+    target = mapping.rename.get(name) or (torch_name(name) if renamed else name)
+    why = "by map" if name in mapping.rename or name in mapping.transpose else "by rule"
     return Move(name, target, kind, axes, turned_shape(shape, kind, axes, back), why, back)
 
 
 def _kind_back(name: str, ndim: int) -> str:
-    """How a parameter of torch's lies in TensorFlow, by its name alone."""
+    """Return the kind of a torch parameter's layout in TensorFlow, by its name."""
     leaf, lower = name.rsplit(".", 1)[-1], name.lower()
     if leaf not in ("weight", "W") or ndim < 2 or "emb" in lower or "table" in lower:
         return "keep"
     return "dense" if ndim == 2 else "depthwise" if "depthwise" in lower else "conv"
 
 
-def _laid_back(checkpoint: Checkpoint, move: Move, kind: str | None, shape: Shape | None) -> Move:
-    """A move to TensorFlow's layout: by what the file's record says, else by the model, else by the name.
+def _to_tensorflow(checkpoint: Checkpoint, move: Move, kind: str | None, shape: Shape | None) -> Move:
+    """Return the move to TensorFlow's layout, by the file's record, or else the model, or else the name.
 
     Args:
-        kind, shape: what the model says of the target.
+        kind, shape: the layout and the shape of the target in the model.
     """
     size = (checkpoint.params[move.source] if move.source in checkpoint.params else _array(checkpoint, move)).shape
     was = checkpoint.turned.get(move.source, kind)
@@ -309,12 +331,12 @@ def _laid_back(checkpoint: Checkpoint, move: Move, kind: str | None, shape: Shap
     axes = tuple(np.argsort(was).tolist()) if isinstance(was, list) else None
     kind = "keep" if axes else was if isinstance(was, str) else _kind_back(move.source, len(size))
     if axes is not None and len(axes) != len(size):
-        raise ValueError(f"the file says that {move.source} was turned by {len(axes)} axes; its shape is {size}")
+        raise ValueError(f"the file's record of {move.source} has {len(axes)} axes, and its shape is {size}")
     if kind == "depthwise" and shape is not None and len(shape) == len(size):
         kind = f"depthwise:{shape[-1]}" if shape[-1] else kind
     made = turned_shape(size, kind, axes, True)
     if not fits(made, kind) or (kind.startswith("depthwise") and np.prod(made) != np.prod(size)):
-        raise ValueError(f"{move.source} of shape {size} does not turn to {move.target} as {kind!r} does")
+        raise ValueError(f"{move.source} of shape {size} cannot be converted to {move.target} as {kind!r}")
     return replace(move, kind=kind, axes=axes, shape=made, why=why)
 
 
@@ -323,7 +345,7 @@ def _array(checkpoint: Checkpoint, move: Move) -> Array:
 
 
 def _to_model(moves: list[Move], model: Mapping[str, tuple[int, ...]], match: str | None = None) -> list[Move]:
-    """The moves under the model's names, in its order."""
+    """Return the moves with the model's names, in the model's order."""
     by_name = {move.target: move for move in moves}
     if set(by_name) <= set(model) and len(by_name) == len(moves):
         found = [_named(by_name[name], name, by_name[name].why) for name in model if name in by_name]
@@ -352,11 +374,10 @@ def _to_model(moves: list[Move], model: Mapping[str, tuple[int, ...]], match: st
 
 
 def _check_shapes(moves: list[Move], model: Mapping[str, Shape]) -> None:
-    """Raises: ValueError for a parameter whose shape is not the model's."""
+    """Compare every shape with the model's. Raises: ValueError for the first that differs."""
     for move in moves:
         if tuple(model[move.target]) != move.shape:
             raise ValueError(
                 f"{move.source} would become {move.target} with shape {move.shape}, and the model's has "
-                f"{tuple(model[move.target])}; say in a map.toml what it is ([rename]) or how its axes turn "
-                "([transpose])"
+                f"{tuple(model[move.target])}; give its name ([rename]) or its axes ([transpose]) in a map.toml"
             )

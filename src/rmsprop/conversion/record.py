@@ -1,4 +1,4 @@
-"""What a checkpoint of any framework says, before anything is converted."""
+"""The data types of a conversion: a checkpoint in its framework's terms, a file format, and a report."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from typing import Any
 
 import numpy.typing as npt
 
+from rmsprop.conversion.owner import UNKNOWN, Owner
+from rmsprop.dialects import Dialect
 from rmsprop.printing import printable
 
 Array = npt.NDArray[Any]
 
-# How the source of this package's own files begins; the dialect follows. Slots, settings and layouts are ours.
-OWN = "rmsprop:"
-
 
 @dataclasses.dataclass
 class ConversionReport:
-    """What a conversion did, in sentences: exactly, nearly and by how much, not at all; and what it assumed."""
+    """What a conversion did, in sentences.
+
+    Attributes:
+        exact: what converts exactly.
+        approximate: what converts approximately, with the size of the error.
+        dropped: what the target cannot hold.
+        assumed: what neither the file nor the user states.
+    """
 
     exact: list[str] = dataclasses.field(default_factory=list)
     approximate: list[str] = dataclasses.field(default_factory=list)
     dropped: list[str] = dataclasses.field(default_factory=list)
     assumed: list[str] = dataclasses.field(default_factory=list)
-
-    def merge(self, other: ConversionReport) -> None:
-        """Add the sentences of another report that this one lacks."""
-        for name, sentences in dataclasses.asdict(other).items():
-            own = getattr(self, name)
-            own += [sentence for sentence in sentences if sentence not in own]
 
     def __str__(self) -> str:
         parts = dataclasses.asdict(self).items()
@@ -38,28 +38,34 @@ class ConversionReport:
 
 
 class Unreadable(ValueError):  # noqa: N818
-    """A file that cannot be read, or not safely; the message is one clear sentence."""
+    """A file cannot be read, or cannot be read safely; the message is one clear sentence."""
 
 
 @dataclasses.dataclass
 class Checkpoint:
-    """What a file holds, in the source framework's names, units, order and layouts.
+    """The content of a file, in the source framework's names, units, order and layouts.
 
-    `source` is a dialect's name, "rmsprop:" and one for this package's own, or "" where the file cannot say, and
-    `ask` is then what it does say and what the user is to add. `params` are arrays by the file's names, in the
-    file's order; empty if the file holds none. `slots` goes from a parameter's name to the framework's own slot
-    names (the keys of the dialect row's `states`) to arrays. `step` counts the optimizer steps taken, where the
-    file says. `hyper` holds the settings that the file holds, in the framework's own words. `kinds` says how an
-    array lies, as turning.py has it. `turned` is of a file that was converted to torch's layout: the kind, or the
-    axes, that each array has been turned by. `notes` are sentences for the report: what the reader dropped or
-    assumed. Arrays are NumPy; bfloat16 is held as float32, with a note. `groups` are the parameter groups, each the
-    names of its parameters and its settings, where there are several, or parameters without state; `hyper` is then
-    the first's. `numbers` are the numbers of each group's parameters, as text, where the file does not name them
-    and `slots` goes by number; `trained` are those of `params` that they may stand for. `tied` are the second names
-    of parameters that have two, each with the first.
+    Arrays are NumPy arrays; bfloat16 is held as float32, with a note.
+
+    Attributes:
+        owner: the framework whose state the file holds, or this package; UNKNOWN if the file does not identify it.
+        params: arrays by the file's names, in the file's order; empty if the file holds none.
+        slots: parameter name -> the framework's slot name (a key of the dialect row's `states`) -> array.
+        step: the number of optimizer steps taken; None if the file does not count them.
+        hyper: the settings in the file, under the framework's names; the first group's if there are several.
+        kinds: the layout of each array, as in turning.py.
+        turned: for a file that was converted to torch's layout, the kind or the axes that converted each array.
+        notes: sentences for the report: what the reader dropped or assumed.
+        groups: the names of each parameter group's parameters, and its settings; empty if there is one group and
+            all its parameters have state.
+        numbers: the numbers of each group's parameters, as text, where the file does not name them; they are then
+            the keys of `slots`.
+        trained: the names of `params` that `numbers` may stand for.
+        tied: second name -> first name, for parameters with two names.
+        ask: for an unknown owner, what the file holds and what the user has to add.
     """
 
-    source: str = ""
+    owner: Owner = UNKNOWN
     params: dict[str, Array] = dataclasses.field(default_factory=dict)
     slots: dict[str, dict[str, Array]] = dataclasses.field(default_factory=dict)
     step: int | None = None
@@ -73,18 +79,34 @@ class Checkpoint:
     tied: dict[str, str] = dataclasses.field(default_factory=dict)
     ask: str = ""
 
+    @property
+    def row(self) -> Dialect:
+        """The row of the owner, which must be known."""
+        assert self.owner.row is not None
+        return self.owner.row
+
+    @property
+    def all_groups(self) -> list[tuple[list[str], dict[str, Any]]]:
+        """The parameter groups, also where there is only one."""
+        return self.groups or [(list(self.slots), self.hyper)]
+
+    def state(self, name: str) -> dict[str, Array]:
+        """Return a parameter's state under our slot names; empty if it has none."""
+        return {self.row.states[slot]: value for slot, value in self.slots.get(name, {}).items()}
+
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """A kind of file: how to know it, read it and, where it can be written, write it.
+    """A file format.
 
-    `sniff(path)` looks at the first bytes (or members) and never raises on a strange file. `read` raises `Unreadable`
-    with one clear sentence, checks every size and shape before it allocates, and never runs code from a file.
-    `write` is None for what cannot be written; it is given a path that nobody else reads yet. Where `asks`, `read` is
-    given the user's settings as well, for what the file does not tell. Where `template`, `write` takes `template=`, a
-    file of the model to be written for. Where `chooses`, `read` takes the places of the `optimizer` and of the
-    `parameters` wanted, for files that hold several. `parts` are the endings of
-    the files that a write makes, if it makes several.
+    Attributes:
+        sniff: returns whether a path is of the format, from its first bytes or members; never raises.
+        read: returns the checkpoint. It raises `Unreadable` with one clear sentence, checks every size and shape
+            before it allocates, and never runs code from a file.
+        write: writes a checkpoint to a temporary path; None if the format is only read.
+        asks: whether `read` also takes the user's settings, for what the file does not hold.
+        template: whether `write` takes `template=`, a file of the model to write for.
+        chooses: whether `read` takes the paths of the `optimizer` and the `parameters` to read.
     """
 
     name: str
@@ -95,4 +117,3 @@ class Format:
     asks: bool = False
     template: bool = False
     chooses: bool = False
-    parts: tuple[str, ...] = ()

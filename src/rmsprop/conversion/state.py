@@ -1,12 +1,12 @@
-"""State between dialects: names, units and signs of the arrays that an optimizer keeps for a parameter.
+"""Conversion of a parameter's optimizer state between dialects: slot names, units and signs.
 
-In torch's terms v is `square_avg`, m is `grad_avg`, b is `momentum_buffer`. v and m mean the same everywhere, up to
-bias correction; b is in units of the step where the learning rate is inside, and negative in some frameworks.
+In torch's terms v is `square_avg`, m is `grad_avg`, and b is `momentum_buffer`. v and m mean the same in every
+dialect, up to bias correction. b is in units of the step where it includes the learning rate, and it is negative in
+some frameworks.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import numbers
 from collections.abc import Mapping
@@ -17,21 +17,16 @@ import numpy as np
 
 from rmsprop import dialects
 from rmsprop.conversion import adam
-from rmsprop.conversion.record import OWN, ConversionReport
+from rmsprop.conversion.owner import find_owner
+from rmsprop.conversion.record import ConversionReport
 from rmsprop.dialects import Dialect
 
 Slots = Mapping[str, Any]
 Settings = Mapping[str, Any]
 
-KEPT_AS_OURS: Mapping[str, Any] = {
-    "states": dialects.DIALECTS["torch"].states,
-    "buffer_sign": 1,
-    "keeps_corrected": False,
-}
-
 
 class Converted(NamedTuple):
-    """What `convert` returns: the state in the target's names and units, and what was exact."""
+    """The result of `convert`: the state in the target's names and units, and a report."""
 
     state: dict[str, Any]
     report: ConversionReport
@@ -39,7 +34,13 @@ class Converted(NamedTuple):
 
 @dataclass(frozen=True)
 class Side:
-    """One end of a conversion: a dialect and its settings under our names, as far as they bear on the state."""
+    """One end of a conversion.
+
+    Attributes:
+        row: the dialect.
+        settings: its settings under our names.
+        given: the names of the settings that the user gave.
+    """
 
     row: Dialect
     settings: Settings
@@ -47,7 +48,7 @@ class Side:
 
     @property
     def c(self) -> float:
-        """What a kept average is divided by before it is used is 1 − alphaᵗ to this power: 0 or 1."""
+        """The power, 0 or 1, of the 1 − alphaᵗ by which a step divides the stored averages."""
         return float(self.settings["bias_correction"] and not self.row.keeps_corrected)
 
 
@@ -59,18 +60,18 @@ def convert(
     *,
     step: int | None = None,
 ) -> Converted:
-    """Optimizer state in another framework's names, order, units and signs.
+    """Convert optimizer state to another framework's names, order, units and signs.
 
     Args:
-        state: {slot: array} of one parameter, or {parameter: {slot: array}}, under the source's names
-            (`DIALECTS[name].states`); NumPy arrays or torch tensors. Not altered, and nothing is shared with it.
-        source: a dialect's name ("adam" and "adamw" too), or its settings in its own words beside the key "dialect":
+        state: {slot: array} for one parameter, or {parameter: {slot: array}}, under the source's slot names
+            (`DIALECTS[name].states`). The arrays are NumPy arrays or torch tensors; they are not changed or shared.
+        source: a dialect's name, "adam" or "adamw"; or a mapping of its arguments with the key "dialect":
             {"dialect": "timm", "lr_in_momentum": False}.
-        target: the same. What it does not say of momentum and centering follows from the state.
-        lr: the learning rate of the next step, or one for each parameter; needed where the velocity's units change.
-        step: how many steps were taken, where the state has no counter and the target needs one.
-    Returns: the state, arrays of the kind and dtype that were given, and a report.
-    Raises: ValueError or TypeError with what is missing or does not fit.
+        target: a dialect's name or such a mapping. Momentum and centering default to what the state has.
+        lr: the learning rate of the next step, or one for each parameter; needed where the units of momentum change.
+        step: the number of steps taken, where the state has no counter and the target needs one.
+    Returns: the state, as arrays of the type and dtype given, and a report.
+    Raises: ValueError or TypeError for what is missing or does not fit.
 
     >>> import numpy as np
     >>> state, report = convert({"rms": np.ones(2), "momentum": np.full(2, 0.5)}, "tensorflow1", "torch", lr=0.25)
@@ -88,42 +89,41 @@ def convert(
     return Converted(_one(state, source, target, _rate(lr, None), step, report), report)
 
 
-def side(given: str | Settings, keeps: set[str], target: bool = False) -> Side:
-    """A dialect with its settings: those given, and what they leave open from the slots that the state has."""
-    words = {"dialect": given} if isinstance(given, str) else dict(given)
-    row = find_row(words.pop("dialect", "torch"))
-    read = dialects.read_arguments(row, words)
-    own = row.complete({}, ())
-    found = {
-        "centered": "grad_avg" in keeps or (target and own["centered"]),
-        "momentum": ("momentum_buffer" in keeps or (target and own["momentum"] != 0)) * 0.9,
+def _row_and_arguments(given: str | Settings) -> tuple[Dialect, dict[str, Any]]:
+    """Return the dialect that an argument of `convert` names, and its other settings."""
+    arguments = {"dialect": given} if isinstance(given, str) else dict(given)
+    row = find_owner(arguments.pop("dialect", "torch")).row
+    assert row is not None
+    return row, arguments
+
+
+def _side(row: Dialect, arguments: Settings, keeps: set[str], target: bool = False) -> Side:
+    """Return a dialect with the arguments given, and for the other settings what the slots imply."""
+    read = dialects.read_arguments(row, arguments)
+    defaults = row.defaults()
+    implied_by_slots = {
+        "centered": "grad_avg" in keeps or (target and defaults["centered"]),
+        "momentum": ("momentum_buffer" in keeps or (target and defaults["momentum"] != 0)) * 0.9,
     }
-    given_ours = {**found, **read}
-    settings = row.complete(given_ours, given_ours)
-    if "momentum" not in read and settings["centered"]:  # mxnet's centered operator has momentum of its own accord
+    known = {**implied_by_slots, **read}
+    settings = row.complete(known, known)
+    if "momentum" not in read and settings["centered"]:  # mxnet's centered operator always has momentum
         implied = row.complete({"centered": True}, {"centered"})["momentum"]
         settings = {**settings, "momentum": settings["momentum"] or (implied if target else 0.0)}
     return Side(row, settings, frozenset(read))
 
 
-def find_row(name: str) -> Dialect:
-    """The row of a dialect; or of Adam, which only ever is a source; or of "rmsprop:NAME", with our state."""
-    if name.startswith(OWN):
-        return dataclasses.replace(dialects.find_dialect(name.removeprefix(OWN)), **KEPT_AS_OURS)
-    return adam.ROWS[name] if name in adam.ROWS else dialects.find_dialect(name)
-
-
 def _rate(lr: float | Mapping[str, float] | None, name: str | None) -> float | None:
-    """The learning rate of one parameter's next step, checked."""
+    """Return the validated learning rate of one parameter's next step."""
     if isinstance(lr, Mapping):
         if name is None or name not in lr:
-            raise ValueError(f"lr= names no rate for parameter {name!r}; it has {', '.join(map(repr, lr))}")
+            raise ValueError(f"lr= has no rate for parameter {name!r}, only for {', '.join(map(repr, lr))}")
         lr = lr[name]
     if lr is None:
         return None
     value = lr.item() if hasattr(lr, "item") else lr
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= float(value) < np.inf:
-        raise ValueError(f"lr={value!r} is no learning rate; give the one of the next step, such as 1e-3")
+        raise ValueError(f"lr={value!r} is not a learning rate; give that of the next step, such as lr=1e-3")
     return float(value)
 
 
@@ -135,81 +135,84 @@ def _one(
     step: int | None,
     report: ConversionReport,
 ) -> dict[str, Any]:
-    """The state of one parameter."""
-    start = find_row(source if isinstance(source, str) else source.get("dialect", "torch"))
+    """Return the converted state of one parameter."""
+    start, arguments = _row_and_arguments(source)
     unknown = [name for name in slots if name not in start.states]
     if unknown:
         raise ValueError(
-            f"{start.name} keeps no {', '.join(map(repr, unknown[:5]))}; its state is {', '.join(start.states)}"
+            f"{start.name} has no state {', '.join(map(repr, unknown[:5]))}; its state is {', '.join(start.states)}"
         )
-    held = {start.states[name]: value for name, value in slots.items() if value is not None}
-    begin = side(source, set(held))
-    return between(held, begin, side(target, set(held), target=True), lr, step, report)
+    state = {start.states[name]: value for name, value in slots.items() if value is not None}
+    begin, end = _side(start, arguments, set(state)), _side(*_row_and_arguments(target), set(state), target=True)
+    return between(state, begin, end, lr, step, report)
 
 
 def between(
-    held: Slots, start: Side, end: Side, lr: float | None, step: int | None, report: ConversionReport
+    state: Slots, start: Side, end: Side, lr: float | None, step: int | None, report: ConversionReport
 ) -> dict[str, Any]:
-    """State under our names in the source's units, to the target's names and units."""
-    if "square_avg" not in held:
+    """Return state in the target's names and units.
+
+    Args:
+        state: the state under our names, in the source's units.
+    """
+    if "square_avg" not in state:
         theirs = next(name for name, ours in start.row.states.items() if ours == "square_avg")
         raise ValueError(f"the state of {start.row.name} lacks {theirs!r}, the average of squared gradients")
-    held = {name: value for name, value in held.items() if name != "step" or value is not None}
-    count = _count(held.get("step"), step)
-    if "exp_avg" in held:
-        held = adam.moments(held, start.settings, end.settings, count, lr, report)
+    state = {name: value for name, value in state.items() if name != "step" or value is not None}
+    count = _count(state.get("step"), step)
+    if "exp_avg" in state:
+        state = adam.moments(state, start.settings, end.settings, count, lr, report)
     out: dict[str, Any] = {}
     for theirs, ours in end.row.states.items():
         if ours == "step":
             if count is None and start.c:
                 raise ValueError(
-                    f"the state of {start.row.name} lacks 'step', which its averages are corrected by; give step=..."
+                    f"the state of {start.row.name} lacks 'step', which its bias correction needs; give step=..."
                 )
-            out[theirs] = _like_count(held, count)
+            out[theirs] = _like_count(state, count)
             if count is None:
-                report.assumed.append(f"step is set to 0: {start.row.name} counts none")
+                report.assumed.append(f"step is set to 0: {start.row.name} does not count steps")
         elif ours == "square_avg":
-            out[theirs] = _average(held[ours], start, end, count, report)
+            out[theirs] = _average(state[ours], start, end, count, report)
         elif ours == "grad_avg" and end.settings["centered"]:
-            if ours in held:
-                out[theirs] = _average(held[ours], start, end, count, report)
+            if ours in state:
+                out[theirs] = _average(state[ours], start, end, count, report)
             else:
-                out[theirs] = _times(held["square_avg"], 0.0)
+                out[theirs] = _times(state["square_avg"], 0.0)
                 report.approximate.append(
                     f"{theirs} starts at 0, since {start.row.name} was not centered: for about "
                     f"{1 / max(1 - float(end.settings['alpha']), 1e-12):.0f} steps the variance is too large, at "
                     "first by the square of the mean gradient"
                 )
         elif ours == "momentum_buffer" and end.settings["momentum"] != 0:
-            out[theirs] = _velocity(held, start, end, lr, report, theirs)
-    _say_dropped(held, out, start, end, report)
+            out[theirs] = _velocity(state, start, end, lr, report, theirs)
+    _report_dropped(state, out, start, end, report)
     report.exact = list(dict.fromkeys(report.exact))
     report.approximate = list(dict.fromkeys(report.approximate))
     report.assumed = list(dict.fromkeys(report.assumed))
     return out
 
 
-def _say_dropped(held: Slots, out: Slots, start: Side, end: Side, report: ConversionReport) -> None:
+def _report_dropped(state: Slots, out: Slots, start: Side, end: Side, report: ConversionReport) -> None:
+    """Report the slots that the target does not keep."""
     kept = {end.row.states[name] for name in out}
     names = {ours: theirs for theirs, ours in start.row.states.items()}
-    if "grad_avg" in held and "grad_avg" not in kept:
-        report.dropped.append(
-            f"{names['grad_avg']}: the target is not centered, which loses nothing that it would use"
-        )
-    if "momentum_buffer" in held and "momentum_buffer" not in kept and _any(held["momentum_buffer"]):
-        report.dropped.append(f"{names['momentum_buffer']}: the target has no momentum, so its run starts at rest")
-    if "step" in held and "step" not in kept:
-        report.dropped.append(f"{names['step']}: {end.row.name} counts no steps")
+    if "grad_avg" in state and "grad_avg" not in kept:
+        report.dropped.append(f"{names['grad_avg']}: the target is not centered and does not use it")
+    if "momentum_buffer" in state and "momentum_buffer" not in kept and _any(state["momentum_buffer"]):
+        report.dropped.append(f"{names['momentum_buffer']}: the target has no momentum, so the velocity is lost")
+    if "step" in state and "step" not in kept:
+        report.dropped.append(f"{names['step']}: {end.row.name} does not count steps")
     report.dropped = list(dict.fromkeys(report.dropped))
 
 
 def _average(value: Any, start: Side, end: Side, count: int | None, report: ConversionReport) -> Any:
-    """v or m, where one side divides it by 1 − alphaᵗ and the other does not."""
+    """Return v or m, multiplied or divided by 1 − alphaᵗ where only one side corrects its bias."""
     power = end.c - start.c
     corrected = bool(start.settings["bias_correction"]), bool(end.settings["bias_correction"])
     if power == 0 and corrected[0] == corrected[1]:
         names = "v and m" if start.settings["centered"] else "v"
-        report.exact.append(f"{names}: unchanged, as both keep the same averages")
+        report.exact.append(f"{names}: unchanged, since both keep the same averages")
         return _times(value, 1.0)
     if not count:
         raise ValueError(
@@ -220,77 +223,77 @@ def _average(value: Any, start: Side, end: Side, count: int | None, report: Conv
     if "alpha" not in start.given:
         report.assumed.append(f"alpha is {alpha:g}, {start.row.name}'s default, in 1 − alphaᵗ")
     factor = -math.expm1(count * math.log(alpha)) if alpha > 0 else 1.0
-    done = {1: "multiplied by", -1: "divided by", 0: "not changed by"}[int(power)]
-    sentence = f"averages are {done} 1 − alphaᵗ = {factor:.6g}"
+    change = {1: "multiplied by", -1: "divided by", 0: "not changed by"}[int(power)]
+    sentence = f"averages are {change} 1 − alphaᵗ = {factor:.6g}"
     if corrected[0] == corrected[1]:
         report.exact.append(f"{sentence}, as {end.row.name} keeps them")
     else:
         report.approximate.append(
-            f"{sentence}, so that the roots agree at the switch; one side corrects the bias and the other does not, "
-            f"so the newest gradient's weight differs by {(1 - alpha) * (1 / factor - 1):.2g} at the first step, and "
-            "less at each"
+            f"{sentence}, so that the roots agree at the switch; only one side corrects the bias, so the weight of "
+            f"the newest gradient differs by {(1 - alpha) * (1 / factor - 1):.2g} at the first step, and by less at "
+            "each later one"
         )
     return {1: _times, -1: _over, 0: _times}[int(power)](value, factor if power else 1.0)
 
 
-def _velocity(held: Slots, start: Side, end: Side, lr: float | None, report: ConversionReport, theirs: str) -> Any:
-    """b: its sign, and the learning rate inside it or out."""
-    if "momentum_buffer" not in held:
+def _velocity(state: Slots, start: Side, end: Side, lr: float | None, report: ConversionReport, theirs: str) -> Any:
+    """Return b with the target's sign, with or without the learning rate in it."""
+    if "momentum_buffer" not in state:
         report.exact.append(f"{theirs} starts at 0: {start.row.name} had no momentum")
-        return _times(held["square_avg"], 0.0)
-    value = held["momentum_buffer"]
+        return _times(state["square_avg"], 0.0)
+    value = state["momentum_buffer"]
     sign = float(start.row.buffer_sign * end.row.buffer_sign)
     inside = bool(start.settings["lr_in_buffer"]), bool(end.settings["lr_in_buffer"])
-    turned = "" if sign > 0 else ", and its sign turned"
+    flipped = "" if sign > 0 else ", with its sign flipped"
     if inside[0] == inside[1]:
-        report.exact.append(f"momentum: unchanged{turned}")
+        report.exact.append(f"momentum: unchanged{flipped}")
         return _times(value, sign)
     if lr is None:
         raise TypeError(
-            f"momentum of {start.row.name} is in other units than {end.row.name}'s, which "
-            f"{'keeps' if inside[1] else 'does not keep'} the learning rate in it: give lr=..., the learning rate of "
+            f"momentum of {start.row.name} is in other units than momentum of {end.row.name}, which "
+            f"{'includes' if inside[1] else 'does not include'} the learning rate: give lr=..., the learning rate of "
             "the next step"
         )
     if lr == 0 and not inside[1]:
         raise ValueError(
-            f"lr=0 cannot be divided out of {start.row.name}'s momentum: what the velocity was is lost in it; give "
-            "the learning rate of the next step that moves"
+            f"lr=0 cannot be divided out of {start.row.name}'s momentum, which no longer holds the velocity; give "
+            "the learning rate of the next step that moves the parameters"
         )
     if lr == 0 and _any(value):
         report.approximate.append(
-            f"momentum: times lr = 0, so the velocity is lost once the rate rises again; {start.row.name} kept it"
+            f"momentum: times lr = 0, so the velocity is lost when the rate rises again; {start.row.name} kept it"
         )
     report.exact.append(
-        f"momentum: {'times' if inside[1] else 'divided by'} lr{turned}; to half a unit in the last place, none if "
-        "lr is a power of two"
+        f"momentum: {'times' if inside[1] else 'divided by'} lr{flipped}; to half a unit in the last place, and "
+        "exactly if lr is a power of two"
     )
-    acts = ["on new gradients only", "on the old momentum too"]
+    scope = ["on new gradients only", "on the old momentum too"]
     report.approximate.append(
-        f"a later change of the learning rate acts {acts[not inside[1]]} in {end.row.name}, and {acts[inside[1]]} in "
-        f"{start.row.name}; the runs agree until then"
+        f"a later change of the learning rate acts {scope[not inside[1]]} in {end.row.name}, and {scope[inside[1]]} "
+        f"in {start.row.name}; the runs agree until then"
     )
     return _times(value, sign * lr) if inside[1] else _over(value, sign * lr)
 
 
 def _count(kept: Any, given: int | None) -> int | None:
-    """The number of steps taken, if anyone knows."""
+    """Return the number of steps taken; None if neither the state nor the user gives it."""
     value = given if given is not None else kept
     if value is None:
         return None
     number = float(np.asarray(value).reshape(-1)[0])
     if not 0 <= number < 2.0**53 or number != int(number):
-        raise ValueError(f"step={number!r} is no count of steps")
+        raise ValueError(f"step={number!r} is not a number of steps")
     return int(number)
 
 
-def _like_count(held: Slots, count: int | None) -> Any:
-    """The count, as the state's other arrays are."""
-    value = held["square_avg"]
+def _like_count(state: Slots, count: int | None) -> Any:
+    """Return the count as a tensor or an array, like the rest of the state."""
+    value = state["square_avg"]
     if not hasattr(value, "detach"):
         return np.asarray(count or 0, dtype=np.int64)
     import torch
 
-    # beyond 2²⁴ float32, as torch has it, holds every other count only
+    # float32, which torch uses, cannot hold every integer beyond 2²⁴
     dtype = torch.float64 if (count or 0) > 2**24 else torch.float32
     return torch.tensor(float(count or 0), dtype=dtype, device="cpu")
 
@@ -300,7 +303,7 @@ def _any(value: Any) -> bool:
 
 
 def _times(value: Any, factor: float) -> Any:
-    """A copy times a number, rounded once."""
+    """Return a multiplied copy, rounded once."""
     return _rounded(value, lambda wide: wide * factor) if factor != 1.0 else _copy(value)
 
 

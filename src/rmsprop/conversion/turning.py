@@ -1,10 +1,18 @@
-"""Layouts: how the axes of a parameter turn from TensorFlow's, Keras' and flax' layout to torch's, and back.
+"""Converts arrays from the layout of TensorFlow, Keras and Flax to torch's, and back.
 
-A kind says how an array lies there. "conv" is HWIO, "depthwise" is HWIM, "dense" is (in, out), "gru" is (in, out) of
-a GRU, whose gates stand in the order z, r, h where torch has r, z, n, and "gates" is its bias; "keep" lies as in
-torch. A number may follow: "dense:64" is the kernel of a layer that reads a flattened image of 64 channels, whose
-rows are in the order (height, width, channel) where torch has (channel, height, width), or a vector of such features.
-"dense:1" is one that does not, "depthwise:2" has two filters for each channel, and "gates:2" is two biases in a row.
+A kind names the layout of an array in its framework:
+
+- "conv" is HWIO, "depthwise" is HWIM, and "dense" is (in, out).
+- "gru" is (in, out) for a GRU, with gates in the order z, r, h instead of torch's r, z, n. "gates" is its bias.
+- "keep" is torch's layout.
+
+A number may follow:
+
+- "dense:64" is the kernel of a layer that reads a flattened image with 64 channels, or a vector of such features. Its
+  rows are in the order (height, width, channel) instead of torch's (channel, height, width). "dense:1" is the kernel
+  of a layer that reads anything else.
+- "depthwise:2" has two filters for each channel.
+- "gates:2" is two biases in one array.
 """
 
 from __future__ import annotations
@@ -20,17 +28,17 @@ Shape = tuple[int, ...]
 
 
 def split(kind: str) -> tuple[str, int]:
-    """A kind and its number, 0 if it has none. Raises: ValueError for what is not a kind."""
+    """Split a kind into its name and its number, 0 if it has none. Raises: ValueError if it is not a kind."""
     base, colon, number = kind.partition(":")
     if base not in KINDS or (colon and not (number.isdecimal() and len(number) < 10 and int(number))):
         raise ValueError(
-            f"{kind!r} is not a kind of layout; there are {', '.join(KINDS)}, and dense:64 for 64 channels"
+            f"{kind!r} is not a kind of layout; use one of {', '.join(KINDS)}, or dense:64 for 64 channels"
         )
     return base, int(number) if colon else 0
 
 
 def is_kind(kind: object) -> bool:
-    """Whether a text from a file is a kind."""
+    """Return whether a value from a file is a kind."""
     try:
         return isinstance(kind, str) and bool(split(kind))
     except ValueError:
@@ -38,7 +46,7 @@ def is_kind(kind: object) -> bool:
 
 
 def recorded(value: object) -> dict[str, str | list[int]]:
-    """What a file says its arrays have been turned by; empty for what is not such a record."""
+    """Validate a file's record of how its arrays were converted. Returns: the record, empty if it is not valid."""
     if not isinstance(value, dict):
         return {}
     sound = all(isinstance(name, str) and (is_kind(how) or is_axes(how)) for name, how in value.items())
@@ -46,14 +54,14 @@ def recorded(value: object) -> dict[str, str | list[int]]:
 
 
 def is_axes(value: object) -> bool:
-    """Whether it is a permutation of axes."""
+    """Return whether a value is a permutation of axes."""
     if not isinstance(value, list) or len(value) > 32 or not all(type(axis) is int for axis in value):
         return False
     return sorted(value) == list(range(len(value)))
 
 
 def turn(value: Array, kind: str, axes: Sequence[int] | None = None) -> Array:
-    """An array from the source's layout to torch's; `axes` stand over the kind."""
+    """Convert an array to torch's layout; `axes` override the kind."""
     if axes is not None:
         return np.ascontiguousarray(value.transpose(axes))
     base, number = split(kind)
@@ -73,7 +81,11 @@ def turn(value: Array, kind: str, axes: Sequence[int] | None = None) -> Array:
 
 
 def turn_back(value: Array, kind: str, channels: int = 0) -> Array:
-    """The inverse of `turn`: from torch's layout to TensorFlow's. `channels`: a depthwise kernel's inputs."""
+    """Convert an array from torch's layout to TensorFlow's: the inverse of `turn`.
+
+    Args:
+        channels: the number of input channels of a depthwise kernel.
+    """
     base, number = split(kind)
     if base == "dense" and value.ndim in (1, 2):
         value = value.T
@@ -91,7 +103,7 @@ def turn_back(value: Array, kind: str, channels: int = 0) -> Array:
 
 
 def turned_shape(shape: Shape, kind: str, axes: Sequence[int] | None = None, back: bool = False) -> Shape:
-    """The shape that `turn` or `turn_back` gives, without turning anything."""
+    """Return the shape that `turn`, or `turn_back` if `back`, gives an array of that shape."""
     if axes is not None:
         return tuple(shape[axis] for axis in axes)
     base, number = split(kind)
@@ -104,7 +116,7 @@ def turned_shape(shape: Shape, kind: str, axes: Sequence[int] | None = None, bac
 
 
 def fits(shape: Shape, kind: str) -> bool:
-    """Whether an array of that shape, in the source's layout, can turn so."""
+    """Return whether an array of that shape, in the source's layout, can have that kind."""
     base, number = split(kind)
     if base == "dense" and number > 1:
         return len(shape) in (1, 2) and shape[0] % number == 0
@@ -112,12 +124,12 @@ def fits(shape: Shape, kind: str) -> bool:
 
 
 def _rows(value: Array, first: int, second: int) -> Array:
-    """The rows of a matrix, or a vector's elements, as (second, first) where they were (first, second)."""
-    turned: Array = value.reshape(first, second, *value.shape[1:]).swapaxes(0, 1).reshape(value.shape)
-    return turned
+    """Reorder the rows of a matrix, or the elements of a vector, from (first, second) to (second, first)."""
+    swapped: Array = value.reshape(first, second, *value.shape[1:]).swapaxes(0, 1).reshape(value.shape)
+    return swapped
 
 
 def _gates(value: Array, parts: int) -> Array:
-    """An array whose last axis holds a GRU's gates, the first two swapped; its own inverse."""
+    """Swap the first two of a GRU's gates on the last axis. It is its own inverse."""
     gates = value.reshape(*value.shape[:-1], max(parts, 1), 3, value.shape[-1] // (3 * max(parts, 1)))
     return np.ascontiguousarray(gates[..., [1, 0, 2], :].reshape(value.shape))

@@ -15,7 +15,7 @@
 #define RMSPROP_PREFETCH_READ(address) (void)(address)
 #endif
 
-// Mistakes that tests/test_cpu_builds.py compiles in, to check that the parity tests fail.
+// Mistakes that tests/kernels/test_cpu_builds.py compiles in, to check that the parity tests fail.
 #ifndef RMSPROP_BREAK
 #define RMSPROP_BREAK 0
 #endif

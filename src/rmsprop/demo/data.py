@@ -1,7 +1,7 @@
-"""What the demo learns from: scikit-learn's handwritten digits, or a table of the user's own.
+"""Data sets of the demo: scikit-learn's handwritten digits, or the user's own table.
 
-A file is read strictly. Nothing is dropped, filled in or guessed: a cell that is no number is refused with its
-place, and every message says what was found and what would work.
+A file is read strictly. Nothing is dropped, filled in, or guessed. A cell that is not a number is refused with its
+position, and every message states what was found and what would work.
 """
 
 import csv
@@ -19,7 +19,7 @@ from torch import Tensor
 
 TEST_SHARE = 0.25
 MIN_ROWS = 10
-MAX_FRACTIONS = 20  # more different fractional labels than this are a quantity, not classes
+MAX_FRACTIONS = 20  # more distinct fractional labels than this are a quantity, not classes
 
 Floats = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -27,12 +27,12 @@ Names = tuple[str, ...]
 
 
 class DataError(ValueError):
-    """The file cannot be learned from; the message is one or two sentences for the person who gave it."""
+    """Raised for a file that cannot be trained on, with one or two sentences for the user."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows to learn from and rows held back.
+    """Training rows and test rows.
 
     Shapes: x_train (n, features) for a table, (n, channels, height, width) for images, float32; y_train (n,),
             int64, indices into class_names. x_test and y_test likewise.
@@ -48,14 +48,14 @@ class Dataset:
 
     @property
     def is_image(self) -> bool:
-        """Whether the rows are pictures, which get the convolutional network."""
+        """Whether the rows are images, which the convolutional network trains on."""
         return self.x_train.dim() == 4
 
 
 def load_digits(seed: int) -> Dataset:
-    """scikit-learn's 1797 handwritten digits of 8x8 grey pixels, which come with the package (no download).
+    """Return scikit-learn's 1797 handwritten digits of 8x8 gray pixels, which its package includes.
 
-    Units: a pixel is 0 (paper) to 1 (ink).
+    Units: a pixel ranges from 0 (paper) to 1 (ink).
     """
     bunch: Any = import_module("sklearn.datasets").load_digits()  # sklearn has no type stubs
     x = np.asarray(bunch.images, dtype=np.float64)[:, None] / 16
@@ -65,11 +65,11 @@ def load_digits(seed: int) -> Dataset:
 
 
 def load_file(path: Path, target: str | None, seed: int) -> Dataset:
-    """Rows and labels from a .csv (also .tsv, .txt) with a header line, or from an .npz.
+    """Read rows and labels from a .csv (also .tsv, .txt) with a header line, or from an .npz.
 
-    Features are standardised with the mean and the standard deviation of the training rows alone: each column
-    of a table by itself, pictures as a whole. `target` names the label column of a .csv, whose other columns are
-    the features, or the label array of an .npz ("y" if None), whose array "X" holds the features.
+    Features are standardized with the mean and the standard deviation of the training rows alone: tables column by
+    column, images as a whole. `target` names the label column of a .csv, whose other columns are the features, or the
+    label array of an .npz ("y" if None), whose array "X" holds the features.
 
     Shapes: X is (n, features), (n, height, width) or (n, channels, height, width).
     Raises: DataError.
@@ -87,7 +87,7 @@ def load_file(path: Path, target: str | None, seed: int) -> Dataset:
     else:
         raise DataError(f"{path.name} ends in {suffix or 'nothing'}; give a .csv, .tsv, .txt or .npz file.")
     rows = _split(y, names, seed)
-    return _dataset(_standardise(x, rows[0], features), y, rows, names, features, path.name)
+    return _dataset(_standardize(x, rows[0], features), y, rows, names, features, path.name)
 
 
 def _dataset(
@@ -99,7 +99,7 @@ def _dataset(
 
 
 def _split(y: Labels, names: Names, seed: int) -> tuple[Labels, Labels]:
-    """Indices of the rows to train on and to test on: the same share of every class, drawn with the seed."""
+    """Return the indices of the training and the test rows, with the same share of every class, for a seed."""
     if len(y) < MIN_ROWS:
         raise DataError(f"There are {len(y)} rows; at least {MIN_ROWS} are needed to train and to test.")
     if len(names) < 2:
@@ -116,7 +116,7 @@ def _split(y: Labels, names: Names, seed: int) -> tuple[Labels, Labels]:
     return draw.permutation(np.concatenate(train)), draw.permutation(np.concatenate(test))
 
 
-def _standardise(x: Floats, train: Labels, features: Names) -> Floats:
+def _standardize(x: Floats, train: Labels, features: Names) -> Floats:
     axes = (0,) if x.ndim == 2 else tuple(range(x.ndim))
     with np.errstate(all="ignore"):
         mean: Floats = x[train].mean(axis=axes, keepdims=True)
@@ -126,15 +126,15 @@ def _standardise(x: Floats, train: Labels, features: Names) -> Floats:
         fits = np.isfinite(spread) & (np.abs(scaled).max(axis=axes, keepdims=True) < np.finfo(np.float32).max)
     if not fits.all():
         where = f"column {features[int(np.argmin(fits))]!r}" if x.ndim == 2 else "X"
-        raise DataError(f"The numbers in {where} are too large to standardise.")
+        raise DataError(f"The numbers in {where} are too large to standardize.")
     return scaled
 
 
 def _classes(labels: list[str], where: str) -> tuple[Labels, Names]:
-    """Class indices and names for labels in words or whole numbers ("1", "1.0" and "01" are one class).
+    """Return class indices and names for labels that are text or whole numbers ("1", "1.0", and "01" are one class).
 
     Args:
-        where: "column 'y'" or "array 'y'", for the message.
+        where: the labels' place for the message, such as "column 'y'" or "array 'y'".
     """
     numbers = [_number(label) for label in labels]
     known = [number for number in numbers if number is not None]
@@ -143,8 +143,8 @@ def _classes(labels: list[str], where: str) -> tuple[Labels, Names]:
         fractional = any(number != int(number) for number in distinct)
         if fractional and (len(distinct) > MAX_FRACTIONS or 2 * len(distinct) > len(labels)):
             raise DataError(
-                f"The target {where} is continuous: {len(distinct)} different numbers with fractions in "
-                f"{len(labels)} rows. Classification labels are expected: a few classes, as words or whole numbers."
+                f"The target {where} is continuous: {len(distinct)} distinct fractional numbers in "
+                f"{len(labels)} rows. Classification labels are expected: a few classes, as text or whole numbers."
             )
         index = {number: i for i, number in enumerate(distinct)}
         y = [index[number] for number in known]
@@ -155,14 +155,14 @@ def _classes(labels: list[str], where: str) -> tuple[Labels, Names]:
         y = [place[label] for label in labels]
     if len(names) > 2 and 2 * len(names) > len(labels):
         raise DataError(
-            f"The target {where} has {len(names)} different values in {len(labels)} rows, which looks like a "
+            f"The target {where} has {len(names)} distinct values in {len(labels)} rows, which looks like a "
             "quantity or an identifier. Classification labels are expected: a few classes with several rows each."
         )
     return np.asarray(y, dtype=np.int64), tuple(names)
 
 
 def _number(cell: str) -> float | None:
-    """The cell as a number, or None if it is text. Python's own 1_000 counts as text."""
+    """Return the cell as a number, or None if it is text, as is Python's 1_000."""
     try:
         return None if "_" in cell else float(cell)
     except ValueError:
@@ -185,7 +185,7 @@ def _read_csv(path: Path, target: str | None) -> tuple[Floats, Labels, Names, Na
         labels.append(row[label].strip())
         value = _number(labels[-1])
         if not labels[-1] or (value is not None and not math.isfinite(value)):
-            what = f"{labels[-1]!r} is no label" if labels[-1] else "the label is empty"
+            what = f"{labels[-1]!r} is not a label" if labels[-1] else "the label is empty"
             raise DataError(f"{line} of {path.name}, target column {header[label]!r}: {what}.")
         for c, i in enumerate(kept):
             value = _number(row[i])
@@ -199,7 +199,7 @@ def _read_csv(path: Path, target: str | None) -> tuple[Floats, Labels, Names, Na
 
 
 def _cells(path: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
-    """The header, and every row with its place in the file: "Line 7", or "Lines 7 to 9" around a line end."""
+    """Return the header, and every row with its position: "Line 7", or "Lines 7 to 9" for quoted line ends."""
     rows: list[tuple[str, list[str]]] = []
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
@@ -208,7 +208,7 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
             reader, last = csv.reader(file, delimiter=delimiter, strict=True), 0
             for row in reader:
                 first, last = last + 1, reader.line_num
-                if len(row) > 1 or "".join(row).strip():  # else a blank line
+                if len(row) > 1 or "".join(row).strip():  # skips blank lines
                     rows.append((f"Line {first}" if first == last else f"Lines {first} to {last}", row))
     except UnicodeDecodeError:
         raise DataError(f"{path.name} is not UTF-8 text; save it as UTF-8 CSV.") from None
@@ -231,7 +231,7 @@ def _cells(path: Path) -> tuple[list[str], list[tuple[str, list[str]]]]:
 
 
 def _delimiter(header: str) -> str:
-    """Comma, semicolon or tab, by the header line alone: cells further down may hold commas of their own."""
+    """Detect the delimiter (comma, semicolon, or tab) from the header alone, since cells may contain commas."""
     try:
         return csv.Sniffer().sniff(header, delimiters=",;\t").delimiter
     except csv.Error:
@@ -249,7 +249,7 @@ def _target_column(header: list[str], target: str | None) -> int:
     close = get_close_matches(target.casefold(), list(folded), n=1)
     hint = f" Did you mean {folded[close[0]]!r}?" if close else ""
     if all(_number(name) is not None for name in header):
-        hint = " The first line must name the columns, and here it holds numbers only."
+        hint = " The first line must name the columns, but it contains only numbers."
     raise DataError(f"There is no column {target!r}.{hint} {columns}")
 
 
@@ -294,11 +294,11 @@ def _read_npz(path: Path, target: str) -> tuple[Floats, Labels, Names]:
 
 
 def _arrays(path: Path, names: tuple[str, str]) -> list[NDArray[Any]]:
-    with path.open("rb") as file:  # numpy leaves a damaged file open if it opens it itself
+    with path.open("rb") as file:  # NumPy leaves a damaged file open if it opens the file itself
         try:
-            opened = np.load(file, allow_pickle=False)  # a pickle can run any code when it is read
-        except Exception:  # numpy and zipfile raise half a dozen types for a damaged file
-            raise DataError(f"{path.name} is no readable .npz file; write one with np.savez.") from None
+            opened = np.load(file, allow_pickle=False)  # unpickling can run any code
+        except Exception:  # NumPy and zipfile raise several types for a damaged file
+            raise DataError(f"{path.name} is not a readable .npz file; write one with np.savez.") from None
         if not isinstance(opened, np.lib.npyio.NpzFile):
             raise DataError(f"{path.name} holds a single array; save it with np.savez(file, X=..., y=...).")
         return [_array(opened, name, path) for name in names]
@@ -314,7 +314,7 @@ def _array(opened: np.lib.npyio.NpzFile, name: str, path: Path) -> NDArray[Any]:
             raise DataError(f"{name} in {path.name} is damaged: {error}.") from None
         raise DataError(
             f"{name} in {path.name} is a pickled object array, which can run code when it is read; save it as "
-            "numbers (or labels as text) instead."
+            "numbers, or labels as text, instead."
         ) from None
     return found
 

@@ -1,7 +1,4 @@
-"""Figures from the records of a demo, and of a translation.
-
-Colours stay apart for colour-blind readers; line styles repeat them.
-"""
+"""Figures of a demo's training curves and effective learning rates."""
 
 from __future__ import annotations
 
@@ -10,31 +7,20 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-if TYPE_CHECKING:  # they bring torch
+from rmsprop.style import BLUE, LECTURE, LOOKS, SKY, VERMILION, panels
+
+if TYPE_CHECKING:  # they import torch
     from rmsprop.demo.training import Run
     from rmsprop.diagnose.effective_lr import LayerRecord
-    from rmsprop.translation import Translation
 
-# Okabe and Ito's palette, with matplotlib's and plotly's word for the same dash.
-STYLES = {
-    "sgd": ("#0072B2", ":", "dot"),
-    "momentum": ("#CC79A7", "-.", "dashdot"),
-    "rmsprop": ("#D55E00", "-", "solid"),
-    "adam": ("#009E73", "--", "dash"),
-}
-BAND = "#56B4E9"
-MEDIAN = "#0072B2"
-NOMINAL = "#D55E00"
-SIZE: Any = {"font.size": 13, "axes.titlesize": 14, "axes.labelsize": 13, "legend.fontsize": 12}
+BAND, MEDIAN, NOMINAL = SKY, BLUE, VERMILION
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
-    """The mean of the last `window` values at each place (of fewer at the start)."""
+    """Return the running mean of the last `window` values, or of fewer at the start."""
     means, total = [], 0.0
     for i, value in enumerate(values):
         total += value
@@ -45,18 +31,20 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def window(runs: Sequence[Run]) -> int:
-    """How many steps the figures average over: a fortieth of the longest run."""
+    """Return the number of steps that the figures average over: a fortieth of the longest run."""
     return max(1, max(len(run.losses) for run in runs) // 40)
 
 
 def curve_points(run: Run, width: int) -> tuple[list[int], list[float]]:
-    """Step numbers and smoothed training loss; a run that diverged ends one step before its loss did."""
+    """Return step numbers and smoothed training losses; a diverged run ends at its last finite loss."""
     return list(range(1, len(run.losses) + 1)), smooth(run.losses, width)
 
 
 def loss_limits(runs: Sequence[Run], width: int) -> tuple[float, float]:
-    """The range of the loss axis: from the lowest point to thrice the highest start, so that one run that blows up
-    does not press the others flat."""
+    """Return the range of the loss axis: from the lowest point to three times the highest initial loss.
+
+    The upper limit keeps the other runs readable when one of them blows up.
+    """
     points = [loss for run in runs for loss in curve_points(run, width)[1] if loss > 0]
     starts = [run.losses[0] for run in runs if run.losses and run.losses[0] > 0]
     top = 3 * max(starts, default=1.0)
@@ -64,43 +52,38 @@ def loss_limits(runs: Sequence[Run], width: int) -> tuple[float, float]:
 
 
 def averaged(width: int) -> str:
-    """The words for a mean of `width` steps."""
+    """Return the suffix of an axis label that names the mean over `width` steps, if any."""
     return f", mean of {width} steps" if width > 1 else ""
 
 
 def layers(rows: Sequence[LayerRecord]) -> dict[str, list[LayerRecord]]:
-    """The records of each parameter, in the order of the network."""
-    found: dict[str, list[LayerRecord]] = {}
+    """Group the records by parameter, in the order of the network."""
+    by_name: dict[str, list[LayerRecord]] = {}
     for row in rows:
-        found.setdefault(row.name, []).append(row)
-    return found
+        by_name.setdefault(row.name, []).append(row)
+    return by_name
 
 
 def accuracy_floor(runs: Sequence[Run]) -> float:
-    """Where the accuracy axis starts, in percent: so that all but the lowest tenth of the points are seen large."""
-    found = sorted(100 * accuracy for run in runs for accuracy in run.test_accuracies)
-    return max(0.0, 5.0 * math.floor(found[len(found) // 10] / 5) - 5) if found else 0.0
+    """Return the start of the accuracy axis, in percent, which cuts off at most the lowest tenth of the points."""
+    percents = sorted(100 * accuracy for run in runs for accuracy in run.test_accuracies)
+    return max(0.0, 5.0 * math.floor(percents[len(percents) // 10] / 5) - 5) if percents else 0.0
 
 
 def rate_limits(run: Run) -> tuple[float, float]:
-    """One range for all panels of effective learning rates, so that layers can be compared."""
-    found = [run.lr, *(rate for row in run.layers for rate in (row.low, row.high) if 0 < rate < math.inf)]
-    return min(found) / 1.6, max(found) * 1.6
+    """Return one axis range for all panels of effective learning rates, so that layers can be compared."""
+    rates = [run.lr, *(rate for row in run.layers for rate in (row.low, row.high) if 0 < rate < math.inf)]
+    return min(rates) / 1.6, max(rates) * 1.6
 
 
 def curves(runs: Sequence[Run]) -> Figure:
-    """Training loss by step and test accuracy by epoch, one line per optimizer."""
+    """Draw the training loss by step and the test accuracy by epoch, one line per optimizer."""
     width = window(runs)
-    figure, (left, right) = _figure(1, 2, (13, 5.6))
+    figure, (left, right) = panels(1, 2, (13, 5.6), LECTURE)
     for run in runs:
-        colour, dash, _ = STYLES[run.optimizer]
         ended = f", diverged at step {run.diverged_at}" if run.diverged_at else ""
-        style: dict[str, Any] = {
-            "color": colour,
-            "linestyle": dash,
-            "linewidth": 2.4,
-            "label": f"{run.label}, lr {run.lr:g}{ended}",
-        }
+        label = f"{run.label}, lr {run.lr:g}{ended}"
+        style: dict[str, Any] = LOOKS[run.optimizer].line | {"linewidth": 2.4, "label": label}
         left.plot(*curve_points(run, width), **style)
         epochs = range(1, len(run.test_accuracies) + 1)
         right.plot(epochs, [100 * a for a in run.test_accuracies], marker="o", markersize=4, **style)
@@ -117,12 +100,12 @@ def curves(runs: Sequence[Run]) -> Figure:
 
 
 def effective_lr(run: Run) -> Figure:
-    """The effective learning rate over time: one panel per parameter, with the middle 80 % of its elements."""
-    found = layers(run.layers)
-    columns = min(3, len(found))
-    rows = math.ceil(len(found) / columns)
-    figure, panels = _figure(rows, columns, (13, 1.6 + 3.1 * rows))
-    for axes, (name, records) in zip(panels, found.items(), strict=False):
+    """Draw the effective learning rates over time, one panel per parameter: the median and the middle 80 %."""
+    by_name = layers(run.layers)
+    columns = min(3, len(by_name))
+    rows = math.ceil(len(by_name) / columns)
+    figure, each = panels(rows, columns, (13, 1.6 + 3.1 * rows), LECTURE)
+    for axes, (name, records) in zip(each, by_name.items(), strict=False):
         steps = [record.step for record in records]
         low, high = ([_finite(getattr(record, side)) for record in records] for side in ("low", "high"))
         axes.fill_between(steps, low, high, color=BAND, alpha=0.45, linewidth=0, label="middle 80 % of the elements")
@@ -130,60 +113,23 @@ def effective_lr(run: Run) -> Figure:
         axes.axhline(run.lr, color=NOMINAL, linestyle="--", linewidth=1.8, label=f"lr = {run.lr:g}")
         axes.set(yscale="log", ylim=rate_limits(run))
         axes.set_title(f"{name}: {records[0].elements:,} numbers".replace(",", " "))
-    for axes in panels[len(found) :]:
+    for axes in each[len(by_name) :]:
         axes.set_visible(False)
-    for axes in panels[len(found) - columns : len(found)]:  # the lowest panel of each column
+    for axes in each[len(by_name) - columns : len(by_name)]:  # the lowest panel of each column
         axes.set_xlabel("step")
     figure.supylabel("effective learning rate  lr / (√v + eps)", fontsize=13)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*each[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle("RMSprop gives every weight a learning rate of its own")
     return figure
 
 
-def translation(found: Translation) -> Figure:
-    """The step of a gradient as large as √v: as meant, as translated, and with the number for ε typed unchanged."""
-    from rmsprop.analysis import roots, step_size
-
-    naive = {**found.target_settings, "eps": found.source_settings["eps"]}
-    entrants = (
-        (f"{found.source}, as meant", found.source_settings, "#000000", "-"),
-        (f"{found.target}, translated", found.target_settings, *STYLES["rmsprop"][:2]),
-        (f"{found.target}, ε typed unchanged", naive, *STYLES["momentum"][:2]),
-    )
-    where = roots(found.source_settings, found.target_settings, naive)
-    figure, (left, right) = _figure(1, 2, (13, 5.6))
-    for i, (label, settings, colour, dash) in enumerate(entrants):
-        style: dict[str, Any] = {"color": colour, "linestyle": dash if i else "-", "linewidth": 4.5 - 1.3 * i}
-        left.plot(where, [step_size(settings, root) for root in where], label=label, **style)
-        right.plot(where, [step_size(settings, r) / step_size(found.source_settings, r) for r in where], **style)
-    low = min(step_size(settings, root) for _, settings, *_ in entrants for root in where[80:])
-    high = max(step_size(settings, where[-1]) for _, settings, *_ in entrants)
-    left.set(xscale="log", yscale="log", xlabel="√v", ylabel="step / lr", ylim=(low / 2, high * 2))
-    left.set_title("Steady steps of a gradient as large as √v")
-    right.set(xscale="log", yscale="log", xlabel="√v", ylabel=f"step / step of {found.source}")
-    right.set_title("Over the source's")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle(f"{found.source} in the words of {found.target}{': exact' if found.exact else ''}")
-    return figure
-
-
 def to_png(figure: Figure) -> bytes:
-    """The figure as a PNG file of 150 dots per inch."""
+    """Return the figure as a PNG file of 150 dots per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150, facecolor="white")
     return buffer.getvalue()
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, list[Axes]]:
-    """A figure that pyplot knows nothing of, with a light grid and lettering for a lecture hall."""
-    with rc_context(SIZE):
-        figure = Figure(figsize=size, layout="constrained")
-        panels = [axes for row in figure.subplots(rows, columns, squeeze=False) for axes in row]
-    for axes in panels:
-        axes.grid(True, color="#dddddd", linewidth=0.8)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, panels
-
-
 def _finite(value: float) -> float:
+    """Return the value, or NaN, which matplotlib leaves out, in place of infinity."""
     return value if math.isfinite(value) else math.nan

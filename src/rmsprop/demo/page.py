@@ -1,6 +1,6 @@
-"""One HTML page with a demo's table, curves and effective learning rates, which needs no network.
+"""One self-contained HTML page with a demo's table, curves, and effective learning rates.
 
-Every string that came from the user's file or command is escaped: a column may be called <script>.
+Every string from the user's file or command is escaped, since a column may be named <script>.
 """
 
 import math
@@ -16,7 +16,6 @@ from rmsprop.demo.figures import (
     BAND,
     MEDIAN,
     NOMINAL,
-    STYLES,
     accuracy_floor,
     averaged,
     curve_points,
@@ -27,28 +26,21 @@ from rmsprop.demo.figures import (
 )
 from rmsprop.demo.training import BATCH, HEADINGS, Run, Settings, cells
 from rmsprop.printing import in_html
+from rmsprop.style import CSS, LOOKS
 
-CSS = """
-:root { color-scheme: light; }
+DEMO_CSS = """
 html { overflow-y: scroll; }
-body { font: 17px/1.55 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1rem; max-width: 68rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0; }
+body { max-width: 68rem; }
 h2 { font-size: 1.35rem; margin: 2.2rem 0 .4rem; }
 h3 { font-size: 1.05rem; margin: .8rem 0 0; }
-p, li { max-width: 44rem; }
 code { background: #f2f2f2; padding: .1em .3em; border-radius: 3px; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
 .pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: .5rem 1rem; }
 .pair > *, .grid > * { min-width: 0; }
 .key span { display: inline-block; margin-right: 1.2rem; }
 .key i { display: inline-block; width: 2rem; height: 0; margin-right: .4rem; vertical-align: middle; }
 img { max-width: 100%; height: auto; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-dd { margin: 0; overflow-wrap: anywhere; }
+dd { overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
   th, td { padding: .35rem .3rem; font-size: .8rem; }
   th, td:first-child { white-space: normal; }
@@ -57,10 +49,10 @@ dd { margin: 0; overflow-wrap: anywhere; }
 
 
 def page(runs: Sequence[Run], dataset: Dataset, settings: Settings, pictures: Mapping[str, bytes]) -> str:
-    """The whole page as text.
+    """Return the whole page as text.
 
     Args:
-        pictures: PNG files by what they show, for readers without JavaScript.
+        pictures: PNG files by description, for readers without JavaScript.
     """
     images = "".join(
         f'<p><img src="data:image/png;base64,{b64encode(png).decode()}" alt="{in_html(name)}"></p>'
@@ -72,18 +64,18 @@ def page(runs: Sequence[Run], dataset: Dataset, settings: Settings, pictures: Ma
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>RMSprop demo: {in_html(dataset.source)}</title>
-<style>{CSS}</style>
+<style>{CSS}{DEMO_CSS}</style>
 <script>{get_plotlyjs()}</script>
 </head>
 <body>
 <h1>One network, {len(runs)} optimizer{"s" * (len(runs) > 1)}</h1>
-<p>A small {"convolutional network" if dataset.is_image else "perceptron"} learns
-{in_html(dataset.source)}, once with each optimizer: from the same initial weights, on the same batches in the same
+<p>A small {"convolutional network" if dataset.is_image else "perceptron"} trains on
+{in_html(dataset.source)} once with each optimizer, from the same initial weights, on the same batches in the same
 order, for the same {settings.epochs} epochs.</p>
 <h2>Results</h2>
 {_table(runs)}
 {_reading(runs, dataset)}
-<noscript><h2>Pictures</h2>{images}</noscript>
+<noscript><h2>Figures</h2>{images}</noscript>
 {_curves(runs)}
 {"".join(_rates(run) for run in runs if run.layers)}
 <h2>Data and settings</h2>
@@ -107,23 +99,23 @@ def _reading(runs: Sequence[Run], dataset: Dataset) -> str:
     one = 100 / rows
     diverged = [run.label for run in runs if run.diverged_at is not None]
     ended = (
-        f"<li>{in_html(', '.join(diverged))} diverged: the loss was no longer a finite number, so the training was "
-        "ended there. A smaller learning rate is the usual cure.</li>"
+        f"<li>{in_html(', '.join(diverged))} diverged: the loss was no longer a finite number, so training "
+        "stopped there. A smaller learning rate usually helps.</li>"
         if diverged
         else ""
     )
     return f"""<ul>
 {ended}
-<li>Losses are mean cross-entropies in nats: 0 is perfect, {math.log(len(dataset.class_names)):.2f} is guessing
-evenly among the {len(dataset.class_names)} classes. Always naming the most frequent class would be right on
-{100 * share:.1f} % of the test rows.</li>
-<li>This is one run from one seed. One of the {rows} test rows is worth {one:.1f} percentage points, and the chance
-of which rows were held back alone moves an accuracy by about ±{max(error, one):.1f} points. Differences of that
-size between optimizers are not a ranking; another <code>--seed</code> may turn them round.</li>
-<li>Each default learning rate came from a small search on the digits, so on other data any of them may be
-at a disadvantage: try <code>--lr</code>.</li>
+<li>Losses are mean cross-entropies in nats. A perfect network has 0, and guessing evenly among the
+{len(dataset.class_names)} classes has {math.log(len(dataset.class_names)):.2f}. Always predicting the most frequent
+class would be right on {100 * share:.1f} % of the test rows.</li>
+<li>This is one run from one seed. One of the {rows} test rows is worth {one:.1f} percentage points, and the random
+choice of test rows alone moves an accuracy by about ±{max(error, one):.1f} points. Differences of that size do not
+rank the optimizers; another <code>--seed</code> may reverse them.</li>
+<li>Each default learning rate comes from a small search on the digits, so on other data any of them may be a poor
+choice. Try other values with <code>--lr</code>.</li>
 <li>Seconds count the training steps alone (forward, backward, update). The optimizer step is the median time of
-one update; for a network this small it is mostly overhead, not arithmetic.</li>
+one update. For a network this small it is mostly overhead, not arithmetic.</li>
 </ul>"""
 
 
@@ -131,8 +123,7 @@ def _curves(runs: Sequence[Run]) -> str:
     width = window(runs)
     left, right = graph_objects.Figure(), graph_objects.Figure()
     for run in runs:
-        colour, _, dash = STYLES[run.optimizer]
-        line = {"color": colour, "dash": dash, "width": 2.5}
+        line = LOOKS[run.optimizer].plotly_line | {"width": 2.5}
         steps, losses = curve_points(run, width)
         hover = "step %{x}: %{y:.4f}"
         left.add_scatter(x=steps, y=losses, name=run.label, line=line, mode="lines", hovertemplate=hover)
@@ -148,7 +139,7 @@ def _curves(runs: Sequence[Run]) -> str:
     right.update_xaxes(title="epoch")
     cut = f" The accuracy axis starts at {accuracy_floor(runs):.0f} %." if accuracy_floor(runs) else ""
     return f"""<h2>Learning curves</h2>
-<p>Point at a line to read it; click a name to hide it.{cut}</p>
+<p>Hover over a line to read its values. Click a name to hide its line.{cut}</p>
 <div class="pair">
 <div><h3>Training loss</h3>{_chart(left, "loss", 420, legend=True)}</div>
 <div><h3>Test accuracy</h3>{_chart(right, "accuracy", 420, legend=True)}</div>
@@ -174,21 +165,21 @@ def _rates(run: Run) -> str:
         figure.update_xaxes(title="step")
         title = f"{in_html(name)}: {records[0].elements:,} numbers".replace(",", " ")
         charts.append(f"<div><h3>{title}</h3>{_chart(figure, f'rate{i}', 280)}</div>")
-    return f"""<h2>The learning rate that each weight really gets</h2>
+    return f"""<h2>The effective learning rate of each weight</h2>
 <p>RMSprop keeps a running mean v of each weight's squared gradient g² and moves the weight by
-lr / (√v + eps) · g. The factor <b>lr / (√v + eps)</b> is its <b>effective learning rate</b>: what plain SGD would
-have to use, for this one weight, to make the same step. Weights with small gradients get a large one, so all weights
-move by amounts of about the size of lr.</p>
+lr / (√v + eps) · g. The factor <b>lr / (√v + eps)</b> is the <b>effective learning rate</b>. Plain SGD would need
+this learning rate, for this one weight, to take the same step. Weights with small gradients get a large one, so all
+weights move by about lr.</p>
 <ul>
-<li>The line is the median weight of a layer; the band holds the middle 80 % of its weights. A wide band is the
+<li>The line is the median weight of a layer, and the band is the middle 80 % of its weights. A wide band shows
 adaptation at work: no single learning rate would suit that layer.</li>
-<li>The first values are high because v starts at 0 and takes about 1/(1 − alpha) = 100 steps to fill; the early steps
-are up to 1/√(1 − alpha) = 10 times lr long. Later the rates climb because the gradients shrink as the network
+<li>The first values are high because v starts at 0 and takes about 1/(1 − alpha) = 100 steps to fill. The early steps
+are up to 1/√(1 − alpha) = 10 times lr long. Later the rates rise because the gradients shrink as the network
 learns.</li>
-<li>The climb is at most 0.5 % a step (a straight line here), which is how fast v decays where no gradient comes
-in. Rates that have climbed too far can make the loss jump: then the gradients are large, v jumps too, and the
-rates fall at once. Look for both at the same step. A rate of lr/eps = {run.lr / 1e-8:.0e} is a weight that never
-had a gradient; it does not move.</li>
+<li>The rise is at most 0.5 % per step (a straight line here), the rate at which √v decays without a gradient. Rates
+that have risen too far can make the loss jump. The gradients are then large, so v jumps, too, and the rates fall at
+the same step. A rate of lr/eps = {run.lr / 1e-8:.0e} belongs to a weight that never had a gradient; it does not
+move.</li>
 </ul>
 <p class="key"><span><i style="border-top: 4px solid {MEDIAN}"></i>median</span>
 <span><i style="border-top: 14px solid {BAND}73"></i>middle 80 % of the weights</span>
@@ -197,14 +188,14 @@ had a gradient; it does not move.</li>
 
 
 def _chart(figure: graph_objects.Figure, name: str, height: int, legend: bool = False) -> str:
-    """The figure as a division that adapts to the width of the screen; plotly.js comes with the page."""
+    """Return the figure as a division that adapts to the width of the screen and uses the page's plotly.js."""
     figure.update_layout(
         template="plotly_white",
         height=height,
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
         font={"size": 14},
         showlegend=legend,
-        dragmode=False,  # a finger that scrolls the page would zoom the chart instead
+        dragmode=False,  # otherwise scrolling by touch would zoom the chart
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         hoverlabel={"namelength": -1},
     )
@@ -222,7 +213,7 @@ def _facts(dataset: Dataset, settings: Settings) -> str:
     shape = " × ".join(str(n) for n in dataset.x_train.shape[1:])
     facts = {
         "Source": dataset.source,
-        "Rows": f"{len(dataset.y_train)} to train on, {len(dataset.y_test)} to test on, split alike in every class",
+        "Rows": f"{len(dataset.y_train)} for training, {len(dataset.y_test)} for testing, split alike in every class",
         "One row": f"{shape} numbers",
         "Features": ", ".join(dataset.feature_names) or "pixels",
         "Classes": "; ".join(f"{name} ({a} + {b} rows)" for name, a, b in counts),

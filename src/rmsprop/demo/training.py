@@ -1,6 +1,6 @@
-"""The main job: one small network, trained by four optimizers from the same weights on the same batches.
+"""Training of one small network by each of four optimizers, from the same weights on the same batches.
 
-Nothing is drawn or printed here. `train` yields what happens, step by step, and fills a `Run`.
+Nothing is drawn or printed here. `train` yields its progress after every step, and fills a `Run`.
 """
 
 import math
@@ -22,13 +22,13 @@ from rmsprop.diagnose.effective_lr import LayerRecord, Recorder
 
 BATCH = 64
 EPOCHS = 20
-RECORDS = 150  # effective learning rates kept per run: more would not be visible in a figure
+RECORDS = 150  # records of effective learning rates per run; a figure cannot show more
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
 def _rmsprop(params: NamedParameters, lr: float) -> Optimizer:
-    from rmsprop import RMSprop
+    from rmsprop.optimizer import RMSprop
 
     optimizer: Optimizer = RMSprop(params, lr=lr)
     return optimizer
@@ -36,7 +36,7 @@ def _rmsprop(params: NamedParameters, lr: float) -> Optimizer:
 
 @dataclass(frozen=True)
 class Choice:
-    """An optimizer of the demo: its name in words, its default learning rate, and how it is made."""
+    """An optimizer of the demo: its label, its default learning rate, and its constructor."""
 
     label: str
     lr: float
@@ -44,7 +44,7 @@ class Choice:
 
 
 # Default learning rates: the lowest mean validation loss on the digits over seeds 1-5 after 20 epochs, on the grid
-# 1, 2, 3, 5, 10 per decade, with a quarter of seed 0's training rows held back for it (its test rows took no part).
+# 1, 2, 3, 5, 10 per decade. The validation rows are a quarter of seed 0's training rows; its test rows were not used.
 # Mean validation loss in nats around each choice (bench/demo_lr.py):
 #   sgd       0.3: 0.068   0.5: 0.061    0.7: 0.943 (some seeds fail)
 #   momentum  0.03: 0.082  0.05: 0.081   0.1: 0.098
@@ -60,7 +60,7 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What all runs share: the number of passes over the training rows, the seed, and where to compute."""
+    """Settings that all runs share: the number of passes over the training rows, the seed, and the device."""
 
     epochs: int = EPOCHS
     seed: int = 0
@@ -69,15 +69,15 @@ class Settings:
 
 @dataclass
 class Run:
-    """One optimizer's training, filled while `train` goes on.
+    """The record of one optimizer's training, filled in by `train`.
 
     Attributes:
         losses: mean cross-entropy of each batch, before its step, in nats.
-        test_losses, test_accuracies: after each epoch, on the rows held back; accuracy is a share, 0 to 1.
+        test_losses, test_accuracies: after each epoch, on the test rows; accuracy is a share, 0 to 1.
         train_loss: on all training rows, with the final weights; NaN if the run diverged.
-        seconds: in the training steps alone (forward, backward, step), without evaluation and records.
+        seconds: time of the training steps alone (forward, backward, step), without evaluation and records.
         step_us: median time of `optimizer.step()`, in microseconds.
-        diverged_at: the step whose loss, or after which the test loss, was not finite; None if that never happened.
+        diverged_at: the step at which the loss, or after which the test loss, was not finite; None if all were.
         layers: the effective learning rates (RMSprop only).
     """
 
@@ -94,13 +94,13 @@ class Run:
 
     @property
     def label(self) -> str:
-        """The optimizer's name in words."""
+        """The optimizer's label."""
         return OPTIMIZERS[self.optimizer].label
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run stands after one step; `accuracy` is that of the last full epoch, None before it."""
+    """The state of a run after one step; `accuracy` is that of the last full epoch, or None before the first."""
 
     step: int
     steps: int
@@ -111,7 +111,7 @@ class Progress:
 
 
 def make_optimizer(name: str, params: NamedParameters, lr: float) -> Optimizer:
-    """The named optimizer with its framework's defaults, apart from the learning rate.
+    """Make the named optimizer with its framework's defaults, apart from the learning rate.
 
     Raises: ValueError for a name that is not in OPTIMIZERS.
     """
@@ -121,13 +121,13 @@ def make_optimizer(name: str, params: NamedParameters, lr: float) -> Optimizer:
 
 
 def make_network(dataset: Dataset, seed: int) -> nn.Sequential:
-    """A small convolutional network for images, a small perceptron for tables; the seed decides the weights.
+    """Make a small convolutional network for images, or a small perceptron for tables, with weights from the seed.
 
-    SiLU, because a dead ReLU's v decays without end and would hide the other weights in the picture of rates.
-    The caller's random numbers are left as they were.
+    The activation is SiLU, because the v of a dead ReLU decays forever, which would hide the other weights in the
+    figure of effective learning rates. The caller's random number generator is not advanced.
     """
     shape, classes = dataset.x_train.shape[1:], len(dataset.class_names)
-    kind: Any = {"dtype": torch.float32, "device": "cpu"}  # as the data, whatever the process's defaults
+    kind: Any = {"dtype": torch.float32, "device": "cpu"}  # matches the data, whatever torch's defaults are
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[tuple[str, nn.Module]]
@@ -137,7 +137,7 @@ def make_network(dataset: Dataset, seed: int) -> nn.Sequential:
                 ("silu1", nn.SiLU()),
                 ("conv2", nn.Conv2d(16, 32, 3, padding=1, **kind)),
                 ("silu2", nn.SiLU()),
-                ("pool", nn.AdaptiveMaxPool2d(4)),  # any picture size becomes 4x4
+                ("pool", nn.AdaptiveMaxPool2d(4)),  # any image size becomes 4x4
                 ("flat", nn.Flatten()),
                 ("out", nn.Linear(32 * 4 * 4, classes, **kind)),
             ]
@@ -153,17 +153,17 @@ def make_network(dataset: Dataset, seed: int) -> nn.Sequential:
 
 
 def available_devices() -> list[str]:
-    """The devices that this PyTorch can compute on here: "cpu", and "cuda:0", "xpu:0" or "mps" if present."""
-    found = ["cpu"]
-    found += [f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
-    found += [f"xpu:{i}" for i in range(torch.xpu.device_count() if torch.xpu.is_available() else 0)]
-    return found + (["mps"] if torch.backends.mps.is_available() else [])
+    """Return the devices that are available here: "cpu", and "cuda:0", "xpu:0", or "mps" if present."""
+    devices = ["cpu"]
+    devices += [f"cuda:{i}" for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0)]
+    devices += [f"xpu:{i}" for i in range(torch.xpu.device_count() if torch.xpu.is_available() else 0)]
+    return devices + (["mps"] if torch.backends.mps.is_available() else [])
 
 
 def check_device(device: str) -> str:
-    """Return `device` if the demo can run there ("cuda" means "cuda:0").
+    """Return `device` if the demo can run on it ("cuda" means "cuda:0").
 
-    Raises: ValueError, naming the devices that there are.
+    Raises: ValueError with the available devices.
     """
     available = available_devices()
     if device not in available and f"{device}:0" not in available:
@@ -173,11 +173,11 @@ def check_device(device: str) -> str:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one CPU thread inside the block, and on as many as before after it.
+    """Use one CPU thread inside the block.
 
-    Layers this small gain nothing from a second thread, and when another program holds its core every operation
-    waits for it: 20 epochs then took 28 s instead of 2 s. The order of
-    sums, and so the last digit of a loss, no longer depends on the number of cores either.
+    Layers this small do not gain from a second thread, and every operation waits for it when another program uses its
+    core: 20 epochs then took 28 s instead of 2 s. With one thread, the order of sums, and so the last digit of a
+    loss, does not depend on the number of cores.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -188,9 +188,9 @@ def one_thread() -> Iterator[None]:
 
 
 def train(run: Run, dataset: Dataset, settings: Settings) -> Iterator[Progress]:
-    """Train the network from the seed's weights on the seed's batches, one `Progress` per step.
+    """Train the network from the seed's weights on the seed's batches, and yield one `Progress` per step.
 
-    A loss that is not finite ends the run and is noted in `run.diverged_at`.
+    A loss that is not finite ends the run and sets `run.diverged_at`.
 
     Mutates: run.
     """
@@ -240,9 +240,10 @@ def train(run: Run, dataset: Dataset, settings: Settings) -> Iterator[Progress]:
 
 
 def _batches(rows: int, settings: Settings) -> Iterator[Tensor]:
-    """Row indices, each row once an epoch, in the seed's order: drawn on the CPU, so the same on every device.
+    """Yield batches of row indices in the seed's order, each row once per epoch.
 
-    The batches of an epoch are of even size: a last one with the 3 rows left over makes a spike in every curve.
+    The order is drawn on the CPU, so it is the same on every device. The batches of an epoch have even sizes, because
+    a last batch of the few remaining rows makes a spike in every curve.
     """
     order = torch.Generator().manual_seed(settings.seed)
     for _ in range(settings.epochs):
@@ -251,7 +252,7 @@ def _batches(rows: int, settings: Settings) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def evaluate(network: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
-    """Mean cross-entropy in nats, and the share of rows whose class is the network's first choice."""
+    """Return the mean cross-entropy in nats and the accuracy, a share."""
     loss, right = 0.0, 0
     for i in range(0, len(y), 1024):
         scores, labels = network(x[i : i + 1024]), y[i : i + 1024]
@@ -261,7 +262,7 @@ def evaluate(network: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float]:
 
 
 def _warm_up(run: Run, network: nn.Module, x: Tensor, y: Tensor) -> None:
-    """One step on a copy, so that no optimizer's times hold what happens once (loading kernels, first memory)."""
+    """Take one step on a copy, so that one-time costs (loading kernels, first allocations) are not timed."""
     copy = deepcopy(network)
     optimizer = make_optimizer(run.optimizer, copy.named_parameters(), run.lr)
     torch.autograd.backward(nn.functional.cross_entropy(copy(x), y))
@@ -269,14 +270,14 @@ def _warm_up(run: Run, network: nn.Module, x: Tensor, y: Tensor) -> None:
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, after all work queued on the device has finished."""
+    """Return the time in seconds after all work queued on the device has finished."""
     if device.type != "cpu":
         getattr(torch, device.type).synchronize()
     return perf_counter()
 
 
 def summary(run: Run) -> dict[str, Any]:
-    """One row of the results table; None where a run that diverged has no number.
+    """Return one row of the results table, with None for numbers that a diverged run lacks.
 
     Units: losses in nats, accuracy as a share, seconds, optimizer_step_us in microseconds.
     """
@@ -297,7 +298,7 @@ HEADINGS = ("optimizer", "lr", "train loss", "test loss", "test accuracy", "seco
 
 
 def cells(run: Run) -> list[str]:
-    """The row of `summary` as text, under HEADINGS."""
+    """Return the row of `summary` as text, under HEADINGS."""
     row = summary(run)
     losses = ["–", "–", f"diverged at step {run.diverged_at}"]
     if run.diverged_at is None:
@@ -306,8 +307,8 @@ def cells(run: Run) -> list[str]:
 
 
 def results(runs: Sequence[Run], dataset: Dataset, settings: Settings) -> dict[str, Any]:
-    """Everything measured, as plain numbers and strings for results.json; None stands for NaN and infinity."""
-    found = {
+    """Return all measurements as numbers and strings for results.json, with None for NaN and infinity."""
+    record = {
         "settings": {**asdict(settings), "batch_size": BATCH, "torch": torch.__version__},
         "data": {
             "source": dataset.source,
@@ -319,11 +320,11 @@ def results(runs: Sequence[Run], dataset: Dataset, settings: Settings) -> dict[s
         "table": [summary(run) for run in runs],
         "curves": [asdict(run) for run in runs],
     }
-    return {key: _plain(value) for key, value in found.items()}
+    return {key: _plain(value) for key, value in record.items()}
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """Replace NaN and infinity, which JSON lacks, by None."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -1,8 +1,8 @@
-"""What a step did, as records: the learning rate that each element really gets.
+"""Reads the effective learning rate of every element from an RMSprop's state, and records it over a run.
 
 RMSprop divides every element's gradient by its own denominator d ([6] in spec.py), so an element moves as if it
-had a learning rate of its own, lr/d. It is read here from the optimizer's state alone, between steps, and nothing
-is changed: no parameter, no gradient, no state, no random number. `torch.optim.RMSprop` is read in the same way.
+had a learning rate of its own, lr/d. Reading it between steps changes no parameter, gradient, state or random number.
+`torch.optim.RMSprop` is read in the same way.
 """
 
 import math
@@ -22,17 +22,17 @@ from rmsprop.tensors.names import names
 
 @serial_after_fork
 def effective_lr(optimizer: Optimizer) -> dict[str, Tensor]:
-    """The effective learning rate lr/d of every element, by parameter name.
+    """Return the effective learning rate lr/d of every element, by parameter name.
 
-    Equation: spec.py, lines [4]-[6], from the state that the last step left and the lr of now. Momentum is left
-              out: a steady gradient moves an element 1/(1-momentum) times further.
+    Equation: spec.py, lines [4]-[6], from the state after the last step and the current lr. Momentum is
+              excluded: a steady gradient moves an element 1/(1-momentum) times further.
     Shapes:   as the parameter; a complex parameter has a last axis of 2, the real and the imaginary part.
     Units:    parameter per gradient. Infinite where d is 0 (eps = 0 and no gradient so far): there the step is
               0/0, which is 0.
     Returns:  float32 (float64 for float64 state), on the state's device; of a DTensor this process's shard.
               Names come from `param_names` if the optimizer was given named parameters, else they are
               "group0.param3". A parameter that has not stepped yet is skipped.
-    Raises:   TypeError if the optimizer is no RMSprop; ValueError for an eps_mode that [6] does not have.
+    Raises:   TypeError if the optimizer is not an RMSprop; ValueError for an eps_mode that [6] does not have.
     """
     return {name: rate for name, _, rate in _rates(optimizer)}
 
@@ -42,10 +42,10 @@ class LayerRecord:
     """The spread of the effective learning rate over the elements of one parameter, after one step.
 
     Attributes:
-        step: steps that this parameter has taken.
+        step: the number of steps that this parameter has taken.
         name: as in `effective_lr`.
         median, low, high: the 50 %, 10 % and 90 % quantile over the elements, in parameter per gradient.
-        elements: how many numbers these are quantiles of.
+        elements: the number of values behind the quantiles.
     """
 
     step: int
@@ -59,7 +59,7 @@ class LayerRecord:
 class Recorder:
     """Keeps one `LayerRecord` per parameter for every `every`-th step: call `record()` after each `step()`.
 
-    The first call is kept, then every `every`-th after it. Only numbers are kept, never tensors.
+    It records the first call, then every `every`-th after it. It keeps only numbers, never tensors.
 
     Raises: ValueError if `every` is below 1.
     """
@@ -74,7 +74,7 @@ class Recorder:
 
     @serial_after_fork
     def record(self) -> None:
-        """Read the optimizer's state, if this call's turn has come. Mutates `rows` only."""
+        """Record the optimizer's state, on every `every`-th call. Mutates `rows` only."""
         due = self._calls % self.every == 0
         self._calls += 1
         if not due:
@@ -90,7 +90,7 @@ def _rates(optimizer: Optimizer) -> Iterator[tuple[str, int, Tensor]]:
     for i, group in enumerate(optimizer.param_groups):
         if "alpha" not in group or "centered" not in group:
             raise TypeError(
-                f"{type(optimizer).__name__} is no RMSprop: its parameter group {i} has no alpha and no centered, "
+                f"{type(optimizer).__name__} is not an RMSprop: its parameter group {i} has no alpha or no centered, "
                 "which the effective learning rate needs"
             )
         called = names(group) or [f"group{i}.param{j}" for j in range(len(group["params"]))]
@@ -119,7 +119,7 @@ def _rate(group: dict[str, Any], state: dict[str, Any], step: int) -> Tensor:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    """The numbers as float32 or wider; complex ones as pairs, because RMSprop treats the two parts apart."""
+    """Return the numbers as float32 or wider, complex ones as pairs, since RMSprop treats the parts separately."""
     tensor = shards.shard(tensor.detach())
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
@@ -127,7 +127,7 @@ def _real(tensor: Tensor) -> Tensor:
 
 
 def _quantiles(values: Tensor, at: tuple[float, ...]) -> list[float]:
-    """Quantiles with linear interpolation: torch.quantile refuses over 16 M elements and makes inf into NaN."""
+    """Return quantiles with linear interpolation; torch.quantile stops at 16 M elements and turns inf into NaN."""
     ordered = values.flatten().sort().values
     if ordered[-1].isnan():  # NaN sorts last
         return [math.nan] * len(at)

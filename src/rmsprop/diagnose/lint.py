@@ -1,7 +1,7 @@
-"""What looks wrong about an optimizer, and what to change: findings from its settings, gradients and state.
+"""Findings of what looks wrong about an optimizer, from its settings, gradients and state, and what to change.
 
-Every finding states the numbers it rests on. Nothing is changed by looking: no parameter, no gradient, no state, no
-random number. The checks and their thresholds: checks.py; how tensors are read: survey.py.
+Every finding states the numbers behind it. lint changes no parameter, gradient, state or random number. checks.py has
+the checks and their thresholds, and readings.py reads the tensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,8 @@ from rmsprop import settings
 from rmsprop.diagnose import usage
 from rmsprop.diagnose.checks import CHECKS
 from rmsprop.diagnose.facts import Facts, History
-from rmsprop.diagnose.readings import survey
+from rmsprop.diagnose.readings import take_readings
+from rmsprop.spec import Nonfinite
 
 SEVERITIES = ("error", "warning", "note")
 
@@ -22,10 +23,10 @@ class Finding:
     """One thing that looks wrong.
 
     Attributes:
-        name: what kind of finding, a word to search for in docs/explain.md.
-        severity: "error" (the run is or will be broken), "warning" (likely a mistake) or "note" (know it).
+        name: the kind of finding, a row of the table in docs/explain.md.
+        severity: "error" (the run is or will be broken), "warning" (likely a mistake) or "note" (worth knowing).
         group: the parameter group's index.
-        seen: what was seen, with its numbers.
+        seen: the observation, with its numbers.
         change: what to change.
     """
 
@@ -45,15 +46,15 @@ def lint(
     steps: int | None = None,
     history: History | None = None,
 ) -> list[Finding]:
-    """Return what looks wrong about an RMSprop's groups and state, the worst first.
+    """Return what looks wrong about an RMSprop's groups and state, worst first.
 
     Args:
-        steps: how many steps the whole run has, if known.
+        steps: the number of steps in the whole run, if known.
         history: how the optimizer was used so far, if known.
-    Returns: findings; an empty list where nothing looks wrong.
+    Returns: the findings; an empty list if nothing looks wrong.
     """
     history = history or History()
-    readings = survey(groups, state)
+    readings = take_readings(groups, state)
     tensors_of_all = [x for tensors in readings for x in tensors]
     oldest = max((x.steps for x in tensors_of_all), default=0)
     unreachable = bool(tensors_of_all) and not any(
@@ -72,7 +73,7 @@ def lint(
 
 
 def history(optimizer: Any) -> History:
-    """Return what an RMSprop recorded of how it was used."""
+    """Return what an RMSprop recorded about its use."""
     guard = optimizer._stepper.guard
-    nonfinite = "propagate" if guard is None else guard.mode
+    nonfinite: Nonfinite = "propagate" if guard is None else guard.mode
     return History(optimizer.backend, nonfinite, optimizer._stepper.idle, tuple(optimizer._initial_momentum))

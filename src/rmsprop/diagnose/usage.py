@@ -1,4 +1,4 @@
-"""Checks of how an optimizer is used, beside those of its numbers in checks.py: what it is given, and when."""
+"""Checks of how an optimizer is used: its parameters, gradients and memory layouts. checks.py checks numbers."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,9 @@ from torch import Tensor
 from rmsprop import analysis, kernels
 from rmsprop.diagnose.facts import Facts
 from rmsprop.diagnose.readings import Reading
-from rmsprop.dialects import CLIPS, find_dialect
+from rmsprop.dialects import find_dialect
 from rmsprop.printing import printable
-from rmsprop.spec import Rule
+from rmsprop.spec import CLIPS, Rule
 from rmsprop.tensors import clipping, shards
 from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, state_names
 
@@ -22,55 +22,60 @@ Found = Iterator[tuple[str, str, str]]  # severity, what was seen, what to chang
 
 
 def no_gradient(f: Facts) -> Found:
-    """Parameters that are given to the optimizer and get no gradient."""
-    build = "Build the optimizer from the parameters of the model that the loss comes from, not from copies of them"
+    """Find parameters of the optimizer that get no gradient."""
+    build = "Build the optimizer from the parameters of the model that computes the loss, not from copies of them"
     if f.unreachable and f.index == 0:
         yield (
             "warning",
-            "every parameter has requires_grad=False and no gradient, as copies by detach() or state_dict() have, so "
-            "backward() gives none of them a gradient",
+            "every parameter has requires_grad=False and no gradient, as copies from detach() or state_dict() do, so "
+            "backward() computes no gradient for them",
             build,
         )
     elif f.history.idle > 1 and f.index == 0:
         yield (
             "error",
-            f"no parameter had a gradient in the last {f.history.idle} steps, and none of them moved",
+            f"no parameter had a gradient in the last {f.history.idle} steps, so none of them moved",
             f"{build}, and call loss.backward() before step() and zero_grad() after it",
         )
     if not f.oldest or f.unreachable or f.history.idle > 1:
         return
     off = [x for x in f.tensors if not x.requires_grad]
     never = [x for x in f.tensors if x.requires_grad and x.elements and not x.has_state and not x.has_grad]
-    zero = [x for x in f.tensors if x.steps and x.elements and not x.touched and not x.with_grad and x.requires_grad]
+    zero = [
+        x
+        for x in f.tensors
+        if x.steps and x.elements and not x.sums["touched"] and not x.sums["with_grad"] and x.requires_grad
+    ]
     if never and not (f.late and len(never) == len(f.tensors)):
         yield (
             "warning",
-            f"{len(never)} parameters had no gradient in {f.oldest} steps: {names(never)}",
-            "Look for a part of the network that the loss does not reach, or leave them out",
+            f"{counted(len(never), 'parameter')} had no gradient in {counted(f.oldest, 'step')}: {names(never)}",
+            "Check for a part of the network that the loss does not reach, or leave these parameters out",
         )
     if zero and (f.oldest > 1 or len(zero) == len(f.tensors)):  # adapters begin beside a matrix of zeros
         yield (
             "warning",
-            f"the gradient of {len(zero)} parameters was 0 in every step: {names(zero)}",
+            f"{counted(len(zero), 'parameter')} had a gradient of 0 in every step: {names(zero)}",
             "Look for a dead part of the network, or a gradient that underflows in half precision",
         )
     if off:
-        yield "note", f"{len(off)} parameters have requires_grad=False: {names(off)}", "Leave them out, if for good"
+        frozen = counted(len(off), "parameter has", "parameters have")
+        yield "note", f"{frozen} requires_grad=False: {names(off)}", "Leave them out if they stay frozen"
 
 
 def zero_grad(f: Facts) -> Found:
-    """Gradients that a step used, and that the next backward pass added to."""
+    """Find gradients that a step used and that the next backward pass added to."""
     if f.history.kept is not None and f.history.kept[0] == f.index:
         yield (
             "warning",
-            f"the gradient of {f.history.kept[1]} that a step had used was still there when backward() added to it, "
-            "after every step that was looked at: gradients only grow",
+            f"backward() added to the gradient of {f.history.kept[1]} that the step before had used, after every "
+            "step that was observed, so gradients accumulate",
             "Call optimizer.zero_grad() after each step()",
         )
 
 
 def momentum_switched(f: Facts) -> Found:
-    """Momentum that was 0 when the group began and is not now, or the other way round."""
+    """Find momentum that was 0 when the group began and is not now, or the reverse."""
     mu, begun = f.hyper.momentum, f.begun
     late = [x for x in f.tensors if x.steps and x.has_state and x.has_buffer is not f.rule.momentum]
     if begun is None or (begun != 0) is f.rule.momentum:
@@ -78,46 +83,46 @@ def momentum_switched(f: Facts) -> Found:
             return
         begun = 0.0 if f.rule.momentum else None
     if f.rule.momentum:
-        by = "OneCycleLR and CyclicLR do so" if "base_momentum" in f.group else "a schedule or an assignment did so"
+        by = "OneCycleLR or CyclicLR" if "base_momentum" in f.group else "a schedule or an assignment"
         yield (
             "warning",
-            f"momentum was {begun:g} in this group and is {mu:g} now: {by}. A steady step is now "
-            f"{analysis.steady_step(f.rule, f.hyper):.3g}·lr, without it 1·lr",
-            "Give the schedule cycle_momentum=False, or build the optimizer with that momentum and an lr for it",
+            f"momentum was {begun:g} in this group and is {mu:g} now, set by {by}, so a steady step is "
+            f"{analysis.steady_step(f.rule, f.hyper):.3g}·lr instead of {min(1.0, f.hyper.cap):g}·lr",
+            "Pass cycle_momentum=False to the schedule, or build the optimizer with this momentum and a matching lr",
         )
     else:
         was = "not 0" if begun is None else f"{begun:g}"
         yield (
             "note",
             f"momentum was {was} in this group and is 0 now: steps are shorter by its factor of 1/(1−momentum), and "
-            "momentum_buffer waits in the state: it comes back as it is when momentum does",
-            "Keep momentum as it was, or delete momentum_buffer from the state before it is turned on again",
+            "the next step with momentum continues from the momentum_buffer in the state",
+            "Keep momentum as it was, or delete momentum_buffer from the state before momentum is turned on again",
         )
 
 
 def clip_zero(f: Facts) -> Found:
-    """Bounds of 0, which some frameworks read as no bound."""
+    """Find bounds of 0, which some frameworks read as no bound."""
     for name in CLIPS:
         if f.group.get(name) != 0 or f.group.get(name) is None:
             continue
-        word = find_dialect(f.group["dialect"]).argument(name)
-        effect = "every parameter is 0 after a step" if name == "clip_weights" else "every gradient is 0 in a step"
+        argument = find_dialect(f.group["dialect"]).argument(name)
+        clipped = "parameter" if name == "clip_weights" else "gradient"
         yield (
             "error",
-            f"{word}=0 is a bound of 0 here: {effect}",
-            f"Leave {word} out, or take None, if no bound is meant, as by 0 in MXNet and Keras 1",
+            f"{argument}=0 is a bound of 0 here, so every {clipped} is clipped to 0",
+            f"Omit {argument} or set it to None for no bound, which 0 means in MXNet and Keras 1",
         )
 
 
 def slow_path(f: Facts) -> Found:
-    """Gradients and state whose memory the compiled kernel cannot take."""
+    """Find gradients and state whose memory layout the compiled kernel cannot use."""
     if not f.detours:
         return
     name, reason = f.detours[0]
     more = f" and {len(f.detours) - 1} more" if len(f.detours) > 1 else ""
     yield (
         "note",
-        f"the compiled kernel would take this group, and plain torch steps it because of {name}{more} ({reason})",
+        f"torch operations step this group instead of the compiled kernel because of {name}{more} ({reason})",
         "Keep parameter, gradient and state in one dense layout: build the optimizer after "
         "model.to(memory_format=...), and assign gradients as torch.empty_like(p).copy_(g)",
     )
@@ -126,7 +131,7 @@ def slow_path(f: Facts) -> Found:
 def detours(
     backend: str, rule: Rule, group: Mapping[str, Any], state: Mapping[Any, Mapping[str, Any]]
 ) -> list[tuple[str, str]]:
-    """The parameters that the compiled kernel would take, were it not for how tensors lie in memory.
+    """Return the parameters that only a memory layout keeps from the compiled kernel.
 
     Returns: pairs of the parameter's name and the kernel's reason.
     """
@@ -151,7 +156,7 @@ def detours(
 
 
 def _together(rule: Rule, group: Mapping[str, Any], buckets: Sequence[Bucket]) -> list[tuple[str, str]]:
-    """Why parameters that the kernel takes one by one cannot be stepped in one call."""
+    """Return why one call of the kernel cannot step parameters that it can step one by one."""
     whole = bucket_for(group, [])
     for bucket in buckets:
         if bucket.slots["square_avg"]:
@@ -162,7 +167,7 @@ def _together(rule: Rule, group: Mapping[str, Any], buckets: Sequence[Bucket]) -
 
 
 def _bucket(rule: Rule, group: Mapping[str, Any], p: Tensor, grad: Tensor, own: Mapping[str, Any]) -> Bucket:
-    """A bucket of one parameter, with its gradient and the state that there is of it."""
+    """Return a bucket of one parameter, with its gradient and its state if that is complete."""
     bucket = bucket_for(group, [p])
     bucket.grad = [grad]
     names = state_names(rule, group, is_half(p.dtype))
@@ -172,7 +177,12 @@ def _bucket(rule: Rule, group: Mapping[str, Any], p: Tensor, grad: Tensor, own: 
     return bucket.of_its_width()
 
 
+def counted(count: float, singular: str, plural: str = "") -> str:
+    """Return a count and its noun, such as "1 parameter" and "2 parameters"."""
+    return f"{count:.0f} {singular if count == 1 else plural or singular + 's'}"
+
+
 def names(tensors: Sequence[Reading]) -> str:
-    """The first names, and how many more there are."""
+    """Return the first names, and how many more there are."""
     shown = ", ".join(x.name for x in tensors[:3])
     return shown + (f" and {len(tensors) - 3} more" if len(tensors) > 3 else "")

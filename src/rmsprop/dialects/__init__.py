@@ -1,7 +1,7 @@
-"""RMSprop as each framework computes it: one row per dialect, in the framework's own words.
+"""RMSprop as each framework computes it, one row per dialect, with the framework's own argument names.
 
-A row is the whole definition: the constructor, the command line, the conversions and the docs read it, nothing else
-knows a framework's name. To add a dialect, add one row (and its golden vectors).
+A row is the whole definition. The constructor, the command line, the conversions and the docs read it; no other code
+depends on a framework's name. To add a dialect, add one row and its golden vectors.
 """
 
 import difflib
@@ -10,11 +10,11 @@ from numbers import Number
 from typing import Any
 
 from rmsprop.dialects import historic, jax, others, papers, pytorch, tensorflow
-from rmsprop.dialects.row import ANYTHING, CLIPS, HYPERS, SWITCHES, UNCLIPPED, Dialect
+from rmsprop.dialects.row import ANYTHING, HYPERS, SWITCHES, UNCLIPPED, Dialect
 from rmsprop.printing import MOST, printable, shown
+from rmsprop.spec import CLIPS
 
 __all__ = [
-    "CLIPS",
     "DIALECTS",
     "FOREIGN",
     "HYPERS",
@@ -24,7 +24,7 @@ __all__ = [
     "Dialect",
     "find_dialect",
     "read_arguments",
-    "unknown_word",
+    "unknown_argument",
     "write_arguments",
 ]
 
@@ -33,7 +33,7 @@ DIALECTS: Mapping[str, Dialect] = {"torch": _ROWS["torch"], **_ROWS}
 
 UNFIT = historic.UNFIT
 
-# Names that people try -> the dialects that may be meant.
+# Names that users may try -> the dialects that they may mean.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "pytorch": ("torch",),
     "libtorch": ("torch",),
@@ -59,9 +59,9 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "nd4j": ("dl4j",),
 }
 
-# Argument names of other frameworks' RMSprop, and what they are called here: for messages only.
+# Argument names of other frameworks -> our names, for error messages only.
 FOREIGN: Mapping[str, str] = {
-    **{word: ours for row in reversed(tuple(DIALECTS.values())) for word, ours in row.arguments.items()},
+    **{argument: ours for row in reversed(tuple(DIALECTS.values())) for argument, ours in row.arguments.items()},
     "decay": "alpha",
     "gamma": "alpha",
     "beta": "alpha",
@@ -79,91 +79,97 @@ _OURS = {*HYPERS, *SWITCHES, *UNCLIPPED, "maximize"}
 
 
 def find_dialect(name: Any) -> Dialect:
-    """The row of that name.
+    """Return the dialect of that name.
 
     Raises:
-        ValueError: there is none; the message lists those there are, or says why that one does not fit.
+        ValueError: the name is unknown; the message lists the dialects, or the reason why this one is not offered.
     """
     if isinstance(name, str) and name in DIALECTS:
         return DIALECTS[name]
     if isinstance(name, str) and name.lower() in UNFIT:
         raise ValueError(f"dialect={name!r} is not offered: {UNFIT[name.lower()]}")
-    meant: tuple[str, ...] = ()
+    similar: tuple[str, ...] = ()
     if isinstance(name, str) and len(name) <= MOST:
-        meant = _ALIASES.get(name.lower(), ()) or tuple(difflib.get_close_matches(name, DIALECTS, n=1))
-    hint = f" (did you mean {' or '.join(map(repr, meant))}?)" if meant else ""
+        similar = _ALIASES.get(name.lower(), ()) or tuple(difflib.get_close_matches(name, DIALECTS, n=1))
+    hint = f" (did you mean {' or '.join(map(repr, similar))}?)" if similar else ""
     raise ValueError(f"Unknown dialect: {shown(name)}{hint}; choose one of {', '.join(map(repr, DIALECTS))}")
 
 
 def read_arguments(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under our names, from settings in the dialect's or in torch's words.
+    """Return settings under our names, given arguments under the dialect's or torch's names.
 
     Raises:
-        TypeError: a name that means something else in this dialect, that belongs to another framework, that
-            nobody knows, or two names for one thing; the message names the right word.
-        ValueError: a value that the framework does not take, or that cannot be followed; with the reason.
+        TypeError: a name is ambiguous in this dialect, belongs to another framework or is unknown, or two names set
+            one thing; the message has the right name.
+        ValueError: the framework does not take a value, or this package cannot follow it; the message has the reason.
     """
-    exclusive = [word for word in dialect.exclusive if given.get(word) is not None]
+    exclusive = [argument for argument in dialect.exclusive if given.get(argument) is not None]
     if len(exclusive) > 1:
-        got = ", ".join(f"{word}={shown(given[word])}" for word in exclusive)
+        got = ", ".join(f"{argument}={shown(given[argument])}" for argument in exclusive)
         raise ValueError(f"dialect={dialect.name!r} takes one of {', '.join(dialect.exclusive)}; got {got}")
     read: dict[str, Any] = {}
-    typed: dict[str, str] = {}
-    for word, flag in dialect.requires.items():
-        on = [isinstance(given.get(name), bool | Number) and bool(given[name]) for name in (word, flag)]
+    names: dict[str, str] = {}  # a setting of ours -> the argument that set it
+    for argument, flag in dialect.requires.items():
+        on = [isinstance(given.get(name), bool | Number) and bool(given[name]) for name in (argument, flag)]
         if on == [True, False]:
             raise ValueError(
-                f"{word}={shown(given[word])} does not work under dialect={dialect.name!r} without {flag}=True: the "
-                "framework "
-                f"ignores it then; give both, or leave it out"
+                f"{argument}={shown(given[argument])} does not work under dialect={dialect.name!r} without "
+                f"{flag}=True, since the framework ignores it; give both, or leave it out"
             )
-    for word, value in sorted(given.items(), key=lambda item: item[0] in dialect.requires):
-        if word in dialect.refused:
+    for argument, value in sorted(given.items(), key=lambda item: item[0] in dialect.requires):
+        if argument in dialect.refused:
             raise TypeError(
-                f"{word}={shown(value)} is ambiguous under dialect={dialect.name!r}: {dialect.refused[word]}"
+                f"{argument}={shown(value)} is ambiguous under dialect={dialect.name!r}: {dialect.refused[argument]}"
             )
-        ours = dialect.arguments.get(word, word)
-        if ours not in _OURS and word not in dialect.limits:
-            raise TypeError(unknown_word(dialect, word, value))
-        if word in dialect.limits and ours not in _OURS:
+        ours = dialect.arguments.get(argument, argument)
+        if ours not in _OURS and argument not in dialect.limits:
+            raise TypeError(unknown_argument(dialect, argument, value))
+        if argument in dialect.limits and ours not in _OURS:
             continue
-        for name, setting in _read_value(dialect, word, ours, value).items():
-            if name in read and dialect.requires.get(word) != typed[name]:
+        for name, setting in _read_value(dialect, argument, ours, value).items():
+            if name in read and dialect.requires.get(argument) != names[name]:
                 raise TypeError(
-                    f"{typed[name]}={shown(given[typed[name]])} and {word}={shown(value)} both set {name} under "
+                    f"{names[name]}={shown(given[names[name]])} and {argument}={shown(value)} both set {name} under "
                     f"dialect={dialect.name!r}; give one of them"
                 )
-            read[name], typed[name] = setting, word
-    for word in _check_limits(dialect, given, read):
-        read.pop(dialect.arguments.get(word, word), None)
+            read[name], names[name] = setting, argument
+    for argument in _check_limits(dialect, given, read):
+        read.pop(dialect.arguments.get(argument, argument), None)
     return read
 
 
-def _read_value(dialect: Dialect, word: str, ours: str, value: Any) -> Mapping[str, Any]:
-    """What one word says, as settings of ours."""
-    if word not in dialect.values:
+def _read_value(dialect: Dialect, argument: str, ours: str, value: Any) -> Mapping[str, Any]:
+    """Return what one argument sets, under our names."""
+    if argument not in dialect.values:
         return {ours: value}
     try:
-        meant = dialect.values[word].read(value)
+        read = dialect.values[argument].read(value)
     except (TypeError, ValueError, ArithmeticError, LookupError, RuntimeError) as error:
         kind = TypeError if isinstance(error, TypeError) else ValueError
-        raise kind(f"Invalid {word}: {shown(value)} under dialect={dialect.name!r}: {str(error)[:MOST]}") from error
-    return meant if isinstance(meant, Mapping) else {ours: meant}
+        raise kind(
+            f"Invalid {argument}: {shown(value)} under dialect={dialect.name!r}: {str(error)[:MOST]}"
+        ) from error
+    return read if isinstance(read, Mapping) else {ours: read}
 
 
 def _check_limits(dialect: Dialect, given: Mapping[str, Any], read: Mapping[str, Any]) -> list[str]:
-    """Refuse the words that work with few values only, where they have another. Returns: those that say nothing."""
+    """Return the arguments that have no effect, among those with limited values.
+
+    Raises: ValueError if one of them has a value that does not work.
+    """
     idle = []
-    for word, limit in dialect.limits.items():
-        if word not in given or (limit.unless and read.get(limit.unless)):
+    for argument, limit in dialect.limits.items():
+        if argument not in given or (limit.unless and read.get(limit.unless)):
             continue
-        idle.append(word)
+        idle.append(argument)
         if limit.neutral is ANYTHING:
             continue
         neutral = limit.neutral if isinstance(limit.neutral, tuple) else (limit.neutral,)
-        if any(_equal(given[word], value) for value in neutral):
+        if any(_equal(given[argument], value) for value in neutral):
             continue
-        raise ValueError(f"{word}={shown(given[word])} does not work under dialect={dialect.name!r}: {limit.reason}")
+        raise ValueError(
+            f"{argument}={shown(given[argument])} does not work under dialect={dialect.name!r}: {limit.reason}"
+        )
     return idle
 
 
@@ -172,33 +178,33 @@ def _equal(value: Any, neutral: Any) -> bool:
 
 
 def write_arguments(dialect: Dialect, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of ours in the dialect's own words: the inverse of `read_arguments`."""
-    spoken: dict[str, Any] = {}
+    """Return our settings as the dialect's own arguments: the inverse of `read_arguments`."""
+    arguments: dict[str, Any] = {}
     for ours, value in settings.items():
-        word = dialect.argument(ours)
-        said = dialect.values[word].write(value) if word in dialect.values else value
-        spoken.update(said if isinstance(said, Mapping) else {word: said})
-    return spoken
+        argument = dialect.argument(ours)
+        written = dialect.values[argument].write(value) if argument in dialect.values else value
+        arguments.update(written if isinstance(written, Mapping) else {argument: written})
+    return arguments
 
 
-def unknown_word(dialect: Dialect, word: str, value: Any) -> str:
-    """The sentence for a setting that this dialect does not know: whose word it is, and the right one."""
-    ours = FOREIGN.get(word)
-    shown_word = f"{printable(word[:MOST])}={shown(value)}"
+def unknown_argument(dialect: Dialect, argument: str, value: Any) -> str:
+    """Return the error message for an unknown argument: the framework that it belongs to, and the right name."""
+    ours = FOREIGN.get(argument)
+    assignment = f"{printable(argument[:MOST])}={shown(value)}"
     if ours is None:
         known = [*dialect.arguments, *(h for h in HYPERS if h not in dialect.refused), *SWITCHES, *CLIPS, "maximize"]
-        near = difflib.get_close_matches(word[:MOST], known, n=1)
+        near = difflib.get_close_matches(argument[:MOST], known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
-        return f"RMSprop got an unexpected setting {shown_word} under dialect={dialect.name!r}; {hint}"
-    if word == "betas" and isinstance(value, list | tuple) and len(value) == 2:
+        return f"RMSprop got an unexpected setting {assignment} under dialect={dialect.name!r}; {hint}"
+    if argument == "betas" and isinstance(value, list | tuple) and len(value) == 2:
         second = f"{dialect.argument('alpha')}={shown(value[1], 30)}"
         return (
-            f"RMSprop takes no {shown_word}: they are Adam's, and the second is RMSprop's: write {second} here; "
-            "the first averages gradients, which RMSprop does not do"
+            f"RMSprop takes no {assignment}, which are Adam's; the second corresponds to RMSprop's decay: write "
+            f"{second} here (the first averages gradients, which RMSprop does not do)"
         )
-    speakers = [row for row in DIALECTS.values() if word in row.arguments and row is not dialect]
-    speakers.sort(key=lambda row: row.name != "keras3")  # the one that people use today comes first
-    whose = f"dialect={speakers[0].name!r} has that name" if speakers else "another framework's RMSprop has that name"
-    meant = {row.arguments[word] for row in speakers} or {ours}
-    right = " or ".join(f"{dialect.argument(name)}=..." for name in sorted(meant))
-    return f"RMSprop takes no {shown_word} under dialect={dialect.name!r}: {whose}; write {right} here"
+    owners = [row for row in DIALECTS.values() if argument in row.arguments and row is not dialect]
+    owners.sort(key=lambda row: row.name != "keras3")  # the most used one comes first
+    owner = f"dialect={owners[0].name!r} has that name" if owners else "another framework's RMSprop has that name"
+    settings = {row.arguments[argument] for row in owners} or {ours}
+    right = " or ".join(f"{dialect.argument(name)}=..." for name in sorted(settings))
+    return f"RMSprop takes no {assignment} under dialect={dialect.name!r}: {owner}; write {right} here"

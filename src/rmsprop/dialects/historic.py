@@ -1,4 +1,4 @@
-"""RMSprop in Caffe, Caffe2, Flux, DL4J and neon; and what has the name and does not fit."""
+"""RMSprop in Caffe, Caffe2, Flux, DL4J and neon, and the optimizers that are called RMSprop but are not."""
 
 from collections.abc import Mapping
 
@@ -7,14 +7,14 @@ from rmsprop.spec import Hyper, Rule
 
 
 def _regularization(kind: str) -> str:
-    """Caffe's regularization_type."""
+    """Return the weight_decay_mode of a regularization_type of Caffe."""
     if kind not in ("L2", "L1"):
         raise ValueError(f"{kind!r} is neither 'L2' nor 'L1'")
     return kind.lower()
 
 
 def _regularization_type(mode: str) -> str:
-    """Caffe's word for a weight_decay_mode."""
+    """Return Caffe's regularization_type for a weight_decay_mode."""
     if mode not in ("l2", "l1"):
         raise ValueError(f"Caffe has no weight_decay_mode={mode!r}")
     return mode.upper()
@@ -39,22 +39,22 @@ ROWS = (
             "regularization_type": Value(_regularization, _regularization_type),
         },
         limits={
-            "momentum": Limit(0, "Caffe's solver refuses to start with it; leave it out"),
-            "iter_size": Limit(1, "call step() after that many calls of backward()"),
+            "momentum": Limit(0, "Caffe's solver does not start with momentum; leave it out"),
+            "iter_size": Limit(1, "call step() once per that many backward() calls"),
         },
         states={"history": "square_avg"},
         complex="Caffe has no complex parameters",
         call='solver.prototxt: type: "RMSProp"',
         own=Own(
             takes=("weight_decay", "weight_decay_mode", "clip_global_norm"),
-            text='type: "RMSProp"\nlr_policy: "fixed"\n{words}',
+            text='type: "RMSProp"\nlr_policy: "fixed"\n{arguments}',
             pair="{}: {}",
             between="\n",
         ),
         example="base_lr=0.01, rms_decay=0.98, weight_decay=5e-4, clip_gradients=10.0",
         traps=(
-            "clip_gradients bounds the norm over all gradients, before weight decay is added; 0 zeroes them.",
-            "lr_mult and decay_mult of a layer are a parameter group's lr and weight_decay here.",
+            "clip_gradients bounds the global norm of the gradients before weight decay is added; 0 zeroes them.",
+            "Use a parameter group with its own lr and weight_decay for a layer's lr_mult and decay_mult.",
             'regularization_type="L1" adds weight_decay·sign(p).',
         ),
     ),
@@ -67,7 +67,7 @@ ROWS = (
         arguments={"base_learning_rate": "lr", "decay": "alpha", "epsilon": "eps"},
         refused={
             "alpha": "alpha is the learning rate in Caffe2's RmsPropOptimizer and the decay of the average in "
-            "torch's; write lr=... or decay=... to say which"
+            "torch; give lr=... or decay=... instead"
         },
         states={"mean_squares": "square_avg", "momentum": "momentum_buffer"},
         complex="Caffe2 has no complex parameters",
@@ -79,9 +79,9 @@ ROWS = (
         ),
         example="lr=0.01, decay=0.9, momentum=0.9, epsilon=1e-5",
         traps=(
-            "This is the operator. Its Python wrapper overwrites the operator's momentum blob with the scaled "
-            "step, so "
-            "its momentum works like alpha·momentum: 0.009 instead of 0.9. That is a bug, and not followed.",
+            "This dialect is the operator. Its Python wrapper overwrites the operator's momentum blob with the "
+            "scaled step, so the momentum in effect is alpha·momentum: 0.009 instead of 0.9. This bug is not "
+            "reproduced.",
         ),
     ),
     Dialect(
@@ -92,11 +92,11 @@ ROWS = (
         source="FluxML/Optimisers.jl b3595f5, src/rules.jl",
         arguments={"eta": "lr", "rho": "alpha", "epsilon": "eps", "centred": "centered"},
         states={"quad": "square_avg", "lin": "grad_avg", "velocity": "momentum_buffer"},
-        complex="Flux averages |g|², one number for both parts",
+        complex="Flux averages |g|², a single number for the real and imaginary parts",
         call="Optimisers.RMSProp",
         own=Own(
             takes=("centered",),
-            text="RMSProp(; {words})",
+            text="RMSProp(; {arguments})",
             truth=("false", "true"),
             composed={
                 "momentum": "OptimiserChain({call}, Momentum(1, {momentum}))",
@@ -109,9 +109,9 @@ ROWS = (
         example="eta=1e-3, rho=0.9, epsilon=1e-8",
         traps=(
             "Its docstring calls rho “Momentum”; it is the decay of the average.",
-            "weight_decay here is OptimiserChain(WeightDecay(λ), RMSProp(...)); momentum is "
-            "OptimiserChain(RMSProp(...), "
-            "Momentum(1, ρ)), with the learning rate inside the velocity; with nesterov=True Nesterov(1, ρ).",
+            "weight_decay corresponds to OptimiserChain(WeightDecay(λ), RMSProp(...)). momentum corresponds to "
+            "OptimiserChain(RMSProp(...), Momentum(1, ρ)), or Nesterov(1, ρ) with nesterov=True; the velocity "
+            "includes the learning rate.",
         ),
     ),
     Dialect(
@@ -128,10 +128,9 @@ ROWS = (
         own=Own(text="new RmsProp({lr}, {alpha}, {eps})"),
         example="learningRate=0.1, rmsDecay=0.95, epsilon=1e-8",
         traps=(
-            "v starts at ε. Its default learning rate is 0.1.",
-            "L1 and L2 regularisation come before the updater (weight_decay here, modes l1 and l2), its "
-            "WeightDecay after, "
-            "which is weight_decay_mode='decoupled'. Gradient normalisation comes before both.",
+            "v starts at ε. The default learning rate is 0.1.",
+            "L1 and L2 regularization apply before the updater (weight_decay with mode l1 or l2). WeightDecay "
+            "applies after it, which is weight_decay_mode='decoupled'. Gradient normalization precedes both.",
         ),
     ),
     Dialect(
@@ -150,11 +149,10 @@ ROWS = (
         limits={
             "gradient_clip_norm": Limit(
                 None,
-                "neon's norm factor enters the numerator and not the average, which is a factor on the learning "
-                "rate; "
-                "scale lr, or give clip_global_norm to clip the gradient itself",
+                "neon scales the step by its norm factor but not the average, which amounts to a change of the "
+                "learning rate; scale lr, or give clip_global_norm to clip the gradient itself",
             ),
-            "stochastic_round": Limit(False, "parameters are rounded to nearest here; leave it out"),
+            "stochastic_round": Limit(False, "neon's stochastic rounding is not reproduced; leave it out"),
         },
         states={"state": "square_avg"},
         complex="neon has no complex parameters",
@@ -162,23 +160,21 @@ ROWS = (
         own=Own(takes=("clip_value", "clip_weights")),
         example="learning_rate=2e-3, decay_rate=0.95, epsilon=1e-6",
         traps=(
-            "ε stands inside the root and outside it.",
-            "It divides gradients by the batch size; torch's losses do.",
+            "ε is both inside and outside the root.",
+            "neon divides gradients by the batch size; in torch the loss does that.",
         ),
     ),
 )
 
-# What is called RMSprop and is another rule: the reason, for messages and the docs.
+# Optimizers that are called RMSprop but compute something else -> the reason, for error messages and the docs.
 UNFIT: Mapping[str, str] = {
-    "cntk": "CNTK's rmsprop adapts a step size per element by the sign of successive gradients (RProp with a "
-    "root), and "
-    "divides by the mean over the tensor, so its elements are coupled; there is no RMSprop setting that equals it. "
-    "torch.optim.Rprop has the sign rule; dialect='hinton2012' has the root",
+    "cntk": "CNTK's rmsprop adapts a step size per element by the signs of successive gradients (Rprop with a root) "
+    "and divides by the mean over the tensor, so elements affect one another; no RMSprop setting reproduces it. "
+    "Use torch.optim.Rprop for the sign rule, or dialect='hinton2012' for the root",
     "climin_step_adapt": "climin's step adaptation raises and lowers each element's rate by the signs of successive "
-    "steps; dialect='climin' is its RmsProp without that",
+    "steps; dialect='climin' is its RmsProp without the adaptation",
     "bitsandbytes8bit": "8-bit states are rounded to 256 values per block; `rmsprop convert` reads such "
-    "checkpoints, and "
-    "dialect='bitsandbytes' is the same rule with 32-bit state",
+    "checkpoints, and dialect='bitsandbytes' is the same rule with 32-bit state",
     "rmsprop_caution": "timm's cautious variant (crmsproptf) masks steps by their sign; dialect='timm' is the rule "
     "without the mask",
 }

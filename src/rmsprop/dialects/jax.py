@@ -19,15 +19,15 @@ ROWS = (
         values={"eps_in_sqrt": when_true("inside", "outside"), "momentum": optional(0.0)},
         states={"count": "step", "mu": "grad_avg", "nu": "square_avg", "trace": "momentum_buffer"},
         buffer_sign=-1,
-        complex="optax averages |g|², one number for both parts",
+        complex="optax averages |g|², a single number for the real and imaginary parts",
         call="optax.rmsprop",
         own=Own(takes=("momentum", "centered", "nesterov", "eps_mode", "square_avg_init", "bias_correction")),
         example="learning_rate=1e-3, decay=0.99, eps=1e-5, initial_scale=1.0",
         traps=(
-            "eps_in_sqrt=True by default: ε is in units of g². initial_scale=1.0 makes it TensorFlow 1's rule.",
-            "The trace holds the signed step, learning rate included, so it is negative to torch's buffer.",
-            "A chain in which scale_by_learning_rate comes after the trace has the learning rate outside: "
-            "torch's rule.",
+            "eps_in_sqrt defaults to True, so ε is in units of g². initial_scale=1.0 gives TensorFlow 1's rule.",
+            "The trace holds the signed step, including the learning rate; torch's buffer has the opposite sign.",
+            "In a chain with scale_by_learning_rate after the trace, the learning rate is outside the buffer, as in "
+            "torch.",
         ),
     ),
     Dialect(
@@ -41,10 +41,14 @@ ROWS = (
         complex="jax squares complex gradients as complex numbers",
         call="jax.example_libraries.optimizers.rmsprop",
         own=Own(
-            composed={"momentum": "jax.example_libraries.optimizers.rmsprop_momentum({words}, momentum={momentum})"}
+            composed={
+                "momentum": "jax.example_libraries.optimizers.rmsprop_momentum({arguments}, momentum={momentum})"
+            }
         ),
         example="step_size=1e-3, gamma=0.9",
-        traps=("rmsprop_momentum is the same with momentum=0.9, its default; here the default is 0, as in rmsprop.",),
+        traps=(
+            "rmsprop_momentum is the same rule with momentum=0.9 by default; here the default is 0, as in rmsprop.",
+        ),
     ),
     Dialect(
         name="mlx",
@@ -58,6 +62,6 @@ ROWS = (
         call="mlx.optimizers.RMSprop",
         own=Own(least_eps=1e-30),
         example="learning_rate=1e-3, alpha=0.99",
-        traps=("eps must be above 0 there. There is no momentum, centering or weight decay; here they are torch's.",),
+        traps=("MLX requires eps > 0. It has no momentum, centering or weight decay; here these follow torch.",),
     ),
 )

@@ -8,38 +8,36 @@ from rmsprop.spec import Hyper, Rule
 
 _EPS = {"learning_rate": "lr", "epsilon": "eps"}
 _MX_MOMENTUM = Limit(
-    (0, 0.9, None), "MXNet reads it only with centered=True, and else ignores it; leave it out", "centered"
+    (0, 0.9, None), "MXNet reads it only with centered=True and otherwise ignores it; leave it out", "centered"
 )
 _MX_CENTERED = When("centered", {"eps_mode": "inside", "lr_in_buffer": True, "momentum": 0.9})
-_MX_RESCALE = Limit(1.0, "MXNet multiplies gradients by it; divide the loss instead")
+_MX_RESCALE = Limit(1.0, "MXNet multiplies the gradients by it; scale the loss instead")
 _MX_SQUARES = "MXNet has no complex parameters"
 
 
 def _paddle_clip(clip: Any) -> Mapping[str, Any]:
-    """Paddle's grad_clip: one of its ClipGradBy objects, or a dict of the class's name and arguments."""
+    """Return the bound in a grad_clip of Paddle: a ClipGradBy object, or a dict of its class name and arguments."""
     if clip is None:
         return {}
     if isinstance(clip, Mapping):
-        name, held = clip.get("name"), dict(clip)
+        name, bounds = clip.get("name"), dict(clip)
     else:
-        name, held = type(clip).__name__, {k: getattr(clip, k, None) for k in ("max", "min", "clip_norm")}
+        name, bounds = type(clip).__name__, {k: getattr(clip, k, None) for k in ("max", "min", "clip_norm")}
     if name == "ClipGradByValue":
-        bound = held.get("max")
-        if bound is not None and held.get("min") in (None, -bound):
+        bound = bounds.get("max")
+        if bound is not None and bounds.get("min") in (None, -bound):
             return {"clip_value": bound}
-        raise ValueError(
-            f"it clips to [{held.get('min')}, {bound}]; here the two bounds are one number and its negative"
-        )
+        raise ValueError(f"it clips to [{bounds.get('min')}, {bound}]; the bounds must be a number and its negative")
     if name in ("ClipGradByNorm", "ClipGradByGlobalNorm"):
-        return {"clip_norm" if name == "ClipGradByNorm" else "clip_global_norm": held.get("clip_norm")}
+        return {"clip_norm" if name == "ClipGradByNorm" else "clip_global_norm": bounds.get("clip_norm")}
     raise TypeError(
-        "it takes paddle.nn.ClipGradByValue, ClipGradByNorm or ClipGradByGlobalNorm, or a dict such as "
+        "give a paddle.nn.ClipGradByValue, ClipGradByNorm or ClipGradByGlobalNorm, or a dict such as "
         '{"name": "ClipGradByNorm", "clip_norm": 1.0}'
     )
 
 
 def _paddle_decay(decay: Any) -> Mapping[str, Any]:
-    """Paddle's weight_decay: a number, or one of its regularizers, read by its class's name and coefficient."""
+    """Return the settings in a weight_decay of Paddle: a number, or an L1Decay or L2Decay."""
     if decay is None:
         return {}
     read = {"weight_decay": getattr(decay, "_coeff", getattr(decay, "coeff", decay))}
@@ -71,12 +69,12 @@ ROWS = (
         own=Own(takes=("momentum", "centered", "weight_decay", "clip_value", "clip_weights")),
         example="learning_rate=1e-3, gamma1=0.9, wd=1e-4, clip_gradient=1.0",
         traps=(
-            "centered=True is another operator, Graves': it brings momentum gamma2=0.9 with the learning rate "
-            "inside.",
-            "gamma2= without centered=True is ignored there, and refused here.",
-            "clip_gradient bounds the gradient after weight decay was added; MXNet 2 clips before.",
-            "Given param_idx2name, it decays only parameters named _weight or _gamma: give the others their own "
-            "group.",
+            "centered=True selects a different operator, Graves', with momentum gamma2=0.9 by default and the "
+            "learning rate inside the buffer.",
+            "MXNet ignores gamma2= without centered=True; here it raises.",
+            "clip_gradient bounds the gradient after weight decay is added; MXNet 2 clips before.",
+            "With param_idx2name, MXNet decays only parameters named _weight or _gamma. Put the others in a group "
+            "with weight_decay=0.",
         ),
     ),
     Dialect(
@@ -96,9 +94,10 @@ ROWS = (
         own=Own(takes=("momentum", "centered", "weight_decay", "clip_value", "clip_weights")),
         example="learning_rate=1e-3, rho=0.9, wd=1e-4",
         traps=(
-            "ε stands outside the root without centering and inside with it.",
-            "clip_gradient=0 zeroes the gradient in its Python step and is off in its fused one; it is off here.",
-            "A centered state saved by MXNet 1 loads with its first two slots swapped; `rmsprop convert` "
+            "ε is outside the root without centering and inside with it.",
+            "clip_gradient=0 zeroes the gradient in MXNet's Python step and disables clipping in its fused step; "
+            "here it disables clipping.",
+            "MXNet 2 loads a centered state saved by MXNet 1 with the first two slots swapped; `rmsprop convert` "
             "reorders them.",
         ),
     ),
@@ -112,11 +111,11 @@ ROWS = (
         values={"grad_clip": Value(_paddle_clip), "weight_decay": Value(_paddle_decay)},
         settings={"sparse": "dense"},
         states={"momentum": "momentum_buffer", "mean_square": "square_avg", "mean_grad": "grad_avg"},
-        complex="Paddle's RMSProp takes no complex parameters",
+        complex="Paddle's RMSProp does not support complex parameters",
         call="paddle.optimizer.RMSProp",
         own=Own(
             takes=("momentum", "centered", "weight_decay"),
-            text="paddle.optimizer.RMSProp({words}, parameters=model.parameters())",
+            text="paddle.optimizer.RMSProp({arguments}, parameters=model.parameters())",
             composed={
                 "weight_decay l1": "weight_decay=paddle.regularizer.L1Decay({weight_decay})",
                 "clip_value": "grad_clip=paddle.nn.ClipGradByValue({clip_value})",
@@ -126,12 +125,11 @@ ROWS = (
         ),
         example="learning_rate=1e-3, rho=0.95, epsilon=1e-6",
         traps=(
-            "Its documentation says that Nesterov momentum is used; it is not.",
-            "rho, epsilon and momentum are float32 there even for float64 parameters, and eight-wide lanes take an "
-            "approximate root (up to 3 units in the last place).",
-            "grad_clip takes a ClipGradByValue, ClipGradByNorm or ClipGradByGlobalNorm, or a dict of its name "
-            "and numbers; it "
-            "comes before weight_decay is added. weight_decay takes a number, L2Decay or L1Decay.",
+            "Its documentation states that it uses Nesterov momentum, which is wrong.",
+            "Paddle holds rho, epsilon and momentum in float32 even for float64 parameters, and its 8-wide vector "
+            "code takes an approximate root (error up to 3 ULP).",
+            "grad_clip takes a ClipGradByValue, ClipGradByNorm or ClipGradByGlobalNorm, or a dict of its name and "
+            "arguments, and applies before weight_decay is added. weight_decay takes a number, L2Decay or L1Decay.",
         ),
     ),
     Dialect(
@@ -142,7 +140,7 @@ ROWS = (
         source="mindspore 2.10.0, python/mindspore/nn/optim/rmsprop.py; mindspore-ai/mindspore 07f9793",
         arguments={**_EPS, "decay": "alpha"},
         limits={
-            "use_locking": Limit(False, "nothing here runs unlocked beside it; leave it out"),
+            "use_locking": Limit(False, "updates never run concurrently here; leave it out"),
             "loss_scale": Limit(1.0, "scale the loss with torch.amp.GradScaler"),
         },
         states={"mean_square": "square_avg", "moment": "momentum_buffer", "mean_grad": "grad_avg"},
@@ -150,17 +148,16 @@ ROWS = (
         call="mindspore.nn.RMSProp",
         own=Own(
             takes=("momentum", "centered", "weight_decay"),
-            text="mindspore.nn.RMSProp(net.trainable_params(), {words})",
+            text="mindspore.nn.RMSProp(net.trainable_params(), {arguments})",
             least_eps=1e-30,
         ),
         example="learning_rate=0.01, decay=0.9, epsilon=1e-10",
         traps=(
-            "MindSpore 2.10's CPU operator puts ε outside the root in its vector lanes and inside it in the "
-            "rest, and "
-            "which elements those are moves with its choice of threads; here it stands inside everywhere, as "
-            "documented.",
-            "Centered, its CPU operator skips elements whose variance is not positive; here that variance is 0.",
-            "weight_decay skips parameters named beta or gamma there; give them a group of their own here.",
+            "MindSpore 2.10's CPU operator has ε outside the root in vectorized elements and inside it in the "
+            "remainder, and the split depends on its number of threads. Here ε is inside everywhere, as documented.",
+            "With centered=True, its CPU operator skips elements whose variance is not positive; here such a "
+            "variance counts as 0.",
+            "MindSpore's weight_decay skips parameters named beta or gamma; put them in a group with weight_decay=0.",
         ),
     ),
     Dialect(
@@ -174,10 +171,10 @@ ROWS = (
         call="mindspore.experimental.optim.RMSprop",
         own=Own(
             takes=("momentum", "centered", "weight_decay", "maximize"),
-            text="mindspore.experimental.optim.RMSprop(net.trainable_params(), {words})",
+            text="mindspore.experimental.optim.RMSprop(net.trainable_params(), {arguments})",
         ),
         example="lr=1e-2, alpha=0.99",
-        traps=("It is torch's rule, while nn.RMSProp is TensorFlow 1's.",),
+        traps=("This is torch's rule; nn.RMSProp is TensorFlow 1's.",),
     ),
     Dialect(
         name="chainer",
@@ -192,7 +189,7 @@ ROWS = (
         call="chainer.optimizers.RMSprop",
         own=Own(
             takes=("eps_mode",),
-            text="optimizer = chainer.optimizers.RMSprop({words})",
+            text="optimizer = chainer.optimizers.RMSprop({arguments})",
             composed={
                 "clip_value": "{call}\noptimizer.add_hook(chainer.optimizer_hooks.GradientHardClipping("
                 "-{clip_value}, {clip_value}))",
@@ -203,10 +200,10 @@ ROWS = (
         ),
         example="lr=0.01, alpha=0.99, eps=1e-8",
         traps=(
-            "weight_decay here is its hook WeightDecay; clip_global_norm its GradientClipping; clip_value its "
-            "GradientHardClipping. Hooks run in the order they were added: clip_after_decay=True if WeightDecay "
-            "was first.",
-            "eps=0 is an error there on a GPU only.",
+            "weight_decay corresponds to the hook WeightDecay, clip_global_norm to GradientClipping and clip_value "
+            "to GradientHardClipping. Hooks run in the order in which they were added; give clip_after_decay=True if "
+            "WeightDecay came first.",
+            "In Chainer, eps=0 is an error on a GPU only.",
         ),
     ),
     Dialect(
@@ -221,7 +218,7 @@ ROWS = (
         call="chainer.optimizers.RMSpropGraves",
         own=Own(takes=("momentum",)),
         example="lr=1e-4, alpha=0.95, momentum=0.9, eps=1e-4",
-        traps=("It is always centered. Its delta holds the signed step, learning rate included.",),
+        traps=("It is always centered. delta holds the signed step, including the learning rate.",),
     ),
     Dialect(
         name="lasagne",
@@ -235,7 +232,7 @@ ROWS = (
         complex="Theano squares complex gradients as complex numbers",
         call="lasagne.updates.rmsprop",
         own=Own(
-            text="lasagne.updates.rmsprop(loss, params, {words})",
+            text="lasagne.updates.rmsprop(loss, params, {arguments})",
             composed={
                 "momentum": "lasagne.updates.apply_momentum({call}, momentum={momentum})",
                 "momentum nesterov": "lasagne.updates.apply_nesterov_momentum({call}, momentum={momentum})",
@@ -243,9 +240,9 @@ ROWS = (
         ),
         example="learning_rate=1e-3, rho=0.9",
         traps=(
-            "Its default learning rate is 1.",
-            "momentum= here is its wrapper apply_momentum, with nesterov=True apply_nesterov_momentum: both keep the "
-            "learning rate inside the velocity.",
+            "The default learning rate is 1.",
+            "momentum corresponds to the wrapper apply_momentum, or apply_nesterov_momentum with nesterov=True; both "
+            "keep the learning rate inside the velocity.",
         ),
     ),
     Dialect(
@@ -267,9 +264,10 @@ ROWS = (
         ),
         example="learning_rate=1e-3, decay_rate=0.9, max_scaling=1e5",
         traps=(
-            "Its default learning rate is 1.",
-            "max_scaling bounds what a gradient is multiplied by: a floor of 1/max_scaling under the root.",
-            "momentum= here is CompositeRule([RMSProp(...), BasicMomentum(...)]): the learning rate is inside.",
+            "The default learning rate is 1.",
+            "max_scaling bounds the factor on a gradient: the root is at least 1/max_scaling.",
+            "momentum corresponds to CompositeRule([RMSProp(...), BasicMomentum(...)]), whose buffer includes the "
+            "learning rate.",
         ),
     ),
     Dialect(
@@ -282,22 +280,22 @@ ROWS = (
         limits={
             name: Limit(
                 neutral,
-                "climin's step adaptation changes each element's rate by its steps' signs, which is not "
-                "RMSprop's rule; leave it out",
+                "climin's step adaptation changes each element's rate by the signs of its steps, which is not "
+                "RMSprop; leave it out",
             )
             for name, neutral in {"step_adapt": False, "step_rate_min": 0, "step_rate_max": float("inf")}.items()
         },
         when=(When("momentum", {"nesterov": True}),),
         states={"moving_mean_squared": "square_avg", "step": "momentum_buffer"},
-        complex="climin takes no complex parameters",
+        complex="climin does not support complex parameters",
         call="climin.RmsProp",
-        own=Own(takes=("momentum",), fixed=("eps",), text="climin.RmsProp(wrt, fprime, {words})"),
+        own=Own(takes=("momentum",), fixed=("eps",), text="climin.RmsProp(wrt, fprime, {arguments})"),
         example="step_rate=1e-3, decay=0.9",
         traps=(
-            "Its momentum is Nesterov's with a real look ahead: the gradient is taken at w − momentum·b. Here the "
-            "parameters are those look-ahead points, so the same gradients give the same run; its own w lies "
-            "momentum·b behind them, on the other side.",
-            "ε is fixed at 1e-8 there.",
+            "Its momentum is Nesterov's, with the gradient taken at the look-ahead point w − momentum·b. Here the "
+            "parameters are the look-ahead points, so equal gradients give equal runs; climin's own w is the "
+            "parameter plus momentum·b.",
+            "climin fixes ε at 1e-8.",
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""RMSprop as lectures and papers state it."""
+"""RMSprop as lectures and papers define it."""
 
 from rmsprop.dialects.row import Dialect, Own
 from rmsprop.spec import Hyper, Rule
@@ -11,17 +11,15 @@ ROWS = (
         title="The textbook: w ← w − α·g/√(S + ε), S ← β·S + (1−β)·g²",
         rule=Rule(eps_mode="inside"),
         hyper=Hyper(lr=1e-3, alpha=0.99, eps=1e-8),
-        source="the rule as lecture notes state it, after Tieleman and Hinton, lecture 6e, 2012, with ε in the root",
+        source="common lecture notes, after Tieleman and Hinton, lecture 6e, 2012, with ε inside the root",
         arguments={"learning_rate": "lr", "beta": "alpha", "epsilon": "eps"},
         refused={
-            "alpha": "alpha is the learning rate in the textbook's rule and the decay of the average in torch's; "
-            "write learning_rate=... or beta=... to say which"
+            "alpha": "alpha is the learning rate in the textbook's rule and the decay of the average in torch; "
+            "give learning_rate=... or beta=... instead"
         },
         states={"S": "square_avg"},
         example="learning_rate=1e-3, beta=0.9, epsilon=1e-8",
-        traps=(
-            "Its ε stands in the root: it is in units of g², so torch's 1e-8 here caps the step like 1e-4 there.",
-        ),
+        traps=("ε is inside the root, in units of g²: torch's 1e-8 caps the step here as 1e-4 does in torch.",),
     ),
     Dialect(
         name="hinton2012",
@@ -34,10 +32,9 @@ ROWS = (
         own=Own(fixed=("eps",)),
         example="learning_rate=1e-3",
         traps=(
-            "The slide has no ε, no learning rate and no start value; 0/0 is a zero step here, v starts at 0.",
-            "Slide 30 says that momentum does not help as much as it normally does, and that Nesterov's works "
-            "best if "
-            "the root divides the correction rather than the jump: momentum=0.9, nesterov=True does that here.",
+            "The slide gives no ε, learning rate or initial v. Here v starts at 0, and 0/0 is a zero step.",
+            "According to slide 30, momentum helps less than it normally does, and Nesterov momentum works best if "
+            "the root divides the correction rather than the jump; momentum=0.9, nesterov=True computes that.",
         ),
     ),
     Dialect(
@@ -51,7 +48,10 @@ ROWS = (
         buffer_sign=-1,
         own=Own(takes=("momentum",)),
         example="learning_rate=1e-4, epsilon=1e-4",
-        traps=("Its velocity holds the signed step, learning rate included: schedules act on new gradients only.",),
+        traps=(
+            "The velocity holds the signed step, including the learning rate, so schedules affect new gradients "
+            "only.",
+        ),
     ),
     Dialect(
         name="dqn2015",
@@ -65,10 +65,9 @@ ROWS = (
         example="lr=2.5e-4",
         traps=(
             "The paper's “gradient momentum 0.95” is the decay of the mean gradient that centering subtracts. "
-            "There is "
-            "no heavy-ball momentum: the code multiplies the last step by 0.",
-            "The paper's “min squared gradient 0.01” is ε inside the root.",
-            "The original clips the error, not the gradient, to ±1.",
+            "There is no heavy-ball momentum: the code multiplies the last step by 0.",
+            "The paper's “min squared gradient 0.01” is ε, inside the root.",
+            "The original clips the error to ±1, not the gradient.",
         ),
     ),
     Dialect(
@@ -81,8 +80,9 @@ ROWS = (
         states={"g": "square_avg"},
         example="learning_rate=7e-4",
         traps=(
-            "The learning rate was drawn log-uniformly from 1e-4 to 1e-2 and annealed to 0: there is no default.",
-            "g is shared by all threads and updated without locks.",
+            "The paper draws the learning rate log-uniformly from 1e-4 to 1e-2 and anneals it to 0, so it has no "
+            "default.",
+            "All threads share g and update it without locks.",
         ),
     ),
 )

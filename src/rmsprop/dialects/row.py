@@ -1,25 +1,22 @@
-"""What a row of the table of dialects holds."""
+"""The definition of a dialect: the fields of a row."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from rmsprop.printing import shown
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import CLIPS, Hyper, Rule
 
 HYPERS = tuple(f.name for f in fields(Hyper) if f.name not in ("reference_lr", "max_update"))
 SWITCHES = tuple(f.name for f in fields(Rule) if f.name not in ("momentum", "maximize"))
 
-# What some frameworks do to gradients before the nine lines, and to parameters after: rmsprop/tensors/clipping.py.
-CLIPS = ("clip_value", "clip_norm", "clip_global_norm", "clip_weights")
-
 
 @dataclass(frozen=True)
 class Value:
-    """A word whose values are not ours.
+    """An argument whose values differ from ours.
 
     Attributes:
-        read: the framework's value -> ours; or a mapping of several of our settings.
+        read: the framework's value -> ours, or a mapping of several of our settings.
         write: our value -> the framework's.
     """
 
@@ -27,17 +24,17 @@ class Value:
     write: Callable[[Any], Any] = lambda value: value
 
 
-ANYTHING = object()  # a label, such as the optimizer's name: no value of it has an effect
+ANYTHING = object()  # for a label, such as the optimizer's name: no value has an effect
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A word that works with few values only.
+    """An argument that works with certain values only.
 
     Attributes:
-        neutral: the value, or a tuple of those, with which the word may as well be left out.
-        reason: why no other works, and what to write instead.
-        unless: a setting of ours that lifts the limit where it is on.
+        neutral: the value, or a tuple of values, with which the argument has no effect.
+        reason: the reason why no other value works, and what to give instead.
+        unless: a setting of ours that lifts the limit when it is on.
     """
 
     neutral: Any
@@ -47,7 +44,7 @@ class Limit:
 
 @dataclass(frozen=True)
 class When:
-    """What the framework makes of a setting: where `setting` is on, `then` are the defaults."""
+    """Defaults that depend on a setting: when `setting` is on, `then` are the defaults."""
 
     setting: str
     then: Mapping[str, Any]
@@ -55,18 +52,18 @@ class When:
 
 @dataclass(frozen=True)
 class Own:
-    """What the framework's own optimizer can be told; our row may accept more than that.
+    """The arguments of the framework's own optimizer; our dialect may accept more.
 
     Attributes:
-        takes: settings of ours, beside lr, alpha and eps, that are arguments of it.
-        fixed: of lr, alpha and eps, what nobody can move there.
-        composed: settings that other parts of the framework do -> how that is written, in the order of wrapping:
-            around {call} or with {words}, or as one more word; settings stand in braces. The keys
-            "momentum nesterov" and "weight_decay l1" are for both at once.
-        text: how its call is written, with {words} or settings by name; "" where it is call(words).
-        pair: how a word and its value are joined.
-        between: what stands between two words.
-        truth: how it writes False and True.
+        takes: settings of ours, besides lr, alpha and eps, that the optimizer has arguments for.
+        fixed: those of lr, alpha and eps that cannot be set.
+        composed: settings that other parts of the framework implement -> the code for each, in the order of wrapping.
+            A template wraps {call}, uses the {arguments} or is one more argument; settings stand in braces. The keys
+            "momentum nesterov" and "weight_decay l1" stand for both settings at once.
+        text: the template of its call, with {arguments} or settings by name; "" means call(arguments).
+        pair: the template of an argument with its value.
+        between: the separator of two arguments.
+        truth: the literals of False and True.
         least_eps: the smallest ε that it takes.
     """
 
@@ -85,28 +82,28 @@ class Dialect:
     """One framework version's RMSprop.
 
     Attributes:
-        name: what `dialect=` takes.
-        title: the framework, in words.
-        rule: its switches. `momentum` in it is ignored: the number decides.
-        hyper: its default numbers; None for a learning rate that it asks for.
-        source: where the formula and the defaults were read.
+        name: the value of `dialect=`.
+        title: the framework's full name.
+        rule: its switches. `momentum` in it is ignored; the number decides.
+        hyper: its default numbers; the learning rate is None if the framework requires one.
+        source: the work, or the file and version, that defines the formula and the defaults.
         arguments: its argument names -> ours, where they differ from torch's.
-        values: of its words, and of torch's under it, those whose values are not ours.
-        refused: names that cannot be taken under this dialect -> the reason and what to write instead.
-        limits: names that can be taken with few values only.
-        exclusive: names of which one at most may be given.
-        requires: flags that the framework reads only where another flag is on, which they say more of.
-        when: what some settings imply.
+        values: converters for the arguments whose values differ from ours.
+        refused: ambiguous names -> the reason, and what to give instead.
+        limits: arguments that work with certain values only.
+        exclusive: arguments of which at most one may be given.
+        requires: flags -> the flag without which the framework ignores them.
+        when: defaults that depend on other settings.
         settings: further defaults that differ from torch's: `sparse`, `clip_after_decay`, `clip_value_last`.
         v_init_is_eps: whether v starts at ε.
         states: its state names -> ours, in its order.
-        buffer_sign: -1 where its momentum buffer holds the step itself, which goes downhill.
-        keeps_corrected: whether its averages are kept divided by 1 − alphaᵗ.
-        complex: why complex parameters are refused: the framework squares them in another way.
-        call: how its optimizer is made there.
-        own: what that optimizer can be told.
-        example: settings in its words, for the docs.
-        traps: what surprises those who come from it, or go to it.
+        buffer_sign: -1 if its momentum buffer has the sign of the step, which goes downhill.
+        keeps_corrected: whether its state holds the averages divided by 1 − alphaᵗ.
+        complex: the reason why complex parameters are refused: the framework squares them differently.
+        call: the name of its optimizer.
+        own: the arguments of that optimizer.
+        example: settings under its argument names, for the docs.
+        traps: pitfalls for users who come from it or go to it.
     """
 
     name: str
@@ -133,15 +130,15 @@ class Dialect:
     traps: tuple[str, ...] = ()
 
     def defaults(self) -> dict[str, Any]:
-        """Every number, switch and further setting of the dialect, under our names."""
+        """Return every number, switch and further setting of the dialect, under our names."""
         return self.complete({}, ())
 
     def complete(self, given: Mapping[str, Any], explicit: Any) -> dict[str, Any]:
-        """The dialect's defaults overridden by what was given, and what follows from both.
+        """Return the dialect's defaults, overridden by given settings, with all that follows from both.
 
         Args:
             given: settings under our names.
-            explicit: which of them were asked for: what follows from other settings does not replace these.
+            explicit: the names of those that the user gave; settings that follow from others do not replace them.
         """
         own = {name: getattr(self.hyper, name) for name in HYPERS}
         own |= {name: getattr(self.rule, name) for name in SWITCHES}
@@ -160,11 +157,11 @@ class Dialect:
         return full
 
     def argument(self, ours: str) -> str:
-        """What the framework calls a setting of ours: its first name for it, or torch's."""
+        """Return the framework's first argument name for a setting of ours, or torch's."""
         return next((theirs for theirs, name in self.arguments.items() if name == ours), ours)
 
 
-# What torch does beyond the nine lines: nothing.
+# Defaults of what torch does beyond the nine lines: nothing.
 UNCLIPPED: Mapping[str, Any] = {
     **dict.fromkeys(CLIPS),
     "clip_after_decay": False,
@@ -179,12 +176,12 @@ NONE_IS_OFF = Value(lambda bound: None if bound is None or bound <= 0 else bound
 
 
 def optional(default: float) -> Value:
-    """None stands for a default, as in momentum=None."""
+    """Return a converter under which None stands for a default, as in momentum=None."""
     return Value(lambda value: default if value is None else value)
 
 
 def when_true(yes: Any, no: Any) -> Value:
-    """A flag of the framework that chooses between two values of a switch of ours."""
+    """Return a converter for a flag that selects one of two values of a switch of ours."""
 
     def _read(value: Any) -> Any:
         if not isinstance(value, bool):

@@ -8,20 +8,20 @@ from rmsprop.spec import Hyper, Rule
 _KERAS_WORDS = {"learning_rate": "lr", "rho": "alpha", "epsilon": "eps"}
 _CLIPPING = {"clipnorm": "clip_norm", "clipvalue": "clip_value", "global_clipnorm": "clip_global_norm"}
 _TIME_DECAY = (
-    "decay= divides the learning rate by 1 + decay·t in Keras; take torch.optim.lr_scheduler.LambdaLR(optimizer, "
-    "lambda t: 1 / (1 + decay * t)), and rho=... for the averages' decay"
+    "in Keras, decay= divides the learning rate by 1 + decay·t; use torch.optim.lr_scheduler.LambdaLR(optimizer, "
+    "lambda t: 1 / (1 + decay * t)), and give rho=... for the decay of the averages"
 )
-_EMA = "keep averaged weights with torch.optim.swa_utils.AveragedModel"
-_NAME = Limit(ANYTHING, "a label, without effect here")
+_EMA = "average the weights with torch.optim.swa_utils.AveragedModel"
+_NAME = Limit(ANYTHING, "it is a label without effect")
 _KERAS_LIMITS: Mapping[str, Limit] = {
     "use_ema": Limit(False, _EMA),
     "ema_momentum": Limit(0.99, _EMA),
     "ema_overwrite_frequency": Limit((None, 100), _EMA),
     "name": _NAME,
     "loss_scale_factor": Limit(None, "scale the loss with torch.amp.GradScaler"),
-    "gradient_accumulation_steps": Limit(None, "call step() after that many calls of backward()"),
-    "jit_compile": Limit((True, False), "the kernels are compiled already; leave it out"),
-    "is_legacy_optimizer": Limit(False, "that is dialect='keras2'"),
+    "gradient_accumulation_steps": Limit(None, "call step() once per that many backward() calls"),
+    "jit_compile": Limit((True, False), "the kernels are already compiled; leave it out"),
+    "is_legacy_optimizer": Limit(False, "use dialect='keras2' instead"),
 }
 _SQUARES = "TensorFlow squares complex gradients as complex numbers"
 _KERAS_EPS = Value(lambda eps: 1e-7 if eps is None else eps)
@@ -35,7 +35,7 @@ ROWS = (
         hyper=Hyper(lr=None, alpha=0.9, eps=1e-10),
         source="tensorflow 2.21.0, python/training/rmsprop.py and core/kernels/training_ops.cc (008130e)",
         arguments={"learning_rate": "lr", "decay": "alpha", "epsilon": "eps"},
-        limits={"use_locking": Limit(False, "nothing here runs unlocked beside it; leave it out"), "name": _NAME},
+        limits={"use_locking": Limit(False, "updates never run concurrently here; leave it out"), "name": _NAME},
         settings={"sparse": "lazy"},
         states={"rms": "square_avg", "mg": "grad_avg", "momentum": "momentum_buffer"},
         complex=_SQUARES,
@@ -43,12 +43,12 @@ ROWS = (
         own=Own(takes=("momentum", "centered")),
         example="learning_rate=7e-4, decay=0.99, epsilon=1e-5",
         traps=(
-            "v starts at 1: for gradients below 1 the first steps are small, like a warm-up.",
-            "The learning rate is inside the momentum buffer: after a schedule's cut the old momentum keeps the "
-            "old rate.",
-            "A checkpoint names its slots by the order of creation: NAME/RMSProp is the average of squares; _1 "
-            "is the "
-            "momentum, or, if centered, the average gradient, and _2 the momentum. It holds no step count.",
+            "v starts at 1, so the first steps are small for gradients below 1, like a warm-up.",
+            "The momentum buffer includes the learning rate, so after a schedule lowers the rate, the old momentum "
+            "keeps the old rate.",
+            "A checkpoint names its slots in the order of creation. NAME/RMSProp is the average of squares; _1 is "
+            "the momentum or, if centered, the average gradient; _2 is the momentum if centered. There is no step "
+            "count.",
             "Sparse gradients are lazy: rows that were not looked up keep their averages and momentum.",
         ),
     ),
@@ -63,8 +63,8 @@ ROWS = (
         settings={"clip_value_last": True},
         limits={
             "decay": Limit(0.0, _TIME_DECAY),
-            "momentum": Limit(0, "this optimizer has none; Keras 3's has (dialect='keras3')"),
-            "centered": Limit(False, "this optimizer is never centered; Keras 3's can be (dialect='keras3')"),
+            "momentum": Limit(0, "this optimizer has no momentum; use dialect='keras3'"),
+            "centered": Limit(False, "this optimizer has no centering; use dialect='keras3'"),
         },
         states={"a": "square_avg"},
         complex=_SQUARES,
@@ -72,14 +72,12 @@ ROWS = (
         own=Own(takes=("clip_global_norm", "clip_value")),
         example="lr=1e-3, rho=0.9",
         traps=(
-            "clipnorm is the norm over all gradients together, and comes before clipvalue; from tf.keras on it "
-            "is each "
-            "tensor's own, and comes after.",
-            "ε has been on both sides of the root: inside with 1e-6 in the first releases, which "
-            "dialect='textbook' with "
-            "epsilon=1e-6 computes, then outside.",
-            "Late Keras 1 has epsilon=1e-8; Keras 2.2 and 2.3 have the same rule with 1e-7: give epsilon=None or "
-            "1e-7.",
+            "clipnorm bounds the global norm and applies before clipvalue; from tf.keras on it bounds each tensor's "
+            "own norm and applies after clipvalue.",
+            "The first releases had ε inside the root, with 1e-6; dialect='textbook' with epsilon=1e-6 computes "
+            "that. Later releases have it outside.",
+            "The default epsilon is 1e-8 in late Keras 1. Keras 2.2 and 2.3 have the same rule with 1e-7; give "
+            "epsilon=None or 1e-7.",
         ),
     ),
     Dialect(
@@ -100,16 +98,16 @@ ROWS = (
         own=Own(takes=("momentum", "centered", "clip_norm", "clip_value", "clip_global_norm"), least_eps=1e-30),
         example="learning_rate=1e-3, rho=0.9, momentum=0.9",
         traps=(
-            "Its rule depends on momentum: without, ε stands outside the root; with it, TensorFlow's fused operator "
-            "runs, where ε stands inside. Both are followed here; what counts is the momentum at construction.",
-            "epsilon=0 or None becomes 1e-7 there, and here.",
-            "clipvalue comes before clipnorm or global_clipnorm.",
-            "Sparse gradients: dense decay of the averages without momentum, lazy rows with it.",
+            "The rule depends on the momentum at construction. Without momentum, ε is outside the root. With it, "
+            "TensorFlow's fused operator runs, which has ε inside. This dialect follows both.",
+            "epsilon=0 or None becomes 1e-7, in Keras and here.",
+            "clipvalue applies before clipnorm or global_clipnorm.",
+            "Sparse gradients are dense without momentum (the averages of every row decay) and lazy with it.",
         ),
     ),
     Dialect(
         name="keras3",
-        title="Keras 3, keras.optimizers.RMSprop, and tf_keras' newer optimizer",
+        title="Keras 3, keras.optimizers.RMSprop, and the newer optimizer of tf_keras",
         rule=Rule(eps_mode="inside", lr_in_buffer=True, weight_decay_mode="decoupled"),
         hyper=Hyper(lr=1e-3, alpha=0.9, eps=1e-7),
         source="keras 3.15.1, keras/src/optimizers/rmsprop.py; tf_keras 2.21.0, optimizers/rmsprop.py",
@@ -129,11 +127,12 @@ ROWS = (
         own=Own(takes=("momentum", "centered", "weight_decay", "clip_norm", "clip_value", "clip_global_norm")),
         example="learning_rate=1e-3, rho=0.9, momentum=0.9, epsilon=1e-7",
         traps=(
-            "What it calls velocity is the average of squared gradients; the velocity is called momentum.",
-            "clipvalue together with a norm is an error in Keras 3, and silently ignored in tf_keras; an error here.",
+            "The slot named velocity is the average of squared gradients; the actual velocity is named momentum.",
+            "Giving clipvalue together with a norm is an error in Keras 3 and here; tf_keras silently ignores it.",
             "weight_decay shrinks the weights by learning_rate·weight_decay, before the step and after clipping.",
-            "Keras 3 squares duplicate rows of a sparse gradient before summing them, tf_keras after; here after.",
-            "Its documentation says that the decay rate equals 1 − momentum; it does not.",
+            "Keras 3 squares duplicate rows of a sparse gradient before summing them. tf_keras and this package "
+            "square them after.",
+            "Its documentation states that the decay rate equals 1 − momentum, which is wrong.",
         ),
     ),
     Dialect(
@@ -150,6 +149,6 @@ ROWS = (
         call="snt.optimizers.RMSProp",
         own=Own(takes=("momentum", "centered")),
         example="learning_rate=1e-3, decay=0.9",
-        traps=("v starts at 0; Sonnet 1 users had TensorFlow 1's start at 1.",),
+        traps=("v starts at 0; Sonnet 1 used TensorFlow 1's optimizer, where v starts at 1.",),
     ),
 )

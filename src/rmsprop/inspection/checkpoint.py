@@ -1,7 +1,7 @@
-"""What an optimizer checkpoint says about its run: each element's learning rate, and who is stuck, in numbers.
+"""Inspects an optimizer checkpoint: effective learning rates, stuck elements, and NaN, per parameter.
 
-Any checkpoint that `rmsprop convert` reads can be inspected: no code in it is run, and it is not changed. What is
-computed takes no more memory than a few copies of its largest tensor.
+Any checkpoint that `rmsprop convert` reads can be inspected, without running code in it or changing it. The
+computation takes no more memory than a few copies of the largest tensor.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import numpy as np
 
 from rmsprop.analysis import denominator, steps_stuck
 from rmsprop.conversion.file import read_checkpoint, refuse_stateless
-from rmsprop.conversion.record import OWN, Array, Checkpoint, ConversionReport
-from rmsprop.conversion.settings import resolve_settings
-from rmsprop.conversion.state import find_row
+from rmsprop.conversion.record import Array, Checkpoint, ConversionReport
+from rmsprop.conversion.settings import has_momentum, resolve_settings
 from rmsprop.dialects import HYPERS, SWITCHES, Dialect
 from rmsprop.spec import Hyper, Rule, check_number, check_switch
 
@@ -30,11 +29,11 @@ TINY = 1e-37  # below it float32 rounds αᵗ·v₀ coarsely
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One parameter. Shares are of its elements; those of a complex one are its real and imaginary parts.
+    """One parameter. Shares are of its elements, which are the real and imaginary parts of a complex parameter.
 
     Attributes:
-        step: how many steps it has taken, or None if the file counts none.
-        fresh: αᵗ, the weight that v's start still has.
+        step: the number of steps it has taken, or None if the file has no step count.
+        fresh: αᵗ, the fraction of v's initial value that is left.
         lr_low, lr_median, lr_high: the 10 %, 50 % and 90 % quantile of the effective learning rate lr/d, in parameter
             per gradient; infinite where d is 0.
         untouched: the share that never had a gradient: its average is where it began; None where the average began
@@ -70,11 +69,11 @@ class Row:
 
 @dataclasses.dataclass
 class Inspection:
-    """A checkpoint's table, and what was taken for granted to make it.
+    """A checkpoint's table, and the assumptions behind it.
 
     Attributes:
         settings: of each group: its numbers and switches under our names.
-        assumed: sentences: settings that the file does not hold, and what the reader said.
+        assumed: sentences about settings that the file lacks, and the reader's notes.
     """
 
     file: str
@@ -86,11 +85,11 @@ class Inspection:
     rows: list[Row]
 
     def record(self) -> dict[str, Any]:
-        """As plain data for JSON: infinite and undefined numbers are null."""
+        """Return plain data for JSON, with infinite and undefined numbers as None."""
         return {**_plain(dataclasses.asdict(self)), "totals": _plain(self.totals())}
 
     def totals(self) -> dict[str, Any]:
-        """Sums and shares over all parameters."""
+        """Return sums and shares over all parameters."""
         elements = sum(row.elements for row in self.rows)
         touched = sum(row.elements * (1 - (row.untouched or 0.0)) for row in self.rows)
         known = all(row.untouched is not None for row in self.rows)
@@ -119,25 +118,27 @@ def inspect(
     optimizer: str | None = None,
     parameters: str | None = None,
 ) -> Inspection:
-    """Read a checkpoint of any format and say what its state means.
+    """Read a checkpoint of any format and return what its state means.
 
     Args:
-        source: whose it is, where the file cannot say: a dialect, adam or adamw.
-        given: settings in the source's words that stand over the file's. What neither holds is the dialect's default.
-        optimizer, parameters: which optimizer and which model of a file that holds several, by their places.
+        source: the framework, if the file does not name it: a dialect, adam or adamw.
+        given: settings under the source's argument names, which override the file's. The dialect's defaults are last.
+        optimizer, parameters: the places of an optimizer and a model in a file that holds several.
     Raises: Unreadable, ValueError or TypeError, in one sentence.
     """
     given = dict(given or {})
     held = read_checkpoint(path, source, given, optimizer=optimizer, parameters=parameters)
     refuse_stateless(held, path, "inspect")
-    row = find_row(held.source)
+    row = held.row
     assumed = list(held.notes)
     groups = []
-    for names, hyper in held.groups or [(list(held.slots), held.hyper)]:
+    for names, hyper in held.all_groups:
         slots = {name: held.slots[name] for name in names if name in held.slots}
         own = dataclasses.replace(held, groups=[], hyper=hyper, slots=slots)
-        unsaid = not held.source.startswith(OWN) and "momentum" not in _said(row, hyper, given) and _moving(own, row)
-        if not held.source.startswith(OWN):
+        unsaid = (
+            not held.owner.ours and "momentum" not in _said(row, hyper, given) and has_momentum(map(own.state, names))
+        )
+        if not held.owner.ours:
             own.hyper = _complete(row, hyper, given, assumed)
         if unsaid:  # no number here depends on it
             own.hyper[row.argument("momentum")] = row.hyper.momentum or 0.9
@@ -145,8 +146,8 @@ def inspect(
         if "decay" in row.limits and decay and held.step is None and "decay" not in given:
             own.hyper = {word: value for word, value in own.hyper.items() if word != "decay"}
             assumed.append(
-                f"decay={decay:g} divides {row.argument('lr')} by 1 + decay·t, and the file counts no steps t: rates "
-                f"are those of the start; or --set {row.argument('lr')}=... with the rate reached"
+                f"decay={decay:g} divides {row.argument('lr')} by 1 + decay·t, and the file has no step count t, "
+                f"so rates are those of the start; set the current rate with --set {row.argument('lr')}=..."
             )
         report = ConversionReport()
         ((_, settings),) = resolve_settings(own, given, report)
@@ -159,7 +160,7 @@ def inspect(
     rows = list(_rows(held, row, groups, assumed))
     return Inspection(
         file=path.name,
-        source=held.source.removeprefix(OWN),
+        source=row.name,
         title=row.title,
         settings=[_shown(settings) for _, settings in groups],
         equations=[_equation(settings) for _, settings in groups],
@@ -169,7 +170,7 @@ def inspect(
 
 
 def _complete(row: Dialect, hyper: Settings, given: Mapping[str, Any], assumed: list[str]) -> Settings:
-    """A group's settings with the dialect's defaults for those that neither the file nor the user holds."""
+    """Return a group's settings, with the dialect's defaults for those that neither the file nor the user sets."""
     full = dict(hyper)
     said = _said(row, hyper, given)
     for name in ("lr", "alpha", "eps"):
@@ -180,24 +181,20 @@ def _complete(row: Dialect, hyper: Settings, given: Mapping[str, Any], assumed: 
         if value is None:
             full[word] = 1.0
             assumed.append(
-                f"{word} is in neither the file nor the dialect, so rates are in units of it; or --set {word}=0.001"
+                f"{word} is in neither the file nor the dialect, so rates are in units of it; "
+                f"set it with --set {word}=0.001"
             )
         else:
             full[word] = value
             assumed.append(
-                f"{word}={value:g}, {row.name}'s default, since the file does not say; or --set {word}=..."
+                f"{word}={value:g}, the default of {row.name}, since the file has no value; override it "
+                f"with --set {word}=..."
             )
     return full
 
 
-def _moving(held: Checkpoint, row: Dialect) -> bool:
-    """Whether the run had momentum: a buffer that is not 0."""
-    kept = ((slot, value) for slots in held.slots.values() for slot, value in slots.items())
-    return any(row.states.get(slot) == "momentum_buffer" and bool((value != 0).any()) for slot, value in kept)
-
-
 def _said(row: Dialect, hyper: Settings, given: Mapping[str, Any]) -> set[str]:
-    """Our names of the settings that the file or the user says."""
+    """Return our names of the settings that the file or the user sets."""
     return {row.arguments.get(word, word) for word, value in {**hyper, **given}.items() if value is not None}
 
 
@@ -217,7 +214,7 @@ def _shown(settings: Settings) -> Settings:
 
 
 def _equation(settings: Settings) -> list[str]:
-    """Lines [2] to [6] with the group's numbers: those that the table rests on."""
+    """Return lines [2] to [6], on which the table rests, with the group's numbers."""
     names = ("eps_mode", "square_avg_init", "centered", "bias_correction")
     rule = Rule(**{name: settings[name] for name in names})
     lines = rule.equation(Hyper(settings["lr"], settings["alpha"], settings["eps"]))
@@ -230,8 +227,7 @@ def _rows(
     for i, (names, settings) in enumerate(groups):
         for name in names:
             if name in held.slots:
-                slots = {row.states[slot]: value for slot, value in held.slots[name].items()}
-                yield _row(name, i, slots, held, row, settings, assumed)
+                yield _row(name, i, held.state(name), held, row, settings, assumed)
 
 
 def _row(
@@ -243,7 +239,7 @@ def _row(
     settings: Settings,
     assumed: list[str],
 ) -> Row:
-    """The numbers of one parameter."""
+    """Return the numbers of one parameter."""
     v = slots["square_avg"]
     alpha = float(settings["alpha"])
     t = int(slots["step"].reshape(-1)[0]) if "step" in slots else held.step
@@ -254,10 +250,10 @@ def _row(
     c = 1.0
     if settings["bias_correction"] and not row.keeps_corrected:
         if fresh is None:
-            assumed.append("the file counts no steps, so averages are taken as they are, without bias correction")
+            assumed.append("the file has no step count, so averages are used without bias correction")
         c = 1.0 if fresh is None else 1 - fresh
     if fresh is None and settings["square_avg_init"]:
-        assumed.append("the file counts no steps, so which elements never had a gradient is not known")
+        assumed.append("the file has no step count, so elements that never had a gradient cannot be counted")
     flat = _real(v)
     low, median, high, shares = _measure(flat, mean if settings["centered"] else None, c, fresh, settings)
     param = held.params.get(name)
@@ -281,7 +277,7 @@ def _row(
 
 
 def _real(value: Array) -> Array:
-    """All numbers in a row, in double; complex ones as pairs."""
+    """Return all numbers as a flat float64 array, complex ones as pairs."""
     value = np.ascontiguousarray(value).reshape(-1)
     return (value.view(value.real.dtype) if np.iscomplexobj(value) else value).astype(np.float64)
 
@@ -289,7 +285,7 @@ def _real(value: Array) -> Array:
 def _measure(
     v: Array, m: Array | None, c: float, fresh: float | None, settings: Settings
 ) -> tuple[float, float, float, dict[str, Any]]:
-    """The quantiles of lr/d, and the shares. Equation: spec.py, [4]-[6]."""
+    """Return the quantiles of lr/d, and the shares. Equation: spec.py, [4]-[6]."""
     if not v.size:
         return math.nan, math.nan, math.nan, {"untouched": 0.0, "below_eps": 0.0, "stuck": 0.0, "steps_stuck": 0.0}
     start = float(settings["square_avg_init"])
@@ -320,7 +316,7 @@ def _measure(
 
 
 def _quantiles(values: Array, at: tuple[float, ...]) -> list[float]:
-    """Quantiles, of those that are no NaN, with linear interpolation that infinity survives."""
+    """Return quantiles of the values that are not NaN, with linear interpolation that keeps infinity."""
     ordered = np.sort(values[~np.isnan(values)])
     if not ordered.size:
         return [math.nan] * len(at)
@@ -334,7 +330,7 @@ def _quantiles(values: Array, at: tuple[float, ...]) -> list[float]:
 
 
 def _plain(value: Any) -> Any:
-    """Nested data as JSON can hold it."""
+    """Return nested data as JSON can hold it."""
     if isinstance(value, dict):
         return {name: _plain(own) for name, own in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,4 +1,4 @@
-"""Detects gradients that nobody resets: what a step used is still there when the next backward pass adds to it."""
+"""Detects gradients that are never reset: the next backward pass adds to the gradient that a step used."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,15 +8,15 @@ from torch import Tensor
 
 from rmsprop.printing import printable
 
-CANDIDATES = 8  # the smallest parameters, of which one with a gradient is watched
+CANDIDATES = 8  # the number of smallest parameters, from which one with a gradient is watched
 SAMPLE = 1 << 14
 
 
 class Leftover:
     """Watches one parameter's gradient from a step of an optimizer to the next.
 
-    Accumulation that is meant begins with a gradient that was reset: at least one of the passes between two steps
-    meets no gradient, or zeros. The gradient is only read.
+    Intended accumulation begins with a reset gradient: at least one of the passes between two steps finds no
+    gradient, or zeros. The gradient is only read.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Leftover:
         return self.name if self.watched and self.kept == self.watched else None
 
     def begin(self, groups: Sequence[Mapping[str, Any]]) -> None:
-        """Watch from now on, after a step."""
+        """Start watching, after a step."""
         self.stop()
         found = _smallest(groups)
         if found is None:
@@ -44,7 +44,7 @@ class Leftover:
         self._seen_reset = False
 
     def end(self) -> None:
-        """Stop watching, after the next step, and count what was seen."""
+        """Stop watching, after the next step, and count the result."""
         p = self._param
         if p is not None and self._passes and p.grad is not None:
             self.watched += 1
@@ -58,7 +58,7 @@ class Leftover:
         self._param, self._handles = None, []
 
     def _before(self, _gradient: Tensor) -> None:
-        """A gradient has come, and is not added yet."""
+        """Record, before a gradient is added, whether the old one was reset."""
         p = self._param
         self._seen_reset = True
         if p is None or p.grad is None or _is_busy():
@@ -68,20 +68,20 @@ class Leftover:
         self._seen_reset = changed or not bool(held.count_nonzero())
 
     def _after(self, _param: Tensor) -> None:
-        """It was added: only `backward` comes here, and not `torch.autograd.grad`."""
+        """Count a pass after its gradient was added; `backward` calls this, `torch.autograd.grad` does not."""
         self._passes += 1
         self._reset |= self._seen_reset
 
 
 def _is_busy() -> bool:
-    """Whether reading a value would break a graph that is compiled or captured."""
+    """Return whether reading a value would break a graph that is compiled or captured."""
     if torch.compiler.is_compiling():
         return True
     return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
 
 
 def _smallest(groups: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, str], Tensor] | None:
-    """A small parameter that has a gradient other than 0, by group and name."""
+    """Return a small parameter with a gradient other than 0, with its group and name."""
     plain = [
         ((i, (group.get("param_names") or {}), j), p)
         for i, group in enumerate(groups)

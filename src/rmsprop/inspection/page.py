@@ -1,14 +1,16 @@
-"""An inspection in words and cells, and as one HTML page that needs no network.
+"""An inspection as sentences, as table cells, and as one HTML page that needs no network.
 
-Every string that came from the file is escaped: a parameter may be called <script>.
+The page escapes every string from the file, since a parameter may be called <script>.
 """
 
 from __future__ import annotations
 
 import math
 
+from rmsprop import style
 from rmsprop.inspection.checkpoint import STUCK, Inspection, Row
 from rmsprop.printing import in_html
+from rmsprop.style import BLUE, SKY, VERMILION
 
 HEADINGS = (
     "parameter",
@@ -23,45 +25,48 @@ HEADINGS = (
     "state",
 )
 MEANINGS = {
-    "effective lr": "lr/d, what an element's gradient is multiplied by: the median element, and the middle 80 %",
-    "αᵗ": "what is left in v of its start",
-    "ε rules": "elements where ε exceeds the root: they learn as by SGD",
-    "stuck": f"elements whose √v is more than {STUCK:g} times the median: after a spike they hardly move",
-    "untouched": "elements that never had a gradient; the two shares before leave them out",
-    "NaN, inf": "elements of the state, and after + of the parameter",
+    "effective lr": "lr/d, the factor on an element's gradient: the median element, and the middle 80 %",
+    "αᵗ": "the fraction of v's initial value that is left",
+    "ε rules": "elements where ε exceeds √w, or w where ε is inside the root; they train as with SGD",
+    "stuck": f"elements whose √w is more than {STUCK:g} times the median; after a gradient spike they hardly move",
+    "untouched": "elements that never had a gradient; ε rules and stuck are shares of the others",
+    "NaN, inf": "such elements of the state and, after a +, of the parameter",
 }
-PLAIN, BAND, LOUD = "#0072B2", "#56B4E9", "#D55E00"
+PLAIN, BAND, LOUD = BLUE, SKY, VERMILION
 
-CSS = """
-:root { color-scheme: light; }
-body { font: 17px/1.55 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1rem; max-width: 80rem; }
-h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0; overflow-wrap: anywhere; }
+CSS = (
+    style.CSS
+    + """
+body { max-width: 80rem; }
+h1 { overflow-wrap: anywhere; }
 p, li, dd { max-width: 44rem; overflow-wrap: anywhere; }
 pre { background: #f2f2f2; padding: .5rem .8rem; border-radius: 3px; overflow-x: auto; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
+table { font-size: .9rem; }
+th, td { padding: .3rem .7rem; }
 .loud { color: #B34700; font-weight: 600; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
-dd { margin: 0; }
 """
+)
 
 
 def sentences(found: Inspection) -> list[str]:
-    """The lines above the table: what it is, its settings, totals, and what was taken for granted."""
+    """Return the lines above the table: the file, its settings, totals, and assumptions."""
     totals = found.totals()
-    steps = "an unknown number of" if totals["steps"] is None else f"{totals['steps']:,}"
-    lines = [f"{found.file}: {found.title}, after {steps} steps"]
+    steps = "an unknown number of steps" if totals["steps"] is None else _counted(totals["steps"], "step")
+    lines = [f"{found.file}: {found.title}, after {steps}"]
     for i, settings in enumerate(found.settings):
         said = ", ".join(f"{name}={_said(value)}" for name, value in settings.items())
         lines.append(f"group {i}: {said}")
     lines.append(
-        f"{totals['parameters']} parameters, {totals['elements']:,} elements, {totals['bytes']:,} bytes of state; "
+        f"{_counted(totals['parameters'], 'parameter')}, {_counted(totals['elements'], 'element')}, "
+        f"{_counted(totals['bytes'], 'byte')} of state; "
         f"ε rules {totals['below_eps']:.1%}, stuck {totals['stuck']:.1%}, untouched {_share(totals['untouched'])}, "
         f"{totals['nonfinite'] + totals['nonfinite_params']} NaN or infinite"
     )
     return lines + [f"assumed: {sentence}" for sentence in found.assumed]
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def _share(value: float | None) -> str:
@@ -69,7 +74,7 @@ def _share(value: float | None) -> str:
 
 
 def cells(row: Row) -> list[str]:
-    """A parameter's line of the table."""
+    """Return a parameter's line of the table."""
     rates = f"{row.lr_median:.2g} ({row.lr_low:.2g} to {row.lr_high:.2g})"
     bad = f"{row.nonfinite}" + (f" + {row.nonfinite_params}" if row.nonfinite_params else "")
     each = row.bytes / row.elements if row.elements else 0
@@ -80,7 +85,7 @@ def cells(row: Row) -> list[str]:
         "?" if row.fresh is None else f"{row.fresh:.2g}",
         rates,
         _percent(row.below_eps),
-        _percent(row.stuck) + (f", {row.steps_stuck:.0f} steps" if row.steps_stuck >= 1 else ""),
+        _percent(row.stuck) + (f", {_counted(round(row.steps_stuck), 'step')}" if row.steps_stuck >= 1 else ""),
         "?" if row.untouched is None else _percent(row.untouched),
         bad,
         f"{row.dtype}, {each:g} B each",
@@ -88,7 +93,7 @@ def cells(row: Row) -> list[str]:
 
 
 def page(found: Inspection) -> str:
-    """The whole page as text."""
+    """Return the whole page as text."""
     head = "".join(f"<th{' colspan=2' if i == 4 else ''}>{in_html(name)}</th>" for i, name in enumerate(HEADINGS))
     limits = _limits(found)
     body = "".join(_line(row, limits, float(found.settings[row.group]["lr"])) for row in found.rows)
@@ -108,7 +113,8 @@ def page(found: Inspection) -> str:
 <ul>{"".join(f"<li>{in_html(line)}</li>" for line in rest)}</ul>
 {rules}
 <p>Bars are effective learning rates from the 10 % to the 90 % quantile of a parameter's elements, on one logarithmic
-scale from {limits[0]:.1g} to {limits[1]:.1g}; the tick is the median, the dashed line is lr.</p>
+scale from {limits[0]:.1g} to {limits[1]:.1g}. The tick is the median, the dashed line the lr of the parameter's
+group.</p>
 <div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>
 <dl>{meanings}</dl>
 </body>
@@ -127,7 +133,7 @@ def _line(row: Row, limits: tuple[float, float], lr: float) -> str:
 
 
 def _limits(found: Inspection) -> tuple[float, float]:
-    """One range for all bars, so that parameters can be compared."""
+    """Return one range for all bars, so that parameters can be compared."""
     rates = [rate for row in found.rows for rate in (row.lr_low, row.lr_high)]
     rates += [float(settings["lr"]) for settings in found.settings]
     known = [rate for rate in rates if 0 < rate < math.inf]
@@ -135,10 +141,10 @@ def _limits(found: Inspection) -> tuple[float, float]:
 
 
 def _bar(row: Row, limits: tuple[float, float], lr: float) -> str:
-    """The range of a parameter's rates as a small picture."""
+    """Return the range of a parameter's rates as a small SVG picture."""
 
     def _at(rate: float) -> float:
-        """Where a rate lies, of 120; one that has no place stands at the right end."""
+        """Return a rate's position, 0 to 120; infinite and undefined rates stand at the right end."""
         if not 0 < rate < math.inf:
             return 0.0 if rate == 0 else 120.0
         low, high = (math.log(limit) for limit in limits)

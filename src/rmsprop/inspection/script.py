@@ -1,8 +1,8 @@
-"""A training script, run as it is, with its RMSprop watched: what lint finds before and during the run.
+"""Runs a training script unchanged and lints its RMSprop optimizers before and during the run.
 
-The script runs in this process as Python would run it: as `__main__`, with its own arguments, its own directory first
-on the path. `torch.optim.RMSprop` is this package's class while it runs, so its optimizers can be asked. It is code:
-it does whatever it does when it runs without being checked, so check no script that you would not run.
+The script runs in this process as Python would run it: as `__main__`, with its own arguments, and with its own
+directory first on the path. Meanwhile `torch.optim.RMSprop` is this package's class, so its optimizers can be linted.
+The script has all its usual effects, so do not check a script that you would not run.
 """
 
 import collections
@@ -28,24 +28,25 @@ from torch.optim.optimizer import (
 
 from rmsprop.diagnose import lint
 from rmsprop.diagnose.lint import SEVERITIES, Finding
+from rmsprop.diagnose.usage import counted
 from rmsprop.inspection.leftover import Leftover
 from rmsprop.optimizer import RMSprop
 
-WATCHED = 4  # after each step before it, and after powers of ten, gradients are watched until the next
-KEPT = 8  # optimizers are held back from being freed, so that they can be asked at the end; of many, the last
+WATCHED = 4  # gradients are watched after each earlier step, and after powers of ten, until the next step
+KEPT = 8  # the last optimizers to step are kept alive, so that they can be linted at the end
 
 
 class Enough(BaseException):
-    """The script has taken the steps it was given. No Exception, so that a script's own handlers let it pass."""
+    """Raised after the last permitted step. It is not an Exception, so that the script's own handlers let it pass."""
 
 
 @dataclass
 class Sighting:
-    """A finding, and after how many steps it was seen: 0 is before the first.
+    """A finding, and the numbers of steps after which it was seen; 0 is before the first step.
 
     Attributes:
-        finding: as it was first seen, or worse later.
-        steps: when it was seen, among the moments of Watched.asked.
+        finding: the first one seen, or the first of the worst severity.
+        steps: the entries of Watched.linted at which it was seen.
     """
 
     finding: Finding
@@ -57,27 +58,27 @@ class Watched:
     """One optimizer of the script.
 
     Attributes:
-        made: where it was constructed, as file:line.
-        steps: how many it has taken.
-        asked: after how many steps it was asked what it finds.
-        sightings: what was found, by group and name.
+        made: the place of its construction, as file:line.
+        steps: the number of steps it has taken.
+        linted: the numbers of steps after which it was linted.
+        sightings: the findings, by group, name and first word of the advice.
     """
 
     made: str
     dialect: str
     explained: str = ""
     steps: int = 0
-    asked: list[int] = field(default_factory=list)
+    linted: list[int] = field(default_factory=list)
     sightings: dict[tuple[int, str, str], Sighting] = field(default_factory=dict)
     leftover: Leftover = field(default_factory=Leftover)
     momenta: list[bool] = field(default_factory=list)  # whether each group had momentum at the last step
 
-    def ask(self, optimizer: RMSprop, run: int | None = None) -> None:
-        """Lint it now, and note what is found."""
+    def run_lint(self, optimizer: RMSprop, run: int | None = None) -> None:
+        """Lint the optimizer now, and record the findings."""
         self.dialect = ", ".join(dict.fromkeys(str(group["dialect"]) for group in optimizer.param_groups))
         self.explained = optimizer.explain()
-        if self.steps not in self.asked:
-            self.asked.append(self.steps)
+        if self.steps not in self.linted:
+            self.linted.append(self.steps)
         history = replace(lint.history(optimizer), kept=self.leftover.found)
         for finding in lint.lint(optimizer._plain_groups(), optimizer.state, run, history):
             key = finding.group, finding.name, finding.change.partition(" ")[0]
@@ -88,17 +89,17 @@ class Watched:
                 sighting.steps.append(self.steps)
 
     def found(self) -> list[Sighting]:
-        """The sightings, the worst first."""
+        """Return the sightings, worst first."""
         return sorted(self.sightings.values(), key=lambda seen: SEVERITIES.index(seen.finding.severity))
 
 
 @dataclass
 class ScriptReport:
-    """What a script's run gave.
+    """The result of a script's run.
 
     Attributes:
-        exit: what the process exits with: the script's code, 1 for an exception, 0 if it was stopped.
-        ended: how it ended, in words.
+        exit: the exit code: the script's own, 1 after an exception, 0 if it was stopped.
+        ended: a phrase that describes its end.
     """
 
     script: str
@@ -107,7 +108,7 @@ class ScriptReport:
     optimizers: list[Watched] = field(default_factory=list)
 
     def record(self) -> dict[str, Any]:
-        """As plain data for JSON."""
+        """Return plain data for JSON."""
         return {
             "script": self.script,
             "exit": self.exit,
@@ -117,7 +118,7 @@ class ScriptReport:
                     "made": one.made,
                     "dialect": one.dialect,
                     "steps": one.steps,
-                    "asked": one.asked,
+                    "asked": one.linted,
                     "explained": one.explained,
                     "findings": [{**asdict(seen.finding), "steps": seen.steps} for seen in one.found()],
                 }
@@ -128,12 +129,12 @@ class ScriptReport:
     def __str__(self) -> str:
         lines = [f"rmsprop check: {self.script} {self.ended}"]
         if not self.optimizers:
-            lines.append("It made no RMSprop: neither torch.optim's nor this package's.")
+            lines.append("It created no RMSprop, neither torch.optim's nor this package's.")
         for one in self.optimizers:
             found = one.found()
             lines.append(
-                f"{one.made}: RMSprop, dialect {one.dialect}, {one.steps} steps, "
-                f"{len(found)} finding{'s' * (len(found) != 1)}"
+                f"{one.made}: RMSprop, dialect {one.dialect}, {counted(one.steps, 'step')}, "
+                f"{counted(len(found), 'finding')}"
             )
             for seen in found:
                 finding, when = seen.finding, ", ".join(map(str, seen.steps))
@@ -143,10 +144,10 @@ class ScriptReport:
 
 
 class StepWatch:
-    """Every RMSprop that is made while it is on, asked at powers of ten of its steps, and at the end.
+    """Lints every RMSprop constructed while it is on, at powers of ten of its steps and at the end.
 
     Args:
-        limit: how many steps, of all optimizers together, until `Enough` is raised; None for no limit.
+        limit: the number of steps of all optimizers together after which `Enough` is raised; None for no limit.
     """
 
     def __init__(self, limit: int | None = None) -> None:
@@ -159,7 +160,7 @@ class StepWatch:
 
     @contextmanager
     def on(self) -> Iterator[None]:
-        """Stand in for torch.optim.RMSprop, and see every construction and step; afterwards all is as it was."""
+        """Replace torch.optim.RMSprop and watch every construction and step; restore everything afterward."""
         torchs, made = torch.optim.RMSprop, RMSprop.__init__
         places: list[Any] = [torch.optim, import_module("torch.optim.rmsprop")]
 
@@ -182,10 +183,10 @@ class StepWatch:
                 hook.remove()
 
     def finish(self, run: bool) -> None:
-        """Ask all that are held a last time. `run`: whether the script came to its own end."""
+        """Lint all held optimizers a last time. `run`: whether the script reached its own end."""
         for optimizer, watched in self._held.values():
             watched.leftover.stop()
-            watched.ask(optimizer, watched.steps if run else None)
+            watched.run_lint(optimizer, watched.steps if run else None)
 
     def _add(self, optimizer: RMSprop) -> None:
         if os.getpid() != self._process:
@@ -196,16 +197,16 @@ class StepWatch:
             self._held[id(optimizer)] = optimizer, watched
             if len(self._held) > KEPT:
                 old, about = self._held.popitem(last=False)[1]
-                about.ask(old)
+                about.run_lint(old)
 
     def _before(self, optimizer: Optimizer, *_: Any) -> None:
         held = self._held.get(id(optimizer))
-        if held is None or not self._can_ask():
+        if held is None or not self._can_lint():
             return
         momenta = [group["momentum"] != 0 for group in optimizer.param_groups]
         if held[1].steps == 0 or momenta != held[1].momenta:
             held[1].momenta = momenta
-            held[1].ask(held[0])
+            held[1].run_lint(held[0])
 
     def _after(self, optimizer: Optimizer, *_: Any) -> None:
         held = self._held.get(id(optimizer))
@@ -217,26 +218,26 @@ class StepWatch:
             held[1].steps += 1
             self.taken += 1
             last = self.limit is not None and self.taken >= self.limit
-            if (_power_of_ten(held[1].steps) or last) and self._can_ask():
-                held[1].ask(held[0])
-            if (held[1].steps < WATCHED or _power_of_ten(held[1].steps)) and self._can_ask():
+            if (_power_of_ten(held[1].steps) or last) and self._can_lint():
+                held[1].run_lint(held[0])
+            if (held[1].steps < WATCHED or _power_of_ten(held[1].steps)) and self._can_lint():
                 held[1].leftover.begin(optimizer.param_groups)
         if last:
             raise Enough
 
-    def _can_ask(self) -> bool:
-        """Not in a forked child, nor while a graph is captured or compiled: reading would wait for the device."""
+    def _can_lint(self) -> bool:
+        """Return whether values can be read: not in a forked child, and not while a graph is captured or compiled."""
         if os.getpid() != self._process or torch.compiler.is_compiling():
             return False
         return not (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
 
 
 def check(script: Path, arguments: Sequence[str] = (), limit: int | None = None) -> ScriptReport:
-    """Run a script as `python SCRIPT ARGUMENTS` would, watch its RMSprop, and say what was found.
+    """Run a script as `python SCRIPT ARGUMENTS` would, lint its RMSprop, and return the findings.
 
     Args:
-        limit: stop after that many optimizer steps.
-    Mutates: whatever the script does; sys.argv, sys.path and torch.optim are put back.
+        limit: stop after this many optimizer steps.
+    Mutates: whatever the script mutates; sys.argv, sys.path and torch.optim are restored.
     """
     report, watch = ScriptReport(str(script)), StepWatch(limit)
     argv, path = sys.argv, list(sys.path)
@@ -247,7 +248,7 @@ def check(script: Path, arguments: Sequence[str] = (), limit: int | None = None)
             try:
                 runpy.run_path(str(script), run_name="__main__")
             except Enough:
-                report.ended = f"was stopped after {watch.taken} steps, as asked"
+                report.ended = f"was stopped after {counted(watch.taken, 'step')}, as requested"
             except SystemExit as stop:
                 report.exit = _exit_code(stop.code)
                 report.ended = f"exited with {report.exit}"
@@ -265,7 +266,7 @@ def check(script: Path, arguments: Sequence[str] = (), limit: int | None = None)
 
 
 def _exit_code(code: Any) -> int:
-    """What the process would exit with: a text is printed, and counts as 1, as in Python itself."""
+    """Return the exit code; like Python, print a string to stderr and return 1 for it."""
     if code is None or isinstance(code, int):
         return int(code or 0)
     print(code, file=sys.stderr)
@@ -273,7 +274,7 @@ def _exit_code(code: Any) -> int:
 
 
 def _print_traceback(error: Exception) -> None:
-    """The traceback as Python prints it, without the frames that run the script."""
+    """Print the traceback as Python does, without the frames that run the script."""
     frames = error.__traceback__
     while frames is not None and _file(frames.tb_frame) in (__file__, runpy.__file__, "<frozen runpy>"):
         frames = frames.tb_next
@@ -285,7 +286,7 @@ def _file(frame: Any) -> str:
 
 
 def _caller() -> str:
-    """Where the optimizer was made: the nearest line that is neither torch's nor this package's."""
+    """Return the nearest line that is neither in torch nor in this package, as file:line."""
     inside = (str(Path(__file__).parent) + os.sep, str(Path(torch.__file__).parent) + os.sep)
     frame = sys._getframe(1)
     while frame.f_back is not None and _file(frame).startswith(inside):

@@ -1,8 +1,8 @@
 """Computes the nine lines by one launch over all tensors of a bucket on an NVIDIA GPU: triton_kernel.py.
 
 It has not been run on a GPU yet. Under Triton's interpreter it reproduces the reference's numbers. Its PTX for sm_80
-and sm_90, run on a CPU by tests/ptx_machine.py, reproduces the CPU kernel's bits. bench/gpu.py checks and times it on
-a GPU.
+and sm_90, run on a CPU by tests/tools/ptx_machine.py, reproduces the CPU kernel's bits. bench/gpu.py checks and times
+it on a GPU.
 """
 
 import math

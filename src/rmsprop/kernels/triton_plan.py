@@ -12,11 +12,11 @@ from torch import Tensor
 
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.kernels.plan import Due, Plan, Scaling
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import SLOTS, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.nonfinite import Guard
 
-_NAMES = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "step", "compensation", "size")
+_NAMES = ("param", "grad", *SLOTS, "size")
 _MOVED = 0  # Again, in csrc/plan.h
 
 

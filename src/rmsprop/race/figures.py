@@ -1,4 +1,4 @@
-"""A race as a still (PNG) and a moving picture (GIF, WebP). The page (HTML) is `race_page.py`."""
+"""Figures of a race: an image (PNG) and an animation (GIF, WebP)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from rmsprop.files import write_whole
 from rmsprop.race.landscapes import TARGET, Floats, Landscape, Trajectory
+from rmsprop.style import LOOKS, REFERENCE, YELLOW
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,37 +22,14 @@ if TYPE_CHECKING:
 Races = Sequence[Trajectory]
 
 FRAMES = 60
-"""Frames of a moving picture or page, about: enough to see the motion, few enough to stay small."""
+"""The approximate number of frames of an animation or page."""
 
 FLOOR = 1e-6
-"""Losses are drawn down to this share of the starting loss; below it curves say nothing more to a viewer."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """How an optimizer is drawn: a colour of Okabe and Ito's colour-blind-safe set, and a dash and a marker as well.
-
-    `dash` and `marker` are matplotlib's word and plotly's word for the same thing; `sign` is the marker as text.
-    """
-
-    colour: str
-    dash: tuple[Any, str]
-    marker: tuple[str, str]
-    sign: str
-
-
-# The same colours and dashes as the training curves of `rmsprop demo`.
-LOOKS: dict[str, Look] = {
-    "sgd": Look("#0072B2", (":", "dot"), ("s", "square"), "■"),
-    "momentum": Look("#CC79A7", ("-.", "dashdot"), ("^", "triangle-up"), "▲"),
-    "adam": Look("#009E73", ("--", "dash"), ("D", "diamond"), "◆"),
-    "rmsprop": Look("#D55E00", ("-", "solid"), ("o", "circle"), "●"),
-    "rmsprop-textbook": Look("#000000", ((0, (7, 3)), "longdash"), ("v", "triangle-down"), "▼"),
-}
+"""The lower end of the loss axis, as a share of the starting loss."""
 
 
 def outcome(run: Trajectory) -> str:
-    """Say in a few words how a run ended."""
+    """Describe the end of a run."""
     if run.diverged:
         return f"diverged at step {run.diverged_at}"
     arrived = "target not reached" if run.target_at is None else f"target at step {run.target_at}"
@@ -59,13 +37,13 @@ def outcome(run: Trajectory) -> str:
 
 
 def figure(landscape: Landscape, runs: Races, path: Path) -> Path:
-    """Write the finished race as a PNG: paths over contours, the losses below. Returns: the path written."""
+    """Write the finished race as a PNG, with paths over contours and the losses below. Returns: the path written."""
     drawing = _draw(landscape, runs, dpi=120)
     return write_whole(path, lambda part: drawing.figure.savefig(part, format="png"))
 
 
 def animation(landscape: Landscape, runs: Races, path: Path) -> Path:
-    """Write the race as a moving picture that repeats and rests on its end. Returns: the path written.
+    """Write the race as an animation that repeats and pauses at its end. Returns: the path written.
 
     Raises: ValueError if the path ends in neither .gif nor .webp.
     """
@@ -76,11 +54,11 @@ def animation(landscape: Landscape, runs: Races, path: Path) -> Path:
         raise ValueError(f"path={path.name!r}: an animation is a .gif or a .webp.")
     images = _film(landscape, runs)
     if kind == ".gif":
-        # One palette for all frames, from the last, which shows every colour: nothing flickers and it packs well.
-        # Octree, because the median cut spends its colours on the ground and turns the yellow star brown.
+        # All frames share the palette of the last frame, which shows every color, so nothing flickers.
+        # The median cut would spend its colors on the background and turn the yellow star brown.
         palette = images[-1].quantize(colors=255, method=Quantize.FASTOCTREE, dither=Dither.NONE)
         images = [image.quantize(palette=palette, dither=Dither.NONE) for image in images]
-    pauses = [80] * (len(images) - 1) + [2500]  # milliseconds; the long one is for reading the end
+    pauses = [80] * (len(images) - 1) + [2500]  # milliseconds; the long pause shows the result
     options = {"save_all": True, "append_images": images[1:], "duration": pauses, "loop": 0}
     if kind == ".webp":
         options |= {"quality": 80, "method": 2}
@@ -88,7 +66,7 @@ def animation(landscape: Landscape, runs: Races, path: Path) -> Path:
 
 
 def moments(runs: Races) -> list[int]:
-    """Choose the step each frame shows: every 1, 2, 5, 10, ... steps, `FRAMES` or so in all, and the last."""
+    """Return the step that each frame shows: every 1, 2, 5, 10, ... steps, about `FRAMES` in all, and the last."""
     last = max(len(run.points) for run in runs) - 1
     strides = (digit * 10**power for power in range(6) for digit in (1, 2, 5))
     stride = next(stride for stride in strides if last <= FRAMES * stride)
@@ -104,7 +82,7 @@ def surface(landscape: Landscape, cells: int) -> tuple[Floats, Floats, Floats]:
 
 
 def loss_range(landscape: Landscape, runs: Races) -> tuple[float, float]:
-    """Choose the ends of the loss axis: all that happened, cut at `FLOOR` and at a thousand starting losses."""
+    """Return the range of the loss axis, limited by `FLOOR` and by a thousand times the starting loss."""
     begin = landscape.target / TARGET
     every = np.concatenate([run.losses for run in runs])
     lowest = max(float(every.min()), FLOOR * begin)
@@ -124,7 +102,7 @@ class _Drawing:
 
 
 def _draw(landscape: Landscape, runs: Races, dpi: int) -> _Drawing:
-    """Draw a whole race. matplotlib.figure.Figure, not pyplot: the user's own figures are none of our business."""
+    """Draw a whole race without pyplot, which would change the user's current figure."""
     from matplotlib.figure import Figure
     from matplotlib.patheffects import Normal, Stroke
     from matplotlib.ticker import MaxNLocator
@@ -136,23 +114,22 @@ def _draw(landscape: Landscape, runs: Races, dpi: int) -> _Drawing:
     for run in runs:
         look = LOOKS[run.name]
         every = max(1, len(run.points) // 30)
-        style: dict[str, Any] = {"color": look.colour, "linestyle": look.dash[0], "linewidth": 1.7}
-        dots: dict[str, Any] = {"marker": look.marker[0], "markersize": 4.5, "markevery": every}
+        style: dict[str, Any] = look.marked_line | {"linewidth": 1.7, "markersize": 4.5, "markevery": every}
         label = f"{run.label} ({run.settings}): {outcome(run)}"
-        drawing.paths += land.plot(*run.points.T, label=label, path_effects=halo, **style, **dots)
+        drawing.paths += land.plot(*run.points.T, label=label, path_effects=halo, **style)
         drawing.heads += land.plot(
             *run.points[-1],
             look.marker[0],
-            color=look.colour,
+            color=look.color,
             markersize=10,
             markeredgecolor="white",
             zorder=5,
         )
-        drawing.losses += loss.plot(np.maximum(run.losses, 1e-300), **style, **dots)
-    steps = max(moments(runs)[-1], 1)  # an axis from 0 to 0, when all diverge at once, has no width
+        drawing.losses += loss.plot(np.maximum(run.losses, 1e-300), **style)
+    steps = max(moments(runs)[-1], 1)  # avoids an axis from 0 to 0 if all runs diverge at once
     loss.set(yscale="log", ylabel="loss", ylim=loss_range(landscape, runs), xlim=(0, steps))
-    loss.axhline(landscape.target, color="#444444", linewidth=1)
-    loss.set_xlabel(f"step (the line across is the target, {TARGET:g} of the starting loss)")
+    loss.axhline(landscape.target, color=REFERENCE, linewidth=1)
+    loss.set_xlabel(f"step (the horizontal line is the target, {TARGET:g} of the starting loss)")
     loss.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.grid(alpha=0.25)
     canvas.legend(handles=drawing.paths, loc="outside lower left", fontsize=10, frameon=False)
@@ -160,7 +137,7 @@ def _draw(landscape: Landscape, runs: Races, dpi: int) -> _Drawing:
 
 
 def _draw_ground(landscape: Landscape, land: Axes) -> list[Line2D]:
-    """Draw contours of the log loss, the start and the minima. Returns: the marks, which belong above all paths."""
+    """Draw contours of the log loss, the start, and the minima. Returns: the marks, to be drawn above all paths."""
     x, y, z = surface(landscape, 200)
     land.contourf(x, y, z, levels=18, cmap="Blues", vmin=z.min(), vmax=z.min() + 3.5 * np.ptp(z))
     land.contour(x, y, z, levels=18, colors="#8fa3b5", linewidths=0.5, linestyles="solid")
@@ -168,15 +145,15 @@ def _draw_ground(landscape: Landscape, land: Axes) -> list[Line2D]:
     land.set_title(landscape.description, fontsize=12, loc="left")
     mark: dict[str, Any] = {"linestyle": "none", "zorder": 6}
     [start] = land.plot(*landscape.start, marker="P", ms=11, color="white", mec="black", label="start", **mark)
-    [end] = land.plot(*np.array(landscape.minima).T, marker="*", ms=16, color="#F0E442", mec="black", **mark)
+    [end] = land.plot(*np.array(landscape.minima).T, marker="*", ms=16, color=YELLOW, mec="black", **mark)
     end.set_label("minimum")
-    # Under the right end of the x axis, where no path can hide it.
+    # Below the right end of the x axis, where no path can hide the legend.
     land.legend(handles=[start, end], loc="upper right", bbox_to_anchor=(1, -0.06), ncols=2, frameon=False)
     return [start, end]
 
 
 def _film(landscape: Landscape, runs: Races) -> list[Image]:
-    """Render the frames. The still parts are drawn once and kept; each frame redraws only what moves."""
+    """Render the frames. The background is drawn once, and each frame redraws only what moves."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL import Image
 

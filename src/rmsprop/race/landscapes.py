@@ -1,8 +1,8 @@
-"""Landscapes with two coordinates, and races of real optimizers down them.
+"""Two-dimensional losses ("landscapes"), and races of optimizers down them.
 
-A race steps a torch parameter of two numbers with the same optimizer classes that train networks; gradients come
-from autograd. No update rule is written here. To add a landscape, add one row to `LANDSCAPES`; to add an optimizer,
-add one row to `OPTIMIZERS` and its suggested learning rate to each landscape.
+A race steps a torch parameter of two numbers with the optimizer classes that train networks, on gradients from
+autograd. No update rule is written here. To add a landscape, add a row to `LANDSCAPES`. To add an optimizer, add a
+row to `OPTIMIZERS` and its suggested learning rate to each landscape.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ Floats = NDArray[np.float64]
 Surface = Callable[[Tensor, Tensor], Tensor]
 
 FAR = 1e6
-"""A point this many window widths from the window's middle has diverged. Nothing comes back from there."""
+"""The distance from the window's middle, in window widths, beyond which a run has diverged."""
 
 TARGET = 1e-3
-"""A race asks when the loss first fell below this share of the starting loss (every minimum here has loss 0)."""
+"""The target of a race, as a share of the starting loss. Every minimum here has loss 0."""
 
 CONDITION = 100.0
-"""Condition number of the ravines when none is given: steep curvature 100, flat curvature 1."""
+"""The default condition number of the ravines: steep curvature 100, flat curvature 1."""
 
 
 @dataclass(frozen=True)
 class Racer:
-    """An optimizer that can enter a race: its label, what is set besides the learning rate, how it is built."""
+    """An optimizer for races: its label, its settings besides the learning rate, and its constructor."""
 
     label: str
     settings: str
     make: Callable[[list[Tensor], float], Optimizer]
 
 
-# alpha is Hinton's 0.9 (Coursera lecture 6e). torch's default 0.99 remembers a hundred steps, about as long as a
-# whole race, and with v starting at 0 would make the first step ten learning rates long.
+# alpha is Hinton's 0.9 (Coursera lecture 6e). torch's default 0.99 averages over a hundred steps, about as long as
+# a whole race, and with v starting at 0 makes the first step ten learning rates long.
 OPTIMIZERS: dict[str, Racer] = {
     "sgd": Racer("SGD", "plain", lambda params, lr: torch.optim.SGD(params, lr=lr)),
     "momentum": Racer(
@@ -61,15 +61,15 @@ OPTIMIZERS: dict[str, Racer] = {
 }
 
 ENTRANTS = ("sgd", "momentum", "adam", "rmsprop")
-"""The optimizers of a race when none are named."""
+"""The default optimizers of a race."""
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """A loss over two coordinates and everything a race on it needs.
+    """A loss over two coordinates, with the settings of a race on it.
 
-    Units:  `noise` is the standard deviation of what is added to each gradient coordinate, in units of the gradient.
-    Shapes: `f` is elementwise over two tensors of one shape. `window` is (x low, x high, y low, y high).
+    Units:  `noise` is the standard deviation of the noise on each gradient coordinate, in units of the gradient.
+    Shapes: `f` is elementwise over two tensors of the same shape. `window` is (x low, x high, y low, y high).
     """
 
     name: str
@@ -85,24 +85,24 @@ class Landscape:
     max_steps: int = 2000
 
     def loss(self, points: Floats) -> Floats:
-        """Evaluate the loss, without noise, at points of shape (..., 2). Returns shape (...)."""
+        """Return the loss without noise, of shape (...), at points of shape (..., 2)."""
         grid = torch.from_numpy(np.ascontiguousarray(points, dtype=np.float64))
         values: Floats = self.f(grid[..., 0], grid[..., 1]).numpy()
         return values
 
     def distance(self, point: Floats) -> float:
-        """Measure the Euclidean distance from a point of shape (2,) to the nearest minimum."""
+        """Return the Euclidean distance from a point of shape (2,) to the nearest minimum."""
         return min(math.hypot(point[0] - x, point[1] - y) for x, y in self.minima)
 
     @property
     def target(self) -> float:
-        """The loss that counts as arrived: `TARGET` times the loss at the start."""
+        """The loss to reach: `TARGET` times the loss at the start."""
         return TARGET * float(self.loss(np.array(self.start)))
 
     def starting_at(self, x: float, y: float) -> Landscape:
-        """Return this landscape with another start, and a window wide enough to show it.
+        """Return this landscape with another starting point, and a window wide enough to show it.
 
-        Raises: ValueError if a coordinate is not finite or lies beyond a thousand.
+        Raises: ValueError if a coordinate is not between -1000 and 1000.
         """
         if not (abs(x) <= 1000 and abs(y) <= 1000):
             raise ValueError(f"start={x:g},{y:g}: both coordinates must be numbers between -1000 and 1000.")
@@ -114,11 +114,11 @@ class Landscape:
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """Where one optimizer went.
+    """The path of one optimizer.
 
-    Shapes: `points` is (n + 1, 2) and `losses` (n + 1,), the start first. n is the number of steps asked for, or,
-            if the run diverged, the last step that was still finite and near: `diverged_at - 1`.
-    Units:  `losses` are without noise, also on a noisy landscape. `target_at` and `diverged_at` count steps.
+    Shapes: `points` is (n + 1, 2) and `losses` (n + 1,), the start first. n is the requested number of steps, or
+            `diverged_at - 1` if the run diverged.
+    Units:  `losses` never include the noise of a noisy landscape. `target_at` and `diverged_at` count steps.
     """
 
     name: str
@@ -133,32 +133,32 @@ class Trajectory:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run left the landscape or met inf or NaN."""
+        """Whether the run left the landscape or became infinite or NaN."""
         return self.diverged_at is not None
 
 
 def checked_condition(condition: float) -> float:
-    """Return the condition number if a ravine can have it. Raises: ValueError with the reason otherwise."""
+    """Return the condition number as a float. Raises: ValueError if no ravine can have it."""
     if not 1 <= condition <= 1e9:  # false for NaN too
         raise ValueError(
-            f"condition={condition:g}: the steep curvature over the flat one is a number from 1 (a bowl) to 1e9; "
-            "100 is a good ravine."
+            f"condition={condition:g}: the steep curvature over the flat one is a number from 1 (a bowl) to 1e9, "
+            "such as 100."
         )
     return float(condition)
 
 
 def ravine(condition: float = CONDITION) -> Landscape:
-    """Make the quadratic (x² + condition·y²)/2, whose steep direction is an axis. Raises: ValueError below 1."""
+    """Return the quadratic (x² + condition·y²)/2, whose steep direction is an axis. Raises: ValueError below 1."""
     k = checked_condition(condition)
     return Landscape(
         name="ravine",
         description=f"A quadratic that is {k:g} times as steep across as along: (x² + {k:g} y²)/2.",
-        lesson="The steep walls hold SGD's learning rate down, so it zigzags between them and crawls along the floor"
-        ". Momentum gets there and swings past. RMSprop divides each coordinate by that coordinate's recent gradient "
-        "size, so the steep one does not slow the flat one: it turns into the ravine and runs straight down. The "
-        "price is at the end. With a fixed learning rate it does not settle: as the gradients fade so does what "
-        "they are divided by, a step throws it off the floor again, and it goes on hopping, half a learning rate to "
-        "each side. A falling learning rate cures that.",
+        lesson="The steep walls limit SGD's learning rate, so SGD zigzags between them and crawls along the floor. "
+        "Momentum reaches the minimum and overshoots. RMSprop divides each coordinate by its recent gradient size, "
+        "so the steep coordinate does not slow the flat one: RMSprop turns into the ravine and runs straight down. "
+        "The price comes at the end. With a fixed learning rate RMSprop does not settle, because the divisor shrinks "
+        "with the gradients. A step throws it off the floor again, and it keeps hopping, half a learning rate to "
+        "each side. A decaying learning rate fixes that.",
         f=lambda x, y: 0.5 * (x * x + k * y * y),
         start=(-4.0, 1.0),
         minima=((0.0, 0.0),),
@@ -170,46 +170,46 @@ def ravine(condition: float = CONDITION) -> Landscape:
 
 
 def tilted_ravine(condition: float = CONDITION) -> Landscape:
-    """Make the same ravine turned by 45 degrees. Raises: ValueError below 1."""
+    """Return the ravine rotated by 45 degrees. Raises: ValueError below 1."""
     k = checked_condition(condition)
     return dataclasses.replace(
         ravine(k),
         name="tilted-ravine",
-        description=f"The ravine of condition {k:g} turned by 45 degrees, so that no axis is the steep one.",
-        lesson="RMSprop rescales coordinates, not directions. Along the diagonal both coordinates meet the same "
-        "steep walls and are scaled down alike, so its advantage is gone: RMSprop and Adam end further from the "
-        "minimum than on the straight ravine, while SGD and momentum end at the very same distance as there.",
+        description=f"The ravine of condition {k:g} rotated by 45 degrees, so that no axis is the steep one.",
+        lesson="RMSprop rescales coordinates, not directions. Along the diagonal, both coordinates meet the same "
+        "steep walls and are scaled down alike, so the advantage is gone. RMSprop and Adam end farther from the "
+        "minimum than on the straight ravine, while SGD and momentum end at exactly the same distance.",
         f=lambda x, y: 0.25 * ((x + y) ** 2 + k * (x - y) ** 2),
-        # The straight ravine's start, turned with it.
+        # The straight ravine's start, rotated with it.
         start=(-3 / math.sqrt(2), -5 / math.sqrt(2)),
         window=(-4.2, 1.6, -4.2, 1.6),
     )
 
 
 def noisy_ravine(condition: float = CONDITION) -> Landscape:
-    """Make the ravine with Gaussian noise on each gradient, as from mini-batches. Raises: ValueError below 1."""
+    """Return the ravine with Gaussian noise on each gradient, as from mini-batches. Raises: ValueError below 1."""
     k = checked_condition(condition)
     straight = ravine(k)
     return dataclasses.replace(
         straight,
         name="noisy-ravine",
         description=f"The ravine of condition {k:g} with Gaussian noise of size 5 on each gradient coordinate.",
-        lesson="Every optimizer sees the same noise; the losses shown are without it. At the edge of stability SGD "
-        "passes the noise on from wall to wall and stays loud. RMSprop keeps to the floor, but where the noise is "
-        "larger than the slope it divides by the noise: its steps along the floor shrink, and near the minimum it "
-        "wanders. Adam, which also averages the gradient, mostly ends quieter.",
+        lesson="Every optimizer gets the same noise, and the losses shown exclude it. At the edge of stability, SGD "
+        "carries the noise from wall to wall and keeps oscillating. RMSprop stays on the floor, but where the noise "
+        "is larger than the slope, it divides by the noise: its steps along the floor shrink, and near the minimum "
+        "it wanders. Adam, which also averages the gradient, mostly ends with smaller oscillations.",
         window=(-4.6, 2.4, -1.5, 1.5),
         noise=5.0,
     )
 
 
 def rosenbrock(x: Tensor, y: Tensor) -> Tensor:
-    """Rosenbrock's banana: (1 − x)² + 100 (y − x²)², minimum 0 at (1, 1)."""
+    """Return Rosenbrock's banana function, (1 − x)² + 100 (y − x²)², with minimum 0 at (1, 1)."""
     return (1 - x) ** 2 + 100 * (y - x * x) ** 2
 
 
 def beale(x: Tensor, y: Tensor) -> Tensor:
-    """Beale's function: flat plains, sharp corners, minimum 0 at (3, 0.5)."""
+    """Return Beale's function, with flat plains, sharp corners, and minimum 0 at (3, 0.5)."""
     return (1.5 - x + x * y) ** 2 + (2.25 - x + x * y**2) ** 2 + (2.625 - x + x * y**3) ** 2
 
 
@@ -220,10 +220,10 @@ _ROWS = (
     Landscape(
         name="rosenbrock",
         description="Rosenbrock's banana valley, (1 − x)² + 100 (y − x²)²: steep walls and a flat, curved floor.",
-        lesson="RMSprop loses this one. It reaches the floor of the valley in a few steps, but the floor "
-        "curves, so no coordinate is the steep one for long. Fixed-length hops from wall to wall keep "
-        "the divisor large and progress along the floor slow; a smaller learning rate would hop less "
-        "and travel slower still. Momentum averages the hops away and arrives first.",
+        lesson="RMSprop loses here. It reaches the floor of the valley in a few steps, but the floor curves, so no "
+        "coordinate stays the steep one for long. Hops of fixed length from wall to wall keep the divisor large and "
+        "the progress along the floor slow. A smaller learning rate would hop less and travel even slower. Momentum "
+        "averages the hops away and arrives first.",
         f=rosenbrock,
         start=(-1.2, 1.0),
         minima=((1.0, 1.0),),
@@ -234,10 +234,10 @@ _ROWS = (
     Landscape(
         name="beale",
         description="Beale's function: a flat plain between sharp corners, minimum at (3, 0.5).",
-        lesson="The start is steep and the plain before the minimum nearly flat, so one learning rate hardly "
-        "fits both for SGD: it drops fast and then crawls. Momentum is thrown out of the picture by "
-        "the steep start, returns, and arrives first. RMSprop takes steps of nearly the same length "
-        "on the slope and on the plain, and hovers at the end.",
+        lesson="The start is steep and the plain before the minimum nearly flat, so one learning rate hardly fits "
+        "both for SGD, which drops fast and then crawls. The steep start throws momentum out of the figure; it "
+        "returns and arrives first. RMSprop takes steps of nearly the same length on the slope and on the plain, and "
+        "hovers at the end.",
         f=beale,
         start=(1.0, 1.5),
         minima=((3.0, 0.5),),
@@ -248,10 +248,9 @@ _ROWS = (
     Landscape(
         name="saddle",
         description="A saddle at (0, 0) between two minima, x²/2 + (y² − 1)²/4, entered almost along its ridge.",
-        lesson="Along the ridge the gradient points into the saddle, and the way out begins with a slope of "
-        "a thousandth. SGD and momentum slide to the saddle and wait there for that slope to grow. "
-        "RMSprop and Adam divide it by its own size, so they leave the ridge with their first steps; "
-        "RMSprop arrives first.",
+        lesson="Along the ridge, the gradient points into the saddle, and the way out begins with a slope of a "
+        "thousandth. SGD and momentum slide to the saddle and wait there until that slope grows. RMSprop and Adam "
+        "divide the slope by its own size, so they leave the ridge with their first steps. RMSprop arrives first.",
         f=lambda x, y: 0.5 * x * x + 0.25 * (y * y - 1) ** 2,
         start=(-1.5, 0.001),
         minima=((0.0, 1.0), (0.0, -1.0)),
@@ -262,10 +261,10 @@ _ROWS = (
     Landscape(
         name="d2l",
         description="The ellipse of Dive into Deep Learning 12.8, 0.1 x² + 2 y², with its start and learning rate.",
-        lesson="One learning rate, 0.4, for all. The book prints x1: -0.010599, x2: 0.000000 after 20 steps "
-        "of RMSprop; the textbook rule (eps inside the root) ends exactly there, torch's rule at "
-        "-0.010598. SGD is slow along the floor; at this rate momentum 0.9 and Adam swing past the "
-        "minimum and are still on their way back.",
+        lesson="All optimizers have the learning rate 0.4. The book prints x1: -0.010599, x2: 0.000000 after 20 "
+        "steps of RMSprop. The textbook rule (eps inside the root) ends exactly there, and torch's rule at "
+        "-0.010598. SGD is slow along the floor. At this rate, momentum 0.9 and Adam overshoot the minimum and are "
+        "still returning.",
         f=lambda x, y: 0.1 * x * x + 2 * y * y,
         start=(-5.0, -2.0),
         minima=((0.0, 0.0),),
@@ -286,27 +285,25 @@ RAVINES: dict[str, Callable[[float], Landscape]] = {
 
 
 def find_landscape(name: str, condition: float | None = None) -> Landscape:
-    """Look up a landscape by name, with another condition number if one is given.
+    """Return a landscape by name, with another condition number if one is given.
 
-    Raises: ValueError for an unknown name, or a condition where there is none to set.
+    Raises: ValueError for an unknown name, or for a condition number of a landscape that has none.
     """
     if name not in LANDSCAPES:
         raise ValueError(f"landscape={name!r} is unknown; choose one of {', '.join(LANDSCAPES)}.")
     if condition is None:
         return LANDSCAPES[name]
     if name not in RAVINES:
-        raise ValueError(
-            f"condition={condition:g} has no meaning on {name!r}; it can be set on {', '.join(RAVINES)}."
-        )
+        raise ValueError(f"condition={condition:g} has no meaning on {name!r}; set it on {', '.join(RAVINES)}.")
     return RAVINES[name](condition)
 
 
 def learning_rates(
     landscape: Landscape, optimizers: Sequence[str], lr: float | Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """Decide every entrant's learning rate: the one given, else the landscape's suggestion.
+    """Return the learning rate of each optimizer: the given one, or the landscape's suggestion.
 
-    Raises: ValueError for no, unknown or repeated optimizers, and for a rate that is not positive and finite.
+    Raises: ValueError for no, unknown, or repeated optimizers, and for a rate that is not positive and finite.
     """
     if isinstance(optimizers, str) or not optimizers:
         raise ValueError(f"optimizers={optimizers!r}: give a list of at least one of {', '.join(OPTIMIZERS)}.")
@@ -331,13 +328,13 @@ def race(
     lr: float | Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> list[Trajectory]:
-    """Run each optimizer from the landscape's start, and record where it went.
+    """Run each optimizer from the landscape's start, and record its path.
 
     `steps` and `lr` default to the landscape's suggestions; `lr` is one number for all or a number per optimizer.
-    On a noisy landscape every optimizer sees the same noise, drawn from `seed`.
+    On a noisy landscape, every optimizer gets the same noise, drawn from `seed`.
 
-    Returns: one Trajectory per optimizer, in the order given.
-    Raises:  ValueError, before anything runs, if an argument cannot work.
+    Returns: one Trajectory per optimizer, in the given order.
+    Raises:  ValueError for an invalid argument, before anything runs.
     """
     where = find_landscape(landscape) if isinstance(landscape, str) else landscape
     budget = where.steps if steps is None else steps
@@ -348,14 +345,14 @@ def race(
     if not where.target > 0:
         raise ValueError(
             f"start={where.start[0]:g},{where.start[1]:g} is a minimum of {where.name}; "
-            "start where there is a way to go."
+            "choose a start with a positive loss."
         )
     rates = learning_rates(where, optimizers, lr)
     return [_run(where, name, rate, budget, seed) for name, rate in rates.items()]
 
 
 def _run(landscape: Landscape, name: str, lr: float, steps: int, seed: int) -> Trajectory:
-    """Step one optimizer until the budget is spent or the run diverges."""
+    """Step one optimizer for the given number of steps, or until the run diverges."""
     racer = OPTIMIZERS[name]
     param = torch.nn.Parameter(torch.tensor(landscape.start, dtype=torch.float64, device="cpu"))
     optimizer = racer.make([param], lr)
@@ -368,7 +365,7 @@ def _run(landscape: Landscape, name: str, lr: float, steps: int, seed: int) -> T
         optimizer.zero_grad()
         loss = landscape.f(param[0], param[1])
         if landscape.noise:
-            # A random tilt of the surface: its gradient is the noise, so the noise too goes through autograd.
+            # The gradient of a random tilt of the surface is the noise, so the noise goes through autograd, too.
             tilt = torch.randn(2, generator=noise, dtype=torch.float64, device="cpu")
             loss = loss + landscape.noise * (tilt * param).sum()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""A race as a page: one HTML file with everything inside, to play, pause and drag through."""
+"""A race as one self-contained HTML page, with play, pause, and a slider."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import numpy as np
 
 from rmsprop.files import write_whole
 from rmsprop.printing import in_html
-from rmsprop.race.figures import LOOKS, Races, loss_range, moments, surface
+from rmsprop.race.figures import Races, loss_range, moments, surface
 from rmsprop.race.landscapes import TARGET, Landscape, Trajectory
+from rmsprop.style import CSS, LOOKS, REFERENCE, YELLOW
 
 
 def page(landscape: Landscape, runs: Races, path: Path) -> Path:
-    """Write the race as one HTML file that needs nothing else: plotly.js, styles and numbers are inside.
-
-    Returns: the path written.
-    """
+    """Write the race as one HTML file, which includes plotly.js. Returns: the path written."""
     picture = _interactive(landscape, runs).to_html(
         full_html=False,
         include_plotlyjs=True,
@@ -28,6 +26,7 @@ def page(landscape: Landscape, runs: Races, path: Path) -> Path:
         config={"displaylogo": False, "responsive": True, "displayModeBar": False},
     )
     text = PAGE.format(
+        css=CSS + RACE_CSS,
         title=in_html(f"A race with RMSprop: {landscape.name}"),
         description=in_html(landscape.description),
         lesson=in_html(landscape.lesson),
@@ -35,30 +34,30 @@ def page(landscape: Landscape, runs: Races, path: Path) -> Path:
         rows="\n".join(_row(run) for run in runs),
         target=f"{landscape.target:.3g}",
         share=f"{TARGET:g}",
-        noise="The losses shown are without the noise. " if landscape.noise else "",
+        noise="The losses shown exclude the noise. " if landscape.noise else "",
     )
     return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 def _row(run: Trajectory) -> str:
-    """Make one optimizer's row of the page's table of results."""
+    """Return one optimizer's row of the table of results."""
     look = LOOKS[run.name]
     arrived = "not reached" if run.target_at is None else f"step {run.target_at}"
     cells = [arrived, f"{run.losses[-1]:.3g}", f"{run.distance:.3g}"]
     if run.diverged:
         cells = [f"diverged at step {run.diverged_at}", "-", "-"]
-    name = f'<span style="color:{look.colour}">{look.sign}</span> {in_html(run.label)}'
+    name = f'<span style="color:{look.color}">{look.sign}</span> {in_html(run.label)}'
     settings = f"<small>{in_html(run.settings)}</small>"
     numbers = "".join(f"<td>{cell}</td>" for cell in cells)
     return f'<tr><th scope="row">{name}<br>{settings}</th>{numbers}</tr>'
 
 
 def _interactive(landscape: Landscape, runs: Races) -> Any:
-    """Make the plotly figure: the whole race at first; the slider and the play button go back in time."""
+    """Return the plotly figure, which first shows the whole race; the slider and the play button show its course."""
     from plotly.graph_objects import Figure
 
     moving = [trace for run in runs for trace in _run_traces(run, len(run.points))]
-    traces = [_contours(landscape), *moving, *_marks(landscape)]  # the marks on top, where no path hides them
+    traces = [_contours(landscape), *moving, *_marks(landscape)]  # the marks are on top, so no path hides them
     places = list(range(1, 1 + len(moving)))
     steps = moments(runs)
     frames = [
@@ -97,7 +96,7 @@ def _interactive(landscape: Landscape, runs: Races) -> Any:
                 "x1": 1,
                 "y0": landscape.target,
                 "y1": landscape.target,
-                "line": {"color": "#444444", "width": 1},
+                "line": {"color": REFERENCE, "width": 1},
             }
         ],
         "updatemenus": [_buttons()],
@@ -107,7 +106,7 @@ def _interactive(landscape: Landscape, runs: Races) -> Any:
 
 
 def _contours(landscape: Landscape) -> dict[str, Any]:
-    """Make the trace of the surface: contours of the log loss."""
+    """Return the trace of the contours of the log loss."""
     x, y, z = (numbers.astype(np.float32) for numbers in surface(landscape, 80))
     return {
         "type": "contour",
@@ -123,7 +122,7 @@ def _contours(landscape: Landscape) -> dict[str, Any]:
 
 
 def _marks(landscape: Landscape) -> list[dict[str, Any]]:
-    """Make the traces of the start and the minima."""
+    """Return the traces of the start and the minima."""
     mark = {"type": "scatter", "mode": "markers", "hovertemplate": "%{x}, %{y}"}
     ink = {"color": "black", "width": 1}
     minima = np.array(landscape.minima)
@@ -133,17 +132,17 @@ def _marks(landscape: Landscape) -> list[dict[str, Any]]:
         | {"marker": {"symbol": "cross", "size": 12, "color": "white", "line": ink}},
         mark
         | {"name": "minimum", "x": minima[:, 0], "y": minima[:, 1]}
-        | {"marker": {"symbol": "star", "size": 13, "color": "#F0E442", "line": ink}},
+        | {"marker": {"symbol": "star", "size": 13, "color": YELLOW, "line": ink}},
     ]
 
 
 def _run_traces(run: Trajectory, shown: int) -> list[dict[str, Any]]:
-    """Make one optimizer's three traces, up to a number of points: its path, the head of it, its loss."""
+    """Return one optimizer's traces up to a number of points: its path, its current point, and its loss."""
     look = LOOKS[run.name]
     points, losses = run.points[:shown].astype(np.float32), run.losses[:shown]
     common = {"type": "scatter", "name": run.label, "legendgroup": run.name}
-    line = {"color": look.colour, "dash": look.dash[1], "width": 2}
-    head = {"symbol": look.marker[1], "size": 12, "color": look.colour, "line": {"color": "white", "width": 1}}
+    line = look.plotly_line | {"width": 2}
+    head = {"symbol": look.marker[1], "size": 12, "color": look.color, "line": {"color": "white", "width": 1}}
     return [
         common
         | {"mode": "lines", "line": line, "x": points[:, 0], "y": points[:, 1], "showlegend": False}
@@ -158,7 +157,7 @@ def _run_traces(run: Trajectory, shown: int) -> list[dict[str, Any]]:
 
 
 def _buttons() -> dict[str, Any]:
-    """Make the play and pause buttons."""
+    """Return the play and pause buttons."""
     play = {"frame": {"duration": 80, "redraw": False}, "transition": {"duration": 0}, "mode": "immediate"}
     pause = {"frame": {"duration": 0, "redraw": False}, "mode": "immediate"}
     return {
@@ -177,7 +176,7 @@ def _buttons() -> dict[str, Any]:
 
 
 def _slider(steps: list[int]) -> dict[str, Any]:
-    """Make the slider over steps, standing at the end."""
+    """Return the slider over the steps, set to the last."""
     jump = {"frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}, "mode": "immediate"}
     return {
         "active": len(steps) - 1,
@@ -191,7 +190,16 @@ def _slider(steps: list[int]) -> dict[str, Any]:
     }
 
 
-# The security policy lets the page fetch nothing at all: what is not in the file cannot be part of it.
+RACE_CSS = """
+body { font: 1rem/1.5 system-ui, sans-serif; background: #fff; max-width: 60rem; }
+h1 { font-size: 1.4rem; line-height: 1.25; margin: 0 0 .5rem; }
+.picture { height: 50rem; }
+table { width: 100%; }
+th, td { text-align: left; padding: .35rem .6rem .35rem 0; white-space: normal; vertical-align: top; }
+small { color: #555; font-weight: normal; }
+"""
+
+# The security policy forbids the page to fetch anything.
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -200,39 +208,28 @@ PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy"
  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
 <title>{title}</title>
-<style>
-body {{ font: 1rem/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; max-width: 60rem;
-  margin: 0 auto; padding: 1rem; }}
-h1 {{ font-size: 1.4rem; line-height: 1.25; margin: 0 0 .5rem; }}
-p {{ max-width: 44rem; }}
-.picture {{ height: 50rem; }}
-.wide {{ overflow-x: auto; }}
-table {{ border-collapse: collapse; width: 100%; }}
-th, td {{ text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid #ddd; vertical-align: top; }}
-td {{ font-variant-numeric: tabular-nums; }}
-small {{ color: #555; font-weight: normal; }}
-</style>
+<style>{css}</style>
 </head>
 <body>
 <main>
 <h1>{title}</h1>
-<p>{description} Each optimizer is the real class that trains networks, stepping two numbers; gradients come from
+<p>{description} Each optimizer is the class that trains networks, applied to two numbers with gradients from
 autograd. Press Play, or drag the slider.</p>
 <div class="picture" role="group" aria-label="Paths of the optimizers over contours of the loss,
  and the loss at each step. The table below gives the results.">{picture}</div>
-<noscript><p>The picture needs JavaScript; the results below do not.</p></noscript>
-<h2>What to see</h2>
-<p>At the suggested settings: {lesson}</p>
+<noscript><p>The figure needs JavaScript; the results below do not.</p></noscript>
+<h2>What happens at the suggested settings</h2>
+<p>{lesson}</p>
 <h2>Results</h2>
-<div class="wide"><table>
+<div class="scroll"><table>
 <thead><tr><th scope="col">optimizer</th><th scope="col">target</th><th scope="col">final loss</th>
 <th scope="col">distance</th></tr></thead>
 <tbody>
 {rows}
 </tbody>
 </table></div>
-<p><small>The target, the line across the lower plot, is a loss of {target}: {share} of the starting loss.
-{noise}The distance is that from the nearest minimum at the end.
+<p><small>The target, the horizontal line in the lower plot, is a loss of {target}: {share} of the starting loss.
+{noise}The distance is measured from the final point to the nearest minimum.
 Written by <code>rmsprop race</code>.</small></p>
 </main>
 </body>

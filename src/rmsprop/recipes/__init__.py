@@ -1,10 +1,10 @@
-"""Published settings by name: a dialect, its numbers, and in words what belongs to them.
+"""Settings of published results by name: a dialect, its numbers, and the circumstances in prose.
 
     RMSprop.recipe("efficientnet", model.parameters(), lr=0.048)
     A2C("MlpPolicy", env, policy_kwargs=dict(optimizer_class=RMSprop, optimizer_kwargs=recipe("a2c-sb2")))
 
-A recipe fixes its dialect, the dialect's switches and whether there is momentum: other values are refused. Its
-numbers may be changed; what was changed stands in the parameter group, under "recipe", as "efficientnet; lr=0.048
+A recipe fixes its dialect, the dialect's switches and the presence of momentum; other values raise an error. Its
+numbers may be changed. The parameter group records the changes under "recipe", such as "efficientnet; lr=0.048
 instead of 0.016". To add a recipe, add one row.
 """
 
@@ -15,17 +15,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rmsprop import dialects
-from rmsprop.dialects import CLIPS, HYPERS, SWITCHES
+from rmsprop.dialects import HYPERS, SWITCHES
 from rmsprop.printing import MOST, shown
 from rmsprop.recipes import games, others, vision
 from rmsprop.recipes.row import TEXTS, Recipe
-from rmsprop.spec import check_number, check_switch
+from rmsprop.spec import CLIPS, check_number, check_switch
 
 __all__ = ["RECIPES", "TEXTS", "Recipe", "call", "complete", "find_recipe", "follow", "note", "recipe", "warn"]
 
 RECIPES: Mapping[str, Recipe] = {row.name: row for module in (games, vision, others) for row in module.ROWS}
 
-# Names that people try and that no recipe's name contains -> the recipes that may be meant.
+# Names that users may try and that no recipe's name contains -> the recipes that they may mean.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "atari": ("dqn-nature", "a3c", "impala"),
     "baselines": ("a2c-baselines", "acer"),
@@ -45,23 +45,23 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "wasserstein-gan": ("wgan",),
 }
 
-# How a step runs, and not what it computes: no recipe says anything about these.
+# Settings of execution, which do not change the rule; recipes leave them open.
 _RUNNING = (
     *("capturable", "foreach", "fused", "differentiable", "backend", "amp_in_step", "maximize"),
     *("rounding", "compensation", "seed", "max_update", "nonfinite", "nonfinite_limit"),
 )
 
-# What may be changed. The learning rate follows the batch size, and clipping is left to the user in the first place:
-# these are noted without a warning.
+# Settings that may be changed. Changes of the learning rate, which depends on the batch size, and of clipping, which
+# recipes leave to the user, are recorded without a warning.
 _CHANGEABLE = (*HYPERS, *CLIPS, "clip_after_decay", "sparse")
 _UNWARNED = ("lr", *CLIPS, "clip_after_decay")
 
 
 def find_recipe(name: Any) -> Recipe:
-    """The row of that name.
+    """Return the recipe of that name.
 
     Raises:
-        ValueError: there is none; the message names those that may be meant, or else all.
+        ValueError: the name is unknown; the message lists similar names, or all names.
     """
     if isinstance(name, str) and name in RECIPES:
         return RECIPES[name]
@@ -69,24 +69,24 @@ def find_recipe(name: Any) -> Recipe:
     key = name.strip().lower().replace("_", "-").replace(" ", "-") if short else ""
     meant: tuple[str, ...] = (key,) if key in RECIPES else _ALIASES.get(key, ())
     if key and not meant:
-        held = tuple(known for known in RECIPES if key in known or known in key)
-        meant = held or tuple(difflib.get_close_matches(key, RECIPES, n=1))
+        similar = tuple(known for known in RECIPES if key in known or known in key)
+        meant = similar or tuple(difflib.get_close_matches(key, RECIPES, n=1))
     if meant:
         raise ValueError(f"Unknown recipe: {shown(name)}; did you mean {' or '.join(map(repr, meant))}?")
     raise ValueError(f"Unknown recipe: {shown(name)}; choose one of {', '.join(map(repr, RECIPES))}")
 
 
 def recipe(name: str, **changes: Any) -> dict[str, Any]:
-    """A recipe as keyword arguments of `RMSprop`, for libraries that make the optimizer themselves.
+    """Return a recipe as keyword arguments of `RMSprop`, for libraries that construct the optimizer themselves.
 
-    The learning rate is left out unless it is changed: libraries that pass their own can, and under the others
-    `RMSprop` takes the recipe's. Values are plain: they can be pickled and written as JSON. torch is not imported.
+    The result omits the learning rate unless it is changed, so that libraries can pass their own; without one,
+    `RMSprop` uses the recipe's. All values can be pickled and written as JSON. This function does not import torch.
 
     Args:
         name: see `rmsprop recipes`.
-        changes: numbers to change, in the words of the recipe's dialect or of torch; and settings of how a step runs.
+        changes: numbers to change, under the names of the recipe's dialect or torch, and settings of execution.
     Raises:
-        ValueError, TypeError: a name, word or value that does not work, or that breaks the recipe's meaning.
+        ValueError, TypeError: a name or value that does not work, or a value that the recipe fixes otherwise.
 
     >>> recipe("a2c-sb2")
     {'recipe': 'a2c-sb2', 'dialect': 'sb3', 'alpha': 0.99, 'eps': 1e-05}
@@ -95,9 +95,9 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
     dialect = dialects.find_dialect(row.dialect)
     _check_dialect(row, changes.get("dialect", row.dialect))
     running = {word: value for word, value in changes.items() if word in _RUNNING}
-    unsaid = {word for word, value in changes.items() if value is None and word in (*SWITCHES, "sparse")}
-    words = {word: value for word, value in changes.items() if word not in {"dialect", *running, *unsaid}}
-    given = {word: _check(word, value) for word, value in dialects.read_arguments(dialect, words).items()}
+    unset = {word for word, value in changes.items() if value is None and word in (*SWITCHES, "sparse")}
+    arguments = {word: value for word, value in changes.items() if word not in {"dialect", *running, *unset}}
+    given = {name: _check(name, value) for name, value in dialects.read_arguments(dialect, arguments).items()}
     settings = {**_meaning(row), **given}
     note(row.name, {**dialect.complete(settings, settings), "dialect": dialect.name})
     if "lr" not in given:
@@ -106,10 +106,10 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
 
 
 def follow(name: Any, dialect: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings under our names: those that were given, and else the recipe's.
+    """Return the given settings completed by the recipe's, under our names.
 
     Raises:
-        ValueError: there is no such recipe, or it has another dialect.
+        ValueError: the recipe is unknown or has another dialect.
     """
     row = find_recipe(_name_of(name))
     _check_dialect(row, dialect)
@@ -117,22 +117,22 @@ def follow(name: Any, dialect: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _meaning(row: Recipe) -> dict[str, Any]:
-    """The recipe's settings under our names."""
+    """Return the recipe's settings under our names."""
     return dialects.read_arguments(dialects.find_dialect(row.dialect), row.settings)
 
 
 def _name_of(noted: Any) -> Any:
-    """The recipe's name in what `note` returned."""
+    """Return the recipe's name in a result of `note`."""
     return noted.partition(";")[0] if isinstance(noted, str) else noted
 
 
 def note(name: Any, settings: Mapping[str, Any]) -> str:
-    """What a parameter group says of its recipe: the name, and what was changed.
+    """Return a parameter group's record of its recipe: the name and the changes.
 
     Args:
         settings: all settings of the group, under our names.
     Raises:
-        ValueError: they break the recipe's meaning; the message says what it fixes and what would work.
+        ValueError: a setting that the recipe fixes has another value; the message has what would work.
     """
     row = find_recipe(_name_of(name))
     _check_dialect(row, settings["dialect"])
@@ -148,42 +148,42 @@ def note(name: Any, settings: Mapping[str, Any]) -> str:
 
 
 def warn(settings: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
-    """Name in one warning the changed numbers that the recipe's results depend on, if there are any.
+    """Warn once about changed numbers that affect the recipe's result.
 
-    A number that some group has as the recipe does is not changed: timm and transformers hand weight decay to the
-    groups that it is for, and 0 or nothing to the constructor.
+    A number is not changed if some group has the recipe's value, since timm and transformers give weight decay to the
+    groups that need it, and 0 or nothing to the constructor.
 
     Args:
-        settings: what the optimizer was built with, under our names, "recipe" among them if it follows one.
+        settings: the optimizer's settings under our names, including "recipe" if it follows one.
         groups: the parameter groups.
     """
     if "recipe" not in settings:
         return
     row = find_recipe(_name_of(settings["recipe"]))
     meant = complete(row)
-    asked = [word for word in _CHANGEABLE if word not in _UNWARNED]
-    changed = _changed(settings, meant, [w for w in asked if all(_differs(own[w], meant[w]) for own in groups)])
+    warned = [name for name in _CHANGEABLE if name not in _UNWARNED]
+    changed = _changed(settings, meant, [w for w in warned if all(_differs(own[w], meant[w]) for own in groups)])
     if not changed:
         return
     frame, level = sys._getframe(1), 2
     while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("rmsprop."):
         frame, level = frame.f_back, level + 1
     warnings.warn(
-        f"recipe {row.name!r} runs with {', '.join(changed)}: what was published was trained without that change",
+        f"recipe {row.name!r} runs with {', '.join(changed)}: the published result was trained without this change",
         stacklevel=level,
     )
 
 
 def call(row: Recipe, **changes: Any) -> str:
-    """The constructor's call that a recipe stands for, or with changes under our names would."""
+    """Return the constructor call equivalent to a recipe, with changes under our names."""
     dialect = dialects.find_dialect(row.dialect)
     kept = {word: value for word, value in row.settings.items() if dialect.arguments.get(word, word) not in changes}
-    words = {"dialect": row.dialect, **kept, **dialects.write_arguments(dialect, changes)}
-    return f"RMSprop(params, {', '.join(f'{word}={value!r}' for word, value in words.items())})"
+    arguments = {"dialect": row.dialect, **kept, **dialects.write_arguments(dialect, changes)}
+    return f"RMSprop(params, {', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
 
 
 def complete(row: Recipe) -> dict[str, Any]:
-    """Every setting that the recipe comes to, under our names."""
+    """Return every setting of a recipe, including its dialect's defaults, under our names."""
     given = _meaning(row)
     return dialects.find_dialect(row.dialect).complete(given, given)
 
@@ -202,7 +202,7 @@ def _show(value: Any) -> str:
 
 
 def _check(name: str, value: Any) -> Any:
-    """A value of ours in its plain type, or the sentence that says what works."""
+    """Return the value of a setting in its plain type. Raises: TypeError, ValueError if it does not work."""
     if name in SWITCHES:
         return check_switch(name, value)
     if (name in HYPERS and type(value).__name__ != "Tensor") or (name in CLIPS and value is not None):
@@ -214,13 +214,13 @@ def _check_dialect(row: Recipe, dialect: Any) -> None:
     if dialect != row.dialect:
         raise ValueError(
             f"the recipe {row.name!r} fixes dialect={row.dialect!r}, and got {shown(dialect)}, under which its "
-            f"numbers mean something else; write RMSprop.recipe({row.name!r}, params), or RMSprop(params, "
+            f"numbers have a different meaning; write RMSprop.recipe({row.name!r}, params), or RMSprop(params, "
             f"**recipe({row.name!r})), or RMSprop(params, dialect={shown(dialect)}, ...) without a recipe"
         )
 
 
 def _broken(row: Recipe, name: str, now: Any, then: Any) -> str:
     return (
-        f"the recipe {row.name!r} fixes {name}={then!r}, and got {now!r}: {row.fixes}; another rule does not go by "
-        f"its name, write {call(row, **{name: now})}"
+        f"the recipe {row.name!r} fixes {name}={then!r}, and got {now!r}: {row.fixes}; to use another value without "
+        f"the recipe, write {call(row, **{name: now})}"
     )

@@ -1,12 +1,12 @@
-"""Recipes of reinforcement learning."""
+"""Recipes for reinforcement learning."""
 
 from rmsprop.recipes.row import Recipe
 
 _NO_HEAVY_BALL = (
-    "its 0.95s are the decays of the two averages, of g² and of the g that centering subtracts; there is no "
+    "both values of 0.95 are decays of averages, of g² and of the g that centering subtracts; there is no "
     "heavy-ball momentum, and momentum=0.95 would make steps 20 times as long"
 )
-_FLOOR = "ε is what bounds the step where gradients are small, and it stands inside the root, in units of g²"
+_FLOOR = "ε limits the step where gradients are small, and it is inside the root, in units of g²"
 
 ROWS = (
     Recipe(
@@ -15,9 +15,9 @@ ROWS = (
         dialect="dqn2015",
         settings={"learning_rate": 2.5e-4, "alpha": 0.95, "epsilon": 0.01, "wc": 0.0},
         source="kuz/DeepMind-Atari-Deep-Q-Learner 54978fa, dqn/NeuralQLearner.lua and run_gpu; Nature 518 (2015)",
-        fixes=_NO_HEAVY_BALL + "; ε stands inside the root and is called min squared gradient in the paper",
+        fixes=_NO_HEAVY_BALL + "; ε is inside the root, and the paper calls it min squared gradient",
         batch="32, a step every 4 actions",
-        clipping="no gradients: the error is clipped to ±1, and rewards too",
+        clipping="errors and rewards to ±1, not gradients",
     ),
     Recipe(
         name="dqn-dopamine-tf",
@@ -39,10 +39,11 @@ ROWS = (
         fixes=_NO_HEAVY_BALL + "; v starts at 0 here, and at 1 in Dopamine's TensorFlow code, so the same numbers "
         "make longer first steps",
         batch="32",
-        other="mean squared error, the code's default; loss_type='huber' is the other",
+        other="mean squared error, the code's default; the alternative is loss_type='huber'",
         assumed=dict.fromkeys(
             ("learning_rate", "decay", "eps", "centered"),
-            "Dopamine's JAX configurations use Adam and have no number for RMSprop; this is its TensorFlow recipe's",
+            "Dopamine's JAX configurations use Adam and have no numbers for RMSprop; this is from its TensorFlow "
+            "recipe",
         ),
     ),
     Recipe(
@@ -50,11 +51,11 @@ ROWS = (
         title="A3C, Mnih et al., 2016: shared RMSProp",
         dialect="a3c2016",
         settings={"learning_rate": 7e-4, "alpha": 0.99, "epsilon": 0.1},
-        source="arXiv:1602.01783; numbers as its first author gave them: github.com/muupan/async-rl/wiki, 2016-05-10",
-        fixes=_FLOOR + ": 0.1 there acts like 0.3 outside",
-        batch="5 actions of each of 16 threads; g is shared by the threads and updated without locks",
+        source="arXiv:1602.01783; numbers by its first author: github.com/muupan/async-rl/wiki, 2016-05-10",
+        fixes=_FLOOR + ": 0.1 has the effect of 0.3 outside",
+        batch="5 actions of each of 16 threads; the threads share g and update it without locks",
         schedule="linear to 0 over the run",
-        other="in the paper rates were drawn log-uniformly from 1e-4 to 1e-2; gradients of the value are halved",
+        other="the paper draws rates log-uniformly from 1e-4 to 1e-2; gradients of the value are halved",
         from_memory=("batch", "other"),
     ),
     Recipe(
@@ -63,7 +64,7 @@ ROWS = (
         dialect="tensorflow1",
         settings={"learning_rate": 7e-4, "decay": 0.99, "momentum": 0.0, "epsilon": 1e-5},
         source="openai/baselines 015dc21, baselines/a2c/a2c.py",
-        fixes="v starts at 1 and ε stands inside the root: the first step is about lr·g, where torch's is 10·lr",
+        fixes="v starts at 1 and ε is inside the root; the first step is about lr·g, while torch's is 10·lr",
         batch="5 actions of each of 16 games",
         schedule="linear to 0 over 80 million actions",
         clipping="global norm 0.5 (clip_global_norm=0.5)",
@@ -75,21 +76,21 @@ ROWS = (
         dialect="tensorflow1",
         settings={"learning_rate": 7e-4, "decay": 0.99, "epsilon": 1e-5},
         source="openai/baselines 0c3feed, baselines/acer/acer.py; arXiv:1611.01224",
-        fixes="v starts at 1 and ε stands inside the root",
+        fixes="v starts at 1 and ε is inside the root",
         batch="20 actions of each game, replayed 4 times on average",
         schedule="linear to 0 over 80 million actions",
         clipping="global norm 10 (clip_global_norm=10)",
     ),
     Recipe(
         name="a2c-sb3",
-        title="A2C in Stable-Baselines3, as it comes",
+        title="A2C in Stable-Baselines3, by default",
         dialect="torch",
         settings={"lr": 7e-4, "alpha": 0.99, "eps": 1e-5, "weight_decay": 0.0},
         source="stable-baselines3 2.9.2, a2c/a2c.py",
-        fixes="ε stands outside the root and v starts at 0; 'a2c-sb2' has TensorFlow's rule",
+        fixes="ε is outside the root and v starts at 0; 'a2c-sb2' has TensorFlow's rule",
         batch="5 actions of each game",
-        schedule="constant, or the function that SB3 is given",
-        clipping="global norm 0.5; SB3 does it (max_grad_norm)",
+        schedule="constant, or the schedule given to SB3",
+        clipping="global norm 0.5, done by SB3 (max_grad_norm)",
     ),
     Recipe(
         name="a2c-sb2",
@@ -97,11 +98,11 @@ ROWS = (
         dialect="sb3",
         settings={"lr": 7e-4, "alpha": 0.99, "eps": 1e-5},
         source="DLR-RM/stable-baselines3 1.6.2, docs/modules/a2c.rst: optimizer_kwargs=dict(eps=1e-5)",
-        fixes="v starts at 1 and ε stands inside the root: that is the whole difference to 'a2c-sb3'",
+        fixes="v starts at 1 and ε is inside the root, which is the only difference from 'a2c-sb3'",
         batch="5 actions of each game",
         schedule="constant",
-        clipping="global norm 0.5; SB3 does it (max_grad_norm)",
-        other="Stable-Baselines 2 had ent_coef=0.01 and vf_coef=0.25, SB3 has 0.0 and 0.5",
+        clipping="global norm 0.5, done by SB3 (max_grad_norm)",
+        other="ent_coef=0.01 and vf_coef=0.25 in Stable-Baselines 2, 0.0 and 0.5 in SB3",
         from_memory=("schedule", "other"),
     ),
     Recipe(
@@ -109,8 +110,8 @@ ROWS = (
         title="IMPALA on Atari, Espeholt et al., 2018: the paper",
         dialect="tensorflow1",
         settings={"learning_rate": 6e-4, "decay": 0.99, "momentum": 0.0, "epsilon": 0.01},
-        source="arXiv:1802.01561, appendix, hyper-parameters for Atari",
-        fixes=_FLOOR + ": 0.01 there acts like 0.1 outside",
+        source="arXiv:1802.01561, appendix, hyperparameters for Atari",
+        fixes=_FLOOR + ": 0.01 has the effect of 0.1 outside",
         batch="32 unrolls of 20",
         schedule="linear to 0 over the run",
         clipping="global norm 40 (clip_global_norm=40)",
@@ -122,9 +123,9 @@ ROWS = (
         dialect="tensorflow1",
         settings={"learning_rate": 4.8e-4, "decay": 0.99, "momentum": 0.0, "epsilon": 0.1},
         source="google-deepmind/scalable_agent 103308a, experiment.py",
-        fixes=_FLOOR + ": 0.1 there acts like 0.3 outside",
+        fixes=_FLOOR + ": 0.1 has the effect of 0.3 outside",
         batch="2 unrolls of 100, the flag's default",
-        schedule="linear to 0 at 1e9 frames of the games, counted in frames and not in steps",
+        schedule="linear to 0 at 1e9 frames of the games, counted in frames rather than steps",
         clipping="none in the code; the paper clips the global norm to 40",
     ),
     Recipe(
@@ -133,7 +134,7 @@ ROWS = (
         dialect="torch",
         settings={"lr": 4.8e-4, "alpha": 0.99, "momentum": 0.0, "eps": 0.01},
         source="facebookresearch/torchbeast 1c881b8 (a fork with the same flags), torchbeast/monobeast.py",
-        fixes="its ε = 0.01 stands outside the root, where IMPALA's 0.01 would be 0.1, and v starts at 0",
+        fixes="ε = 0.01 is outside the root, where IMPALA's 0.01 would correspond to 0.1, and v starts at 0",
         batch="8 unrolls of 80",
         schedule="linear to 0 over total_steps",
         clipping="global norm 40 (clip_global_norm=40)",
@@ -144,7 +145,7 @@ ROWS = (
         dialect="torch",
         settings={"lr": 5e-4, "alpha": 0.99, "eps": 1e-5},
         source="oxwhirl/pymarl 64111fc, src/config/default.yaml; 023de7e, src/learners/q_learner.py",
-        fixes="ε stands outside the root",
+        fixes="ε is outside the root",
         batch="32 episodes",
         clipping="global norm 10 (clip_global_norm=10)",
     ),
@@ -154,8 +155,8 @@ ROWS = (
         dialect="torch",
         settings={"lr": 2.5e-4, "alpha": 0.95, "eps": 0.01, "centered": True},
         source="kenjyoung/MinAtar 46b00d9, examples/dqn.py",
-        fixes="no heavy-ball momentum, on purpose (kenjyoung/MinAtar issue 37); ε = 0.01 stands outside the root, "
-        "where DQN's 0.01 would be 0.1",
+        fixes="it deliberately has no heavy-ball momentum (kenjyoung/MinAtar issue 37); ε = 0.01 is outside the "
+        "root, where DQN's 0.01 would correspond to 0.1",
         batch="32",
         other="Huber loss",
     ),

@@ -1,8 +1,8 @@
-"""Recipes of sequences, generative models and language."""
+"""Recipes for sequences, generative models and language."""
 
 from rmsprop.recipes.row import Recipe
 
-_GRAVES = "it is centered, with ε inside the root and the learning rate inside the momentum"
+_GRAVES = "it is centered, with ε inside the root and the learning rate inside the momentum buffer"
 
 ROWS = (
     Recipe(
@@ -12,7 +12,8 @@ ROWS = (
         settings={"learning_rate": 1e-4, "alpha": 0.95, "momentum": 0.9, "epsilon": 1e-4},
         source="arXiv:1308.0850, equations 38-45; constants as the defaults of chainer 0c89f4d, rmsprop_graves.py",
         fixes=_GRAVES,
-        clipping="inside backward: derivatives by the network's output to ±100, by the LSTM's inputs to ±10",
+        clipping="during backward: derivatives with respect to the network's output to ±100, the LSTM's inputs to "
+        "±10",
         from_memory=("clipping",),
     ),
     Recipe(
@@ -23,7 +24,7 @@ ROWS = (
         source="arXiv:1410.5401, section 4.6",
         fixes=_GRAVES,
         batch="1",
-        schedule="constant; 3e-5 for some of its experiments",
+        schedule="constant; 3e-5 in some experiments",
         clipping="every element of the gradient to ±10 (clip_value=10)",
         from_memory=("learning_rate", "momentum", "batch", "schedule", "clipping"),
         assumed=dict.fromkeys(("alpha", "epsilon"), "as in Graves 2013, whose form the paper cites"),
@@ -33,8 +34,8 @@ ROWS = (
         title="Karpathy's char-rnn",
         dialect="torch7",
         settings={"learningRate": 2e-3, "alpha": 0.95, "epsilon": 1e-8},
-        source="karpathy/char-rnn, train.lua (read in a fork, 0483593); ε is optim.rmsprop's default",
-        fixes="ε stands outside the root and v starts at 0",
+        source="karpathy/char-rnn, train.lua (from a fork, 0483593); ε is optim.rmsprop's default",
+        fixes="ε is outside the root and v starts at 0",
         batch="50 sequences of 50 characters",
         schedule="x 0.97 at the end of every epoch from the tenth on",
         clipping="every element of the gradient to ±5 (clip_value=5); the gradient is summed over the 50 characters",
@@ -47,9 +48,9 @@ ROWS = (
         source="martinarjovsky/WassersteinGAN 2cf43ba, main.py; arXiv:1701.07875",
         fixes="the paper chose RMSprop because momentum made the critic unstable",
         batch="64",
-        clipping="no gradients: the critic's weights to ±0.01 before each of its steps; clip_weights=0.01 does it "
-        "after each",
-        other="5 critic steps to one of the generator; 100 before its 25th and at every 500th",
+        clipping="the critic's weights to ±0.01 before each of its steps, not gradients; clip_weights=0.01 clips "
+        "after each step",
+        other="5 critic steps per generator step; 100 before the 25th generator step and at every 500th",
     ),
     Recipe(
         name="dpo",

@@ -1,10 +1,10 @@
-"""What a row of the table of recipes holds."""
+"""The definition of a recipe: the fields of a row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-# The attributes of a recipe that say in words what an optimizer does not do, and how they are titled.
+# The attributes of a recipe that describe in prose what an optimizer does not do, with their titles.
 TEXTS: Mapping[str, str] = {
     "batch": "Batch size",
     "schedule": "Learning rate",
@@ -19,19 +19,19 @@ class Recipe:
     """The settings that a published result was trained with.
 
     Attributes:
-        name: what `RMSprop.recipe` takes.
-        title: whose they are.
-        dialect: whose RMSprop it was.
-        settings: its settings in that dialect's own words, or torch's where it has none.
-        source: where they were read.
-        fixes: what must stay as it is, and what it would mean otherwise.
+        name: the name that `RMSprop.recipe` takes.
+        title: the published result.
+        dialect: the dialect of the RMSprop that it used.
+        settings: its settings under that dialect's argument names.
+        source: the paper, or the file and version.
+        fixes: the properties of the rule that must not change, and the reason.
         batch: the batch size.
-        schedule: what the learning rate does.
-        clipping: what is clipped, before `step` and outside it.
-        decayed: what weight decay acts on.
-        other: what else belongs to it.
-        from_memory: the settings and texts that nobody has looked up.
-        assumed: settings that the source does not state -> where their values are from.
+        schedule: the learning-rate schedule.
+        clipping: the clipping that is done before `step`, outside the optimizer.
+        decayed: the parameters that weight decay applies to.
+        other: further circumstances.
+        from_memory: the settings and texts that have not been verified.
+        assumed: settings that the source does not state -> the origin of their values.
     """
 
     name: str

@@ -1,21 +1,21 @@
-"""Recipes of image classification, all on ImageNet."""
+"""Recipes for image classification, all on ImageNet."""
 
 from rmsprop.recipes.row import Recipe
 
 _TF1 = (
-    "v starts at 1, ε stands inside the root and the learning rate inside the momentum buffer, so that a cut of the "
-    "rate reaches old momentum late"
+    "v starts at 1, ε is inside the root, and the learning rate is inside the momentum buffer, so a lower rate "
+    "affects old momentum late"
 )
-_EPS1 = _TF1 + "; with ε = 1 and gradients below 1 it is nearly SGD with momentum"
-_EPS = _TF1 + "; ε = 0.001 there acts like 0.03 outside"
-_PER_256 = "{}; the learning rate is for 256, multiply it by batch/256: {}"
-_LOSS = "L2 in the loss, which weight_decay equals, {}; give the others a group with weight_decay=0"
+_EPS1 = _TF1 + "; with ε = 1 and gradients below 1, the rule is nearly SGD with momentum"
+_EPS = _TF1 + "; ε = 0.001 has the effect of 0.03 outside"
+_PER_256 = "{}; the learning rate is for 256, so multiply it by batch/256: {}"
+_LOSS = "L2 in the loss, equivalent to weight_decay, {}; put the others in a group with weight_decay=0"
 _ON_WEIGHTS = _LOSS.format("on the weights of convolutions and of the last layer")
 _TIMM = "huggingface/pytorch-image-models 3034f27, hfdocs/source/training_script.mdx; momentum: train.py 004fb5f"
-_TIMM_DECAY = "L2 on parameters of two dimensions and more; give the others a group with weight_decay=0"
+_TIMM_DECAY = "L2 on parameters of two or more dimensions; put the others in a group with weight_decay=0"
 _TIMM_STEPS = "x {} every 2.4 epochs in steps, warm-up from 1e-6, {} epochs"
 _TIMM_FIXES = "it is RMSpropTF, not torch's RMSprop: " + _EPS
-_MOMENTUM = "the paper states none for RMSprop; tensorflow/models research/inception, inception_train.py, has 0.9"
+_MOMENTUM = "not stated for RMSprop in the paper; 0.9 in tensorflow/models research/inception, inception_train.py"
 
 ROWS = (
     Recipe(
@@ -26,7 +26,7 @@ ROWS = (
         source="tensorflow/tpu 03c4c36, models/experimental/inception/inception_v2.py and inception_v2_tpu_model.py",
         fixes=_EPS1,
         batch=_PER_256.format("1024", "0.66"),
-        schedule="x 0.94 every 3 epochs in steps, not below 1e-4 of the first",
+        schedule="x 0.94 every 3 epochs in steps, down to 1e-4 of the first",
         decayed=_ON_WEIGHTS,
         other="average of weights 0.995, label smoothing 0.1",
     ),
@@ -39,7 +39,7 @@ ROWS = (
         fixes=_EPS1,
         batch="32 on each of 50 replicas, asynchronous, 100 epochs",
         schedule="x 0.94 every 2 epochs",
-        clipping="with threshold 2.0, in the paper's words; of the global norm, presumably (clip_global_norm=2.0)",
+        clipping="threshold 2.0 in the paper, presumably of the global norm (clip_global_norm=2.0)",
         decayed="not stated",
         other="label smoothing 0.1, average of weights",
         from_memory=("other",),
@@ -53,7 +53,7 @@ ROWS = (
         source="tensorflow/tpu 0193ce5, models/experimental/inception/inception_v3.py",
         fixes=_EPS1,
         batch=_PER_256.format("1024", "0.66"),
-        schedule="x 0.94 every 3 epochs in steps, not below 1e-4 of the first",
+        schedule="x 0.94 every 3 epochs in steps, down to 1e-4 of the first",
         decayed=_ON_WEIGHTS,
         other="average of weights 0.995, label smoothing 0.1, auxiliary loss x 0.4",
         from_memory=("weight_decay", "decayed"),
@@ -69,7 +69,7 @@ ROWS = (
         schedule="x 0.94 every 2 epochs",
         clipping="not stated",
         decayed="not stated",
-        other="average of weights over time",
+        other="average of weights",
         assumed={"momentum": _MOMENTUM},
     ),
     Recipe(
@@ -81,7 +81,7 @@ ROWS = (
         fixes=_EPS1,
         batch=_PER_256.format("256", "0.15"),
         schedule="0.001 in the first epoch, R/3 and 2R/3 in the next two, then R x 0.94 every 2 epochs in steps "
-        "counted from the start, not below 1e-4 of R; R is the learning rate over 0.94^1.5",
+        "counted from the start, down to 1e-4 of R; R is the learning rate over 0.94^1.5",
         decayed=_ON_WEIGHTS,
         other="average of weights 0.995, label smoothing 0.1, auxiliary loss x 0.4",
     ),
@@ -94,7 +94,7 @@ ROWS = (
         "9d3d96f, configs/mobilenet_config.py",
         fixes=_EPS1,
         batch=_PER_256.format("1024", "0.66"),
-        schedule="x 0.94 every 3 epochs in steps, not below 1e-4 of the first",
+        schedule="x 0.94 every 3 epochs in steps, down to 1e-4 of the first",
         decayed=_LOSS.format("on the weights of convolutions that are not depthwise"),
         other="average of weights 0.995, label smoothing 0.1",
     ),
@@ -108,9 +108,9 @@ ROWS = (
         batch="96 on each of 16 replicas, asynchronous; in TF-slim on N devices the rate is 0.045·N",
         schedule="x 0.98 every epoch",
         decayed=_ON_WEIGHTS,
-        other="the README: average of weights 0.9999, label smoothing 0.1",
+        other="average of weights 0.9999, label smoothing 0.1 (from the README)",
         from_memory=("decayed",),
-        assumed={"epsilon": "the paper states none; the README trains with TF-slim, whose default is 1.0"},
+        assumed={"epsilon": "not stated in the paper; the README trains with TF-slim, whose default is 1.0"},
     ),
     Recipe(
         name="mobilenet-v3",
@@ -120,12 +120,13 @@ ROWS = (
         source="arXiv:1905.02244, section 6.1.1",
         fixes=_EPS,
         batch="4096",
-        schedule="in the paper's words a decay rate of 0.01 every 3 epochs",
-        decayed="L2, in the paper's words; on what is not stated",
+        schedule="“decay rate of 0.01 every 3 epochs” in the paper",
+        decayed="L2 in the paper; the parameters are not stated",
         other="average of weights 0.9999, dropout of 0.8",
         assumed={
-            "decay": "the paper states none; TensorFlow's default",
-            "epsilon": "the paper states none; MnasNet's, whose search it builds on. TensorFlow's default is 1e-10",
+            "decay": "not stated in the paper; TensorFlow's default",
+            "epsilon": "not stated in the paper; from MnasNet, whose search it builds on. TensorFlow's default is "
+            "1e-10",
         },
     ),
     Recipe(
@@ -136,8 +137,8 @@ ROWS = (
         source="tensorflow/tpu 1aff05d, models/official/mnasnet/configs/mnasnet_config.py; 5ef64b7, mnasnet_utils.py",
         fixes=_EPS,
         batch=_PER_256.format("1024", "0.064"),
-        schedule="x 0.97 every 2.4 epochs in steps, over the first 5 epochs linear from 0; 350 epochs",
-        decayed=_LOSS.format("on all but batch normalization"),
+        schedule="x 0.97 every 2.4 epochs in steps, after 5 epochs of linear warm-up from 0; 350 epochs",
+        decayed=_LOSS.format("on all parameters except batch normalization"),
         other="average of weights 0.9999, label smoothing 0.1, dropout 0.2",
         from_memory=("decayed",),
     ),
@@ -149,8 +150,8 @@ ROWS = (
         source="tensorflow/tpu 139e1f4, models/official/efficientnet/utils.py; 01b6706, main.py; arXiv:1905.11946",
         fixes=_EPS,
         batch=_PER_256.format("2048", "0.128; at 4096 0.256"),
-        schedule="x 0.97 every 2.4 epochs in steps, over the first 5 epochs linear from 0; 350 epochs",
-        decayed=_LOSS.format("on all but batch normalization"),
+        schedule="x 0.97 every 2.4 epochs in steps, after 5 epochs of linear warm-up from 0; 350 epochs",
+        decayed=_LOSS.format("on all parameters except batch normalization"),
         other="average of weights 0.9999, label smoothing 0.1",
     ),
     Recipe(
@@ -187,7 +188,7 @@ ROWS = (
         batch="8 x 128",
         schedule=_TIMM_STEPS.format("0.97", "450"),
         decayed=_TIMM_DECAY,
-        other="no average of weights: eight checkpoints were averaged afterwards",
+        other="no running average of weights; eight checkpoints were averaged afterward",
     ),
     Recipe(
         name="timm-mixnet-xl",
@@ -228,30 +229,30 @@ ROWS = (
     ),
     Recipe(
         name="amoebanet",
-        title="AmoebaNet, Real et al., 2018, Cloud TPU code: its ImageNet hyper-parameters",
+        title="AmoebaNet, Real et al., 2018, Cloud TPU code: its ImageNet hyperparameters",
         dialect="tensorflow1",
         settings={"learning_rate": 0.015, "decay": 0.9, "momentum": 0.9, "epsilon": 1.0, "weight_decay": 4e-5},
         source="tensorflow/tpu 0390e44, models/official/amoeba_net/amoeba_net_model.py; arXiv:1802.01548",
         fixes=_EPS1,
         batch="32",
-        schedule="x 0.97 every 2.4 epochs, 3 epochs of warm-up, not below 1e-4 of the first",
+        schedule="x 0.97 every 2.4 epochs, 3 epochs of warm-up, down to 1e-4 of the first",
         clipping="global norm 10 (clip_global_norm=10)",
-        decayed="L2 in the loss, which weight_decay equals",
+        decayed="L2 in the loss, equivalent to weight_decay",
     ),
     Recipe(
         name="amoebanet-tpu",
-        title="AmoebaNet, Cloud TPU code: what its script runs, whose flags override those",
+        title="AmoebaNet, Cloud TPU code: the flags of its script, which override those",
         dialect="tensorflow1",
         settings={"learning_rate": 0.64, "decay": 0.9, "momentum": 0.9, "epsilon": 1.0, "weight_decay": 4e-5},
         source="tensorflow/tpu 0390e44, models/official/amoeba_net/amoeba_net.py",
         fixes=_EPS1,
         batch="256",
         schedule="x 0.9 every epoch, 3 epochs of warm-up, 48 epochs",
-        decayed="L2 in the loss, which weight_decay equals",
+        decayed="L2 in the loss, equivalent to weight_decay",
     ),
     Recipe(
         name="tf-slim",
-        title="TF-slim, train_image_classifier.py as it comes",
+        title="TF-slim, train_image_classifier.py, by default",
         dialect="tensorflow1",
         settings={"learning_rate": 0.01, "decay": 0.9, "momentum": 0.9, "epsilon": 1.0, "weight_decay": 4e-5},
         source="tensorflow/models 07ed366, research/slim/train_image_classifier.py",

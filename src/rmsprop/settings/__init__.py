@@ -17,7 +17,9 @@ from rmsprop.dialects import Dialect
 from rmsprop.printing import MOST, printable, shown
 from rmsprop.settings import group_keys
 from rmsprop.spec import (
+    CLIPS,
     ROUNDINGS,
+    SPARSE_MODES,
     Hyper,
     Rule,
     check_flag,
@@ -37,9 +39,9 @@ EXECUTION = ("capturable", "foreach", "fused", "differentiable")
 # Settings that no dialect's framework has: the handling of half precision, and a bound of steps.
 CARE: Mapping[str, Any] = {"rounding": "nearest", "compensation": False, "seed": 0, "max_update": None}
 
-SPARSE = (None, "lazy", "dense")
+SPARSE = (None, *SPARSE_MODES)
 _OPTIONAL = (
-    *dialects.CLIPS,
+    *CLIPS,
     "reference_lr",
     "max_update",
     "sparse",
@@ -258,7 +260,7 @@ def check_setting(name: str, value: Any) -> Any:
         return value
     if value is None and name in _OPTIONAL:
         return None
-    if name in (*dialects.CLIPS, "reference_lr", "max_update"):
+    if name in (*CLIPS, "reference_lr", "max_update"):
         return check_number(name, value)
     if name == "sparse":
         if not isinstance(value, str) or value not in SPARSE:

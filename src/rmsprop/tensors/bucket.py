@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.spec import SLOTS, Rule
+from rmsprop.spec import SLOTS, Rounding, Rule
 
 _WIDER = {
     torch.float16: torch.float32,
@@ -48,7 +48,7 @@ class Bucket:
     fused: bool | None = None
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
-    rounding: str = "nearest"
+    rounding: Rounding = "nearest"
     random_keys: list[int] = field(default_factory=list)
     whole: Mapping[int, Tensor] = field(default_factory=dict)
 

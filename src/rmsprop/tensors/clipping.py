@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.dialects import CLIPS
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import CLIPS, Hyper, Rule
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype
 

@@ -15,13 +15,12 @@ from torch import Tensor
 from torch._compile import _disable_dynamo
 
 from rmsprop.printing import shown, with_article
+from rmsprop.spec import NONFINITE, Nonfinite
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import STEPPED, resolved
 from rmsprop.tensors.names import names, parameter_name
 
 Groups = Sequence[Mapping[str, Any]]
-
-NONFINITE = ("propagate", "skip", "raise")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class Guard:
         limit: number of skips in a row that raises. None: no limit.
     """
 
-    def __init__(self, mode: str, limit: int | None) -> None:
+    def __init__(self, mode: Nonfinite, limit: int | None) -> None:
         self.mode, self.limit = mode, limit
         self._total = self._row = 0
         self._parameter: str | None = None

@@ -1,4 +1,4 @@
-"""The files that a checkpoint may come in: one row per format, asked in this order."""
+"""The file formats of checkpoints, one row each, in the order in which a file is matched against them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ FORMATS: tuple[Format, ...] = (
     *keras.FORMATS,
     *tensorflow.FORMATS,
     Format("npz", (".npz",), npz.sniff, npz.read, npz.write, template=True, chooses=True),
-    Format("mxnet", (".nd", ".params"), mxnet.sniff, mxnet.read, mxnet.write),
+    Format("mxnet", (".nd", ".params"), mxnet.sniff, mxnet.read),
     Format("flax", (".msgpack",), optax.sniff, optax.read, optax.write, template=True, chooses=True),
 )

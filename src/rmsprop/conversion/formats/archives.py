@@ -1,4 +1,4 @@
-"""Zip archives and NumPy's .npz that may be hostile: opened, measured and checked before anything is believed."""
+"""Reads zip archives and NumPy's .npz that may be hostile, after validating their members and sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rmsprop.conversion.formats.reading import array, count, strange
 from rmsprop.conversion.record import Array, Unreadable
 from rmsprop.printing import shown
 
-# What a hostile file may make zipfile raise, besides its own BadZipFile.
+# The exceptions that zipfile may raise for a hostile file.
 BROKEN = (
     zipfile.BadZipFile,
     OSError,
@@ -38,12 +38,12 @@ MOST_MEMBERS = 1_000_000
 SLACK = 1 << 20
 _CHUNK = 1 << 18
 _MAGIC = b"PK\x03\x04"
-_HEADER = 10_000  # bytes of an .npy header; ours and everybody's are below 200
+_HEADER = 10_000  # maximum bytes of an .npy header; usual ones have fewer than 200
 _LOCAL_HEADER = 30  # bytes before a member's name
 
 
 def is_archive(path: Path) -> bool:
-    """Whether it begins and ends as an archive does: another file may end with one, such as a tar that holds it."""
+    """Return whether the file begins and ends as a zip archive. A tar that contains one only ends as one."""
     try:
         with path.open("rb") as file:
             return file.read(2) == b"PK" and zipfile.is_zipfile(path)
@@ -53,11 +53,11 @@ def is_archive(path: Path) -> bool:
 
 @contextmanager
 def opened(path: Path, file: IO[bytes] | None = None) -> Iterator[zipfile.ZipFile]:
-    """An archive whose members unpack within reason, none of them encrypted, none with a path outside.
+    """Open an archive and validate its members with `check`.
 
     Args:
-        file: the open file, for who reads it in other ways too.
-    Raises: Unreadable with one sentence, also for what the body meets in a damaged archive.
+        file: the same file, if the caller has it open.
+    Raises: Unreadable with one sentence, also if the body fails on a damaged archive.
     """
     try:
         with zipfile.ZipFile(file or path) as archive:
@@ -70,11 +70,11 @@ def opened(path: Path, file: IO[bytes] | None = None) -> Iterator[zipfile.ZipFil
 
 
 def check(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse what no checkpoint has and a hostile archive does. Raises: Unreadable.
+    """Refuse an archive that no checkpoint resembles. Raises: Unreadable.
 
-    Members that are encrypted, lie outside, have one name or the same bytes, are compressed in other ways than NumPy
-    and Keras do, or unpack to more than ten times the file and a megabyte. What a member declares is the most that
-    `content` reads of it.
+    Members must not be encrypted, have paths outside the archive, share a name or overlap. They must be stored or
+    deflated, as NumPy and Keras write them. Together they may declare at most ten times the file's size plus 1 MiB;
+    `content` never reads more of a member than it declares.
     """
     members = archive.infolist()
     if len(members) > MOST_MEMBERS:
@@ -84,32 +84,32 @@ def check(archive: zipfile.ZipFile, path: Path) -> None:
     for member in sorted(members, key=lambda own: own.header_offset):
         name = member.filename
         if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/"):
-            raise Unreadable(f"{path.name} holds a member that lies outside of it: {shown(name)}")
+            raise Unreadable(f"{path.name} holds a member with a path outside the archive: {shown(name)}")
         if member.flag_bits & 1:
-            raise Unreadable(f"{path.name} is encrypted; write it again without a password")
+            raise Unreadable(f"{path.name} is encrypted; rewrite it without a password")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise Unreadable(
-                f"{path.name} compresses {shown(name)} by method {member.compress_type} of zip; write it again "
-                "stored or deflated, as np.savez and np.savez_compressed do"
+                f"{path.name} compresses {shown(name)} by zip method {member.compress_type}; rewrite it stored or "
+                "deflated, as np.savez and np.savez_compressed do"
             )
         if member.header_offset < end:
-            raise Unreadable(f"{path.name} holds members that lie over each other, such as {shown(name)}")
+            raise Unreadable(f"{path.name} holds members that overlap, such as {shown(name)}")
         end = member.header_offset + _LOCAL_HEADER + member.compress_size
         total += member.file_size
         if total > most:
             raise Unreadable(
-                f"{path.name} would unpack to more than ten times its size, which is not read; if it is sound, write "
-                "it again without compression, such as with np.savez"
+                f"{path.name} would unpack to more than ten times its size, which is not read; if it is valid, "
+                "rewrite it without compression, such as with np.savez"
             )
     if len({member.filename for member in members}) < len(members):
-        raise Unreadable(f"{path.name} holds two members of one name")
+        raise Unreadable(f"{path.name} holds two members with the same name")
 
 
 def content(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> bytes:
-    """A member's bytes, as many as it declares. Raises: Unreadable for fewer, and for what is no such member's."""
+    """Return a member's bytes. Raises: Unreadable if their number differs from the declared size."""
     parts = []
     with archive.open(member) as stream:
-        while part := stream.read(_CHUNK):  # in one go, zipfile unpacks all there is before it cuts it to size
+        while part := stream.read(_CHUNK):  # a single read would unpack more than the declared size first
             parts.append(part)
     raw = b"".join(parts)
     if len(raw) != member.file_size:
@@ -118,18 +118,18 @@ def content(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path: Path) -> by
 
 
 def intact(archive: zipfile.ZipFile, path: Path) -> None:
-    """Compare every member with its checksum. Raises: Unreadable for the first that differs."""
+    """Verify the checksum of every member. Raises: Unreadable for the first that differs."""
     bad = archive.testzip()
     if bad is not None:
         raise Unreadable(
-            f"{path.name} is damaged: {shown(bad)} does not have its checksum (a file written under "
-            "torch.serialization.set_crc32_options(False) has none: write it again without that, with "
+            f"{path.name} is damaged: {shown(bad)} does not match its checksum (a file written under "
+            "torch.serialization.set_crc32_options(False) has none: rewrite it without that, with "
             "torch.save(torch.load(file, map_location='cpu', weights_only=True), new))"
         )
 
 
 def is_zip(path: Path) -> bool:
-    """Whether the file starts as a zip archive does."""
+    """Return whether the file starts as a zip archive does."""
     try:
         with path.open("rb") as file:
             return file.read(4) == _MAGIC
@@ -138,26 +138,26 @@ def is_zip(path: Path) -> bool:
 
 
 def names(path: Path) -> list[str]:
-    """The members' names; none of what is no archive."""
+    """Return the members' names, or [] if the file is not a zip archive."""
     if not is_zip(path):
         return []
     try:
         with zipfile.ZipFile(path) as archive:
             return archive.namelist()
-    except Exception:  # a sniff answers; it does not complain
+    except Exception:  # sniffing never raises
         return []
 
 
 def keys(path: Path) -> list[str]:
-    """The names of an .npz' arrays; none of what is no .npz."""
-    found = names(path)
-    return [name.removesuffix(".npy") for name in found] if all(name.endswith(".npy") for name in found) else []
+    """Return the names of an .npz file's arrays, or [] if the file is not an .npz."""
+    files = names(path)
+    return [name.removesuffix(".npy") for name in files] if all(name.endswith(".npy") for name in files) else []
 
 
 def members(path: Path, wanted: tuple[str, ...] = ()) -> dict[str, bytes]:
-    """The archive's members, in its order, or those of them that are wanted.
+    """Return the contents of an archive's members, in its order, or of the `wanted` members only.
 
-    Raises: Unreadable, for a damaged archive, one that unpacks to far more than it is, or a wanted name not in it.
+    Raises: Unreadable for a damaged archive, one that would unpack to far more than its size, or a missing member.
     """
     with opened(path) as archive:
         infos = {info.filename: info for info in archive.infolist() if not info.is_dir()}
@@ -168,8 +168,8 @@ def members(path: Path, wanted: tuple[str, ...] = ()) -> dict[str, bytes]:
 
 
 def arrays(path: Path) -> dict[str, Array]:
-    """The arrays of an .npz, in the file's order. Raises: Unreadable, also for objects: only pickle can read them."""
-    with strange(path, ".npz"):
+    """Return the arrays of an .npz, in the file's order. Raises: Unreadable, also for objects, which need pickle."""
+    with strange(path, "an .npz"):
         return {
             name.removesuffix(".npy"): _array(raw, path, name.removesuffix(".npy"))
             for name, raw in members(path).items()
@@ -178,7 +178,7 @@ def arrays(path: Path) -> dict[str, Array]:
 
 
 def save(path: Path, values: Mapping[str, Array]) -> None:
-    """Write an .npz of any keys, `file` among them, which np.savez takes for itself."""
+    """Write an .npz with any keys. np.savez reserves the key `file`."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, value in values.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
@@ -199,11 +199,11 @@ def _array(raw: bytes, path: Path, name: str) -> Array:
     rest = memoryview(raw)[file.tell() :]
     sizes = tuple(reversed(shape)) if fortran else shape
     if dtype.kind == "V" and dtype.itemsize == 2 and dtype.names is None:
-        value = array(rest, "bfloat16", sizes, path, name)  # what NumPy makes of ml_dtypes' bfloat16
+        value = array(rest, "bfloat16", sizes, path, name)  # how NumPy stores ml_dtypes' bfloat16
     elif dtype.kind in "biufcSU" and dtype.names is None and dtype.subdtype is None:
         if count(shape, path, name) * dtype.itemsize != len(rest):
             raise Unreadable(f"{path.name} declares {shown(name)} of shape {shape[:8]} and holds {len(rest)} bytes")
         value = np.frombuffer(rest, dtype, math.prod(shape)).reshape(sizes).astype(dtype.newbyteorder("="))
     else:
-        raise Unreadable(f"{path.name} holds {shown(name)} as {shown(str(dtype))}, which is no number")
+        raise Unreadable(f"{path.name} holds {shown(name)} as {shown(str(dtype))}, which is not a numeric type")
     return np.ascontiguousarray(value.T) if fortran else value

@@ -1,6 +1,6 @@
-"""MXNet's arrays: mx.nd.save's files, and .npz of the same names; its .states files are pickles, and refused.
+"""Reads MXNet's arrays from mx.nd.save files and .npz files. Its .states files are pickles, and are refused.
 
-A parameter is NAME, or arg:NAME in a Module's file; its states NAME.n, and NAME.g and NAME.delta of a centered one
+A parameter is NAME, or arg:NAME in a Module's file. Its states are NAME.n, and with centering NAME.g and NAME.delta
 (MXNet 1), or NAME.var, NAME.mean and NAME.mom (MXNet 2). Source: src/ndarray/ndarray.cc, NDArray::Save and Load.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from rmsprop.conversion.formats.reading import array, count, strange, to_write
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import shown
 
@@ -22,19 +23,19 @@ SLOTS = {"mxnet1": ({"n"}, {"n", "g", "delta"}), "mxnet2": ({"var"}, {"mean", "v
 _ORDER = ("n", "g", "delta", "mean", "var", "mom")
 _DTYPES = ("float32", "float64", "float16", "uint8", "int32", "int8", "int64", "bool", "int16", "uint16", "uint32")
 _ADVICE = (
-    "is a pickle, and a pickle can run code; load it in MXNet and save its arrays under names, "
+    "is a pickle, which can run code when it is loaded; load it in MXNet and save its arrays by name, "
     "mx.nd.save('state.nd', {'conv_weight': ..., 'conv_weight.n': updater.states[0][0], ...})"
 )
 
 
 def has_state(keys: list[str]) -> bool:
-    """Whether names are those of parameters with states."""
+    """Return whether the names are those of parameters with states."""
     ends = {key.rpartition(".")[2] for key in keys if "." in key}
     return any(any(kept <= ends for kept in kinds) for kinds in SLOTS.values())
 
 
 def sniff(path: Path) -> bool:
-    """mx.nd.save's number, or a pickle with the name that MXNet gives its states."""
+    """Return whether the file has mx.nd.save's magic number, or is a pickle named as MXNet's states."""
     try:
         with path.open("rb") as file:
             head = file.read(8)
@@ -44,8 +45,8 @@ def sniff(path: Path) -> bool:
 
 
 def read(path: Path) -> Checkpoint:
-    """Parameters and states of mx.nd.save. Raises: Unreadable, also for pickles."""
-    with strange(path, "file of mx.nd.save"):
+    """Read parameters and states of mx.nd.save. Raises: Unreadable, also for pickles."""
+    with strange(path, "an mx.nd.save file"):
         raw = path.read_bytes()
         if raw[:1] == b"\x80":
             raise Unreadable(f"{path.name} {_ADVICE}")
@@ -53,7 +54,7 @@ def read(path: Path) -> Checkpoint:
 
 
 def from_arrays(path: Path, arrays: Mapping[str, Array]) -> Checkpoint:
-    """A checkpoint of named arrays. Raises: Unreadable."""
+    """Build a checkpoint from named arrays. Raises: Unreadable."""
     made = Checkpoint()
     slots: dict[str, dict[str, Array]] = {}
     for key, value in arrays.items():
@@ -66,12 +67,13 @@ def from_arrays(path: Path, arrays: Mapping[str, Array]) -> Checkpoint:
     if not kinds:
         made.notes.append("The file holds no state of an optimizer.")
         return made
-    made.source = next((name for name, known in SLOTS.items() if len(kinds) == 1 and next(iter(kinds)) in known), "")
-    if not made.source:
+    name = next((name for name, known in SLOTS.items() if len(kinds) == 1 and next(iter(kinds)) in known), "")
+    if not name:
         kept = ", ".join(sorted({slot for kind in kinds for slot in kind}))
         raise Unreadable(
-            f"{path.name} holds the states {shown(kept)}, not alike for all parameters, or not RMSProp's"
+            f"{path.name} holds the states {shown(kept)}, which differ between parameters or are not RMSProp's"
         )
+    made.owner = find_owner(name)
     made.hyper["centered"] = len(next(iter(kinds))) == 3
     for name in made.params or slots:
         if name in slots:
@@ -94,25 +96,8 @@ def to_arrays(checkpoint: Checkpoint) -> dict[str, Array]:
     return made
 
 
-def write(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a file as mx.nd.save does."""
-    arrays = to_arrays(checkpoint)
-    made = bytearray(struct.pack("<3Q", MAGIC, 0, len(arrays)))
-    for name, value in arrays.items():
-        if value.dtype.name not in _DTYPES or value.ndim == 0:
-            raise Unreadable(f"MXNet 1 has no arrays like {name}, of {value.dtype} and shape {value.shape}")
-        made += struct.pack(f"<IiI{value.ndim}q", V2, 0, value.ndim, *value.shape)
-        made += struct.pack("<3i", 1, 0, _DTYPES.index(value.dtype.name))
-        made += np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<")).tobytes()
-    made += struct.pack("<Q", len(arrays))
-    for name in arrays:
-        text = name.encode()
-        made += struct.pack("<Q", len(text)) + text
-    path.write_bytes(made)
-
-
 def _load(path: Path, raw: bytes) -> dict[str, Array]:
-    """The arrays of a file of mx.nd.save."""
+    """Return the arrays of an mx.nd.save file."""
     at = 0
 
     def _take(form: str) -> tuple[int, ...]:
@@ -124,7 +109,7 @@ def _load(path: Path, raw: bytes) -> dict[str, Array]:
 
     magic, _, total = _take("3Q")
     if magic != MAGIC or total > len(raw):
-        raise Unreadable(f"{path.name} is no file of mx.nd.save, or its beginning is damaged")
+        raise Unreadable(f"{path.name} is not an mx.nd.save file, or its beginning is damaged")
     values = []
     for number in range(total):
         (version,) = _take("I")
@@ -143,7 +128,7 @@ def _load(path: Path, raw: bytes) -> dict[str, Array]:
         _take("2i")
         (kind,) = _take("i")
         if not 0 <= kind < len(_DTYPES):
-            raise Unreadable(f"{path.name} holds {name} as type {kind} of MXNet, which is no number known here")
+            raise Unreadable(f"{path.name} holds {name} as MXNet type {kind}, which is not supported")
         size = count(shape, path, name) * np.dtype(_DTYPES[kind]).itemsize
         values.append(array(memoryview(raw)[at : at + size], _DTYPES[kind], shape, path, name))
         at += size
@@ -158,5 +143,5 @@ def _load(path: Path, raw: bytes) -> dict[str, Array]:
         names.append(raw[at : at + length].decode())
         at += length
     if len(set(names)) != len(names):
-        raise Unreadable(f"{path.name} has two arrays of one name")
+        raise Unreadable(f"{path.name} has two arrays with the same name")
     return dict(zip(names or map(str, range(total)), values, strict=True))

@@ -1,4 +1,4 @@
-"""NumPy's .npz, which many frameworks' users save: the names in it say whose it is."""
+"""Reads and writes NumPy's .npz. The names of its arrays identify the framework that they come from."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from rmsprop.printing import shown
 
 
 def sniff(path: Path) -> bool:
-    """A zip of .npy files."""
+    """Return whether the file is a zip of .npy files."""
     return bool(archives.keys(path))
 
 
 def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
-    """Parameters and states of optax, Chainer or MXNet; or parameters alone.
+    """Read parameters and state of optax, Chainer or MXNet, or parameters alone.
 
     Args:
-        optimizer: the place of the state wanted, of several of optax.
-    Raises: Unreadable, also for a choice that is not there.
+        optimizer: the path of the state to read, if the file holds several of optax.
+    Raises: Unreadable, also if the file does not contain the given path.
     """
     optax.refuse_parameters(path, parameters)
-    with strange(path, ".npz"):
+    with strange(path, "an .npz"):
         arrays = archives.arrays(path)
         keys = list(arrays)
         if optax.has_state(keys):
@@ -36,22 +36,20 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
             return mxnet.from_arrays(path, arrays)
         arrays = {name: value for name, value in arrays.items() if value.dtype.kind in "biufc"}
         kinds = {name: layout(name, value) for name, value in arrays.items()}
-        return Checkpoint("", params=arrays, kinds=kinds, notes=["The file holds no state of an optimizer."])
+        return Checkpoint(params=arrays, kinds=kinds, notes=["The file holds no state of an optimizer."])
 
 
 def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
-    """Write the arrays under the names that the checkpoint's framework gives them.
+    """Write the arrays under the names that optax or MXNet gives them.
 
     Args:
-        template: for optax, a file with the keys wanted.
+        template: for optax, a file with the keys to write.
+    Raises: Unreadable for the state of another framework.
     """
-    if checkpoint.source == "optax":
+    name = checkpoint.owner.name
+    if name == "optax":
         optax.save(path, checkpoint, template)
-    elif checkpoint.source in chainer.SLOTS:
-        chainer.save(path, checkpoint)
-    elif checkpoint.source in mxnet.SLOTS:
+    elif name in mxnet.SLOTS:
         archives.save(path, mxnet.to_arrays(checkpoint))
     else:
-        raise Unreadable(
-            f"an .npz is written for optax, Chainer and MXNet; there is none of {checkpoint.source or 'it'}"
-        )
+        raise Unreadable(f"an .npz is written for optax and MXNet, not for {name}; write a .pt or a .safetensors")

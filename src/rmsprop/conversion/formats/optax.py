@@ -1,8 +1,8 @@
-"""optax' states: flattened into an .npz, or as flax' msgpack, with the parameters beside or not.
+"""Reads and writes optax states, as a flattened .npz or flax msgpack, with or without the parameters.
 
-optax has no file format; people save the tree of {"params", "opt_state"}. A place in it is written as a path of
-words: opt_state/0/nu/conv/kernel, or as jax.tree_util.keystr has it, ['opt_state'][0].nu['conv']['kernel']. What
-counts is the words nu, mu, trace and count, wherever a chain, a mask or inject_hyperparams has put them.
+optax has no file format, so users save the tree of {"params", "opt_state"}. A path in it is written with slashes,
+opt_state/0/nu/conv/kernel, or as by jax.tree_util.keystr, ['opt_state'][0].nu['conv']['kernel']. The reader matches
+the names nu, mu, trace and count wherever a chain, a mask or inject_hyperparams places them.
 """
 
 from __future__ import annotations
@@ -16,48 +16,49 @@ import numpy as np
 
 from rmsprop.conversion.formats import archives
 from rmsprop.conversion.formats.reading import array, count, decimal, layout, strange, to_write
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import printable, shown
 
 SLOTS = ("nu", "mu", "trace")
-Words = tuple[str, ...]
+Place = tuple[str, ...]
 _STATES = ("opt_state", "optimizer", "opt")
 _KEY = re.compile(r"\['((?:[^'\\]|\\.)*)'\]|\[\"((?:[^\"\\]|\\.)*)\"\]|\[(?:<flat index )?(\d+)>?\]|\.(\w+)")
-_ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # flax' extensions of msgpack
+_ARRAY, _COMPLEX, _SCALAR = 1, 2, 3  # flax's extension types of msgpack
 _DEPTH = 200
 _ORBAX = ("_CHECKPOINT_METADATA", "_METADATA", "manifest.ocdbt")
 
 
-def words(key: str) -> Words:
-    """The words of a key: of a path with slashes or dots, or as keystr writes it."""
+def split_key(key: str) -> Place:
+    """Split a key into its path. The key has slashes or dots, or the form of keystr."""
     if key[:1] in ("[", "."):
-        found, at = [], 0
+        parts, at = [], 0
         while match := _KEY.match(key, at):
-            found.append(next(part for part in match.groups() if part is not None))
+            parts.append(next(part for part in match.groups() if part is not None))
             at = match.end()
         if at == len(key):
-            return tuple(found)
+            return tuple(parts)
     return tuple(key.split("/" if "/" in key else "."))
 
 
 def has_state(keys: list[str]) -> bool:
-    """Whether an .npz' keys are those of an optax state."""
-    return any("nu" in words(key) for key in keys)
+    """Return whether the keys of an .npz are those of an optax state."""
+    return any("nu" in split_key(key) for key in keys)
 
 
 def from_arrays(path: Path, arrays: Mapping[str, Array], optimizer: str | None = None) -> Checkpoint:
-    """A checkpoint of an .npz' arrays. Raises: Unreadable."""
-    return understand(path, {words(key): value for key, value in arrays.items()}, optimizer)
+    """Build a checkpoint from the arrays of an .npz. Raises: Unreadable."""
+    return understand(path, {split_key(key): value for key, value in arrays.items()}, optimizer)
 
 
-def understand(path: Path, tree: Mapping[Words, Array], optimizer: str | None = None) -> Checkpoint:
-    """A checkpoint of a flattened tree.
+def understand(path: Path, tree: Mapping[Place, Array], optimizer: str | None = None) -> Checkpoint:
+    """Build a checkpoint from a flattened tree.
 
     Args:
-        optimizer: the place of the state wanted, where the tree holds those of several networks.
-    Raises: Unreadable, also for several without a choice, or a choice that is not there.
+        optimizer: the path of the state to read, if the tree has those of several networks.
+    Raises: Unreadable, also for several states without a choice; ValueError for a choice that the tree lacks.
     """
-    made = Checkpoint("optax")
+    made = Checkpoint(find_owner("optax"))
     tree = _one(path, tree, optimizer, made)
     root = _root(path, tree)
     state = {place[len(root) :]: value for place, value in tree.items() if place[: len(root)] == root}
@@ -67,9 +68,9 @@ def understand(path: Path, tree: Mapping[Words, Array], optimizer: str | None = 
             made.step = int(value)
         elif value.shape or len(place) > 1:
             name = "/".join(place[1:] if len(place) > 1 else place)
-            taken = place[0] != "params" and ("params", *place[1:]) in rest  # by the parameters that are trained
+            taken = place[0] != "params" and ("params", *place[1:]) in rest  # the name belongs to a trained parameter
             made.params["/".join(place) if taken else name] = value
-    counts: dict[Words, int] = {}
+    counts: dict[Place, int] = {}
     left: list[str] = []
     for place, value in state.items():
         at = next((i for i, word in enumerate(place) if word in (*SLOTS, "count", "hyperparams")), None)
@@ -85,17 +86,17 @@ def understand(path: Path, tree: Mapping[Words, Array], optimizer: str | None = 
             if place[at] in slots:
                 raise Unreadable(f"{path.name} holds {place[at]} of {shown('/'.join(place[at + 1 :]))} twice")
             slots[place[at]] = value
-    _settle(path, made, state, counts)
+    _finish(path, made, state, counts)
     if left:
         made.notes.append(f"{len(left)} arrays of the state are left out, such as {shown(left[0])}.")
     made.kinds = {name: layout(name, value) for name, value in made.params.items()}
     return made
 
 
-def _one(path: Path, tree: Mapping[Words, Array], chosen: str | None, made: Checkpoint) -> Mapping[Words, Array]:
-    """The part of a tree with one optimizer's state and its parameters, that part's own place left out.
+def _one(path: Path, tree: Mapping[Place, Array], chosen: str | None, made: Checkpoint) -> Mapping[Place, Array]:
+    """Return the subtree with one optimizer's state and its parameters, with paths relative to that subtree.
 
-    Raises: Unreadable.
+    Raises: Unreadable; ValueError for a choice that the tree lacks.
     """
     states = dict.fromkeys(
         place[: at + 1] for place in tree if "nu" in place and (at := _state_at(place)) is not None
@@ -120,16 +121,16 @@ def _one(path: Path, tree: Mapping[Words, Array], chosen: str | None, made: Chec
     return own
 
 
-def _state_at(place: Words) -> int | None:
-    """Which word of a place in a state names the state."""
+def _state_at(place: Place) -> int | None:
+    """Return the index of the part of a path that names the state, or None."""
     return next((i for i, word in enumerate(place[: place.index("nu")]) if word in _STATES), None)
 
 
-def _root(path: Path, tree: Mapping[Words, Array]) -> Words:
-    """Where the optimizer's state hangs in the tree: what all of it has in common, a chain's places left out."""
+def _root(path: Path, tree: Mapping[Place, Array]) -> Place:
+    """Return the path of the optimizer's state: the common prefix of its parts, without indices into a chain."""
     places = [place[: place.index("nu")] for place in tree if "nu" in place]
     if not places:
-        raise Unreadable(f"{path.name} holds no nu, which optax' RMSprop keeps: it is the state of another optimizer")
+        raise Unreadable(f"{path.name} holds no nu, which optax's RMSprop has: it is the state of another optimizer")
     root = places[0]
     for place in places[1:]:
         root = root[: next((i for i, (a, b) in enumerate(zip(root, place, strict=False)) if a != b), len(place))]
@@ -141,8 +142,12 @@ def _root(path: Path, tree: Mapping[Words, Array]) -> Words:
     return root if len(root) < 2 else root[:1]
 
 
-def _settle(path: Path, made: Checkpoint, state: Mapping[Words, Array], counts: Mapping[Words, int]) -> None:
-    """What the state's shape says of the settings; the order of parameters and of slots."""
+def _finish(path: Path, made: Checkpoint, state: Mapping[Place, Array], counts: Mapping[Place, int]) -> None:
+    """Infer settings from the structure of the state, and put parameters and slots in order.
+
+    Mutates: made.
+    Raises: Unreadable.
+    """
     known = made.params or made.slots
     for name, slots in made.slots.items():
         shapes = {value.shape for value in slots.values()}
@@ -151,15 +156,15 @@ def _settle(path: Path, made: Checkpoint, state: Mapping[Words, Array], counts: 
         if len(shapes) != 1 or "nu" not in slots or (made.params and name not in made.params):
             raise Unreadable(f"{path.name} has a state of {shown(name)} that does not fit its parameter")
     made.slots = {n: {s: made.slots[n][s] for s in SLOTS if s in made.slots[n]} for n in known if n in made.slots}
-    beside = {place[: place.index("nu")] for place in state if "nu" in place}
-    own = {count for place, count in counts.items() if place in beside}
+    roots = {place[: place.index("nu")] for place in state if "nu" in place}
+    own = {count for place, count in counts.items() if place in roots}
     centered = any("mu" in slots for slots in made.slots.values())
-    told = own or set(counts.values())
-    if told - {-1}:
-        made.step = max(told)
-        if len(told) > 1:
+    steps = own or set(counts.values())
+    if steps - {-1}:
+        made.step = max(steps)
+        if len(steps) > 1:
             made.notes.append(
-                f"The file counts the steps as {', '.join(map(str, sorted(told)))}; {made.step} is taken."
+                f"The file has the step counts {', '.join(map(str, sorted(steps)))}; {made.step} is used."
             )
     if centered and own:
         for name, slots in made.slots.items():
@@ -167,24 +172,24 @@ def _settle(path: Path, made: Checkpoint, state: Mapping[Words, Array], counts: 
                 above = np.any(np.square(slots["mu"]) > slots["nu"] * 1.001 + 1e-30)
             if above:
                 raise Unreadable(
-                    f"{path.name} has the state of Adam: in {shown(name)} the square of mu is above nu, which no "
-                    "centered RMSprop's is"
+                    f"{path.name} has the state of Adam: in {shown(name)} the square of mu exceeds nu, which cannot "
+                    "happen in a centered RMSprop"
                 )
         made.notes.append(
-            "Adam's state has the same names as that of a centered, bias-corrected RMSprop; it is taken "
-            "for the latter, as its numbers allow."
+            "Adam's state has the same names as that of a centered, bias-corrected RMSprop; it is read as the "
+            "latter, since its values allow that."
         )
     made.hyper |= {"centered": centered, "bias_correction": bool(own)}
     if not any("trace" in slots for slots in made.slots.values()):
         made.hyper["momentum"] = 0.0
 
 
-def to_tree(checkpoint: Checkpoint) -> dict[Words, Array]:
-    """The tree of {"params", "opt_state"} of optax.rmsprop(...) with a constant learning rate."""
-    state: dict[Words, Array] = {}
+def to_tree(checkpoint: Checkpoint) -> dict[Place, Array]:
+    """Return the tree of {"params", "opt_state"} of optax.rmsprop(...) with a constant learning rate."""
+    state: dict[Place, Array] = {}
     if checkpoint.hyper.get("bias_correction"):
         if checkpoint.step is None:
-            raise Unreadable("bias_correction needs the count of steps, which the source does not hold")
+            raise Unreadable("bias_correction needs the step count, which the source does not have")
         state["opt_state", "0", "count"] = np.array(checkpoint.step, np.int32)
     for slot in ("mu", "nu"):
         for name, slots in checkpoint.slots.items():
@@ -198,15 +203,15 @@ def to_tree(checkpoint: Checkpoint) -> dict[Words, Array]:
     return state | {("params", *name.split("/")): value for name, value in checkpoint.params.items()}
 
 
-def filled(path: Path, tree: Mapping[Words, Array], checkpoint: Checkpoint) -> dict[Words, Array]:
-    """A template's tree with the checkpoint's values in its places. Raises: Unreadable, if something has no place."""
+def filled(path: Path, tree: Mapping[Place, Array], checkpoint: Checkpoint) -> dict[Place, Array]:
+    """Return a template's tree filled with the checkpoint's values. Raises: Unreadable if something does not fit."""
     root = _root(path, tree)
     made, used = {}, set()
-    for place, stood in tree.items():
-        value = stood
+    for place, old in tree.items():
+        value = old
         if place[: len(root)] != root:
             name = "/".join(place[1:] if len(place) > 1 else place)
-            value = checkpoint.params.get(name, stood)
+            value = checkpoint.params.get(name, old)
             used.add(("", name))
             if place == ("step",) and checkpoint.step is not None:
                 value = np.array(checkpoint.step)
@@ -214,19 +219,17 @@ def filled(path: Path, tree: Mapping[Words, Array], checkpoint: Checkpoint) -> d
             at = next((i for i, word in enumerate(place) if i >= len(root) and word in (*SLOTS, "count")), None)
             if at is not None and place[at] == "count":
                 if checkpoint.step is None:
-                    raise Unreadable(f"{path.name} counts steps, and the source does not")
+                    raise Unreadable(f"{path.name} has a step count, but the source does not")
                 value = np.array(checkpoint.step)
             elif at is not None:
                 name = "/".join(place[at + 1 :])
                 if place[at] not in checkpoint.slots.get(name, {}):
-                    raise Unreadable(
-                        f"{path.name} keeps {place[at]} of {shown(name)}, which the source does not have"
-                    )
+                    raise Unreadable(f"{path.name} has {place[at]} of {shown(name)}, which the source does not have")
                 value = checkpoint.slots[name][place[at]]
                 used.add((place[at], name))
-        if value.shape != stood.shape:
-            raise Unreadable(f"{path.name} has {shown('/'.join(place))} of shape {stood.shape}, not {value.shape}")
-        made[place] = value.astype(stood.dtype)
+        if value.shape != old.shape:
+            raise Unreadable(f"{path.name} has {shown('/'.join(place))} of shape {old.shape}, not {value.shape}")
+        made[place] = value.astype(old.dtype)
     wanted = {("", name) for name in checkpoint.params}
     wanted |= {(slot, name) for name, slots in checkpoint.slots.items() for slot in slots}
     lost = sorted(wanted - used)
@@ -239,7 +242,7 @@ def filled(path: Path, tree: Mapping[Words, Array], checkpoint: Checkpoint) -> d
 
 
 def sniff(path: Path) -> bool:
-    """Orbax' folder, or a map of msgpack with one of a tree's words near its beginning."""
+    """Return whether the path is an Orbax folder, or a msgpack map with a typical key near its beginning."""
     try:
         if path.is_dir():
             return any((path / name).exists() for name in _ORBAX)
@@ -253,14 +256,14 @@ def sniff(path: Path) -> bool:
 
 
 def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
-    """A tree in flax' msgpack. Raises: Unreadable, also for Orbax' folders and a choice that is not in it."""
+    """Read a tree in flax msgpack. Raises: Unreadable, also for Orbax folders; ValueError for a missing choice."""
     refuse_parameters(path, parameters)
     if path.is_dir():
         raise Unreadable(
-            f"{path.name} is a folder of Orbax, which only its own libraries read: load it there and save it by "
+            f"{path.name} is an Orbax folder, which only Orbax can read: load it there and save it with "
             "pathlib.Path('state.msgpack').write_bytes(flax.serialization.to_bytes(tree))"
         )
-    with strange(path, "file of flax' msgpack"):
+    with strange(path, "a flax msgpack file"):
         tree = _flat(path, _unpack(path))
         if not any("nu" in place for place in tree):
             made = Checkpoint()
@@ -274,11 +277,11 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
 
 
 def refuse_parameters(path: Path, parameters: str | None) -> None:
-    """Refuse a choice of the model: the parameters are those beside the state. Raises: Unreadable."""
+    """Refuse a choice of the model, since the parameters are those next to the state. Raises: Unreadable."""
     if parameters is not None:
         raise Unreadable(
-            f"--parameters {shown(parameters)} chooses among what a file of torch.save holds; in {path.name} the "
-            "parameters are those beside the state, which --optimizer chooses"
+            f"--parameters {shown(parameters)} applies only to torch.save files; in {path.name} the parameters are "
+            "those next to the state, which --optimizer chooses"
         )
 
 
@@ -286,7 +289,7 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
     """Write a tree as flax.serialization.to_bytes does.
 
     Args:
-        template: a file of the same tree; without one it is {"params", "opt_state"} of a constant learning rate.
+        template: a file of the same tree. Without it, the tree is {"params", "opt_state"} for a constant lr.
     """
     msgpack = _library()
     checkpoint = to_write(checkpoint)
@@ -294,10 +297,10 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
         tree = to_tree(checkpoint)
         nested: dict[str, Any] = {"params": {}, "opt_state": {"0": {}, "1": {}, "2": {}}}
     else:
-        with strange(template, "file of flax' msgpack"):
-            held = _unpack(template)
-            tree = filled(template, _flat(template, held), checkpoint)
-            nested = _emptied(held)
+        with strange(template, "a flax msgpack file"):
+            packed = _unpack(template)
+            tree = filled(template, _flat(template, packed), checkpoint)
+            nested = _emptied(packed)
     for place, value in tree.items():
         here = nested
         for word in place[:-1]:
@@ -305,8 +308,8 @@ def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> N
         here[place[-1]] = value if place != ("step",) else int(value)
 
     def _pack(value: Any) -> Any:
-        said = msgpack.packb((value.shape, value.dtype.name, value.tobytes()), use_bin_type=True)
-        return msgpack.ExtType(_ARRAY, said)
+        content = msgpack.packb((value.shape, value.dtype.name, value.tobytes()), use_bin_type=True)
+        return msgpack.ExtType(_ARRAY, content)
 
     path.write_bytes(msgpack.packb(nested, default=_pack, strict_types=True))
 
@@ -315,12 +318,12 @@ def _library() -> Any:
     try:
         import msgpack
     except ModuleNotFoundError:
-        raise Unreadable("flax' files need the package msgpack: pip install 'rmsprop[convert]'") from None
+        raise Unreadable("flax files need the package msgpack: pip install 'rmsprop[convert]'") from None
     return msgpack
 
 
 def _unpack(path: Path) -> Any:
-    """The nested maps, arrays still packed. Nothing is larger than the file."""
+    """Return the nested maps with arrays still packed. No part may be larger than the file."""
     msgpack = _library()
     raw = path.read_bytes()
     most = len(raw)
@@ -336,10 +339,10 @@ def _unpack(path: Path) -> Any:
     )
 
 
-def _flat(path: Path, tree: Any) -> dict[Words, Array]:
-    """The arrays by their places."""
-    found: dict[Words, Array] = {}
-    pending: list[tuple[Words, Any]] = [((), tree)]
+def _flat(path: Path, tree: Any) -> dict[Place, Array]:
+    """Return the arrays by path."""
+    found: dict[Place, Array] = {}
+    pending: list[tuple[Place, Any]] = [((), tree)]
     while pending:
         place, value = pending.pop()
         if isinstance(value, dict):
@@ -356,22 +359,20 @@ def _flat(path: Path, tree: Any) -> dict[Words, Array]:
     return found
 
 
-def _array(path: Path, place: Words, packed: Any) -> Array:
+def _array(path: Path, place: Place, packed: Any) -> Array:
     name = "/".join(place)
     if packed.code not in (_ARRAY, _SCALAR):
-        raise Unreadable(
-            f"{path.name} holds {shown(name)} as an extension {packed.code} of msgpack, which is no array"
-        )
+        raise Unreadable(f"{path.name} holds {shown(name)} as msgpack extension {packed.code}, which is not an array")
     shape, dtype, raw = _library().unpackb(packed.data, raw=False, max_array_len=64, max_bin_len=len(packed.data))
     if dtype != "bfloat16" and np.dtype(dtype).kind not in "biufc":
-        raise Unreadable(f"{path.name} holds {shown(name)} as {shown(dtype)}, which is no number")
+        raise Unreadable(f"{path.name} holds {shown(name)} as {shown(dtype)}, which is not a numeric type")
     if not all(isinstance(size, int) for size in shape):
-        raise Unreadable(f"{path.name} gives {shown(name)} a shape of no numbers")
+        raise Unreadable(f"{path.name} gives {shown(name)} a shape that is not of integers")
     return array(raw, dtype, shape, path, name)
 
 
-def _chunked(path: Path, place: Words, value: dict[str, Any]) -> Array:
-    """An array of more than a gigabyte, which flax cuts into pieces."""
+def _chunked(path: Path, place: Place, value: dict[str, Any]) -> Array:
+    """Return an array of more than a gigabyte, which flax stores in pieces."""
     pieces = [_array(path, place, value["chunks"][str(i)]) for i in range(len(value["chunks"]))]
     shape = tuple(int(value["shape"][str(i)]) for i in range(len(value["shape"])))
     whole = np.concatenate([piece.reshape(-1) for piece in pieces])
@@ -381,7 +382,7 @@ def _chunked(path: Path, place: Words, value: dict[str, Any]) -> Array:
 
 
 def _emptied(tree: Any) -> Any:
-    """The maps of a tree without its arrays: an empty map stands for optax' EmptyState."""
+    """Return the maps of a tree without its arrays. An empty map represents optax's EmptyState."""
     if not isinstance(tree, dict) or tree.get("__msgpack_chunked_array__") is True:
         return tree
     return {word: _emptied(value) for word, value in tree.items()}
@@ -393,6 +394,6 @@ def save(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> No
     if template is None:
         archives.save(path, {"/".join(place): value for place, value in to_tree(checkpoint).items()})
         return
-    held = archives.arrays(template)
-    tree = filled(template, {words(key): value for key, value in held.items()}, checkpoint)
-    archives.save(path, {key: tree[words(key)] for key in held})
+    old = archives.arrays(template)
+    tree = filled(template, {split_key(key): value for key, value in old.items()}, checkpoint)
+    archives.save(path, {key: tree[split_key(key)] for key in old})

@@ -1,4 +1,4 @@
-"""What every reader needs: one sentence for every strange file, and arrays measured before they are made."""
+"""Functions that the readers share: one-sentence errors, and arrays whose size is validated before allocation."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _COUNTS = ("step", "iteration", "count", "t")
 
 @contextlib.contextmanager
 def strange(path: Path, what: str) -> Iterator[None]:
-    """Whatever goes wrong inside becomes one sentence about the file.
+    """Convert any exception in the body to one sentence about the file.
 
-    A parser of a hostile file can fail in any way that Python knows; none of them may reach the user as a traceback.
+    A parser can fail on a hostile file with any exception, and the user must not see a traceback.
     Raises: Unreadable.
     """
     try:
@@ -31,23 +31,23 @@ def strange(path: Path, what: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise Unreadable(f"{Path(error.filename or path).name} does not exist") from error
     except Exception as error:
-        said = shown(str(error) or type(error).__name__, 100)
-        raise Unreadable(f"{path.name} is no {what} that can be read: is it whole? ({said})") from error
+        reason = shown(str(error) or type(error).__name__, 100)
+        raise Unreadable(f"{path.name} cannot be read as {what}; it may be damaged ({reason})") from error
 
 
 def count(shape: Sequence[int], path: Path, name: str) -> int:
-    """How many elements a shape has. Raises: Unreadable, for what is no shape."""
+    """Return the number of elements of a shape. Raises: Unreadable for an invalid shape."""
     if len(shape) > 32 or any(size < 0 for size in shape):
-        raise Unreadable(f"{path.name} gives {shown(name)} the shape {tuple(shape)[:8]}, which no array has")
+        raise Unreadable(f"{path.name} gives {shown(name)} the shape {tuple(shape)[:8]}, which is invalid")
     return math.prod(shape)
 
 
 def array(raw: bytes | memoryview, dtype: str, shape: Sequence[int], path: Path, name: str) -> Array:
-    """A little-endian array of its raw bytes; bfloat16 becomes float32, which holds every value of it.
+    """Return an array from its little-endian bytes; bfloat16 becomes float32, exactly.
 
     Args:
-        dtype: NumPy's name of it, or "bfloat16".
-    Raises: Unreadable, when the bytes are not as many as the shape says.
+        dtype: NumPy's name of the type, or "bfloat16".
+    Raises: Unreadable if the number of bytes does not match the shape.
     """
     kind = np.dtype("<u2") if dtype == "bfloat16" else np.dtype(dtype).newbyteorder("<")
     needed = count(shape, path, name) * kind.itemsize
@@ -62,18 +62,18 @@ def array(raw: bytes | memoryview, dtype: str, shape: Sequence[int], path: Path,
 
 
 def layout(name: str, value: Array) -> str:
-    """The layout hint of a parameter that is known by its name and its rank alone, in TensorFlow's family."""
+    """Return the layout hint of a TensorFlow or Keras parameter of which only the name and the rank are known."""
     return by_name(name, value.shape)
 
 
 def decimal(value: float) -> float:
-    """A number that has been through float32, as it was written: 0.9 for 0.8999999761581421."""
+    """Return the decimal number that float32 rounded, such as 0.9 for 0.8999999761581421."""
     single = np.float32(value)
     return float(str(single)) if float(single) == value else float(value)
 
 
 def to_write(checkpoint: Checkpoint) -> Checkpoint:
-    """A checkpoint without the counts of steps that stand among a converted state's slots: files count once."""
+    """Return a checkpoint without the step counts among its slots, since a file stores the count once."""
     slots = {
         name: {slot: value for slot, value in kept.items() if slot not in _COUNTS}
         for name, kept in checkpoint.slots.items()

@@ -1,4 +1,7 @@
-"""`.safetensors`: parameters by name; as written here, also state, as `optimizer.SLOT.PARAMETER`, and settings."""
+"""Reads and writes `.safetensors` files with parameters by name.
+
+Files written by this package also hold settings, and state under the names `optimizer.SLOT.PARAMETER`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from rmsprop.conversion.formats.pytorch.load import Arrays
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Checkpoint, Unreadable
 from rmsprop.conversion.turning import recorded
 from rmsprop.printing import shown
@@ -17,7 +21,7 @@ PREFIX, KEY = "optimizer.", "rmsprop"
 
 
 def sniff(path: Path) -> bool:
-    """Whether it begins with the length of a JSON header, and the header's brace."""
+    """Return whether the file begins with the length of a JSON header and the header's opening brace."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -37,24 +41,24 @@ def _library() -> Any:
 
 
 def tensors(path: Path) -> dict[str, Any]:
-    """Every tensor of a file, in its order. Raises: Unreadable with one sentence."""
+    """Return every tensor of a file, in its order. Raises: Unreadable with one sentence."""
     return _read(path)[0]
 
 
 def read(path: Path) -> Checkpoint:
-    """Parameters, and the optimizer's state where this package wrote it. Raises: Unreadable with one sentence."""
-    held, about = _read(path)
+    """Read parameters, and the optimizer's state if this package wrote it. Raises: Unreadable with one sentence."""
+    stored, metadata = _read(path)
     arrays = Arrays(path)
     made = Checkpoint(notes=arrays.notes)
-    for key, value in held.items():
-        _put(made, key, arrays.array(value, key), about is not None)
-    if about is not None:
-        _describe(made, about, path)
+    for key, value in stored.items():
+        _put(made, key, arrays.array(value, key), metadata is not None)
+    if metadata is not None:
+        _describe(made, metadata, path)
     return made
 
 
 def _read(path: Path) -> tuple[dict[str, Any], str | None]:
-    """Every tensor of a file, and what this package noted in it."""
+    """Return every tensor of a file, and this package's metadata in it."""
     library = _library()
     try:
         with library.safe_open(path, framework="pt", device="cpu") as file:
@@ -62,8 +66,8 @@ def _read(path: Path) -> tuple[dict[str, Any], str | None]:
             return {key: file.get_tensor(key) for key in keys}, (file.metadata() or {}).get(KEY)
     except (MemoryError, RecursionError):
         raise
-    except Exception as error:  # the library's own, OSError, and what torch makes of a strange dtype
-        raise Unreadable(f"{path.name} is no sound safetensors file: {shown(str(error), 120)}") from error
+    except Exception as error:  # the library's own, OSError, and torch's for an unknown dtype
+        raise Unreadable(f"{path.name} is not a valid safetensors file: {shown(str(error), 120)}") from error
 
 
 def _put(made: Checkpoint, key: str, value: Any, ours: bool) -> None:
@@ -74,23 +78,27 @@ def _put(made: Checkpoint, key: str, value: Any, ours: bool) -> None:
         made.params[key] = value
 
 
-def _describe(made: Checkpoint, about: str, path: Path) -> None:
-    """What the metadata says: whose state, the count, the settings, the order."""
+def _describe(made: Checkpoint, metadata: str, path: Path) -> None:
+    """Fill a checkpoint from the metadata: source, step count, settings and order.
+
+    Mutates: made.
+    Raises: Unreadable.
+    """
     try:
-        said = json.loads(about)
-        made.source = str(said["source"])
-        made.step = None if said["step"] is None else int(said["step"])
-        made.hyper = dict(said["hyper"])
-        made.groups = [([str(name) for name in names], dict(hyper)) for names, hyper in said["groups"]]
-        made.kinds = {str(name): str(kind) for name, kind in said["kinds"].items()}
-        made.turned = recorded(said.get("turned", {}))
-        made.numbers = [names for names, _ in made.groups] if said.get("numbered") is True else []
-        order = {name: i for i, name in enumerate(map(str, said["order"]))}
+        values = json.loads(metadata)
+        made.owner = find_owner(str(values["source"])) if values["source"] else made.owner
+        made.step = None if values["step"] is None else int(values["step"])
+        made.hyper = dict(values["hyper"])
+        made.groups = [([str(name) for name in names], dict(hyper)) for names, hyper in values["groups"]]
+        made.kinds = {str(name): str(kind) for name, kind in values["kinds"].items()}
+        made.turned = recorded(values.get("turned", {}))
+        made.numbers = [names for names, _ in made.groups] if values.get("numbered") is True else []
+        order = {name: i for i, name in enumerate(map(str, values["order"]))}
         unknown = {name for names, _ in made.groups for name in names} - set(order)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise Unreadable(f"{path.name} has metadata that this package did not write: {shown(str(error))}") from error
     if unknown:
-        raise Unreadable(f"{path.name} has a group with {shown(min(unknown))}, which it does not hold")
+        raise Unreadable(f"{path.name} has a group with {shown(min(unknown))}, which it does not contain")
     made.params = dict(sorted(made.params.items(), key=lambda item: order.get(item[0], len(order))))
     made.slots = dict(sorted(made.slots.items(), key=lambda item: order.get(item[0], len(order))))
 
@@ -103,9 +111,9 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.params.items()}
     for name, slots in checkpoint.slots.items():
         tensors |= {f"{PREFIX}{slot}.{name}": np.array(value) for slot, value in slots.items()}
-    listed = [name for names, _ in checkpoint.groups for name in names]  # without state or value, maybe
+    listed = [name for names, _ in checkpoint.groups for name in names]  # possibly without state or value
     about = {
-        "source": checkpoint.source,
+        "source": checkpoint.owner.name,
         "step": checkpoint.step,
         "hyper": checkpoint.hyper,
         "groups": checkpoint.groups,

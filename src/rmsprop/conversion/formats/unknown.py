@@ -1,4 +1,4 @@
-"""Files and folders that are not checkpoints that are read here: what each is, and what would work."""
+"""Explains why a file or folder is not a readable checkpoint, and what would work instead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PACKED = {
 }
 _OTHERS = {
     b"\x93NUMPY": "a single NumPy array; save named arrays with np.savez",
-    b"GGUF": "a GGUF model for inference, which holds no optimizer; give the training checkpoint",
+    b"GGUF": "a GGUF model for inference, which holds no optimizer; pass the training checkpoint",
     b"\x89PNG": "a PNG image",
     b"%PDF": "a PDF document",
     b"\x7fELF": "a program",
@@ -30,12 +30,12 @@ _SAVE = "torch.save({'model': model.state_dict(), 'optimizer': optimizer.state_d
 
 
 def explain(path: Path) -> str:
-    """Return one sentence about a path that no format knows: what it is, and what would work."""
+    """Return one sentence about a path that matches no format: what it is, and what would work."""
     if path.is_dir():
         return _folder(path)
     size = path.stat().st_size if path.exists() else 0
     if not size:
-        return f"{path.name} is empty: the save that wrote it did not end, or the disk was full"
+        return f"{path.name} is empty: the save that wrote it did not finish, or the disk was full"
     with path.open("rb") as file:
         head = file.read(4096)
     for start, (name, command) in _PACKED.items():
@@ -43,7 +43,7 @@ def explain(path: Path) -> str:
             return f"{path.name} is compressed by {name}; unpack it with: {command} {_quoted(path.name)} > unpacked"
     if head[257:262] == b"ustar":
         command = f"tar -xvf {_quoted(path.name)}"
-        return f"{path.name} is a tar archive; unpack it with: {command}, and give the checkpoint that was in it"
+        return f"{path.name} is a tar archive; unpack it with: {command}, and pass the checkpoint in it"
     if head[4:8] == b"TFL3":
         return f"{path.name} is a TensorFlow Lite model for inference, which holds no optimizer"
     for start, what in _OTHERS.items():
@@ -57,34 +57,34 @@ def explain(path: Path) -> str:
 
 
 def _quoted(name: str) -> str:
-    """A file's name for a shell; a name that no sentence can hold is left to the user."""
+    """Quote a file's name for a shell. A long or unprintable name becomes FILE."""
     return shlex.quote(name) if name.isprintable() and len(name) < 80 else "FILE"
 
 
 def pickled(path: Path) -> str:
-    """Return what to do with a plain pickle."""
+    """Return the advice for a plain pickle."""
     return (
-        f"{path.name} is a pickle of Python objects, which can run code when it is read; load it where it was made "
-        f"and save plain state dicts: {_SAVE}"
+        f"{path.name} is a pickle of Python objects, which can run code when it is loaded; load it where it was "
+        f"created and save plain state dicts: {_SAVE}"
     )
 
 
 def _zip(path: Path, head: bytes) -> str:
     if not is_archive(path):
-        whose = "an archive of torch.save" if b"data.pkl" in head else "a zip archive"
-        return f"{path.name} begins as {whose} and has no end: it is cut short; copy or download it again"
+        kind = "an archive of torch.save" if b"data.pkl" in head else "a zip archive"
+        return f"{path.name} begins as {kind} but its end is missing: it is cut short; copy or download it again"
     names = archives.names(path)
     return (
-        f"{path.name} is a zip archive, and not that of a checkpoint: it holds {shown(', '.join(names[:6]), 160)}; "
-        "if one of these is the checkpoint, unpack it with unzip and give that"
+        f"{path.name} is a zip archive, but not a checkpoint: it holds {shown(', '.join(names[:6]), 160)}; if one of "
+        "these is the checkpoint, unpack it with unzip and pass that file"
     )
 
 
 def _text(path: Path, head: bytes) -> str | None:
-    """What a text is; None for what is not a text."""
+    """Return a sentence about a text file, or None if the file is not text."""
     if head.startswith(_LFS):
         return (
-            f"{path.name} is a git-lfs pointer, {path.stat().st_size} bytes in the place of the file; fetch it with: "
+            f"{path.name} is a git-lfs pointer of {path.stat().st_size} bytes, not the file; fetch the file with: "
             f"git lfs pull --include {_quoted(path.name)}"
         )
     begin = head.lstrip(b"\xef\xbb\xbf \t\r\n")[:200].lower()
@@ -94,8 +94,8 @@ def _text(path: Path, head: bytes) -> str | None:
         return f"{path.name} is an XML document, such as a storage service's error; download the file itself"
     if b"model_checkpoint_path:" in head:
         return (
-            f"{path.name} is the list of a TensorFlow run's checkpoints; give one of them, by the name that stands "
-            "in it or by its .index"
+            f"{path.name} lists a TensorFlow run's checkpoints; pass one of them, by the name in this file or by its "
+            ".index file"
         )
     try:
         text = head.decode("utf-8") if len(head) < 4096 else head[:-4].decode("utf-8", "ignore")
@@ -104,25 +104,25 @@ def _text(path: Path, head: bytes) -> str | None:
     if not all(c.isprintable() or c in "\t\r\n\f" for c in text):
         return None
     if b'"weight_map"' in head:
-        return f"{path.name} is the index of a sharded model; give the folder that it is in"
+        return f"{path.name} is the index of a sharded model; pass the folder that contains it"
     what = "JSON" if begin[:1] in (b"{", b"[") else "text"
-    return f"{path.name} is a file of {what}, beginning {shown(text[:60])}, and not a checkpoint"
+    return f"{path.name} is a {what} file that begins with {shown(text[:60])}, not a checkpoint"
 
 
 def _damaged(path: Path, head: bytes, size: int) -> str:
-    """What begins as a file that is read here, or what is not known at all."""
+    """Return a sentence about a damaged file of a supported format, or "" for an unknown file."""
     length = int.from_bytes(head[:8], "little")
     if head[8:9] == b"{" and length >= size:
         return (
-            f"{path.name} begins as a safetensors file whose header alone has {length} bytes, and has {size}: it is "
+            f"{path.name} begins as a safetensors file with a header of {length} bytes, but has only {size}: it is "
             "cut short; copy or download it again"
         )
     if ".data-" in path.name:
-        return f"{path.name} lacks the .index of its TensorFlow checkpoint, which must stand beside it"
+        return f"{path.name} lacks the .index file of its TensorFlow checkpoint, which must be in the same folder"
     if path.name.endswith(".index"):
         return f"{path.name} lacks the last bytes of a TensorFlow checkpoint's index: it is cut short, or damaged"
     if not head.strip(b"\0"):
-        return f"{path.name} begins with {len(head)} zero bytes: the disk or the download lost what was in it"
+        return f"{path.name} begins with {len(head)} zero bytes: the disk or the download lost its content"
     return ""
 
 
@@ -132,19 +132,18 @@ def _folder(path: Path) -> str:
         return f"{path.name} is an empty folder"
     if "saved_model.pb" in names:
         return (
-            f"{path.name} is a TensorFlow SavedModel; give {path.name}/variables/variables.index, which has the "
+            f"{path.name} is a TensorFlow SavedModel; pass {path.name}/variables/variables.index, which contains the "
             "optimizer's state if the model was saved with it"
         )
     if any(name.endswith(".index") for name in names):
         first = next(name for name in names if name.endswith(".index"))
         return (
-            f"{path.name} is a folder; give one TensorFlow checkpoint in it, such as {shown(f'{path.name}/{first}')}"
+            f"{path.name} is a folder; pass one TensorFlow checkpoint in it, such as {shown(f'{path.name}/{first}')}"
         )
     inner = [name for name in names if name.startswith(("global_step", "checkpoint-", "step_", "epoch_"))]
     if inner:
         last = max(inner, key=lambda name: (len(name), name))
-        return f"{path.name} is a folder of checkpoints; give one of them, such as {shown(f'{path.name}/{last}')}"
+        return f"{path.name} is a folder of checkpoints; pass one of them, such as {shown(f'{path.name}/{last}')}"
     return (
-        f"{path.name} is a folder that holds {shown(', '.join(names[:8]), 200)}; give the file of the checkpoint "
-        "itself"
+        f"{path.name} is a folder that contains {shown(', '.join(names[:8]), 200)}; pass the checkpoint file itself"
     )

@@ -1,4 +1,4 @@
-"""Files of every Keras: .keras and .weights.h5 of Keras 3, and HDF5 of those before."""
+"""Reads and writes the files of every Keras: .keras and .weights.h5 of Keras 3, and HDF5 of earlier versions."""
 
 from rmsprop.conversion.formats.keras import h5, keras3, write
 from rmsprop.conversion.record import Format

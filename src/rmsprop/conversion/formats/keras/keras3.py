@@ -1,9 +1,9 @@
-"""Keras 3's .keras archives and .weights.h5 files, and tf_keras' of the same names.
+"""Reads Keras 3's .keras archives and .weights.h5 files, and tf_keras' files of the same formats.
 
-A .keras is a zip of config.json, which has the optimizer's settings, and model.weights.h5. In that, a layer is a
-group named after its class, its variables are vars/0, vars/1, ..., and the optimizer's are optimizer/vars/0
-(iteration), 1 (learning_rate; not in tf_keras), then all velocities, all momenta, all average gradients, in the order
-of model.trainable_variables. Written by hdf5_write.py.
+A .keras is a zip of config.json, which has the optimizer's settings, and model.weights.h5. In the latter, a layer is
+a group named after its class, and its variables are vars/0, vars/1, .... The optimizer's variables are
+optimizer/vars/0 (iteration), 1 (learning_rate; not in tf_keras), then all velocities, all momenta and all average
+gradients, in the order of model.trainable_variables. write.py writes these files.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ from rmsprop.conversion.formats import archives, hdf5
 from rmsprop.conversion.formats.keras.owners import Item, Shape, Unordered, Variable, assign, variables
 from rmsprop.conversion.formats.reading import decimal, layout, strange
 from rmsprop.conversion.layers import TABLES, Layer, Layers, hint, kind_name, known
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import shown
 
 WEIGHTS = "model.weights.h5"
 KINDS = ("velocity", "momentum", "average_gradient")
-WORDS = (
+SETTINGS = (
     *("learning_rate", "rho", "momentum", "epsilon", "centered"),
     *("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"),
 )
-# Groups whose parts are in the order of a list, and layers whose parts' order among the variables is known.
+# Groups whose members are in list order, and the order of the sublayers' variables in some layers.
 _LISTS = ("layers", "_layer_checkpoint_dependencies", "cells")
 _PARTS = (
     ("query_dense", "key_dense", "value_dense", "output_dense"),
@@ -44,60 +45,60 @@ _BESIDE = (
 
 
 def sniff_archive(path: Path) -> bool:
-    """A zip with Keras' members."""
+    """Return whether the file is a zip with Keras' weights."""
     return WEIGHTS in archives.names(path)
 
 
 def sniff_weights(path: Path) -> bool:
-    """HDF5 with numbered variables, and without the lists of layers of the older kind."""
+    """Return whether the file is HDF5 with numbered variables, without the layer lists of older Keras."""
     if not hdf5.is_hdf5(path):
         return False
-    found = hdf5.top(path)
-    if found & {"model_weights", "layer_names", "layer_names0"}:
+    names = hdf5.top(path)
+    if names & {"model_weights", "layer_names", "layer_names0"}:
         return False
     return (
-        bool(found & {"layers", "optimizer", "vars", "_layer_checkpoint_dependencies"}) or ".weights.h5" in path.name
+        bool(names & {"layers", "optimizer", "vars", "_layer_checkpoint_dependencies"}) or ".weights.h5" in path.name
     )
 
 
-def read(path: Path, said: Mapping[str, Any] | None = None) -> Checkpoint:
-    """The model's variables and the optimizer's states.
+def read(path: Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
+    """Read the model's variables and the optimizer's states.
 
     Args:
-        said: settings that the caller knows: momentum and centered say which states a .weights.h5 holds.
+        given: the user's settings; momentum and centered determine which states a .weights.h5 holds.
     Raises: Unreadable.
     """
-    said = dict(said or {})
-    with strange(path, "Keras file"):
+    given = dict(given or {})
+    with strange(path, "a Keras file"):
         if archives.is_zip(path):
             members = archives.members(path, ("config.json", WEIGHTS))
             settings = json.loads(members["config.json"])
             raw = members[WEIGHTS]
-            return _understand(path, hdf5.read(path, io.BytesIO(raw), len(raw)), settings, said)
+            return _understand(path, hdf5.read(path, io.BytesIO(raw), len(raw)), settings, given)
         with path.open("rb") as file:
-            return _understand(path, hdf5.read(path, file, path.stat().st_size), None, said)
+            return _understand(path, hdf5.read(path, file, path.stat().st_size), None, given)
 
 
 def tree(root: hdf5.Group, config: Any = None) -> tuple[list[Item], dict[str, tuple[hdf5.Dataset, str, str]]]:
-    """The model's variables as their order is known.
+    """Return the model's variables, in order as far as the file gives it.
 
-    Returns: them, and for each name the dataset, its path, and the layout hint.
+    Returns: the variables, and each one's dataset, path and layout hint by name.
     """
     found: dict[str, tuple[hdf5.Dataset, str, str]] = {}
     return _Tree(_layers(config), Layers(config), found).group(root, "", "", "", Layer("", {}), True), found
 
 
 def optimizer(root: hdf5.Group) -> list[hdf5.Dataset]:
-    """The optimizer's variables in its order; none if the file has no optimizer."""
+    """Return the optimizer's variables in its order, or [] without an optimizer."""
     group = root.group("optimizer/vars")
     if group is None:
         return []
     return [group.datasets[str(index)] for index in range(len(group.datasets)) if str(index) in group.datasets]
 
 
-def _understand(path: Path, root: hdf5.Group, settings: Any, said: dict[str, Any]) -> Checkpoint:
+def _understand(path: Path, root: hdf5.Group, settings: Any, given: dict[str, Any]) -> Checkpoint:
     items, found = tree(root, (settings or {}).get("config"))
-    made = Checkpoint("keras3")
+    made = Checkpoint(find_owner("keras3"))
     made.params = {variable.name: found[variable.name][0].read() for variable in variables(items)}
     made.kinds = {name: found[name][2] for name in made.params}
     kinds = _settings(path, settings, made) if settings else []
@@ -110,12 +111,12 @@ def _understand(path: Path, root: hdf5.Group, settings: Any, said: dict[str, Any
     if rest and rest[0].shape == ():
         made.hyper["learning_rate"] = decimal(float(rest[0].read()))
         rest = rest[1:]
-    kinds, names = fit(path, made, items, rest, kinds, {**made.hyper, **said})
+    kinds, names = fit(path, made, items, rest, kinds, {**made.hyper, **given})
     values = [dataset.read() for dataset in rest]
     if not settings:
         _check_velocity(path, made, kinds, values, len(names))
     if len(kinds) == 2 and kinds[1] == "":
-        kinds[1] = _second(path, values[: len(names)], values[len(names) :], said, made)
+        kinds[1] = _second(path, values[: len(names)], values[len(names) :], given, made)
     for index, name in enumerate(names):
         states = zip(kinds, values[index :: len(names)], strict=True)
         made.slots[name] = {kind: state for kind, state in states if kind in KINDS}
@@ -123,7 +124,7 @@ def _understand(path: Path, root: hdf5.Group, settings: Any, said: dict[str, Any
 
 
 def _settings(path: Path, settings: Any, made: Checkpoint) -> list[str]:
-    """Take the optimizer's settings over. Returns: the kinds of state that it keeps, in its order."""
+    """Copy the optimizer's settings to the checkpoint. Returns: the kinds of state that it has, in its order."""
     compiled = (settings.get("compile_config") or {}).get("optimizer") or {}
     if not compiled:
         made.notes.append("The model was saved without its optimizer's settings.")
@@ -137,20 +138,20 @@ def _settings(path: Path, settings: Any, made: Checkpoint) -> list[str]:
         config.get("gradient_accumulation_steps")
     )
     if kept:
-        made.notes.append("The averaged weights, or the gradients accumulated so far, are left out.")
+        made.notes.append("The averaged weights, or the accumulated gradients, are left out.")
     kept += ["velocity"] + ["momentum"] * bool(config.get("momentum", 0.0) > 0)
     return kept + ["average_gradient"] * bool(config.get("centered"))
 
 
 def take_settings(config: Mapping[str, Any], made: Checkpoint) -> None:
-    """The settings of an optimizer's get_config that have an effect."""
-    for word in WORDS:
-        value = config.get(word)
+    """Copy the settings of an optimizer's get_config that have an effect to the checkpoint."""
+    for name in SETTINGS:
+        value = config.get(name)
         if isinstance(value, (bool, int, float)):
-            made.hyper[word] = decimal(value) if isinstance(value, float) else value
+            made.hyper[name] = decimal(value) if isinstance(value, float) else value
         elif value is not None:
             kind = value.get("class_name", "an object") if isinstance(value, dict) else type(value).__name__
-            made.notes.append(f"{word} was {kind}, not a number: give today's with --set {word}=...")
+            made.notes.append(f"{name} was {kind}, not a number: pass the current value with --set {name}=...")
 
 
 def fit(
@@ -159,12 +160,16 @@ def fit(
     items: list[Item],
     rest: list[hdf5.Dataset],
     kinds: list[str],
-    said: Mapping[str, Any],
+    given: Mapping[str, Any],
 ) -> tuple[list[str], list[str]]:
-    """Returns: the kinds of state, "" for one that the file does not name, and the variables' names."""
+    """Match an optimizer's states with the model's variables.
+
+    Returns: the kinds of state, "" for one that the file does not name, and the variables' names.
+    Raises: Unreadable if no assignment, or more than one, fits.
+    """
     shapes = [dataset.shape for dataset in rest]
     found = []
-    for guess in [kinds] if kinds else _kinds(said):
+    for guess in [kinds] if kinds else _kinds(given):
         each, left = divmod(len(shapes), len(guess))
         if left or any(shapes[i] != shapes[i % each] for i in range(len(shapes))):
             continue
@@ -179,14 +184,14 @@ def fit(
     attempt, guess, names, only = min(found, key=lambda way: way[0])
     if not only or sum(way[0] == attempt for way in found) > 1:
         raise Unreadable(
-            f"{path.name} does not say which variables its optimizer's states belong to, and their shapes fit in "
+            f"{path.name} does not say which variables its optimizer's states belong to, and their shapes match in "
             f"more than one way; {_BESIDE}"
         )
     return list(guess), names
 
 
 def _check_velocity(path: Path, made: Checkpoint, kinds: list[str], values: Sequence[Array], each: int) -> None:
-    """Refuse a list of states whose first kind is no average of squares. Raises: Unreadable.
+    """Refuse states whose first kind is not an average of squares. Raises: Unreadable.
 
     Averaged weights (use_ema) and accumulated gradients come first, and a .weights.h5 does not name them.
     """
@@ -197,17 +202,18 @@ def _check_velocity(path: Path, made: Checkpoint, kinds: list[str], values: Sequ
     still = len(values) > each and bool(made.step) and not any(bool(v.any()) for v in first)
     if odd or (still and any(bool(v.any()) for v in values)):
         raise Unreadable(
-            f"{path.name} has what is no average of squares where its optimizer's averages would be: averaged "
-            "weights (use_ema), accumulated gradients, or momentum beside frozen layers; give --set momentum=... "
-            f"--set centered=... if it is the last, or {_BESIDE}"
+            f"{path.name} has no averages of squares where its optimizer stores them; it may store averaged weights "
+            "(use_ema), accumulated gradients, or momentum with frozen layers; for the last, pass --set momentum=... "
+            f"--set centered=...; otherwise {_BESIDE}"
         )
 
 
-def _kinds(said: Mapping[str, Any]) -> list[list[str]]:
-    """The kinds of state that there may be."""
-    if "momentum" in said and "centered" in said:
-        known = ["velocity"] + ["momentum"] * bool(said["momentum"]) + ["average_gradient"] * bool(said["centered"])
-        return [known]
+def _kinds(given: Mapping[str, Any]) -> list[list[str]]:
+    """Return the possible lists of kinds of state."""
+    if "momentum" in given and "centered" in given:
+        return [
+            ["velocity"] + ["momentum"] * bool(given["momentum"]) + ["average_gradient"] * bool(given["centered"])
+        ]
     return [list(KINDS), ["velocity", ""], ["velocity"]]
 
 
@@ -215,33 +221,36 @@ def _second(
     path: Path,
     velocity: Sequence[Array],
     second: Sequence[Array],
-    said: Mapping[str, Any],
+    given: Mapping[str, Any],
     made: Checkpoint,
 ) -> str:
-    """Whether a second kind of state is the momentum: as said, or as no average of gradients can be."""
-    if "centered" in said or "momentum" in said:
-        centered = said["centered"] if "centered" in said else not said["momentum"]
+    """Identify the second kind of state by the user's settings, or by values that an average gradient cannot have."""
+    if "centered" in given or "momentum" in given:
+        centered = given["centered"] if "centered" in given else not given["momentum"]
         return "average_gradient" if centered else "momentum"
-    # The square of an average is nowhere above the average of squares.
+    # The square of an average never exceeds the average of squares.
     with np.errstate(all="ignore"):
         above = any(np.any(np.square(m) > v * 1.001 + 1e-30) for v, m in zip(velocity, second, strict=True))
     if above:
         made.notes.append(
-            "The file does not name its second kind of state; no average of gradients can be like it, "
-            "so it is the momentum."
+            "The file does not name its second kind of state; an average gradient cannot have these values, so it "
+            "is read as momentum."
         )
         return "momentum"
     raise Unreadable(
         f"{path.name} does not name its second kind of state, momentum or average_gradient: "
-        "give --set momentum=... or --set centered=true"
+        "pass --set momentum=... or --set centered=true"
     )
 
 
 @dataclasses.dataclass
 class _Tree:
-    """The groups of layers, walked.
+    """Walks the groups of layers.
 
-    Attributes: configs: every object's settings by its name; found: what it fills; again: how often a name was met.
+    Attributes:
+        configs: every object's settings by name.
+        found: the variables found, filled during the walk.
+        again: how many times each name occurred.
     """
 
     configs: Mapping[str, Mapping[str, Any]]
@@ -252,11 +261,11 @@ class _Tree:
     def group(
         self, group: hdf5.Group, path: str, prefix: str, base: str, owner: Layer, trainable: bool
     ) -> list[Item]:
-        """A layer's own variables, then its parts'.
+        """Return a layer's own variables, followed by its sublayers'.
 
         Args:
-            base: its class, or what its owner calls it.
-            owner: the layer that it is a part of.
+            base: the layer's class, or its name within its owner.
+            owner: the layer that contains it.
         """
         own = group.groups.get("vars", hdf5.Group(0))
         name = str(own.attrs.get("name", "")) or path.rsplit("/", 1)[-1]
@@ -277,9 +286,9 @@ class _Tree:
             while full in self.found:
                 full += "_"
             dataset = stored[index]
-            lies = hint(layer.kind, leaf, dataset.shape, layer.config, rows)
-            lies = lies or layout(f"{base}/{leaf}", np.empty((0,) * len(dataset.shape)))
-            self.found[full] = dataset, f"{path}/vars/{index}".lstrip("/"), lies
+            axes = hint(layer.kind, leaf, dataset.shape, layer.config, rows)
+            axes = axes or layout(f"{base}/{leaf}", np.empty((0,) * len(dataset.shape)))
+            self.found[full] = dataset, f"{path}/vars/{index}".lstrip("/"), axes
             items.append(Variable(full, dataset.shape, trainable and not moving))
 
         def _part(child: str, group: hdf5.Group, base: str) -> list[Item]:
@@ -306,24 +315,24 @@ class _Tree:
         return items + [item for made in parts.values() for layer in made for item in layer]
 
     def _layer(self, name: str, base: str, owner: Layer) -> Layer:
-        """What is known of the layer: by the configuration, its class's group or its default name, else its owner."""
-        told = self.graph.found.get(name)
-        if told is not None and known(told.kind):
-            return told
+        """Identify a layer by the configuration, its group's class or its default name, or else by its owner."""
+        configured = self.graph.found.get(name)
+        if configured is not None and known(configured.kind):
+            return configured
         for guess in (base.rsplit("/", 1)[-1], name):
             if known(kind_name(guess)):
-                return Layer(kind_name(guess), told.config if told else {}, rows=owner.rows)
+                return Layer(kind_name(guess), configured.config if configured else {}, rows=owner.rows)
         return owner if base.rsplit("/", 1)[-1] in _WRAPPED else Layer("", {})
 
 
 def _class(name: str) -> str:
-    """dense_12 is the thirteenth dense."""
+    """Return a layer's class without its number: dense for dense_12."""
     base, _, number = name.rpartition("_")
     return base if base and number.isdecimal() else name
 
 
 def _leaves(base: str, shapes: list[Shape], config: Mapping[str, Any], kind: str) -> list[tuple[str, bool]]:
-    """What a layer calls its variables, and whether it moves them itself, not the optimizer."""
+    """Return the names of a layer's variables, each with whether the layer, not the optimizer, updates it."""
     flat = all(len(shape) == 1 for shape in shapes)
     if "batch_normalization" in base or (len(shapes) == 4 and flat and len(set(shapes)) == 1):
         scaled = ["gamma"] * (config.get("scale") is not False) + ["beta"] * (config.get("center") is not False)
@@ -347,7 +356,7 @@ def _leaves(base: str, shapes: list[Shape], config: Mapping[str, Any], kind: str
 
 
 def _layers(config: Any) -> dict[str, Mapping[str, Any]]:
-    """Every layer's settings by its name, of nested models too."""
+    """Return every layer's settings by name, including those of nested models."""
     found: dict[str, Mapping[str, Any]] = {}
     pending = [config]
     for _ in range(100_000):

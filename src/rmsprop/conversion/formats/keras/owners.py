@@ -1,8 +1,8 @@
-"""The variables that an optimizer's states belong to: by name, as every Keras writes it, or by place and shape.
+"""Finds the variables that an optimizer's states belong to, by name or by order and shape.
 
-Keras saves a model's variables by their place in it, and the optimizer's states as a bare list: one of each kind for
-every trainable variable, in the order of model.trainable_variables. The order of layers is in the file mostly, what
-was frozen is not; the shapes of the states tell. More than one answer is no answer.
+Keras saves a model's variables by their position in the model, and the optimizer's states as a list: one of each kind
+for every trainable variable, in the order of model.trainable_variables. The file usually has the order of the layers,
+but not which of them were frozen. The shapes of the states determine that. An ambiguous assignment is rejected.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-_LONGEST, _DEEPEST = 4096, 100  # of a name: its characters, and the scopes that it may stand below
+_LONGEST, _DEEPEST = 4096, 100  # maximum length of a name, and maximum number of scopes before it
 NEWER = ("velocity", "momentum", "average_gradient")
 LEGACY = ("rms", "momentum", "mg")
 
 
 class Owners:
-    """The variables that states may belong to.
+    """Maps states to variables by name.
 
-    RMSprop/velocity/conv/kernel (tf_keras), rm_sprop/conv_kernel_velocity (Keras 3), RMSprop/conv/kernel/rms (legacy,
-    below whatever scopes).
+    The names are RMSprop/velocity/conv/kernel (tf_keras), rm_sprop/conv_kernel_velocity (Keras 3) and
+    RMSprop/conv/kernel/rms (legacy, within any scopes).
     """
 
     def __init__(self, variables: Iterable[str]) -> None:
@@ -38,7 +38,7 @@ class Owners:
             self.flat[flat] = name
 
     def of(self, state: str) -> tuple[str, str] | None:
-        """The slot and the variable of a state; None if its name tells no variable, or not one alone."""
+        """Return the slot and the variable of a state, or None unless its name identifies exactly one variable."""
         if len(state) > _LONGEST:
             return None
         found = self._newer(state) or self._keras3(state) or self._legacy(state)
@@ -77,7 +77,10 @@ _STEPS = 200_000
 
 @dataclasses.dataclass(frozen=True)
 class Variable:
-    """A variable of the model. Attributes: trainable: as far as the file tells; what was frozen may say so or not."""
+    """A variable of the model.
+
+    Attributes: trainable: False if the file marks the variable as frozen; a frozen one may lack the mark.
+    """
 
     name: str
     shape: Shape
@@ -86,9 +89,9 @@ class Variable:
 
 @dataclasses.dataclass(frozen=True)
 class Unordered:
-    """Parts of a model whose order among each other the file does not tell.
+    """Parts of a model whose relative order the file does not contain.
 
-    Attributes: parts: each a row of layers in their order; a layer's items stay together.
+    Attributes: parts: sequences of layers, each in order; a layer's items stay together.
     """
 
     parts: tuple[tuple[tuple[Item, ...], ...], ...]
@@ -98,7 +101,7 @@ Item = Variable | Unordered
 
 
 def variables(items: Sequence[Item]) -> list[Variable]:
-    """All variables, in the order given."""
+    """Return all variables, in the given order."""
     found: list[Variable] = []
     for item in items:
         if isinstance(item, Variable):
@@ -110,12 +113,11 @@ def variables(items: Sequence[Item]) -> list[Variable]:
 
 
 def assign(items: Sequence[Item], shapes: Sequence[Shape]) -> tuple[list[str], int, bool] | None:
-    """The names of the variables that states of these shapes belong to.
+    """Return the names of the variables that states of these shapes belong to.
 
-    First the trainable ones are tried, all of them; then some of them may have been frozen without a word in the
-    file; then any variable may have been frozen or not.
-    Returns: the names, at which of these attempts they were found, and whether that is the only way; None if nothing
-        fits.
+    The first attempt uses all trainable variables. The second allows some of them to be frozen. The third allows any
+    variable to be frozen or trainable.
+    Returns: the names, the number of the attempt, and whether the assignment is unique; None if nothing fits.
     """
     for attempt, (frozen, thawed) in enumerate(((False, False), (True, False), (True, True))):
         found = _search(tuple(items), tuple(shapes), frozen, thawed)
@@ -125,7 +127,10 @@ def assign(items: Sequence[Item], shapes: Sequence[Shape]) -> tuple[list[str], i
 
 
 def _search(items: tuple[Item, ...], shapes: tuple[Shape, ...], frozen: bool, thawed: bool) -> list[list[str]]:
-    """The first two ways, depth first, on a stack of what is left and the names so far: lists that share tails."""
+    """Return the first two assignments of a depth-first search.
+
+    The stack holds linked lists with shared tails: the remaining items and the names so far.
+    """
     known = variables(items)
     spare = Counter(variable.shape for variable in known if thawed or variable.trainable)
     spare.subtract(shapes)
@@ -159,7 +164,7 @@ def _search(items: tuple[Item, ...], shapes: tuple[Shape, ...], frozen: bool, th
             pending.append((rest, names, at))
         if may_match and at < len(shapes) and item.shape == shapes[at]:
             pending.append((rest, (item.name, names), at + 1))
-    return found if not found else [found[0], found[0]]  # given up: not known to be the only way
+    return found if not found else [found[0], found[0]]  # out of steps: returned twice, since it may not be unique
 
 
 def _link(items: Sequence[Item], rest: Any) -> Any:

@@ -1,4 +1,4 @@
-"""PyTorch files: torch.save archives, older files, folders and distributed checkpoints. No pickle is run."""
+"""Reads PyTorch files without running a pickle: archives, older files, folders and distributed checkpoints."""
 
 from rmsprop.conversion.formats.pytorch import dcp, file, folder, write
 from rmsprop.conversion.record import Format

@@ -1,4 +1,4 @@
-"""bitsandbytes' states: 32-bit, or 8-bit codes into a table, times the largest size of each block."""
+"""Dequantizes bitsandbytes' optimizer state: float32, or 8-bit codes times the maximum of each block."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ BLOCKS = (256, 2048, 4096, 1024, 512, 128, 64)
 
 
 def dequantize(entry: Mapping[Any, Any], name: str, arrays: Arrays, path: Path) -> Array:
-    """The average of squares of one parameter: qmap1[state1] · absmax1, block by block, or state1 if it is float.
+    """Return the average of squares of one parameter: qmap1[state1] · absmax1 per block, or state1 if it is float.
 
     Source: bitsandbytes 0.50.2, functional.py dequantize_blockwise.
     Raises: Unreadable for tables that do not fit.
@@ -37,6 +37,6 @@ def dequantize(entry: Mapping[Any, Any], name: str, arrays: Arrays, path: Path) 
             f"{codes.size} elements, which fits no block size"
         )
     arrays.left -= 8 * codes.size
-    arrays._note("8-bit states are multiplied out to float32: what 8 bits rounded away is lost")
+    arrays._note("8-bit states are dequantized to float32: the quantization error remains")
     wide = table.astype(np.float32)[codes.reshape(-1)]
     return (wide * np.repeat(largest.astype(np.float32), block)[: codes.size]).reshape(codes.shape)

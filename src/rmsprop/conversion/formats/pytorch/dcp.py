@@ -1,7 +1,7 @@
-"""Folders of torch.distributed.checkpoint: `.metadata`, a pickle that says where each piece is, and `*.distcp`.
+"""Reads folders of torch.distributed.checkpoint: `.metadata`, a pickle that locates each piece, and `*.distcp`.
 
-The pickle is read by an unpickler that makes nothing but numbers, texts, lists and blank records. Every piece is an
-archive of torch.save, and is read as one.
+A restricted unpickler reads the metadata. It creates only numbers, strings, lists and blank records. Every piece is a
+torch.save archive, and is read as one.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ _LEFT_OUT = {
 
 
 class _Pairs(list[tuple[Any, Any]]):
-    """Stands for a dict: its items, whose keys are not hashed."""
+    """Replaces a dict by a list of its items, so that no key is hashed."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         self.append((key, value))
 
 
 class _Record:
-    """Stands for an object: its attributes."""
+    """Replaces an object by its attributes."""
 
     held: Mapping[str, Any] = MappingProxyType({})
 
@@ -66,12 +66,12 @@ class _Record:
 
 
 class _Reader(pickle._Unpickler):
-    """An unpickler in Python, which imports nothing of the file's and hashes none of its keys."""
+    """Unpickler in pure Python, which imports nothing that the file names and hashes none of its keys."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return what stands for a name of the pickle. Raises: UnpicklingError for one that has no place in it."""
+        """Return the replacement for a name of the pickle. Raises: UnpicklingError for an unexpected name."""
         full = f"{module}.{name}"
         if full in _RECORDS:
             return _Record
@@ -81,7 +81,7 @@ class _Reader(pickle._Unpickler):
             return _nothing
         if module == "torch" and name.isalnum():  # a dtype
             return name
-        raise pickle.UnpicklingError(f"it names {shown(full)}, which has no place in it")
+        raise pickle.UnpicklingError(f"it names {shown(full)}, which metadata does not contain")
 
 
 def _on(opcode: bytes) -> Callable[[Callable[[Any], None]], None]:
@@ -101,52 +101,52 @@ for _opcode in (pickle.DICT, pickle.EMPTY_SET, pickle.FROZENSET, pickle.ADDITEMS
 
 
 def _size(sizes: Any = ()) -> tuple[int, ...]:
-    """What torch.Size makes."""
+    """Validate a shape; replaces torch.Size."""
     if not isinstance(sizes, (tuple, list)) or len(sizes) > 64 or any(type(n) is not int or n < 0 for n in sizes):
-        raise ValueError("a shape that no tensor has")
+        raise ValueError("an invalid shape")
     return tuple(sizes)
 
 
 def _nothing(*_: Any) -> None:
-    """What is left out."""
+    """Return None; replaces the objects that are skipped."""
 
 
 def sniff(path: Path) -> bool:
-    """A folder with `.metadata` and pieces beside it."""
+    """Return whether a folder contains `.metadata` and pieces."""
     return path.is_dir() and (path / METADATA).is_file() and any(path.glob("*.distcp"))
 
 
 def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
-    """The model and the optimizer, put together from all processes' pieces. Raises: Unreadable."""
+    """Read the model and the optimizer, assembled from all processes' pieces. Raises: Unreadable."""
     files = {file.name: file for file in path.glob("*.distcp")}
     size = sum(file.stat().st_size for file in files.values())
     try:
         whole = _nested(_Pieces(path, files, size))
     except Unreadable:
         raise
-    except Exception as error:  # a damaged pickle fails in any way
+    except Exception as error:  # a damaged pickle can raise anything
         raise Unreadable(
             f"{path.name} is a folder of torch.distributed.checkpoint that cannot be read "
-            f"({shown(str(error) or type(error).__name__, 100)}); where it was made, turn it into a file with "
+            f"({shown(str(error) or type(error).__name__, 100)}); where it was created, convert it to a file with "
             "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'plain.pt')"
         ) from error
     return understand(whole, path, optimizer, parameters, size=size)
 
 
 class _Pieces:
-    """What the metadata lists: each entry's kind, where its pieces are, and its place in the nested dict."""
+    """Index of the metadata: each entry's kind, the location of its pieces, and its path in the nested dict."""
 
     def __init__(self, path: Path, files: dict[str, Path], size: int) -> None:
         self.path, self.files = path, files
         raw = (path / METADATA).read_bytes() if (path / METADATA).stat().st_size <= _MOST_METADATA else b""
-        said = _Reader(BytesIO(raw)).load().held
+        metadata = _Reader(BytesIO(raw)).load().held
         self.entries: dict[str, Any] = {
-            name: own for name, own in said["state_dict_metadata"] if isinstance(name, str)
+            name: own for name, own in metadata["state_dict_metadata"] if isinstance(name, str)
         }
-        self.places = {name: place for name, place in said.get("planner_data") or () if isinstance(name, str)}
+        self.places = {name: place for name, place in metadata.get("planner_data") or () if isinstance(name, str)}
         self.stored: dict[tuple[str, tuple[int, ...]], tuple[str, int, int]] = {}
         total = 0
-        for index, info in said["storage_data"]:
+        for index, info in metadata["storage_data"]:
             own, where = index.held, info.held
             if where.get("transform_descriptors"):
                 raise ValueError(f"its pieces are transformed by {shown(where['transform_descriptors'])}")
@@ -154,12 +154,12 @@ class _Pieces:
             self.stored[str(own["fqn"]), tuple(own.get("offset") or ())] = at
             total += at[2]
             if at[0] not in files:
-                raise ValueError(f"{shown(at[0])} is not there")
+                raise ValueError(f"{shown(at[0])} is missing")
             if min(at[1:]) < 0 or at[1] + at[2] > files[at[0]].stat().st_size or total > size:
                 raise ValueError("it lists more bytes than its pieces have: one of them is cut short")
 
     def get(self, name: str, offset: tuple[int, ...] = ()) -> Any:
-        """One piece. Raises: Unreadable, KeyError for one that is not listed."""
+        """Load one piece. Raises: Unreadable; KeyError if the metadata does not list the piece."""
         if (name, offset) not in self.stored and not any(offset):
             offset = ()
         file, start, length = self.stored[name, offset]
@@ -171,22 +171,22 @@ class _Pieces:
             value = load(part)
             return value.clone() if hasattr(value, "untyped_storage") else value
 
-    def tensor(self, name: str, said: Mapping[str, Any]) -> Any:
-        """A tensor of all its chunks. Raises: ValueError for chunks that leave a gap."""
+    def tensor(self, name: str, entry: Mapping[str, Any]) -> Any:
+        """Assemble a tensor from its chunks. Raises: ValueError for chunks that leave a gap."""
         import torch
 
-        size, whole, filled = _size(said["size"]), None, 0
-        for chunk in said["chunks"]:
+        size, whole, filled = _size(entry["size"]), None, 0
+        for chunk in entry["chunks"]:
             at, shape = _size(chunk.held["offsets"]), _size(chunk.held["sizes"])
             value = self.get(name, at)
             sound = isinstance(value, torch.Tensor) and tuple(value.shape) == shape
             if not sound or not len(at) == len(shape) == len(size):
-                raise ValueError(f"a piece of {shown(name)} is not what the metadata says")
+                raise ValueError(f"a piece of {shown(name)} does not match the metadata")
             if shape == size:
                 return value
             filled += math.prod(shape)
             if whole is None:
-                if sum(math.prod(_size(c.held["sizes"])) for c in said["chunks"]) != math.prod(size):
+                if sum(math.prod(_size(c.held["sizes"])) for c in entry["chunks"]) != math.prod(size):
                     raise ValueError(f"the pieces of {shown(name)} leave a gap, or overlap")
                 whole = torch.zeros(size, dtype=value.dtype, device="cpu")
             whole[tuple(slice(a, a + n) for a, n in zip(at, shape, strict=True))] = value
@@ -196,7 +196,7 @@ class _Pieces:
 
 
 def _nested(pieces: _Pieces) -> Any:
-    """The nested dict that was saved. What only code can make is left out."""
+    """Return the nested dict that was saved, without objects that only running code could create."""
     whole: dict[Any, Any] = {}
     for name, entry in pieces.entries.items():
         held = entry.held
@@ -208,7 +208,7 @@ def _nested(pieces: _Pieces) -> Any:
             continue
         place = pieces.places.get(name, (name,))
         if not isinstance(place, tuple) or not place or len(place) > 100:
-            raise ValueError(f"{shown(name)} has no place")
+            raise ValueError(f"{shown(name)} has no path")
         _put(whole, place, value)
     return _listed(whole)
 
@@ -223,12 +223,12 @@ def _put(whole: dict[Any, Any], place: tuple[Any, ...], value: Any) -> None:
 def _plain(place: tuple[Any, ...]) -> Iterator[Any]:
     for key in place:
         if type(key) not in (str, int):
-            raise ValueError("a place that is neither a name nor a number")
+            raise ValueError("a path with a key that is neither a string nor an integer")
         yield key
 
 
 def _listed(value: Any) -> Any:
-    """Nested dicts whose keys are numbers are lists: names of dicts were made texts."""
+    """Convert nested dicts with integer keys back to lists. A dict's own keys were saved as strings."""
     if not isinstance(value, dict):
         return value
     items = {key: _listed(item) for key, item in value.items()}

@@ -1,4 +1,4 @@
-"""`.pt` and `.pth`: state dicts of torch, timm, Stable-Baselines3, bitsandbytes and Adam, with a model or not."""
+"""Reads state dicts of torch, timm, Stable-Baselines3, bitsandbytes and Adam from `.pt` and `.pth` files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rmsprop.conversion.formats import archives
 from rmsprop.conversion.formats.pytorch import legacy, sb3, states
 from rmsprop.conversion.formats.pytorch.bnb import dequantize
 from rmsprop.conversion.formats.pytorch.load import Arrays, load, refuse_code
-from rmsprop.conversion.record import OWN, Checkpoint, Unreadable
+from rmsprop.conversion.owner import UNKNOWN, Owner, find_owner, this_package
+from rmsprop.conversion.record import Checkpoint, Unreadable
 from rmsprop.conversion.turning import recorded
 from rmsprop.printing import shown
 from rmsprop.state import owners
@@ -29,22 +30,22 @@ _KNOWN = (
 _SHAPED = ("square_avg", "exp_avg_sq", "momentum_buffer", "grad_avg")
 _QUANTIZED = "__bnb_optimizer_quant_state__"
 _UNIVERSAL = (
-    "its zero_to_fp32.py puts the parameters together, and its checkpoint.ds_to_universal the state of each as well"
+    "DeepSpeed's zero_to_fp32.py assembles the parameters, and its checkpoint.ds_to_universal also each one's state"
 )
-# Settings of a group that say how a step runs, or belong to a scheduler.
+# Group keys that select how a step runs, or belong to a scheduler.
 _ASIDE = ("params", "param_names", "capturable", "foreach", "fused", "differentiable", "initial_lr", "dialect")
-# Settings of this package beside every dialect's, with the values that say nothing: settings.CARE, without torch.
+# Settings that only this package has, each with the value that has no effect: settings.CARE, without importing torch.
 _OWN_CARE = {"rounding": "nearest", "compensation": False, "seed": 0, "max_update": None}
 
 
 def sniff(path: Path) -> bool:
-    """Whether it is a file of torch.save, an archive or from before torch 1.6, or one of Stable-Baselines3."""
+    """Return whether the file was written by torch.save, in either of its two formats, or by Stable-Baselines3."""
     try:
         if not path.is_file():
             return False
         if archives.is_archive(path):
-            with zipfile.ZipFile(path) as held:
-                names = {name.rsplit("/", 1)[-1] for name in held.namelist()}
+            with zipfile.ZipFile(path) as archive:
+                names = {name.rsplit("/", 1)[-1] for name in archive.namelist()}
             return bool(names & {"data.pkl", "policy.pth", "policy.optimizer.pth"})
         return legacy.is_legacy(path)
     except (*archives.BROKEN, MemoryError):
@@ -52,15 +53,15 @@ def sniff(path: Path) -> bool:
 
 
 def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
-    """A checkpoint of torch.save, or of Stable-Baselines3's `model.save`.
+    """Read a checkpoint of torch.save, or of Stable-Baselines3's `model.save`.
 
     Args:
-        optimizer, parameters: the places of the optimizer and of the model wanted, where the file holds several.
-    Raises: Unreadable with one sentence; ValueError for a place that is not in the file.
+        optimizer, parameters: the paths of the optimizer and of the model to read, if the file holds several.
+    Raises: Unreadable with one sentence; ValueError if the file does not contain the given path.
     """
     try:
-        with zipfile.ZipFile(path) as held:
-            names = held.namelist()
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
     except archives.BROKEN:
         names = []
     if "policy.pth" in names:
@@ -69,17 +70,17 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
 
 
 def _read_sb3(path: Path) -> dict[str, Any]:
-    """Stable-Baselines3's zip: files of torch.save inside it, of the policy, its optimizers and other variables."""
-    with archives.opened(path) as held, tempfile.TemporaryDirectory() as folder:
-        archives.intact(held, path)
-        found = {}
-        for member in held.infolist():
+    """Load the torch.save files in a Stable-Baselines3 zip: the policy, its optimizers and other variables."""
+    with archives.opened(path) as archive, tempfile.TemporaryDirectory() as folder:
+        archives.intact(archive, path)
+        parts = {}
+        for member in archive.infolist():
             name = member.filename
             if name.endswith(".pth") and "/" not in name:
                 part = Path(folder) / f"{path.name}.{name}"
-                part.write_bytes(archives.content(held, member, path))
-                found[name.removesuffix(".pth")] = load(part)
-        return found
+                part.write_bytes(archives.content(archive, member, path))
+                parts[name.removesuffix(".pth")] = load(part)
+        return parts
 
 
 def understand(
@@ -92,9 +93,11 @@ def understand(
     ordered: bool = True,
     trained_by: str = "",
 ) -> Checkpoint:
-    """Return what nested mappings and lists of state dicts hold.
+    """Build a Checkpoint from nested mappings and lists that contain state dicts.
 
     Args:
+        size: the total size of the files in bytes, if `path` is a folder.
+        ordered: whether the model's parameters are stored in the model's order.
         trained_by: the optimizer's class, if the file names it.
     """
     found = states.survey(whole)
@@ -102,10 +105,10 @@ def understand(
     arrays.left += 4 * size
     one = states.optimizer(found, path, optimizer)
     if found.partition is not None:
-        said = f"{shown(found.partition)} is one process's partition of DeepSpeed's ZeRO"
+        partition = f"{shown(found.partition)} is one process's partition of DeepSpeed's ZeRO"
         if one is None:
-            raise Unreadable(f"{path.name} holds no state of whole parameters: {said}; {_UNIVERSAL}")
-        arrays._note(f"{said}: its state is flat, of all parameters together; {_UNIVERSAL}")
+            raise Unreadable(f"{path.name} holds no state of whole parameters: {partition}; {_UNIVERSAL}")
+        arrays._note(f"{partition}: its state is one flat array for all parameters; {_UNIVERSAL}")
     if one is None:
         made_by_code = states.opaque(whole)
         for key in (key for key in made_by_code if "opt" in key):
@@ -130,14 +133,12 @@ def understand(
     if not ordered and _given_names(groups, order) is order:
         shapes = _in_order(_sizes(order, state), shapes, arrays)
     names, numbers = _names(groups, state, shapes, path)
-    source, ask = _source(groups, state, path, trained_by)
+    owner, ask = _owner(groups, state, path, trained_by)
     turned = recorded(whole.get("turned")) if isinstance(whole, Mapping) else {}
-    made = Checkpoint(
-        source=source, ask=ask, params=params, notes=arrays.notes, turned=turned, tied=states.tied(model)
-    )
+    made = Checkpoint(owner=owner, ask=ask, params=params, notes=arrays.notes, turned=turned, tied=states.tied(model))
     made.numbers, made.trained = numbers, list(shapes) if numbers else []
     made.notes += [
-        f"{shown(key)} is left out: only code can make it ({shown(value.name)})"
+        f"{shown(key)} is skipped: loading it would run code ({shown(value.name)})"
         for key, value in states.opaque(whole).items()
         if not params and key in states.MODELS
     ]
@@ -145,15 +146,19 @@ def understand(
     for key in order:
         if state.get(key):
             entry = {**counts.get(key, {}), **state[key]}
-            made.slots[names[key]] = _slots(source, entry, names[key], arrays, path)
-    made.groups = [([names[key] for key in group["params"]], _hyper(source, group, made, path)) for group in groups]
+            made.slots[names[key]] = _slots(owner.name, entry, names[key], arrays, path)
+    made.groups = [
+        ([names[key] for key in group["params"]], _hyper(owner.name, group, made, path)) for group in groups
+    ]
     made.hyper = dict(made.groups[0][1])
     steps = {int(slots["step"]) for slots in made.slots.values() if "step" in slots}
     made.step = max(steps, default=None)
     if ask:
-        made.source = ""
+        made.owner = UNKNOWN
     if any("initial_lr" in group for group in groups):
-        made.notes.append("initial_lr, a scheduler's note in the groups, is dropped: build the scheduler anew")
+        made.notes.append(
+            "initial_lr, which a scheduler stores in the groups, is dropped: create the scheduler again"
+        )
     if len(groups) == 1 and len(made.slots) == len(order):
         made.groups = []
         made.slots = {name: made.slots[name] for name in names.values() if name in made.slots}
@@ -161,45 +166,45 @@ def understand(
 
 
 def _arrays(model: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
-    """A model's tensors, without what a module keeps beside them."""
-    kept = {name: value for name, value in model.items() if hasattr(value, "untyped_storage")}
-    return {name: arrays.array(value, name) for name, value in kept.items()}
+    """Return a model's tensors as arrays, without a module's extra state."""
+    tensors = {name: value for name, value in model.items() if hasattr(value, "untyped_storage")}
+    return {name: arrays.array(value, name) for name, value in tensors.items()}
 
 
 def _given_names(groups: list[dict[str, Any]], order: list[Any]) -> list[Any]:
-    """What the groups call their parameters: names, or keys."""
+    """Return the parameter names in the groups, or the keys if the groups have no names."""
     named = [group.get("param_names") for group in groups]
     flat = [name for names in named if isinstance(names, list) for name in names]
     return flat if len(flat) == len(order) else order
 
 
 def _in_order(sizes: list[tuple[int, ...] | None], shapes: pairing.Shapes, arrays: Arrays) -> dict[str, Any]:
-    """A model's parameters in the optimizer's order, where their shapes leave one way; {} where they do not."""
+    """Return a model's parameters in the optimizer's order, or {} if their shapes do not determine that order."""
     names = {shape: name for name, shape in shapes.items()}
     if len(names) == len(shapes) and sorted(names) == sorted(size or () for size in sizes):
         return {names[size or ()]: size or () for size in sizes}
     if shapes:
         arrays._note(
-            "the optimizer numbers its parameters and a safetensors file sorts its names, so which is which is not "
-            "known: numbers are kept; --model with a state dict of the model gives the order"
+            "the optimizer numbers its parameters and a safetensors file sorts its names, so the state cannot be "
+            "matched by order: numbers are kept; pass a state dict of the model with --model to give the order"
         )
     return {}
 
 
 def _sizes(order: list[Any], state: Mapping[Any, Any]) -> list[tuple[int, ...] | None]:
-    """The shape of each parameter that has state."""
+    """Return each parameter's shape as its state shows it, or None for a parameter without state."""
     kept = ([getattr(state.get(key, {}).get(slot), "shape", None) for slot in _SHAPED] for key in order)
     return [next((tuple(shape) for shape in shapes if shape is not None), None) for shapes in kept]
 
 
 def _text(name: Any, path: Path) -> str:
     if not isinstance(name, str):
-        raise Unreadable(f"{path.name} names a parameter {shown(name)}, which is no text")
+        raise Unreadable(f"{path.name} names a parameter {shown(name)}, which is not a string")
     return name
 
 
 def _parts(optimizer: Mapping[Any, Any], path: Path) -> tuple[list[dict[str, Any]], Mapping[Any, Any]]:
-    """The groups and the state, each of the type that a state dict has."""
+    """Validate an optimizer's state dict and return its groups and its state."""
     groups, state = optimizer.get("param_groups"), optimizer.get("state")
     sound = isinstance(groups, (list, tuple)) and groups and isinstance(state, Mapping)
     for group in groups if sound and isinstance(groups, (list, tuple)) else ():
@@ -208,7 +213,7 @@ def _parts(optimizer: Mapping[Any, Any], path: Path) -> tuple[list[dict[str, Any
     sound = sound and all(isinstance(entry, Mapping) for entry in (state or {}).values())
     if not sound or groups is None or state is None:
         raise Unreadable(
-            f"{path.name} holds no sound optimizer state dict: it wants a list param_groups and a dict state"
+            f"{path.name} holds no valid optimizer state dict: param_groups must be a list and state a dict"
         )
     try:
         state, lost = rekeyed(groups, state)
@@ -224,11 +229,11 @@ def _parts(optimizer: Mapping[Any, Any], path: Path) -> tuple[list[dict[str, Any
 def _names(
     groups: list[dict[str, Any]], state: Mapping[Any, Any], model: pairing.Shapes, path: Path
 ) -> tuple[dict[Any, str], list[list[str]]]:
-    """Each parameter's name: what its group says, or the model's where there is one way, or its number.
+    """Return each parameter's name: from its group, else from the only matching in the model, else its number.
 
     Args:
-        model: the names and shapes of what may be trained.
-    Returns: the names by key, and the numbers by group where these are the names.
+        model: the names and shapes of the parameters that may be trained.
+    Returns: the names by key, and the numbers by group if the numbers are the names.
     """
     order = [key for group in groups for key in group["params"]]
     named = [group.get("param_names") for group in groups]
@@ -250,32 +255,33 @@ def _names(
     return {key: str(key) for key in order}, [[str(key) for key in own] for own in numbers]
 
 
-def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path, trained_by: str) -> tuple[str, str]:
-    """Whose state dict it is, by the names in it.
+def _owner(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path, trained_by: str) -> tuple[Owner, str]:
+    """Identify the optimizer that wrote a state dict, by the names in it.
 
     Args:
         trained_by: the optimizer's class, if the file names it.
-    Returns: what it is read as, and what the user is to say first, "" if nothing.
-    Raises: Unreadable for an optimizer of whose state nothing carries over.
+    Returns: the source to read it as, and what the user must specify first, or "".
+    Raises: Unreadable for an optimizer whose state cannot be converted.
     """
     group, slots = groups[0], {str(name) for entry in state.values() for name in entry}
     if "dialect" in group:
         if not isinstance(group["dialect"], str) or group["dialect"] not in dialects.DIALECTS:
-            raise Unreadable(f"{path.name} is of the dialect {shown(group['dialect'])}, which nobody knows")
-        return OWN + str(group["dialect"]), ""
+            raise Unreadable(f"{path.name} names the dialect {shown(group['dialect'])}, which does not exist")
+        return this_package(dialects.find_dialect(group["dialect"])), ""
     other = owners.owner(slots, group)
     told = sb3.source(trained_by)
     if other is None:
         if trained_by and not told:
             ask = f"was trained by {shown(trained_by)}: add --from torch, or sb3 or timm if it is theirs"
-            return "torch", ask
-        return told or ("timm" if {"lr_in_momentum", "decoupled_decay"} & set(group) else "torch"), ""
+            return find_owner("torch"), ask
+        timm = {"lr_in_momentum", "decoupled_decay"} & set(group)
+        return find_owner(told or ("timm" if timm else "torch")), ""
     if other.source or not slots:
-        return (told if told in ("adam", "adamw") else other.source or "torch"), ""
+        return find_owner(told if told in ("adam", "adamw") else other.source or "torch"), ""
     if told in ("adam", "adamw") and other.name.startswith("torch.optim.Adam or"):
-        return told, ""
+        return find_owner(told), ""
     if other.options:
-        return other.options.split()[1], f"holds the state of {other.name}: {other.advice}"
+        return find_owner(other.options.split()[1]), f"holds the state of {other.name}: {other.advice}"
     kept = ", ".join(sorted(shown(name) for name in slots)[:6])
     name = "" if other.name.startswith("another") else f", {other.name}"
     raise Unreadable(
@@ -285,11 +291,11 @@ def _source(groups: list[dict[str, Any]], state: Mapping[Any, Any], path: Path, 
 
 
 def _slots(source: str, entry: Mapping[Any, Any], name: str, arrays: Arrays, path: Path) -> dict[str, Any]:
-    """The state of one parameter under the framework's names."""
+    """Return the state of one parameter under the framework's names."""
     if source == "bitsandbytes":
         inner = entry.get(_QUANTIZED, {})
         if not isinstance(inner, Mapping):
-            raise Unreadable(f"{path.name}: the quantized state of {shown(name)} is no dict")
+            raise Unreadable(f"{path.name}: the quantized state of {shown(name)} is not a dict")
         entry = {**entry, **inner}
     found: dict[str, Any] = {}
     if "step" in entry:
@@ -297,21 +303,19 @@ def _slots(source: str, entry: Mapping[Any, Any], name: str, arrays: Arrays, pat
     if source == "bitsandbytes":
         average = dequantize(entry, name, arrays, path)
         if (average < 0).any():
-            raise Unreadable(f"{path.name}: state1 of {shown(name)} has negative elements: it is a momentum's")
+            raise Unreadable(f"{path.name}: state1 of {shown(name)} has negative elements: it is a momentum buffer")
         return {**found, "state1": average}
     if source in ("adam", "adamw") and "step" not in entry:
-        raise Unreadable(
-            f"{path.name}: the state of {shown(name)} counts no steps, by which Adam's averages are corrected"
-        )
+        raise Unreadable(f"{path.name}: the state of {shown(name)} has no step, which Adam's bias correction needs")
     lost = sorted(shown(name) for name in entry if name not in _KNOWN)
     if lost:
-        arrays._note(f"{', '.join(lost[:6])} is dropped: RMSprop keeps nothing of the kind")
+        arrays._note(f"{', '.join(lost[:6])} is dropped: RMSprop has no such state")
     if "max_exp_avg_sq" in entry:
         arrays._note("max_exp_avg_sq, AMSGrad's maximum, is dropped: RMSprop divides by the average itself")
     if "compensation" in entry:
         arrays._note(
-            "compensation, what the rounding of half-precision parameters left over, is dropped: less than a unit in "
-            "the last place of each"
+            "compensation, the rounding error of half-precision parameters, is dropped: it is less than one unit in "
+            "the last place of each element"
         )
     for slot in ("square_avg", "momentum_buffer", "grad_avg", "exp_avg", "exp_avg_sq"):
         if entry.get(slot) is not None:
@@ -327,37 +331,37 @@ def _count(value: Any, name: str, arrays: Arrays, path: Path) -> int:
         array = arrays.array(value, f"step of {name}")
         value = array.reshape(-1)[0].item() if array.size == 1 else None
     if not isinstance(value, (int, float)) or not 0 <= value < 2**53 or value != int(value):
-        raise Unreadable(f"{path.name}: the step of {shown(name)} is no count: {shown(value)}")
+        raise Unreadable(f"{path.name}: the step of {shown(name)} is not a count: {shown(value)}")
     return int(value)
 
 
 def _hyper(source: str, group: Mapping[str, Any], made: Checkpoint, path: Path) -> dict[str, Any]:
-    """A group's settings in the framework's words, as plain numbers, switches and text."""
+    """Return a group's settings under the framework's names, as plain numbers, booleans and strings."""
     kept = {str(name): _plain(value) for name, value in group.items() if name not in _ASIDE}
     odd = next((name for name, value in kept.items() if not _is_setting(value)), None)
     if odd is not None:
         raise Unreadable(
-            f"{path.name}: the setting {shown(odd)} is {shown(kept[odd])}, and no number, switch, text or few numbers"
+            f"{path.name}: the setting {shown(odd)} is {shown(kept[odd])}, not a number, bool, string or short tuple"
         )
-    if "rho" in kept and "alpha" not in kept:  # Adadelta's, whose learning rate and eps stand elsewhere in its step
+    if "rho" in kept and "alpha" not in kept:  # Adadelta, which uses lr and eps differently
         return {"alpha": kept["rho"], "weight_decay": kept.get("weight_decay", 0), "momentum": 0, "centered": False}
     if source in ("adam", "adamw", "bitsandbytes"):
         betas = kept.get("betas")
         if not isinstance(betas, tuple) or len(betas) < 2 or not all(isinstance(b, (int, float)) for b in betas):
-            raise Unreadable(f"{path.name}: betas is {shown(betas)}, and no pair of numbers")
+            raise Unreadable(f"{path.name}: betas is {shown(betas)}, not a pair of numbers")
         kept["alpha"] = betas[0] if source == "bitsandbytes" else betas[1]
         if source == "bitsandbytes" and betas[1]:
-            made.notes.append(f"momentum={betas[1]:g} is dropped: bitsandbytes takes it and never reads it")
+            made.notes.append(f"momentum={betas[1]:g} is dropped: bitsandbytes accepts it and never uses it")
         wanted = {"lr", "alpha", "eps", "weight_decay", "maximize"}
         return {name: value for name, value in kept.items() if name in wanted}
     lost = [f"{name}={kept[name]!r}" for name, plain in _OWN_CARE.items() if kept.get(name, plain) != plain]
     if lost:
-        made.notes.append(f"{', '.join(lost)} is dropped: give it to the optimizer that goes on")
+        made.notes.append(f"{', '.join(lost)} is dropped: pass it to the optimizer that continues")
     return kept
 
 
 def _is_setting(value: Any) -> bool:
-    """Whether a value is small and plain, so that it can be hashed, compared and printed."""
+    """Return whether a value is small and plain, so that it can be hashed, compared and printed."""
     if isinstance(value, tuple):
         return len(value) <= 8 and all(isinstance(item, float) or type(item) is int for item in value)
     if isinstance(value, str):
@@ -366,7 +370,7 @@ def _is_setting(value: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A tensor of one element as a number, a list as a tuple."""
+    """Convert a tensor of one element to a number, and a list to a tuple."""
     if hasattr(value, "numel") and value.numel() == 1 and value.layout is not None and value.device.type == "cpu":
         return value.item()
     return tuple(value) if isinstance(value, list) else value

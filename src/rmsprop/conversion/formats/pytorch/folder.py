@@ -1,4 +1,4 @@
-"""Folders as Transformers, Accelerate, skorch, PFRL and PyMARL write them: a model and its optimizer beside it."""
+"""Reads a folder with a model and its optimizer, as Transformers, Accelerate, skorch, PFRL and PyMARL write it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SHARDS = 10_000
 
 
 def sniff(path: Path) -> bool:
-    """A folder with a model's or an optimizer's file in it, under the names that are in use."""
+    """Return whether a folder contains a model or an optimizer under one of the known file names."""
     return path.is_dir() and any((path / name).is_file() for name in (*_MODELS, *_OPTIMIZERS))
 
 
 def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
-    """The model, from all its shards, and the optimizer. Raises: Unreadable."""
+    """Read the model, from all its shards, and the optimizer. Raises: Unreadable."""
     model = next((path / name for name in _MODELS if (path / name).is_file()), None)
     state = next((path / name for name in _OPTIMIZERS if (path / name).is_file()), None)
     files = [] if model is None else _shards(model)
@@ -35,7 +35,9 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
     for file in files:
         part = safetensors_file.tensors(file) if file.suffix == ".safetensors" else load(file)
         if not isinstance(part, dict) or part.keys() & whole["model"].keys():
-            raise Unreadable(f"{file.name} holds no part of a model, or one that another file of {path.name} holds")
+            raise Unreadable(
+                f"{file.name} holds no part of a model, or repeats a part from another file of {path.name}"
+            )
         whole["model"] |= part
     if state is not None and state.suffix == ".th":
         files = [path / name for name in _NETWORKS if (path / name).is_file()]
@@ -49,22 +51,22 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
 
 
 def _shards(model: Path) -> list[Path]:
-    """The files of a model: itself, or those that its index names, all beside it."""
+    """Return a model's files: the file itself, or the files that its index names, all in the same folder."""
     if model.suffix != ".json":
         return [model]
     try:
         if model.stat().st_size > _INDEX:
-            raise ValueError("it is too long")
+            raise ValueError(f"it is longer than {_INDEX} bytes")
         named = json.loads(model.read_text(encoding="utf-8"))["weight_map"].values()
-        files = sorted(set(named))  # which numbers the shards, so a model of .bin files keeps its order
+        files = sorted(set(named))  # shard names are numbered, so a model of .bin files keeps its order
         if not all(isinstance(name, str) and Path(name).name == name for name in files) or len(files) > _SHARDS:
-            raise ValueError("it names a file that is not beside it")
+            raise ValueError("it names a file outside its folder, or too many files")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Unreadable(f"{model.name} is not the index of a sharded model: {shown(str(error), 80)}") from error
     missing = [name for name in files if not (model.parent / name).is_file()]
     if missing:
         raise Unreadable(
-            f"{model.name} names {len(files)} files, and {len(missing)} of them are not there, such as "
+            f"{model.name} names {len(files)} files, and {len(missing)} of them cannot be found, such as "
             f"{shown(missing[0])}; copy or download them too"
         )
     return [model.parent / name for name in files]

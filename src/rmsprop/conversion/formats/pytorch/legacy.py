@@ -1,7 +1,7 @@
-"""torch.save's files from before torch 1.6: five pickles, then the storages one after the other.
+"""Reads files that torch.save wrote before torch 1.6: five pickles, followed by the storages.
 
-torch allocates what the pickle declares of each storage before it reads it, so here each declared size is compared
-with the bytes that are there. Storages that were on a GPU are read onto the CPU.
+torch allocates each storage at its declared size before reading it. This reader first compares each declared size
+with the bytes in the file. Storages from a GPU are read onto the CPU.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _WIDTHS = {
 }
 _STORAGE = re.compile(r"torch(?:\.cuda|\.storage)? (\w+)Storage")
 _ALIGNED = 16
-_SLACK = 4096  # bytes that may follow: the padding of some disks and downloads
+_SLACK = 4096  # bytes of padding that may follow
 Places = Mapping[str, tuple[int, int]]
 
 
 def is_legacy(path: Path) -> bool:
-    """Whether the file begins with the number that torch.save wrote before torch 1.6."""
+    """Return whether the file begins with the magic number that torch.save wrote before torch 1.6."""
     try:
         with path.open("rb") as file:
             return _MAGIC in file.read(64)
@@ -39,7 +39,7 @@ def is_legacy(path: Path) -> bool:
 
 
 def load(path: Path) -> Any:
-    """What torch.save wrote, as `torch_load.load` has it. Raises: Unreadable, in one sentence."""
+    """Return the saved value, as `load.load` does. Raises: Unreadable, with one sentence."""
     import torch
 
     with path.open("rb") as file:
@@ -59,17 +59,17 @@ def load(path: Path) -> Any:
         return Machine(functools.cache(_record)).run(pickle)
     except (MemoryError, RecursionError):
         raise
-    except Exception as error:  # whatever a damaged pickle leads to
-        said = shown(str(error) or type(error).__name__, 100)
+    except Exception as error:  # a damaged pickle can raise anything
+        reason = shown(str(error) or type(error).__name__, 100)
         raise Unreadable(
-            f"{path.name} is a file of torch.save from before torch 1.6, damaged or cut short: {said}"
+            f"{path.name} is a file of torch.save from before torch 1.6, damaged or cut short: {reason}"
         ) from error
 
 
 def _measured(whole: mmap.mmap) -> tuple[bytes, Places]:
-    """The pickle that uses the storages, and for each key where its bytes begin and how many they are.
+    """Return the pickle that uses the storages, and each storage's offset and size in bytes by key.
 
-    Raises: ValueError for a storage whose bytes are not there, and what a damaged pickle leads to.
+    Raises: ValueError for a storage whose bytes are missing, and any other error for a damaged pickle.
     """
     pickles = [_one(whole) for _ in range(5)]
     declared, at = _declared(pickles[3]), whole.tell()
@@ -77,18 +77,18 @@ def _measured(whole: mmap.mmap) -> tuple[bytes, Places]:
     for key in _texts(pickles[4]):
         count, width = declared.pop(key)
         if int.from_bytes(whole[at : at + 8], "little") != count or at + 8 + count * width > len(whole):
-            raise ValueError(f"storage {key} is not there whole")
+            raise ValueError(f"storage {key} is incomplete")
         places[key] = at + 8, count * width
         at += 8 + count * width
     if declared:
-        raise ValueError("it uses a storage that it does not hold")
+        raise ValueError("it uses a storage that it does not contain")
     if len(whole) - at > _SLACK:
         raise ValueError(f"{len(whole) - at} bytes follow its last storage")
     return pickles[3], places
 
 
 def _one(whole: mmap.mmap) -> bytes:
-    """The next pickle of the file. Raises: what pickletools raises if it breaks off."""
+    """Return the next pickle of the file. Raises: pickletools' errors if the pickle is cut short."""
     start = whole.tell()
     for _ in pickletools.genops(cast(IO[bytes], whole)):
         pass
@@ -96,14 +96,14 @@ def _one(whole: mmap.mmap) -> bytes:
 
 
 def _texts(pickle: bytes) -> list[str]:
-    """The texts in a pickle, in order."""
+    """Return the strings in a pickle, in order."""
     return [text for _, text, _ in pickletools.genops(pickle) if isinstance(text, str)]
 
 
 def _declared(pickle: bytes) -> dict[str, tuple[int, int]]:
-    """How many elements of how many bytes a pickle declares each storage to have, by its key.
+    """Return the element count and the element size in bytes that a pickle declares for each storage, by key.
 
-    Each is named by ("storage", class, key, device, count, view), whose parts are constants or in the memo.
+    A storage's persistent id is ("storage", class, key, device, count, view), of constants or memo entries.
     """
     found: dict[str, tuple[int, int]] = {}
     memo: dict[int, object] = {}

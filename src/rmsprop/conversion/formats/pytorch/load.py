@@ -1,8 +1,8 @@
-"""Archives of torch.save that may be hostile: checked before, read as data, and what comes out measured.
+"""Reads archives of torch.save that may be hostile, as data and within bounds on their size.
 
-torch.load believes the sizes in a pickle, and refuses a file for one foreign class in it, such as the arguments of
-the run. Here every tensor is a view of its record in the mapped file, so nothing lies outside it and nothing is
-allocated. Records are stored, not compressed, and have checksums.
+torch.load trusts the sizes in a pickle, and rejects a whole file for one foreign class, such as the run's arguments.
+Here every tensor is a view of its record in the memory-mapped file, so it cannot exceed the record and allocates
+nothing. Records are stored uncompressed, with checksums.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from rmsprop.conversion.record import Array, Unreadable
 from rmsprop.printing import shown
 
 RESAVE = (
-    "where it was made, load it and save plain state dicts: torch.save({'model': model.state_dict(), 'optimizer': "
+    "load it where it was created and save plain state dicts: torch.save({'model': model.state_dict(), 'optimizer': "
     "optimizer.state_dict()}, 'plain.pt')"
 )
 REWRITE = "torch.save(torch.load(file, map_location='cpu', weights_only=True), new)"
@@ -30,11 +30,11 @@ _ALIGNED = 16
 
 
 def load(path: Path) -> Any:
-    """What torch.save wrote, an `Opaque` in the place of every object that only code could make.
+    """Return the saved value, with an `Opaque` for every object that only running code could create.
 
-    OrderedDict, defaultdict and Counter become dicts, Parameters their tensors, NumPy scalars numbers, torch.Size a
+    OrderedDict, defaultdict and Counter become dicts, Parameters tensors, NumPy scalars numbers, and torch.Size a
     tuple. No code is run and nothing is imported.
-    Raises: Unreadable, in one sentence, for damage, an archive of others, or a file that is one such object.
+    Raises: Unreadable, with one sentence, if the file is damaged, not torch.save's, or itself such an object.
     """
     if legacy.is_legacy(path):
         value = legacy.load(path)
@@ -42,90 +42,93 @@ def load(path: Path) -> Any:
         return value
     if not archives.is_archive(path):
         raise Unreadable(f"{path.name} is not an archive of torch.save, or is damaged")
-    with path.open("rb") as file, archives.opened(path, file) as held:
-        pickle = _check(held, path)
+    with path.open("rb") as file, archives.opened(path, file) as archive:
+        pickle = _check(archive, path)
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        records = _Records(held, mapped, pickle.filename.removesuffix("data.pkl"))
+        records = _Records(archive, mapped, pickle.filename.removesuffix("data.pkl"))
         try:
-            value = Machine(records.get).run(archives.content(held, pickle, path))
+            value = Machine(records.get).run(archives.content(archive, pickle, path))
         except (MemoryError, RecursionError):
             raise
-        except Exception as error:  # whatever an unsound pickle leads to
-            said = str(error) or type(error).__name__
-            raise Unreadable(f"{path.name} is damaged: its pickle has no meaning ({shown(said, 100)})") from error
+        except Exception as error:  # an invalid pickle can raise anything
+            reason = str(error) or type(error).__name__
+            raise Unreadable(f"{path.name} is damaged: its pickle is invalid ({shown(reason, 100)})") from error
     refuse_code(value, path)
     return value
 
 
 def refuse_code(value: Any, path: Path) -> None:
-    """Refuse what is wanted of a file, and needs code to be made. Raises: Unreadable."""
+    """Refuse a value that only running code could create. Raises: Unreadable."""
     if isinstance(value, Opaque):
-        raise Unreadable(f"{path.name} needs code to be loaded ({shown(value.name)}), and no code is run; {RESAVE}")
+        raise Unreadable(f"loading {path.name} would run code ({shown(value.name)}), which is refused; {RESAVE}")
 
 
 class _Records:
-    """The records of an archive as tensors of bytes over the mapped file."""
+    """The records of an archive, as uint8 tensors over the memory-mapped file."""
 
-    def __init__(self, held: zipfile.ZipFile, mapped: mmap.mmap, folder: str) -> None:
+    def __init__(self, archive: zipfile.ZipFile, mapped: mmap.mmap, folder: str) -> None:
         self._mapped = mapped
-        self._members = {info.filename.removeprefix(f"{folder}data/"): info for info in held.infolist()}
-        self._known: dict[str, Any] = {}
+        self._members = {info.filename.removeprefix(f"{folder}data/"): info for info in archive.infolist()}
+        self._cache: dict[str, Any] = {}
 
     def get(self, key: str) -> Any:
-        """The bytes of a record. Raises: KeyError."""
+        """Return the bytes of a record. Raises: KeyError; ValueError if they exceed the file."""
         import torch
 
-        if key not in self._known:
+        if key not in self._cache:
             info = self._members[key]
             head = self._mapped[info.header_offset : info.header_offset + 30]
             begin = (
                 info.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:], "little")
             )
             if begin + info.file_size > len(self._mapped):
-                raise ValueError(f"the record {key} past the end of the file")
+                raise ValueError(f"the record {key} extends past the end of the file")
             made = torch.empty(0, dtype=torch.uint8, device="cpu")
             if info.file_size:
                 made = torch.frombuffer(self._mapped, dtype=torch.uint8, offset=begin, count=info.file_size)
-            self._known[key] = made.clone() if made.data_ptr() % _ALIGNED else made
-        return self._known[key]
+            self._cache[key] = made.clone() if made.data_ptr() % _ALIGNED else made
+        return self._cache[key]
 
 
-def _check(held: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
-    """Check that records are stored whole, once, with their checksums.
+def _check(archive: zipfile.ZipFile, path: Path) -> zipfile.ZipInfo:
+    """Check that every record is stored uncompressed, once, and matches its checksum.
 
     Returns: the member with the pickle.
     Raises: Unreadable.
     """
-    members = held.infolist()
+    members = archive.infolist()
     pickles = [member for member in members if member.filename.rsplit("/", 1)[-1] == "data.pkl"]
     if len(pickles) != 1:
         raise Unreadable(
-            f"{path.name} is an archive, and none of torch.save's: it holds {len(pickles)} data.pkl, not 1"
+            f"{path.name} is an archive that torch.save did not write: it holds {len(pickles)} data.pkl, not 1"
         )
     folder = pickles[0].filename.removesuffix("data.pkl")
     names = {member.filename for member in members}
     if any(name.rsplit("/", 1)[-1] == "constants.pkl" for name in names):
-        raise Unreadable(f"{path.name} is a TorchScript archive, which holds code; {RESAVE}")
+        raise Unreadable(f"{path.name} is a TorchScript archive, which contains code; {RESAVE}")
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.compress_size != member.file_size:
             raise Unreadable(
-                f"{path.name} has compressed members, which torch.save stores: write it again with {REWRITE}"
+                f"{path.name} has compressed members, but torch.save stores them uncompressed: "
+                f"rewrite it with {REWRITE}"
             )
     if pickles[0].file_size > _MOST_PICKLE:
         raise Unreadable(
-            f"{path.name} has a pickle of {pickles[0].file_size} bytes, beside the tensors: too much to trust"
+            f"{path.name} has a pickle of {pickles[0].file_size} bytes without the tensors; at most {_MOST_PICKLE} "
+            "are read"
         )
-    archives.intact(held, path)
-    if f"{folder}byteorder" in names and held.read(f"{folder}byteorder") == b"big":
-        raise Unreadable(f"{path.name} is big-endian: write it again with {REWRITE}")
+    archives.intact(archive, path)
+    if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") == b"big":
+        raise Unreadable(f"{path.name} is big-endian: rewrite it with {REWRITE}")
     return pickles[0]
 
 
 class Arrays:
-    """NumPy copies of a file's tensors, within a bound on what they may take together.
+    """Copies a file's tensors to NumPy arrays, within a bound on their total size.
 
     Attributes:
-        notes: what was widened.
+        left: how many bytes may still be allocated.
+        notes: sentences about conversions, such as a widened dtype.
     """
 
     def __init__(self, path: Path) -> None:
@@ -134,22 +137,22 @@ class Arrays:
         self.notes: list[str] = []
 
     def array(self, value: Any, name: str) -> Array:
-        """One tensor as an array. Raises: Unreadable for a tensor that claims more than its storage holds."""
+        """Return a tensor as an array. Raises: Unreadable for a tensor that is larger than its storage."""
         import torch
 
         if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.device.type != "cpu":
             kind = str(value.layout) if isinstance(value, torch.Tensor) else f"a {type(value).__name__}"
-            kind = f"made by code ({shown(value.name)})" if isinstance(value, Opaque) else kind
-            raise Unreadable(f"{self.path.name}: {shown(name)} is {kind}, and no dense tensor")
+            kind = f"created by code ({shown(value.name)})" if isinstance(value, Opaque) else kind
+            raise Unreadable(f"{self.path.name}: {shown(name)} is {kind}, not a dense tensor")
         if value.is_quantized or value.dtype in (torch.complex32,):
-            raise Unreadable(f"{self.path.name}: {shown(name)} is {value.dtype}, which no RMSprop keeps")
+            raise Unreadable(f"{self.path.name}: {shown(name)} is {value.dtype}, which is not supported")
         size = value.numel() * value.element_size()
         self.left -= size
         if size > value.untyped_storage().nbytes() or self.left < 0:
-            raise Unreadable(f"{self.path.name}: {shown(name)} claims {size} bytes, more than the file stores for it")
+            raise Unreadable(f"{self.path.name}: {shown(name)} claims {size} bytes, more than its storage has")
         value = value.detach().resolve_conj().resolve_neg()
         if value.dtype not in _NUMPY:
-            self._note(f"{str(value.dtype).removeprefix('torch.')} arrays are held, and written, as float32")
+            self._note(f"{str(value.dtype).removeprefix('torch.')} arrays are kept, and written, as float32")
             return np.array(value.to(torch.float32).numpy())
         return np.array(value.numpy(), order="C")
 

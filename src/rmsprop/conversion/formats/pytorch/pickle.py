@@ -1,7 +1,7 @@
-"""The pickle of torch.save read as data, by a machine for its opcodes that imports and calls nothing of the file's.
+"""Reads the pickle of torch.save as data, with an opcode interpreter that imports and calls nothing from the file.
 
-The names in a pickle select from a list of our own constructors: containers, tensors over records of the file,
-dtypes, NumPy scalars. Every other name, what is called or built with it, and what is put into that, is an `Opaque`.
+The names in a pickle select from a fixed list of constructors: containers, tensors over records of the file, dtypes
+and NumPy scalars. Every other name, and any object built with it, becomes an `Opaque`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 from rmsprop.printing import shown
 
-# Opcodes whose argument is the value, whatever the protocol.
+# Opcodes whose argument is the value.
 _VALUES = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "UNICODE", "BINUNICODE"),
     *("SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
@@ -46,9 +46,9 @@ _STORAGES = {
 
 
 class Opaque:
-    """What stands in the place of a value that only code could make.
+    """Placeholder for a value that only running code could create.
 
-    Attributes: name: the module and the name that the pickle gives, with a space between.
+    Attributes: name: the module and the name in the pickle, separated by a space.
     """
 
     __slots__ = ("name",)
@@ -58,30 +58,30 @@ class Opaque:
 
 
 class _Dtype:
-    """A NumPy dtype on its way: its byte order is set after it was made."""
+    """A NumPy dtype whose byte order is set by a later opcode."""
 
     def __init__(self, text: object, *_: object) -> None:
         found = _NUMBER.match(text) if isinstance(text, str) else None
         if found is None:
-            raise ValueError("no number")
+            raise ValueError("a dtype that is not numeric")
         self.kind, self.order = found[0].lstrip("<>=|"), found[0][0] if found[0][0] in "<>" else "<"
 
     def scalar(self, raw: object) -> Any:
-        """The number with these bytes, as Python's own."""
+        """Convert the bytes of one number to a Python number."""
         dtype = np.dtype(self.order + self.kind)
         if not isinstance(raw, bytes) or len(raw) != dtype.itemsize:
-            raise ValueError("another size")
+            raise ValueError("a scalar of the wrong size")
         return np.frombuffer(raw, dtype)[0].item()
 
 
 class Machine:
-    """The stack and the memo of one pickle.
+    """Interpreter for one pickle, with its stack and memo.
 
-    Work and memory grow with the pickle alone: what would copy (a dict made of a list that is used again and again)
-    has as much to spend as the pickle is long, and a key of a dict that is slow to hash becomes text.
+    Work and memory are linear in the pickle's length. Copies, such as dicts built repeatedly from one list, may total
+    as many items as the pickle has bytes. A dict key that is slow to hash becomes text.
 
     Args:
-        record: the bytes of a record as a uint8 tensor, by its key; raises KeyError.
+        record: returns the bytes of a record as a uint8 tensor, by key; raises KeyError.
     """
 
     def __init__(self, record: Callable[[str], Any]) -> None:
@@ -92,9 +92,9 @@ class Machine:
         self._left = 0
 
     def run(self, pickle: bytes) -> Any:
-        """The value that the pickle stands for.
+        """Return the pickled value.
 
-        Raises: whatever an unsound pickle leads to.
+        Raises: any error, for an invalid pickle.
         """
         self._left = len(pickle)
         argument: Any
@@ -125,13 +125,13 @@ class Machine:
         return items
 
     def spend(self, count: int) -> None:
-        """Count what is copied. Raises: ValueError, once it is more than the pickle holds."""
+        """Count copied items. Raises: ValueError once they exceed the pickle's length."""
         self._left -= count
         if self._left < 0:
-            raise ValueError("copies of one value without end")
+            raise ValueError("too many copies of one value")
 
     def opaque(self, name: str) -> Opaque:
-        """The one placeholder of a name."""
+        """Return the placeholder for a name, one per name."""
         return self._opaque.setdefault(name, Opaque(name))
 
     # --- names and calls --------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class Machine:
     def _stack_global(self, _: Any) -> None:
         what, module = self._stack.pop(), self._stack.pop()
         if not isinstance(module, str) or not isinstance(what, str):
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not a string")
         self._global(f"{module} {what}")
 
     def _call(self, _: Any = None) -> None:
@@ -184,7 +184,7 @@ class Machine:
         name = storage.name if isinstance(storage, Opaque) else ""
         module, _, what = name.partition(" ")
         if kind != "storage" or module not in ("torch", "torch.storage", "torch.cuda") or not isinstance(key, str):
-            raise ValueError("a persistent object that is not a storage")
+            raise ValueError("a persistent id that is not a storage")
         dtype = _STORAGES.get(what.removesuffix("Storage"))
         if dtype is None:
             self._stack.append(storage)  # of quantized elements
@@ -217,7 +217,7 @@ class Machine:
         return items
 
     def _text(self, text: str) -> None:
-        raw = text.encode("latin-1")  # of Python 2: pickletools decodes so
+        raw = text.encode("latin-1")  # a Python 2 string, which pickletools decodes as latin-1
         try:
             self._stack.append(raw.decode("utf-8"))
         except UnicodeDecodeError:
@@ -226,7 +226,7 @@ class Machine:
     # --- tensors ----------------------------------------------------------------------------------
 
     def _tensor(self, storage: Any, offset: Any, size: Any, stride: Any, dtype: Any, metadata: Any) -> Any:
-        """A view of a record, within it. Raises: ValueError, RuntimeError."""
+        """Return a view that lies within its record. Raises: ValueError, RuntimeError."""
         import torch
 
         if not isinstance(storage, _Storage):
@@ -250,20 +250,20 @@ class Machine:
 
 
 class _Storage:
-    """A record of the file, and the dtype in which it is read."""
+    """A record of the file with its dtype."""
 
     def __init__(self, raw: Any, dtype: Any) -> None:
         self.raw, self.dtype = raw, dtype
 
     def view(self, dtype: Any) -> Any:
-        """Return the bytes as numbers of a dtype; None: its own."""
+        """Return the record viewed as `dtype`, or as its own dtype if that is None."""
         dtype = self.dtype if dtype is None else dtype
         whole = self.raw.numel() // dtype.itemsize * dtype.itemsize
         return self.raw[:whole].view(dtype)
 
 
 def _key(key: Any) -> Any:
-    """A key of a dict that is hashed and compared at no cost; another one as text."""
+    """Return a dict key that is cheap to hash and compare unchanged, and any other as text."""
     plain = type(key) in (str, float, bool, bytes, type(None)) or (type(key) is int and key.bit_length() <= 64)
     return key if plain else shown(key)
 
@@ -281,14 +281,14 @@ def _rebuilt_v3(machine: Machine, storage: Any, offset: Any, size: Any, stride: 
 
 
 def _from_type(machine: Machine, function: Any, kind: Any, arguments: Any, *_: Any) -> Any:
-    """A tensor with attributes, which are left; one of a class with a meaning of its own is opaque."""
+    """Return a tensor without its extra attributes, or the placeholder of a tensor subclass."""
     if isinstance(kind, Opaque) and kind.name not in _TENSORS:
         return kind
     return machine._made(function, arguments)
 
 
 def _dict(machine: Machine, items: Any = (), *_: Any) -> Any:
-    """A dict of what an OrderedDict or a Counter is made of."""
+    """Build a dict from the arguments of an OrderedDict or a Counter."""
     if not isinstance(items, list | tuple | dict):
         return None
     machine.spend(len(items))
@@ -302,7 +302,7 @@ def _device(_: Machine, *name: Any) -> Any:
 
 
 def _bytes(machine: Machine, text: Any = "", encoding: Any = None) -> Any:
-    """Bytes, as a protocol that has none writes them."""
+    """Decode bytes that an old pickle protocol wrote as latin-1 text."""
     if not isinstance(text, str) or encoding != "latin1":
         return None
     machine.spend(len(text))
@@ -326,7 +326,7 @@ def _scalar(_: Machine, dtype: Any, raw: Any = None) -> Any:
 
 
 _TENSORS = ("torch Tensor", "torch.nn.parameter Parameter", "torch.nn.parameter Buffer")
-# What a call of each of these names makes; None stands for a placeholder.
+# Constructors by name. A result of None becomes a placeholder.
 _MAKERS: Mapping[str, Callable[..., Any]] = {
     **{f"collections {name}": _dict for name in ("OrderedDict", "Counter")},
     "collections defaultdict": lambda machine, *_: _dict(machine),

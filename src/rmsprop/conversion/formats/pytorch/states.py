@@ -1,7 +1,7 @@
-"""Optimizers and models in what a trainer saved, found by their structure under whatever keys it put them.
+"""Finds the optimizers and models in a trainer's checkpoint by their structure, whatever their keys.
 
 An optimizer's state dict is a mapping with `param_groups` and `state`, or torch's flattened form of one. A model is a
-mapping of names to tensors, at least one of them of floating point. A place is written as `trainer.optimizers[0]`.
+mapping of names to tensors, at least one of which is floating point. A path is written as `trainer.optimizers[0]`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from rmsprop.printing import printable, shown
 Shape = tuple[int, ...]
 _DEPTH = 8
 _NODES = 100_000
-_LONGEST = 120  # characters of a place in a sentence
-_DEEP = (list, tuple, dict)  # what a hostile file makes endless to compare
+_LONGEST = 120  # characters of a path in a message
+_DEEP = (list, tuple, dict)  # types that a hostile file can make endless to compare
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-# Words of a place that stand for a copy of what is trained.
+# Words of a path that mark a copy of the trained model.
 _COPIES = {"ema", "target", "teacher", "best", "swa", "average", "averaged", "avg", "shadow", "old", "backup"}
 _OPTIMIZER_WORDS = {
     "optimizer",
@@ -43,7 +43,7 @@ MODELS = ("model", "state_dict", "model_state_dict", "policy", "net", "network",
 
 @dataclass
 class Found:
-    """Everything of use in a file, by its place, in the file's order."""
+    """The optimizers and models of a file by path, in the file's order."""
 
     optimizers: dict[str, Mapping[Any, Any]] = field(default_factory=dict)
     models: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -54,8 +54,8 @@ class Found:
 def survey(whole: Any) -> Found:
     """Return the optimizers and models in nested mappings, lists and tuples.
 
-    Neither is searched further, nothing is visited twice, and the depth and the number of nodes are bounded, the
-    upper levels first.
+    The search is breadth-first with a bounded depth and number of nodes. It visits no node twice, and does not
+    descend into an optimizer or a model.
     """
     found, seen = Found(), set[int]()
     waiting = deque[tuple[str, Any, int]]([("", whole, 0)])
@@ -79,23 +79,23 @@ def survey(whole: Any) -> Found:
 
 
 def optimizer(found: Found, path: Path, chosen: str | None) -> tuple[str, Mapping[Any, Any]] | None:
-    """Return the optimizer that is chosen, or the only one, with its place.
+    """Return the chosen optimizer, or the only one, with its path.
 
-    Raises: Unreadable if there are several and none is chosen; ValueError for a choice that is not in the file.
+    Raises: Unreadable if there are several and none is chosen; ValueError if the file does not contain the choice.
     """
-    held = found.optimizers
+    optimizers = found.optimizers
     if chosen is not None:
-        if chosen not in held:
-            listed = listing(held, describe) if held else "none"
+        if chosen not in optimizers:
+            listed = listing(optimizers, describe) if optimizers else "none"
             raise ValueError(f"--optimizer {shown(chosen)} is not in {path.name}; its optimizers are {listed}")
-        return chosen, held[chosen]
-    if len(held) > 1:
-        example = next(iter(held))
+        return chosen, optimizers[chosen]
+    if len(optimizers) > 1:
+        example = next(iter(optimizers))
         raise Unreadable(
-            f"{path.name} holds {len(held)} optimizers: {listing(held, describe)}; choose one, such as with "
-            f"--optimizer {_quoted(example)}"
+            f"{path.name} holds {len(optimizers)} optimizers: {listing(optimizers, describe)}; choose one, such as "
+            f"with --optimizer {_quoted(example)}"
         )
-    return next(iter(held.items()), None)
+    return next(iter(optimizers.items()), None)
 
 
 def model(
@@ -106,24 +106,25 @@ def model(
     names: Sequence[Any],
     sizes: Sequence[Shape | None],
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return the model that is chosen, or trained by the optimizer, or the only one; and what of it is trained.
+    """Return the chosen model, or the one that the optimizer trains, or the only one; and its trained parameters.
 
     Args:
-        place: where the optimizer is, None if there is none.
-        names: the keys or names of the optimizer's parameters, and `sizes` their shapes, None where unknown.
-    Raises: Unreadable if several fit alike; ValueError for a choice that is not in the file.
+        place: the optimizer's path, or None without an optimizer.
+        names: the keys or names of the optimizer's parameters.
+        sizes: the shapes of the optimizer's parameters, None where unknown.
+    Raises: Unreadable if several models fit equally well; ValueError if the file does not contain the choice.
     """
-    held = found.models
-    if chosen is not None and chosen not in held:
-        listed = listing(held, _count) if held else "none"
+    models = found.models
+    if chosen is not None and chosen not in models:
+        listed = listing(models, _count) if models else "none"
         raise ValueError(f"--parameters {shown(chosen)} is not in {path.name}; its models are {listed}")
-    if not held:
+    if not models:
         return {}, {}
 
     def _fits(own: Mapping[str, Any]) -> int:
         return _fit(own, names, sizes) if place is not None else 0
 
-    left = {chosen: held[chosen]} if chosen is not None else held
+    left = {chosen: models[chosen]} if chosen is not None else models
     if len(left) > 1:
         exact = {name: own for name, own in left.items() if any(_fits(part) > 1 for part in _parts(own).values())}
         within = {name: own for name, own in left.items() if _fits(own)}
@@ -131,8 +132,8 @@ def model(
         left = _narrowed(next(tier for tier in tiers if tier), place)
     if len(left) > 1:
         raise Unreadable(
-            f"{path.name} holds {len(held)} models: {listing(held, _count)}; choose one, such as with --parameters "
-            f"{_quoted(next(iter(held)))}"
+            f"{path.name} holds {len(models)} models: {listing(models, _count)}; choose one, such as with "
+            f"--parameters {_quoted(next(iter(models)))}"
         )
     (own,) = left.values()
     parts = {} if _fits(own) > 1 else _narrowed(_best(_parts(own), _fits), place)
@@ -140,7 +141,7 @@ def model(
 
 
 def learned(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a model's parameters: its tensors without buffers, and without second names of one tensor."""
+    """Return a model's parameters: its tensors without buffers and without second names of a tied tensor."""
     again = tied(params)
     return {
         name: value
@@ -150,7 +151,7 @@ def learned(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tied(params: Mapping[str, Any]) -> dict[str, str]:
-    """Return the second names of tensors that have two, each with the first: an output layer's and an embedding's."""
+    """Map each further name of a tied tensor to its first name, as with an embedding and an output layer."""
     first: dict[tuple[Any, ...], str] = {}
     again = {}
     for name, value in params.items():
@@ -162,7 +163,7 @@ def tied(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 def describe(state_dict: Mapping[Any, Any]) -> str:
-    """Return what an optimizer is, by the names of its slots: RMSprop, 12 parameters."""
+    """Return a short description of an optimizer by the names of its slots, such as "RMSprop, 12 parameters"."""
     groups, state = state_dict.get("param_groups"), state_dict.get("state")
     entries = [entry for entry in state.values() if isinstance(entry, Mapping)] if isinstance(state, Mapping) else []
     slots = {str(name)[:40] for entry in entries[:1000] for name in list(entry)[:20]}
@@ -174,13 +175,13 @@ def describe(state_dict: Mapping[Any, Any]) -> str:
 
 
 def listing(held: Mapping[str, Any], about: Any) -> str:
-    """Return places with what is there, the first eight of them."""
+    """Return the first eight paths as text, each with the description that `about` returns for its value."""
     rows = [f"{_quoted(place)} ({about(value)})" for place, value in list(held.items())[:8]]
     return ", ".join(rows) + (", ..." if len(held) > 8 else "")
 
 
 def _quoted(place: str) -> str:
-    """A place, as it is given to --optimizer: its own characters are printable."""
+    """Return a path in quotes, as it is passed to --optimizer. Its characters are printable already."""
     return f"'{place}'" if len(place) <= _LONGEST else shown(place)
 
 
@@ -201,7 +202,7 @@ def _is_optimizer(value: Any) -> bool:
 
 
 def opaque(whole: Any) -> dict[str, Opaque]:
-    """Return what of the upper level only code could make."""
+    """Return the top-level entries that only running code could load, by key."""
     items = (
         whole.items() if isinstance(whole, Mapping) else enumerate(whole) if isinstance(whole, list | tuple) else ()
     )
@@ -215,7 +216,10 @@ def _is_learnable(value: Any) -> bool:
 
 
 def _is_model(value: Any) -> bool:
-    """Whether it maps names to tensors, one of them an array of floats; a module's extra state may stand beside."""
+    """Return whether a value maps names to tensors, one of them a floating-point array.
+
+    A module's extra state may be among them.
+    """
     import torch
 
     if not isinstance(value, Mapping) or not value or not all(isinstance(name, str) for name in value):
@@ -227,7 +231,7 @@ def _is_model(value: Any) -> bool:
 
 
 def _mixed(whole: Mapping[Any, Any], found: Found) -> dict[str, dict[str, Any]]:
-    """Tensors that stand at the top beside other things: net.state_dict() with an epoch put into it."""
+    """Return the top-level tensors of a file that has other entries too, such as a net.state_dict() with an epoch."""
     import torch
 
     tensors = {name: own for name, own in whole.items() if isinstance(name, str) and isinstance(own, torch.Tensor)}
@@ -238,7 +242,10 @@ def _mixed(whole: Mapping[Any, Any], found: Found) -> dict[str, dict[str, Any]]:
 
 
 def _unflattened(value: Mapping[Any, Any]) -> dict[str, Any] | None:
-    """torch's flattened form, `state.NAME.SLOT` and `param_groups.NAME.SETTING`, as a state dict; None for others."""
+    """Convert torch's flattened form to a state dict, or return None for any other mapping.
+
+    The flattened keys are `state.NAME.SLOT` and `param_groups.NAME.SETTING`.
+    """
     keys = [key for key in value if isinstance(key, str)]
     if len(keys) < len(value) or not any(key.startswith("param_groups.") for key in keys):
         return None
@@ -269,7 +276,7 @@ def _same(group: Mapping[str, Any], own: Mapping[str, Any]) -> bool:
 
 
 def _parts(own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The submodules of a model, whose names stay whole: an actor-critic's actor."""
+    """Return a model's submodules, such as an actor-critic's actor. Parameters keep their full names."""
     made: dict[str, dict[str, Any]] = {}
     for name, value in own.items():
         first, dot, _ = name.partition(".")
@@ -279,7 +286,7 @@ def _parts(own: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def _together(held: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """All models but copies as one, which an optimizer of several networks trains; names begin with their places."""
+    """Combine all models except copies into one, for an optimizer of several networks. Paths prefix the names."""
     own = _not_copies(held)
     if len(own) < 2:
         return {}
@@ -287,7 +294,7 @@ def _together(held: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
 
 
 def _fit(own: Mapping[str, Any], names: Sequence[Any], sizes: Sequence[Shape | None]) -> int:
-    """Return 3 for the very names, 2 for as many of the very shapes, 1 for more than these, 0 for no fit."""
+    """Return the quality of a match: 3 for equal names, 2 for equal shapes, 1 with further shapes, 0 for none."""
     if names and all(isinstance(name, str) and name in own for name in names):
         return 3
     left = [tuple(value.shape) for value in learned(own).values()]
@@ -304,14 +311,14 @@ def _fit(own: Mapping[str, Any], names: Sequence[Any], sizes: Sequence[Shape | N
 
 
 def _best(held: Mapping[str, dict[str, Any]], fits: Callable[[Mapping[str, Any]], int]) -> dict[str, dict[str, Any]]:
-    """Those that fit best, if they fit exactly."""
+    """Return the models with the best fit, if that fit is exact."""
     marks = {place: fits(own) for place, own in held.items()}
     most = max([*marks.values(), 2])
     return {place: own for place, own in held.items() if marks[place] == most}
 
 
 def _narrowed(held: dict[str, dict[str, Any]], place: str | None) -> dict[str, dict[str, Any]]:
-    """Those that are no copies; of these, named as the optimizer is; of these, named as models are."""
+    """Narrow the models to those that are not copies, then to names like the optimizer's, then to usual names."""
     for narrower in (_not_copies, lambda left: _alike(left, place or ""), _usual):
         if len(held) > 1:
             held = narrower(held) or held
@@ -319,7 +326,7 @@ def _narrowed(held: dict[str, dict[str, Any]], place: str | None) -> dict[str, d
 
 
 def _words(place: str) -> set[str]:
-    """The words of a place, however they are joined: netG, policy_net, critic1."""
+    """Return the words of a path, however they are joined: netG, policy_net, critic1."""
     return {word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+|[0-9]+", place)}
 
 
@@ -328,7 +335,7 @@ def _not_copies(held: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]
 
 
 def _alike(held: Mapping[str, dict[str, Any]], place: str) -> dict[str, dict[str, Any]]:
-    """Those whose place shares the most words with the optimizer's, g for generator: actor.optimizer, actor."""
+    """Return the models whose paths share the most words with the optimizer's; g matches generator."""
     wanted = _words(place) - _OPTIMIZER_WORDS
     marks = {
         name: sum(any(a.startswith(b) or b.startswith(a) for b in _words(name)) for a in wanted) for name in held
@@ -338,7 +345,7 @@ def _alike(held: Mapping[str, dict[str, Any]], place: str) -> dict[str, dict[str
 
 
 def _usual(held: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The first place in the order of MODELS."""
+    """Return the first model in the order of MODELS."""
     first = next((name for name in MODELS if name in held), None)
     return {} if first is None else {first: held[first]}
 

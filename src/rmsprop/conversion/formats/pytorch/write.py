@@ -1,6 +1,6 @@
-"""`.pt` as it is written here: {"model", "optimizer"} of plain tensors, numbers and text, for weights_only loading.
+"""Writes a `.pt` file with the keys "model" and "optimizer", which torch.load reads with weights_only=True.
 
-"turned" stands beside, if the file was converted from another layout: the kind (turning.py) or the axes by name.
+A file that was converted from another layout also has the key "turned": the kind (turning.py) or the axes by name.
 
 The optimizer is a state dict of `rmsprop.RMSprop` (source "rmsprop"), `torch.optim.RMSprop`, timm's `RMSpropTF`,
 Stable-Baselines3's `RMSpropTFLike` or bitsandbytes' 32-bit `RMSprop`.
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from rmsprop.conversion.record import OWN, Checkpoint
+from rmsprop.conversion.record import Checkpoint
 
 WRITTEN = ("rmsprop", "torch", "timm", "sb3", "bitsandbytes")
 _QUANTIZED = "__bnb_optimizer_quant_state__"
@@ -22,13 +22,13 @@ _QUANTIZED = "__bnb_optimizer_quant_state__"
 def write(path: Path, checkpoint: Checkpoint) -> None:
     """Write the parameters by name, and the optimizer's state dict in their order.
 
-    Raises: ValueError for a source that is not of torch's kind.
+    Raises: ValueError for a source that a `.pt` file cannot hold.
     """
     import torch
 
-    source = "rmsprop" if checkpoint.source.startswith(OWN) else checkpoint.source
+    source = "rmsprop" if checkpoint.owner.ours else checkpoint.owner.name
     if source not in WRITTEN:
-        raise ValueError(f"a .pt holds the state of {', '.join(WRITTEN)}; got {checkpoint.source!r}")
+        raise ValueError(f"a .pt holds the state of {', '.join(WRITTEN)}; got {source!r}")
     groups = checkpoint.groups or [(list(checkpoint.slots), checkpoint.hyper)]
     state: dict[int, Any] = {}
     packed: list[dict[str, Any]] = []
@@ -43,25 +43,25 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     model = {name: _tensor(value) for name, value in checkpoint.params.items()}
     turned = {"turned": checkpoint.turned} if checkpoint.turned else {}
     whole = {"model": model, "optimizer": {"state": state, "param_groups": packed}, **turned}
-    with path.open("wb") as file:  # torch gives no reason for what goes wrong with a path: a full disk
+    with path.open("wb") as file:  # given a path, torch hides the cause of an error, such as a full disk
         torch.save(whole, file)
 
 
 def _state(source: str, slots: dict[str, Any], step: int | None) -> dict[str, Any]:
-    """The state of one parameter, its count in the framework's kind."""
+    """Return the state of one parameter, with its step count in the framework's type."""
     import torch
 
     count = float(slots["step"]) if "step" in slots else float(step or 0)
     rest = {name: _tensor(value) for name, value in slots.items() if name != "step"}
     if source == "bitsandbytes":
         return {"step": int(count), _QUANTIZED: {"state1": rest["state1"].float()}}
-    # beyond 2²⁴ float32, as torch has it, holds every other count only
+    # float32, which torch uses, cannot represent every count above 2²⁴
     dtype = torch.float64 if count > 2**24 else torch.float32
     return {"step": int(count) if source == "sb3" else torch.tensor(count, dtype=dtype, device="cpu"), **rest}
 
 
 def _settings(source: str, hyper: dict[str, Any]) -> dict[str, Any]:
-    """A group's settings under the names that the framework keeps there; `hyper` is under ours."""
+    """Return a group's settings under the framework's names. `hyper` has them under ours."""
     if source == "rmsprop":
         return dict(hyper)
     names = ("lr", "momentum", "alpha", "eps", "centered", "weight_decay")

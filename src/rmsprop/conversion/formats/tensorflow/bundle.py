@@ -1,21 +1,20 @@
-"""TensorFlow's tensor bundles, without TensorFlow: PREFIX.index, a table of what is where, and PREFIX.data-....
+"""Reads TensorFlow's tensor bundles without TensorFlow: PREFIX.index, a table of tensors, and PREFIX.data-....
 
-Values in the table are protocol buffers; the few fields that matter here are read and written by hand.
+Values in the table are protocol buffers. This module decodes the few fields that it needs by hand.
 Source: tensorflow/core/util/tensor_bundle/tensor_bundle.cc and core/protobuf/tensor_bundle.proto.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from rmsprop.conversion.formats.reading import array, count
 from rmsprop.conversion.formats.tensorflow import sstable
-from rmsprop.conversion.formats.tensorflow.sstable import crc32c, mask, to_varint, varint
+from rmsprop.conversion.formats.tensorflow.sstable import crc32c, mask, varint
 from rmsprop.conversion.record import Array, Unreadable
 from rmsprop.printing import shown
 
@@ -24,14 +23,13 @@ _DTYPES = {
     **{1: "float32", 2: "float64", 3: "int32", 4: "uint8", 5: "int16", 6: "int8", 8: "complex64", 9: "int64"},
     **{10: "bool", 14: "bfloat16", 17: "uint16", 18: "complex128", 19: "float16", 22: "uint32", 23: "uint64"},
 }
-_NUMBERS = {name: number for number, name in _DTYPES.items()}
 _SHARDS = 10_000
 _NAME = 4096  # bytes of a tensor's name
 Field = tuple[int, int | bytes]
 
 
 def prefix(path: Path) -> Path:
-    """The bundle's common name, from that or from the name of one of its files."""
+    """Return a bundle's prefix, from the prefix itself or the path of one of its files."""
     name = path.name
     if name.endswith(".index"):
         return path.with_name(name.removesuffix(".index"))
@@ -40,19 +38,19 @@ def prefix(path: Path) -> Path:
 
 
 def index_of(path: Path) -> Path:
-    """Where the bundle's table is."""
+    """Return the path of the bundle's table."""
     start = prefix(path)
     return start.with_name(f"{start.name}.index")
 
 
 def shard(path: Path, number: int, shards: int) -> Path:
-    """Where its tensors are."""
+    """Return the path of one of the bundle's data files."""
     start = prefix(path)
     return start.with_name(f"{start.name}.data-{number:05d}-of-{shards:05d}")
 
 
 def fields(raw: bytes) -> Iterator[Field]:
-    """The fields of a protocol buffer: numbers, and bytes for what has a length. Raises: ValueError."""
+    """Yield the fields of a protocol buffer: integers, and bytes for length-delimited ones. Raises: ValueError."""
     at = 0
     while at < len(raw):
         tag, at = varint(raw, at)
@@ -77,28 +75,21 @@ def fields(raw: bytes) -> Iterator[Field]:
 
 
 def text(value: int | bytes) -> str:
-    """A field that is a text."""
+    """Return a string field. Raises: ValueError."""
     if isinstance(value, int):
-        raise ValueError("a number stands where a text should")
+        raise ValueError("a field is an integer instead of a string")
     return value.decode()
 
 
 def number(value: int | bytes) -> int:
-    """A field that is a number."""
+    """Return an integer field. Raises: ValueError."""
     if isinstance(value, bytes):
-        raise ValueError("bytes stand where a number should")
+        raise ValueError("a field is bytes instead of an integer")
     return value
 
 
-def field(tag: int, value: int | bytes) -> bytes:
-    """One field, written: a number as a varint, bytes with their length."""
-    if isinstance(value, int):
-        return to_varint(tag << 3) + to_varint(value)
-    return to_varint(tag << 3 | 2) + to_varint(len(value)) + value
-
-
 class Bundle:
-    """A bundle's table, checked; its tensors are read one by one.
+    """A bundle's validated table. Tensors are read one by one.
 
     Attributes: entries: by name, (dtype, shape, shard, offset, size, checksum).
     """
@@ -108,15 +99,15 @@ class Bundle:
         self.entries: dict[str, tuple[int, tuple[int, ...], int, int, int, int]] = {}
         table = sstable.read(index_of(path))
         if b"" not in table:
-            raise Unreadable(f"{index_of(path).name} has no header: it is no index of a TensorFlow checkpoint")
+            raise Unreadable(f"{index_of(path).name} has no header: it is not the index of a TensorFlow checkpoint")
         self.shards = 0
         for tag, value in fields(table.pop(b"")):
             if tag == 1:
                 self.shards = number(value)
             if tag == 2 and value:
-                raise Unreadable(f"{index_of(path).name} was written on a big-endian machine, which is not read")
+                raise Unreadable(f"{index_of(path).name} was written on a big-endian machine, which is not supported")
         if not 0 < self.shards <= _SHARDS:
-            raise Unreadable(f"{index_of(path).name} tells of {self.shards} files of data: it is damaged")
+            raise Unreadable(f"{index_of(path).name} declares {self.shards} data files: it is damaged")
         for name, raw in table.items():
             if len(name) > _NAME:
                 raise Unreadable(f"{index_of(path).name} has a name of {len(name)} bytes: it is damaged")
@@ -124,10 +115,12 @@ class Bundle:
         files = [shard(path, number, self.shards) for number in {entry[2] for entry in self.entries.values()}]
         stored = sum(file.stat().st_size for file in files if file.is_file())
         if all(file.is_file() for file in files) and sum(entry[4] for entry in self.entries.values()) > stored:
-            raise Unreadable(f"{self.path.name} lists more bytes than its data has: it is cut short, or damaged")
+            raise Unreadable(
+                f"{self.path.name} lists more bytes than its data files have: it is cut short, or damaged"
+            )
 
     def _entry(self, name: str, raw: bytes) -> tuple[int, tuple[int, ...], int, int, int, int]:
-        said = dict.fromkeys(range(1, 8), 0)
+        values = dict.fromkeys(range(1, 8), 0)
         shape: tuple[int, ...] = ()
         for tag, value in fields(raw):
             if tag == 2:
@@ -135,25 +128,25 @@ class Bundle:
                 shape = tuple(number(dim.get(1, 0)) for dim in dims)
             elif tag == 7:
                 raise Unreadable(
-                    f"{self.path.name} holds {shown(name)} in parts (a partitioned variable), which are not put "
-                    "together here; load it in TensorFlow, assign it to one variable and save that"
+                    f"{self.path.name} holds {shown(name)} in parts (a partitioned variable), which is not "
+                    "supported; load it in TensorFlow, assign it to one variable and save that"
                 )
-            elif tag in said:
-                said[tag] = number(value)
-        if said[3] >= self.shards:
+            elif tag in values:
+                values[tag] = number(value)
+        if values[3] >= self.shards:
             raise Unreadable(
-                f"{self.path.name} puts {shown(name)} into file {said[3]} of {self.shards}: it is damaged"
+                f"{self.path.name} places {shown(name)} in file {values[3]} of {self.shards}: it is damaged"
             )
-        return said[1], shape, said[3], said[4], said[5], said[6]
+        return values[1], shape, values[3], values[4], values[5], values[6]
 
     def raw(self, name: str) -> bytes:
-        """A tensor's bytes, checked against their checksum (not those of strings, which have another kind)."""
+        """Read a tensor's bytes and verify their checksum, except for strings, whose checksum has another form."""
         dtype, shape, place, offset, size, checksum = self.entries[name]
         if dtype != STRING:
             kind = _DTYPES.get(dtype)
             if kind is None:
                 raise Unreadable(
-                    f"{self.path.name} holds {shown(name)} as type {dtype} of TensorFlow, which is no number"
+                    f"{self.path.name} holds {shown(name)} as TensorFlow type {dtype}, which is not numeric"
                 )
             width = 2 if kind == "bfloat16" else np.dtype(kind).itemsize
             if count(shape, self.path, name) * width != size:
@@ -163,66 +156,35 @@ class Bundle:
         file = shard(self.path, place, self.shards)
         if not file.is_file():
             raise Unreadable(
-                f"{file.name} is missing: a TensorFlow checkpoint is its .index and its .data files together"
+                f"{file.name} is missing: a TensorFlow checkpoint consists of its .index and its .data files"
             )
         if offset + size > file.stat().st_size:
-            raise Unreadable(f"{file.name} is cut short: {shown(name)} ends at {offset + size}, beyond it")
+            raise Unreadable(f"{file.name} is cut short: {shown(name)} should end at byte {offset + size}")
         with file.open("rb") as stream:
             stream.seek(offset)
             raw = stream.read(size)
         if dtype != STRING and mask(crc32c(raw)) != checksum:
-            raise Unreadable(f"{file.name} does not fit the checksum of {shown(name)}: it is damaged")
+            raise Unreadable(f"{file.name} does not match the checksum of {shown(name)}: it is damaged")
         return raw
 
     def tensor(self, name: str) -> Array:
-        """A tensor of numbers."""
+        """Read a numeric tensor."""
         dtype, shape, *_ = self.entries[name]
         return array(self.raw(name), _DTYPES.get(dtype, ""), shape, self.path, name)
 
     def string(self, name: str) -> bytes:
-        """A tensor of one string."""
+        """Read a tensor of one string."""
         raw = self.raw(name)
         length, at = varint(raw, 0)
         if self.entries[name][0] != STRING or at + 4 + length != len(raw):
-            raise Unreadable(f"{self.path.name} has no single string as {shown(name)}: it is damaged")
-        told = mask(crc32c(struct.pack("<I", length)))
-        if raw[at : at + 4] != struct.pack("<I", told):
-            raise Unreadable(f"{self.path.name} does not fit the checksum of {shown(name)}: it is damaged")
+            raise Unreadable(f"{self.path.name} does not store {shown(name)} as one string: it is damaged")
+        checksum = mask(crc32c(struct.pack("<I", length)))
+        if raw[at : at + 4] != struct.pack("<I", checksum):
+            raise Unreadable(f"{self.path.name} does not match the checksum of {shown(name)}: it is damaged")
         return raw[at + 4 :]
-
-
-def write(path: Path, tensors: Mapping[str, Array | bytes]) -> None:
-    """Write PREFIX.index and PREFIX.data-00000-of-00001; bytes stand for a tensor of one string.
-
-    Args: path: the prefix.
-    """
-    table = {b"": field(1, 1) + field(3, field(1, 1))}  # one shard, little-endian, version 1
-    with shard(path, 0, 1).open("wb") as data:
-        for name in sorted(tensors, key=str.encode):
-            table[name.encode()] = _put(data, tensors[name])
-    sstable.write(index_of(path), table)
-
-
-def _put(data: BinaryIO, value: Array | bytes) -> bytes:
-    """Append a tensor. Returns: its entry."""
-    offset = data.tell()
-    if isinstance(value, bytes):
-        crc = crc32c(struct.pack("<I", len(value)))
-        told = struct.pack("<I", mask(crc))
-        crc = crc32c(value, crc32c(told, crc))
-        raw, dtype, shape = to_varint(len(value)) + told + value, STRING, b""
-    else:
-        raw = np.ascontiguousarray(value).astype(value.dtype.newbyteorder("<")).tobytes()
-        crc, dtype = crc32c(raw), _NUMBERS[value.dtype.name]
-        shape = b"".join(field(2, field(1, size) if size else b"") for size in value.shape)
-    data.write(raw)
-    entry = field(1, dtype) + field(2, shape)
-    if offset:
-        entry += field(4, offset)
-    return entry + field(5, len(raw)) + to_varint(6 << 3 | 5) + struct.pack("<I", mask(crc))
 
 
 def _bytes(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise ValueError("a number stands where a message should")
+        raise ValueError("a field is an integer instead of a message")
     return value

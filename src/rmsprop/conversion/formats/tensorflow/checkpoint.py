@@ -1,8 +1,8 @@
-"""What a TensorFlow checkpoint says: one of TensorFlow 1's Saver, or an object-based one of TensorFlow 2.
+"""Reads a checkpoint of TensorFlow 1's Saver, or an object-based checkpoint of TensorFlow 2.
 
-TensorFlow 1 names a variable's slots by their age: conv/kernel/RMSProp is rms; of an optimizer that is not centered,
-conv/kernel/RMSProp_1 is momentum; of a centered one, _1 is mg and _2 momentum. There are no settings in the file.
-TensorFlow 2 names everything by its path from the root object, and lists the variables' own names beside.
+TensorFlow 1 names a variable's slots in the order of their creation: conv/kernel/RMSProp is rms, and without
+centering, conv/kernel/RMSProp_1 is momentum. With centering, _1 is mg and _2 is momentum. The file has no settings.
+TensorFlow 2 names everything by its path from the root object, and also lists the variables' names.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from rmsprop.conversion.formats.keras.owners import LEGACY, NEWER, Owners
-from rmsprop.conversion.formats.reading import decimal, layout, strange, to_write
+from rmsprop.conversion.formats.reading import decimal, layout, strange
 from rmsprop.conversion.formats.tensorflow import bundle
 from rmsprop.conversion.formats.tensorflow.bundle import Bundle, fields, text
 from rmsprop.conversion.formats.tensorflow.sstable import MAGIC
+from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import shown
 
@@ -31,7 +30,7 @@ _AVERAGE = "ExponentialMovingAverage"
 
 
 def sniff(path: Path) -> bool:
-    """A bundle by its prefix, or by one of its files."""
+    """Return whether the path is a bundle's prefix or one of its files."""
     try:
         index = bundle.index_of(path)
         with index.open("rb") as file:
@@ -42,8 +41,8 @@ def sniff(path: Path) -> bool:
 
 
 def read(path: Path) -> Checkpoint:
-    """The variables and the optimizer's slots. Raises: Unreadable."""
-    with strange(bundle.index_of(path), "TensorFlow checkpoint"):
+    """Read the variables and the optimizer's slots. Raises: Unreadable."""
+    with strange(bundle.index_of(path), "a TensorFlow checkpoint"):
         held = Bundle(bundle.prefix(path))
         if any(name.endswith(VALUE) for name in held.entries):
             return _objects(held)
@@ -51,8 +50,8 @@ def read(path: Path) -> Checkpoint:
 
 
 def _saver(held: Bundle) -> Checkpoint:
-    """TensorFlow 1."""
-    made = Checkpoint("tensorflow1")
+    """Read a checkpoint of TensorFlow 1's Saver."""
+    made = Checkpoint(find_owner("tensorflow1"))
     numbers = {name: entry for name, entry in held.entries.items() if entry[0] != bundle.STRING}
     stem = _stem(held, list(numbers))
     slots: dict[str, dict[str, str]] = {}
@@ -63,7 +62,7 @@ def _saver(held: Bundle) -> Checkpoint:
         for _ in range(_SCOPES):
             if not match or not owner or owner in numbers:
                 break
-            owner = owner.partition("/")[2]  # slots made inside a variable scope have its name before
+            owner = owner.partition("/")[2]  # slots created in a variable scope have its name as prefix
         if match and owner:
             slots.setdefault(owner, {})[match[1] or "0"] = name
         elif last == _AVERAGE or (last.startswith(f"{_AVERAGE}_") and owner in numbers):
@@ -92,14 +91,14 @@ def _saver(held: Bundle) -> Checkpoint:
 
 
 def _stem(held: Bundle, names: list[str]) -> str:
-    """What the optimizer is called, "" if there is none: RMSProp, unless it was given another name."""
+    """Return the optimizer's name, or "" without an optimizer: RMSProp, unless the user named it otherwise."""
     last = {name.rpartition("/")[2] for name in names}
     found = {name.removesuffix("_1").removesuffix("_2") for name in last if "rms" in name.lower()}
     stems = {stem for stem in found if any(f"{name}/{stem}" in held.entries for name in names)}
     if "RMSProp" in stems:
         return "RMSProp"
     if len(stems) > 1:
-        raise Unreadable(f"{held.path.name} holds the slots of {shown(', '.join(sorted(stems)))}: of two optimizers")
+        raise Unreadable(f"{held.path.name} holds the slots of two optimizers, {shown(', '.join(sorted(stems)))}")
     others = {name.rsplit("/", 1)[-1] for name in names} & set(_OTHERS)
     if others and not stems:
         raise Unreadable(f"{held.path.name} holds the slots of {shown(', '.join(sorted(others)))}, not of RMSProp")
@@ -110,34 +109,34 @@ def _alike(held: Bundle, name: str, value: Array) -> Array:
     state = held.tensor(name)
     if state.shape != value.shape:
         raise Unreadable(
-            f"{held.path.name} holds {shown(name)} of shape {state.shape[:8]}, and its variable has {value.shape[:8]}"
+            f"{held.path.name} holds {shown(name)} of shape {state.shape[:8]}, but its variable has {value.shape[:8]}"
         )
     return state
 
 
 def graph(held: Bundle) -> dict[str, str]:
-    """The variables' own names, by their keys in the file, in the order of objects; empty if they are not told."""
+    """Return the variables' names by key, in the order of objects, or {} if the file does not list them."""
     if GRAPH not in held.entries:
         return {}
     found: dict[str, str] = {}
     for tag, node in fields(held.string(GRAPH)):
         for kind, attribute in fields(node) if tag == 1 and isinstance(node, bytes) else ():
             if kind == 2 and isinstance(attribute, bytes):
-                said = dict(fields(attribute))
-                key, full = text(said.get(3, b"")), text(said.get(2, b""))
+                parts = dict(fields(attribute))
+                key, full = text(parts.get(3, b"")), text(parts.get(2, b""))
                 if key.endswith(VALUE):
                     found[key.removesuffix(VALUE)] = full
     return found
 
 
 def places(held: Bundle) -> tuple[dict[str, str], dict[str, dict[str, str]], dict[str, str]]:
-    """Where everything of an object-based checkpoint is.
+    """Return the keys of everything in an object-based checkpoint.
 
-    Returns: the variables' keys by their names, their slots' keys, and the keys of the optimizer's own numbers.
+    Returns: the variables' keys by name, their slots' keys, and the keys of the optimizer's own numbers.
     """
     keys = {name.removesuffix(VALUE) for name in held.entries if name.endswith(VALUE)}
-    told = {key: full for key, full in graph(held).items() if key in keys}
-    ordered = [*told, *(key for key in sorted(keys) if key not in told)]
+    names = {key: full for key, full in graph(held).items() if key in keys}
+    ordered = [*names, *(key for key in sorted(keys) if key not in names)]
     own: dict[str, str] = {}
     slots: dict[str, dict[str, str]] = {}
     rest, states = [], []
@@ -158,7 +157,7 @@ def places(held: Bundle) -> tuple[dict[str, str], dict[str, dict[str, str]], dic
             own[key.removeprefix(root)] = key
         elif key != "save_counter":
             rest.append(key)
-    full = [told.get(key, "").removesuffix(":0") for key in rest]
+    full = [names.get(key, "").removesuffix(":0") for key in rest]
     named = full if all(full) and len(set(full)) == len(full) else rest
     variables = dict(zip(named, rest, strict=True))
     by_key = {key: name for name, key in variables.items()}
@@ -166,21 +165,21 @@ def places(held: Bundle) -> tuple[dict[str, str], dict[str, dict[str, str]], dic
     owners = Owners(full)
     back = dict(zip(full, named, strict=True))
     for key in states:
-        owner = owners.of(told.get(key, "").removesuffix(":0"))
+        owner = owners.of(names.get(key, "").removesuffix(":0"))
         if owner is None:
             raise Unreadable(
-                f"{held.path.name} does not say which variable {shown(key)} ({shown(told.get(key, ''))}) belongs to; "
-                "save the model in HDF5 (model.save('model.h5')) and convert that"
+                f"{held.path.name} does not say which variable {shown(key)} ({shown(names.get(key, ''))}) belongs "
+                "to; save the model in HDF5 (model.save('model.h5')) and convert that"
             )
         found.setdefault(back[owner[1]], {})[owner[0]] = key
     return variables, found, own
 
 
 def _objects(held: Bundle) -> Checkpoint:
-    """TensorFlow 2."""
+    """Read an object-based checkpoint of TensorFlow 2."""
     variables, slots, own = places(held)
     made = Checkpoint()
-    # Objects are listed breadth first, states in the order of model.trainable_variables: this order is kept.
+    # Objects are listed breadth first, but states in the order of model.trainable_variables, which is kept.
     states = iter([name for name in slots if name in variables])
     named = [next(states) if name in slots else name for name in variables]
     variables = {name: variables[name] for name in named}
@@ -193,7 +192,8 @@ def _objects(held: Bundle) -> Checkpoint:
         raise Unreadable(
             f"{held.path.name} holds the state of another optimizer, which keeps {shown(', '.join(sorted(kinds)))}"
         )
-    made.source = "keras2" if "rms" in kinds else "keras3" if kinds else ""
+    if kinds:
+        made.owner = find_owner("keras2" if "rms" in kinds else "keras3")
     order = LEGACY if "rms" in kinds else NEWER
     for name in made.params:
         kept = slots.get(name, {})
@@ -207,7 +207,7 @@ def _objects(held: Bundle) -> Checkpoint:
 
 
 def _numbers(made: Checkpoint, numbers: Mapping[str, Array], kinds: set[str]) -> None:
-    """Take the optimizer's own numbers over: its count, and the settings that it keeps as variables."""
+    """Copy the optimizer's numbers to the checkpoint: its step count and the settings stored as variables."""
     hyper: dict[str, Any] = {}
     for name, value in numbers.items():
         word = name.lstrip("_")
@@ -228,89 +228,3 @@ def _numbers(made: Checkpoint, numbers: Mapping[str, Array], kinds: set[str]) ->
 
 def _number(held: Bundle, key: str) -> bool:
     return held.entries[key + VALUE][0] != bundle.STRING
-
-
-def write(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
-    """Write a bundle: path.index and path.data-00000-of-00001.
-
-    Args:
-        path: the prefix, or the name of the .index.
-        template: a checkpoint of the same program; what is not replaced stays as it is there. One of TensorFlow 1 can
-            do without.
-    Raises: Unreadable, if the template does not fit.
-    """
-    checkpoint = to_write(checkpoint)
-    held = None
-    if template is not None:
-        with strange(bundle.index_of(template), "TensorFlow checkpoint"):
-            held = Bundle(bundle.prefix(template))
-    if held is not None and any(name.endswith(VALUE) for name in held.entries):
-        tensors = _filled(held, checkpoint)
-    elif checkpoint.source == "tensorflow1":
-        tensors = _saved(held, checkpoint)
-    else:
-        raise Unreadable(
-            "a TensorFlow 2 checkpoint lists the objects of its program: give one of the same program as the "
-            "template, or write for TensorFlow 1 with --to tensorflow1"
-        )
-    bundle.write(bundle.prefix(path), tensors)
-
-
-def _all(held: Bundle) -> dict[str, Array | bytes]:
-    with strange(bundle.index_of(held.path), "TensorFlow checkpoint"):
-        return {
-            name: held.string(name) if entry[0] == bundle.STRING else held.tensor(name)
-            for name, entry in held.entries.items()
-        }
-
-
-def _saved(held: Bundle | None, checkpoint: Checkpoint) -> dict[str, Array | bytes]:
-    """The tensors of TensorFlow 1's Saver."""
-    made: dict[str, Array] = dict(checkpoint.params)
-    centered = any("mg" in kept for kept in checkpoint.slots.values())
-    ages = {"rms": "RMSProp", "momentum": "RMSProp_2" if centered else "RMSProp_1", "mg": "RMSProp_1"}
-    for name, kept in checkpoint.slots.items():
-        for slot in ("rms", "mg", "momentum") if centered else ("rms", "momentum"):
-            made[f"{name}/{ages[slot]}"] = kept.get(slot, np.zeros_like(kept["rms"]))
-    if checkpoint.step is not None and (held is None or "global_step" in held.entries):
-        made["global_step"] = np.array(checkpoint.step, np.int64)
-    stood: dict[str, Array | bytes] = _all(held) if held is not None else {**made}
-    for name, value in made.items():
-        before = stood.get(name)
-        if not isinstance(before, np.ndarray) or before.shape != value.shape:
-            raise Unreadable(f"the template has no {shown(name)} of shape {value.shape}; is it of the same program?")
-        stood[name] = value.astype(before.dtype)
-    return stood
-
-
-def _filled(held: Bundle, checkpoint: Checkpoint) -> dict[str, Array | bytes]:
-    """An object-based template's tensors with the checkpoint's in their places."""
-    tensors = _all(held)
-    with strange(bundle.index_of(held.path), "TensorFlow checkpoint"):
-        variables, slots, own = places(held)
-    keys: dict[str, Array] = {}
-    for name, value in checkpoint.params.items():
-        keys[_place(variables, name, held)] = value
-    for name, kept in checkpoint.slots.items():
-        for slot, value in kept.items():
-            keys[_place(slots.get(name, {}), slot, held, f" of {name}")] = value
-    for word, key in own.items():
-        if word in STEPS and checkpoint.step is not None:
-            keys[key] = np.array(checkpoint.step)
-        elif word.lstrip("_") in checkpoint.hyper:
-            keys[key] = np.array(checkpoint.hyper[word.lstrip("_")])
-        elif word.lstrip("_") == "decay":
-            keys[key] = np.array(0.0)  # the learning rate is that of the next step already
-    for key, value in keys.items():
-        stood = tensors[key + VALUE]
-        assert not isinstance(stood, bytes)
-        if stood.shape != value.shape:
-            raise Unreadable(f"{held.path.name} holds {shown(key)} of shape {stood.shape}, to become {value.shape}")
-        tensors[key + VALUE] = value.astype(stood.dtype)
-    return tensors
-
-
-def _place(places: Mapping[str, str], name: str, held: Bundle, of: str = "") -> str:
-    if name not in places:
-        raise Unreadable(f"{held.path.name} has no {shown(name)}{of}: it has {shown(', '.join(places), 200)}")
-    return places[name]

@@ -1,14 +1,15 @@
-"""LevelDB's table of sorted keys, as TensorFlow writes it beside its tensors, and the checksum that both use.
+"""Reads LevelDB's table of sorted keys, which TensorFlow uses as an index of tensors, and computes its checksum.
 
-Blocks of entries, each a key that shares its beginning with the one before; a block that lists the blocks; a footer.
-Source: google/leveldb, doc/table_format.md and util/crc32c.cc; tensorflow/core/lib/io/format.cc, which has the same.
+A table has blocks of entries, in which a key stores only its difference from the previous key, then a block that
+lists the blocks, and a footer.
+Source: google/leveldb, doc/table_format.md and util/crc32c.cc; tensorflow/core/lib/io/format.cc, the same format.
 """
 
 from __future__ import annotations
 
 import functools
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ _MOST = 1 << 28
 
 
 def varint(raw: bytes, at: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where it ends. Raises: ValueError, for one beyond 64 bits or the bytes."""
+    """Decode a number of seven bits per byte. Returns: the number and its end. Raises: ValueError."""
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(raw):
@@ -37,17 +38,8 @@ def varint(raw: bytes, at: int) -> tuple[int, int]:
     raise ValueError("a number has more than 64 bits")
 
 
-def to_varint(value: int) -> bytes:
-    """The inverse of `varint`."""
-    made = bytearray()
-    while value > 127:
-        made.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*made, value])
-
-
 def crc32c(raw: bytes | memoryview, crc: int = 0) -> int:
-    """The Castagnoli checksum. Long inputs are cut into lanes that run side by side, since the checksum is linear."""
+    """Compute the Castagnoli checksum. It is linear, so a long input is split into lanes processed in parallel."""
     table = _table()
     length = len(raw) // _LANES
     if length >= 8:
@@ -57,7 +49,7 @@ def crc32c(raw: bytes | memoryview, crc: int = 0) -> int:
         for column in np.ascontiguousarray(lanes.T):
             state = table[(state ^ column) & 255] ^ (state >> np.uint32(8))
         shift = _zeros(length)
-        while len(state) > 1:  # a lane goes before its neighbour: shifted by the neighbour's length
+        while len(state) > 1:  # a lane precedes its neighbor: shift it by the neighbor's length
             state = _apply(shift, state[0::2]) ^ state[1::2]
             shift = _apply(shift, shift)
         crc = int(state[0]) ^ 0xFFFFFFFF
@@ -70,19 +62,19 @@ def crc32c(raw: bytes | memoryview, crc: int = 0) -> int:
 
 
 def mask(crc: int) -> int:
-    """A checksum as it is stored, so that a checksum of data with checksums in it stays a good one."""
+    """Return the masked form of a checksum, as stored, since data that contain plain checksums weaken a checksum."""
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def read(path: Path) -> dict[bytes, bytes]:
-    """All keys and values of a table, in the order of keys. Raises: Unreadable or ValueError."""
+    """Return all keys and values of a table, in the order of keys. Raises: Unreadable or ValueError."""
     size = path.stat().st_size
     if size > _MOST:
-        raise Unreadable(f"{path.name} has {size} bytes, which no index of tensors has")
+        raise Unreadable(f"{path.name} has {size} bytes, too many for an index of tensors")
     raw = path.read_bytes()
     if len(raw) < _FOOTER or struct.unpack_from("<Q", raw, size - 8)[0] != MAGIC:
         raise Unreadable(
-            f"{path.name} does not end as an index of a TensorFlow checkpoint does: it is cut, or is none"
+            f"{path.name} does not end as the index of a TensorFlow checkpoint does: it is cut short, or another file"
         )
     footer = raw[-_FOOTER:]
     _, at = _handle(footer, 0)
@@ -97,33 +89,10 @@ def read(path: Path) -> dict[bytes, bytes]:
             raise Unreadable(f"{path.name} lists its blocks more than once: it is damaged")
         for key, value in _entries(_block(raw, place, path)):
             if found and key <= last:
-                raise Unreadable(f"{path.name} has keys that are not sorted: it is damaged")
+                raise Unreadable(f"{path.name} has unsorted keys: it is damaged")
             found[key] = value
             last = key
     return found
-
-
-def write(path: Path, entries: Mapping[bytes, bytes]) -> None:
-    """Write a table of one block, uncompressed."""
-    made = bytearray()
-
-    def _put(block: bytes) -> bytes:
-        handle = to_varint(len(made)) + to_varint(len(block))
-        made.extend(block + b"\0" + struct.pack("<I", mask(crc32c(block + b"\0"))))
-        return handle
-
-    keys = sorted(entries)
-    data = _put(_pack({key: entries[key] for key in keys}))
-    meta = _put(_pack({}))
-    index = _put(_pack({_after(keys[-1]): data}))
-    made += (meta + index).ljust(_FOOTER - 8, b"\0") + struct.pack("<Q", MAGIC)
-    path.write_bytes(made)
-
-
-def _after(key: bytes) -> bytes:
-    """The shortest key that is no smaller, as LevelDB names a table's last block."""
-    place = next((at for at, byte in enumerate(key) if byte < 255), None)
-    return key if place is None else key[:place] + bytes([key[place] + 1])
 
 
 def _handle(raw: bytes, at: int) -> tuple[tuple[int, int], int]:
@@ -139,22 +108,22 @@ def _block(raw: bytes, handle: tuple[int, int], path: Path) -> bytes:
     kind = raw[offset + size]
     (stored,) = struct.unpack_from("<I", raw, offset + size + 1)
     if stored != mask(crc32c(raw[offset : offset + size + 1])):
-        raise Unreadable(f"{path.name} has a block that does not fit its checksum: it is damaged")
+        raise Unreadable(f"{path.name} has a block that does not match its checksum: it is damaged")
     if kind != 0:
         raise Unreadable(
-            f"{path.name} is compressed (kind {kind}), as TensorFlow's own checkpoints never are; save it again there"
+            f"{path.name} is compressed (kind {kind}), unlike TensorFlow's checkpoints; save it again in TensorFlow"
         )
     return raw[offset : offset + size]
 
 
 def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """The entries of a block, without its array of restarts."""
+    """Yield the entries of a block, without its restart array."""
     if len(block) < 4:
         raise ValueError("a block is too short")
     (restarts,) = struct.unpack_from("<I", block, len(block) - 4)
     end = len(block) - 4 * (restarts + 1)
     if end < 0:
-        raise ValueError("a block has more restarts than room")
+        raise ValueError("a block has too many restarts")
     at, key = 0, b""
     while at < end:
         shared, at = varint(block, at)
@@ -167,22 +136,6 @@ def _entries(block: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += own + length
 
 
-def _pack(entries: Mapping[bytes, bytes]) -> bytes:
-    """A block: every sixteenth key is whole, and listed at the end."""
-    made, restarts, before = bytearray(), [], b""
-    for number, (key, value) in enumerate(entries.items()):
-        shared = 0
-        if number % 16 == 0:
-            restarts.append(len(made))
-        else:
-            while shared < min(len(key), len(before)) and key[shared] == before[shared]:
-                shared += 1
-        made += to_varint(shared) + to_varint(len(key) - shared) + to_varint(len(value)) + key[shared:] + value
-        before = key
-    restarts = restarts or [0]
-    return bytes(made) + struct.pack(f"<{len(restarts) + 1}I", *restarts, len(restarts))
-
-
 @functools.cache
 def _table() -> Array:
     table: Array = np.arange(256, dtype=np.uint32)
@@ -192,7 +145,7 @@ def _table() -> Array:
 
 
 def _zeros(length: int) -> Array:
-    """What `length` zero bytes do to a checksum's state: a matrix over bits, one column of 32 bits for each."""
+    """Return the effect of `length` zero bytes on a checksum's state, as a bit matrix with 32-bit columns."""
     made: Array = np.uint32(1) << np.arange(32, dtype=np.uint32)
     power = made.copy()
     for _ in range(8):  # one zero byte is eight times one zero bit

@@ -1,0 +1,92 @@
+"""The colors, dashes, markers and paper of every figure, and the CSS that every page shares."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The color-blind-safe palette of Okabe and Ito.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+
+GRID = "#dddddd"
+REFERENCE = "#444444"
+"""The color of a line to compare with, such as a target."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """The style of one optimizer's line: a color, and a dash and a marker that repeat what the color means.
+
+    `dash` and `marker` are pairs of matplotlib's and plotly's name for the same thing; `sign` is the marker as text.
+    """
+
+    color: str
+    dash: tuple[Any, str]
+    marker: tuple[str, str]
+    sign: str
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The color and dash as matplotlib's arguments."""
+        return {"color": self.color, "linestyle": self.dash[0]}
+
+    @property
+    def marked_line(self) -> dict[str, Any]:
+        """The color, dash and marker as matplotlib's arguments."""
+        return self.line | {"marker": self.marker[0]}
+
+    @property
+    def plotly_line(self) -> dict[str, Any]:
+        """The color and dash as plotly's arguments."""
+        return {"color": self.color, "dash": self.dash[1]}
+
+
+LOOKS: dict[str, Look] = {
+    "sgd": Look(BLUE, (":", "dot"), ("s", "square"), "■"),
+    "momentum": Look(PURPLE, ("-.", "dashdot"), ("^", "triangle-up"), "▲"),
+    "adam": Look(GREEN, ("--", "dash"), ("D", "diamond"), "◆"),
+    "rmsprop": Look(VERMILION, ("-", "solid"), ("o", "circle"), "●"),
+    "rmsprop-textbook": Look(BLACK, ((0, (7, 3)), "longdash"), ("v", "triangle-down"), "▼"),
+}
+
+CSS = """
+:root { color-scheme: light; }
+body { font: 17px/1.55 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0; }
+p, li { max-width: 44rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; padding-left: 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
+dd { margin: 0; }
+"""
+
+# Lettering that is readable from the back of a lecture hall, as matplotlib's rc parameters.
+LECTURE: Any = {"font.size": 13, "axes.titlesize": 14, "axes.labelsize": 13, "legend.fontsize": 12}
+
+
+def panels(
+    rows: int, columns: int, size: tuple[float, float], fonts: Any, *, sharey: bool = False
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure that pyplot does not manage, with empty panels on a light grid.
+
+    Args:
+        size: width and height in inches.
+        fonts: matplotlib's rc parameters for the figure.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(fonts):
+        figure = Figure(figsize=size, layout="constrained")
+        made = [axes for row in figure.subplots(rows, columns, squeeze=False, sharey=sharey) for axes in row]
+    for axes in made:
+        axes.grid(True, color=GRID, linewidth=0.8)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, made

@@ -1,0 +1,213 @@
+"""The command line as a whole; each command's behavior has its own file."""
+
+import runpy
+import sys
+
+import pytest
+import torch
+from commands import invoke
+from paths import CHECKPOINTS
+from typer.testing import CliRunner
+
+import rmsprop
+from rmsprop.cli import app
+from rmsprop.cli.dialects import show
+from rmsprop.dialects import DIALECTS, UNFIT
+from rmsprop.dialects.describe import describe
+
+
+def test_every_command_has_help_with_examples():
+    """--help lists the commands, and each shows examples that begin with its name."""
+    code, text = invoke("--help")
+    assert code == 0
+    for command in app.registered_commands:
+        name = command.callback.__name__
+        assert name in text
+        code, own = invoke(name, "--help")
+        assert code == 0
+        assert f"rmsprop {name}" in own
+
+
+def test_the_version_is_the_packages():
+    """--version prints it and stops."""
+    assert invoke("--version") == (0, f"rmsprop {rmsprop.__version__}\n")
+
+
+def said(text):
+    """Return a text without spaces and backticks, so that line breaks do not matter."""
+    return "".join(text.replace("`", "").split())
+
+
+def test_dialects_are_listed():
+    """The list has two lines per dialect and the rules that do not fit, within 100 columns."""
+    code, text = invoke("dialects")
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 100
+    lines = [line.split()[0] for line in text.splitlines() if line]
+    for row in DIALECTS.values():
+        assert lines.count(row.name) == 2
+    for name, reason in UNFIT.items():
+        assert said(f"- {name}: {reason}.") in said(text)
+
+
+@pytest.mark.parametrize("name", DIALECTS)
+def test_a_dialect_is_shown_in_full(name):
+    """It has its equation, arguments, states, limits, refusals, traps, and source, within 100 columns."""
+    row = DIALECTS[name]
+    code, text = invoke("dialects", name)
+    assert code == 0
+    assert max(map(len, text.splitlines())) <= 100
+    limits = (part for word, limit in row.limits.items() for part in (word, limit.reason))
+    parts = (row.title, row.source, row.call, row.example, *row.arguments, *row.states, *row.refused, *row.traps)
+    for part in (*parts, *row.refused.values(), *limits):
+        assert said(part) in said(text)
+    given = {"lr": 3.0} if row.hyper.lr is None else {}
+    optimizer = rmsprop.RMSprop([torch.zeros(1, requires_grad=True)], dialect=name, **given)
+    equation = [line for line in optimizer.explain().splitlines() if line.startswith("    [")]
+    assert "\n".join(equation).replace("3·u", "lr·u") in text
+    assert text == show(f"{row.name}: {row.title}", describe(row)) + "\n"
+
+
+def test_a_rule_that_does_not_fit_is_refused_by_name():
+    """Exit code 2 and the reason, whatever the case of the name."""
+    code, text = invoke("dialects", "CNTK")
+    assert code == 2
+    assert "dialect='CNTK' is not offered: CNTK's rmsprop adapts a step size per element" in text
+
+
+def test_an_unknown_dialect_is_one_sentence():
+    """Exit code 2, the names that exist, and no traceback."""
+    code, text = invoke("dialects", "tensorflow9")
+    assert code == 2
+    assert "Unknown dialect: 'tensorflow9' (did you mean 'tensorflow1'?); choose one of 'torch'" in text
+    assert "Traceback" not in text
+
+
+def test_python_dash_m_runs_it(monkeypatch, capsys):
+    """`python -m rmsprop --version` is the same program."""
+    monkeypatch.setattr(sys, "argv", ["rmsprop", "--version"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_module("rmsprop", run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"rmsprop {rmsprop.__version__}\n"
+
+
+def test_a_missing_extra_is_one_sentence_and_a_broken_module_is_not_hidden(monkeypatch):
+    """Only missing packages of the extra are reported as such."""
+    from rmsprop.__main__ import main
+
+    monkeypatch.setitem(sys.modules, "rmsprop.cli", None)
+    with pytest.raises(ModuleNotFoundError, match="rmsprop"):
+        main()
+    monkeypatch.delitem(sys.modules, "rmsprop.cli")
+    for name in [name for name in sys.modules if name.startswith("rmsprop.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == "The command line needs typer: pip install 'rmsprop[cli]'"
+
+
+def test_check_reports_the_backends_of_each_kind_of_tensor():
+    """It prints versions, and a line per backend for each dtype."""
+    code, text = invoke("check")
+    assert code == 0
+    assert f"rmsprop {rmsprop.__version__}, torch " in text
+    for part in ("cpu, float32", "cpu, bfloat16", "cpu, complex64", "eager: steps them", "cpu: "):
+        assert part in text
+
+
+def test_the_benchmark_prints_a_table_and_writes_json(tmp_path):
+    """A short run of the smallest case writes the times of all optimizers and the machine, without verdicts."""
+    import json
+
+    out = tmp_path / "times.json"
+    code, text = invoke("bench", "--cases", "rl", "--threads", "1", "--seconds", "0.02", "--out", str(out))
+    assert code == 0, text
+    saved = json.loads(out.read_text())
+    assert saved["machine"]["torch"]
+    assert list(saved) == ["machine", "unit", "results"]
+    assert {"rmsprop", "torch loop", "torch foreach", "SGD fused", "Adam fused"} <= set(saved["results"][0]["times"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--cases", "gpt5"), "'gpt5' is unknown; choose from rl"),
+        (("--threads", "0"), "--threads takes numbers from 1"),
+        (("--variants", "half"), "'half' is unknown; choose from plain, full"),
+    ],
+    ids=str,
+)
+def test_the_benchmark_refuses_unknown_choices(words, says):
+    """One sentence and exit code 2."""
+    code, text = invoke("bench", *words)
+    assert code == 2
+    assert says in text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "inspect folder",
+        "inspect file",
+        "inspect IN --html folder",
+        "inspect IN --html file/x.html",
+        "convert folder x.pt",
+        "convert IN folder --force",
+        "convert IN file/x.pt",
+        "convert IN x.pt --report folder",
+        "convert IN x.pt --report file/x.json",
+        "convert IN x.pt --map folder",
+        "convert IN x.pt --model folder",
+        "race ravine --out file",
+        "demo --out file",
+        "demo --data folder",
+        "translate --from torch --to timm lr=.1 --plot folder",
+        "translate --from torch --to timm lr=.1 --plot file/x.png",
+        "bench --cases rl --seconds 0.01 --threads 1 --out folder",
+        "check folder",
+    ],
+)
+def test_a_file_that_cannot_be_read_or_written_is_one_sentence(words, tmp_path, monkeypatch):
+    """A folder in place of a file, or a file in place of a folder, is named with exit code 2 and no traceback."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("text")
+    given = str(CHECKPOINTS / "torch_rmsprop.pt")
+    done = CliRunner().invoke(app, words.replace("IN", given).split(), env={"COLUMNS": "200", "TERM": "dumb"})
+    assert done.exit_code == 2, done.output
+    assert isinstance(done.exception, SystemExit)
+    named = "folder" if "folder" in words else "file"
+    sentence = " ".join(done.output.rpartition("Error")[2].replace("│", " ").split())
+    assert named in sentence
+    assert sorted(path.name for path in tmp_path.iterdir()) in (["file", "folder"], ["file", "folder", "x.pt"])
+
+
+@pytest.mark.parametrize(
+    ("words", "package"),
+    [
+        ("race ravine --format png", "matplotlib"),
+        ("demo --epochs 1", "sklearn"),
+        ("translate --from torch --to timm lr=.1 --plot x.png", "matplotlib"),
+    ],
+)
+def test_a_package_that_is_missing_is_named_with_the_extra(words, package, tmp_path, monkeypatch):
+    """The message names the package and the extra, without a traceback."""
+    monkeypatch.chdir(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == package or name in USERS]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    done = CliRunner().invoke(app, words.split(), env={"COLUMNS": "200", "TERM": "dumb"})
+    assert done.exit_code == 2
+    assert f"needs {package}: pip install 'rmsprop[cli]'" in done.output
+
+
+USERS = (
+    "rmsprop.demo.figures",
+    "rmsprop.translation.figure",
+    "rmsprop.race.figures",
+    "rmsprop.race.page",
+    "rmsprop.demo.page",
+    "rmsprop.demo.data",
+)

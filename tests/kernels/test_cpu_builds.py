@@ -1,0 +1,185 @@
+"""Other builds of the same source: one instruction set each gives the same bits, and mistakes are caught."""
+
+import ctypes
+import platform
+import shutil
+import subprocess
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from cases import mostly_long
+from cpu_parity import BOUND, F32, F64, SIZES, TYPES, copied, rules, spiked, stepped, tensors, worst
+from halves import check_written, rounded_as, twin
+
+import rmsprop
+from rmsprop.kernels import cpu, native
+from rmsprop.spec import EPS_MODES, Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
+
+SOURCES = Path(rmsprop.__file__).parent / "csrc"
+COMPILER = shutil.which("g++") or shutil.which("clang++")
+QUICK = shutil.which("clang++") or COMPILER  # compiles without optimization in half the time of g++
+
+pytestmark = [
+    pytest.mark.skipif(native.missing() is not None, reason=str(native.missing())),
+    pytest.mark.skipif(COMPILER is None or not SOURCES.exists(), reason="no compiler, or an installed package"),
+]
+
+
+def build(folder: Path, *flags: str, compiler: str | None = QUICK) -> native.Native:
+    """The kernel, compiled with these flags more."""
+    folder.mkdir(exist_ok=True)
+    out = folder / "_native.so"
+    always = ["-std=c++17", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"]
+    sources = [str(SOURCES / name) for name in ("rmsprop.cpp", "plan.cpp")]
+    subprocess.run([str(compiler), *always, *flags, "-o", str(out), *sources], check=True)
+    loaded = native.load(out)
+    assert not isinstance(loaded, str)
+    return loaded
+
+
+def results(types: tuple, seed: int) -> list[Bucket]:
+    """What the loaded kernel makes of many rules."""
+    found = []
+    for switches in (("outside", False, (0, 0, 0)), ("floor", True, (1, 1, 1)), ("both", True, (1, 0, 0))):
+        for rule, hyper in rules(*switches):
+            bucket = tensors(rule, types, SIZES, seed)
+            cpu.step(rule, hyper, bucket)
+            found.append(bucket)
+    return found
+
+
+# Bits agree because nothing is contracted into a fused multiply-add but what the source says, and that is emulated
+# where there is none: in the baseline.
+TARGETS = {"baseline": "x86-64", "avx2": "haswell", "avx512": "skylake-avx512"}
+
+
+def runs(target: str) -> bool:
+    """Whether this machine can run the target's instructions."""
+    info = Path("/proc/cpuinfo")
+    needed = {"baseline": "sse2", "avx2": "avx2", "avx512": "avx512bw"}[target]
+    return info.exists() and needed in info.read_text()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="instruction sets of x86-64")
+@pytest.mark.parametrize(
+    ("target", "level"),
+    mostly_long([("baseline", "-O0"), *product(TARGETS, ["-O3"])], lambda i, _: i == 0, unpack=True),
+)
+def test_instruction_sets_give_the_same_bits(
+    target: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AVX-512, AVX2 and plain x86-64 agree in every bit with the build that chooses for itself."""
+    if not runs(target):
+        pytest.skip(f"this machine has no {target}")
+    compiler = QUICK if level == "-O0" else COMPILER
+    one = build(tmp_path, level, "-DRMSPROP_ONE_TARGET", f"-march={TARGETS[target]}", compiler=compiler)
+    for types in TYPES:
+        chosen = results(types, seed=20)
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "load", lambda: one)
+            mine = results(types, seed=20)
+        for a, b in zip(chosen, mine, strict=True):
+            for x, y in zip((x for v in a.lists() for x in v), (y for v in b.lists() for y in v), strict=True):
+                assert torch.equal(x, y)
+
+
+FUSED = """
+#include "types.h"
+extern "C" void many(const float* x, long long count, float* out) {
+  for (long long i = 0; i < count; ++i) out[i] = fused(x[3 * i], x[3 * i + 1], x[3 * i + 2]);
+}
+"""
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not runs("avx2"), reason="needs a processor that has both")
+def test_an_emulated_multiply_add_is_rounded_once(tmp_path: Path) -> None:
+    """Ties that a far smaller addend breaks, subnormal results, overflow, NaN: bit by bit what the processor has."""
+    (tmp_path / "fused.cpp").write_text(FUSED)
+    generator = np.random.default_rng(0)
+    drawn = generator.normal(size=(200_000, 3)) * 10.0 ** generator.integers(-25, 13, (200_000, 3))
+    near = np.float32(1) + generator.integers(-4096, 4096, (200_000, 3)) * np.float32(2.0**-23)
+    near[:, 2] *= 2.0 ** generator.integers(-80, 3, 200_000)  # products just beside a tie, and what tips them
+    near[:, 2] *= generator.choice([-1, 1], 200_000)
+    tie = [[1 + 2.0**-12, 1 + 2.0**-12, sign * 2.0**-k] for sign in (1, -1) for k in range(20, 140)]
+    odd = [0.0, -0.0, 1.0, -1.0, 3e38, -3e38, 1e-45, -1e-38, np.inf, -np.inf, np.nan]
+    special = np.array(np.meshgrid(odd, odd, odd)).reshape(3, -1).T
+    with np.errstate(over="ignore"):
+        numbers = np.ascontiguousarray(np.concatenate([drawn, near, tie, special]), np.float32)
+    found = []
+    for target in ("x86-64", "haswell"):
+        out = tmp_path / f"{target}.so"
+        words = [str(COMPILER), "-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-DRMSPROP_ONE_TARGET"]
+        words += ["-fPIC", "-shared", f"-march={target}", f"-I{SOURCES}", "-o", str(out), str(tmp_path / "fused.cpp")]
+        subprocess.run(words, check=True)
+        result = np.empty(len(numbers), np.float32)
+        ctypes.CDLL(str(out)).many(
+            numbers.ctypes.data_as(ctypes.c_void_p),
+            ctypes.c_int64(len(numbers)),
+            result.ctypes.data_as(ctypes.c_void_p),
+        )
+        found.append(result)
+    emulated, native_ = found
+    assert np.array_equal(np.isnan(emulated), np.isnan(native_))
+    assert np.array_equal(np.nan_to_num(emulated).view(np.uint32), np.nan_to_num(native_).view(np.uint32))
+    # what is tested matters: rounding twice would show
+    a, b, c = numbers[: -len(special)].astype(np.float64).T
+    with np.errstate(over="ignore"):
+        assert ((a * b + c).astype(np.float32) != native_[: -len(special)]).any()
+
+
+MISTAKES = {"eps": 1, "lr": 2, "beta": 3, "gradient": 4}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_broken_kernel_is_caught(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ε or lr on the wrong side, 1 − α a millionth off, or an edited gradient: the comparison sees it."""
+    broken = build(tmp_path, "-O0", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={MISTAKES[mistake]}")
+    monkeypatch.setattr(native, "load", lambda: broken)
+    for eps_mode in EPS_MODES if mistake != "eps" else ("outside", "inside"):
+        for types in ((F32, F32), (F64, F64)):
+            caught = False
+            for rule, hyper in rules(eps_mode, False, (1, 0, 0)):
+                bucket = tensors(rule, types, (33,), seed=21)
+                before = copied(bucket)
+                try:
+                    caught |= stepped(rule, hyper, bucket) > BOUND[types]
+                except AssertionError as error:
+                    caught |= "edited a gradient" in str(error)
+                assert len(before.param) == 1
+            assert caught
+
+
+def test_broken_spikes_words_and_remainders_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A spike that enters v whole, words that repeat along a tensor, a remainder of the wrong sign: each is seen."""
+    builds = [build(tmp_path / str(i), "-O0", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={i}") for i in (5, 6, 7)]
+    generator = torch.Generator().manual_seed(5)
+
+    def capped() -> bool:
+        hyper = Hyper(0.03, 0.9, 1e-3, max_update=1.5)
+        bucket = spiked(Rule(), (F32, F32), 1)
+        before = copied(bucket)
+        cpu.step(Rule(), hyper, bucket)
+        return worst(Rule(), hyper, before, bucket) <= BOUND[F32, F32]
+
+    def written(stochastic: bool) -> bool:
+        bucket = tensors(Rule(), (torch.bfloat16, F32), (65,), 2)
+        bucket = rounded_as(bucket, stochastic=stochastic, compensated=not stochastic, generator=generator)
+        before, wide = copied(bucket), twin(bucket)
+        cpu.step(Rule(), Hyper(0.03, 0.9, 1e-3), wide)
+        cpu.step(Rule(), Hyper(0.03, 0.9, 1e-3), bucket)
+        try:
+            check_written(bucket, wide, before)
+        except AssertionError:
+            return False
+        return True
+
+    checks = (capped, lambda: written(stochastic=True), lambda: written(stochastic=False))
+    assert [check() for check in checks] == [True] * 3
+    for i, broken in enumerate(builds):
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "load", lambda broken=broken: broken)
+            assert [check() for check in checks] == [k != i for k in range(3)]

@@ -1,0 +1,298 @@
+"""`rmsprop race` from the command line to the files, and the contents of the files."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from rmsprop.cli.race import race as command
+from rmsprop.files import write_whole
+from rmsprop.race.figures import FRAMES, animation, figure, moments
+from rmsprop.race.landscapes import LANDSCAPES, OPTIMIZERS, race
+from rmsprop.race.page import page
+from rmsprop.style import LOOKS
+
+app = typer.Typer()
+app.command("race")(command)
+app.callback()(lambda: None)
+
+
+def run(*words: str) -> Result:
+    return CliRunner().invoke(app, ["race", *words], env={"COLUMNS": "120", "NO_COLOR": "1"})
+
+
+def plain(text: str) -> str:
+    """Return a text without the boxes and line breaks that depend on the terminal."""
+    return " ".join(re.sub(r"[│╭╮╰╯─┃]", " ", text).split())
+
+
+@pytest.fixture(scope="module", params=[10, pytest.param(60, marks=pytest.mark.long)])
+def steps(request: pytest.FixtureRequest) -> int:
+    """The length of the race that is drawn."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, steps: int) -> Path:
+    """Write every kind of file of one race with all optimizers to a directory."""
+    folder = tmp_path_factory.mktemp("race")
+    runs = race("ravine", list(OPTIMIZERS), steps=steps)
+    for draw, kind in ((figure, "png"), (animation, "gif"), (animation, "webp"), (page, "html")):
+        draw(LANDSCAPES["ravine"], runs, folder / f"ravine.{kind}")
+    return folder
+
+
+def test_default_race_prints_a_table_and_writes_three_files(tmp_path: Path) -> None:
+    """`rmsprop race` prints every entrant's result and writes a PNG, a GIF and a page, whose paths it prints."""
+    result = run("--out", str(tmp_path / "new" / "folder"))
+    assert result.exit_code == 0, result.output
+    for words in ("SGD", "SGD momentum", "Adam", "RMSprop", "step 42", "not reached", "distance to minimum"):
+        assert words in result.output
+    names = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
+    assert names == ["ravine.gif", "ravine.html", "ravine.png"]
+    assert result.output.count("wrote ") == 3
+
+
+def test_options_reach_the_race(tmp_path: Path) -> None:
+    """Condition, optimizers, steps, rates, start, and format take effect."""
+    words = ["--condition", "1000", "--optimizers", "sgd, rmsprop-textbook", "--steps", "30"]
+    words += ["--lr", "sgd=0.1,rmsprop-textbook=0.2", "--start", "-3,0.5", "--format", "png", "--out", str(tmp_path)]
+    result = run("ravine", *words)
+    assert result.exit_code == 0, result.output
+    assert "(x² + 1000 y²)/2" in result.output
+    assert "diverged at step" in result.output
+    assert re.search(r"RMSprop textbook\W+0\.2\W", result.output)
+    assert "Adam" not in result.output
+    assert [path.name for path in tmp_path.iterdir()] == ["ravine.png"]
+
+
+@pytest.mark.parametrize("count", [3, pytest.param(len(LANDSCAPES), marks=pytest.mark.long)])
+def test_all_races_every_landscape(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`rmsprop race all` draws each landscape of the table."""
+    for name in list(LANDSCAPES)[count:]:
+        monkeypatch.delitem(LANDSCAPES, name)
+    result = run("all", "--steps", "5", "--format", "png", "--out", str(tmp_path))
+    assert result.exit_code == 0, result.output
+    assert sorted(path.stem for path in tmp_path.iterdir()) == sorted(LANDSCAPES)
+
+
+def test_list_names_everything_and_writes_nothing(tmp_path: Path) -> None:
+    """--list shows every landscape and optimizer, and stops there."""
+    result = run("--list", "--out", str(tmp_path / "none"))
+    assert result.exit_code == 0, result.output
+    for name in (*LANDSCAPES, *OPTIMIZERS):
+        assert name in result.output
+    assert not (tmp_path / "none").exists()
+
+
+def test_help_explains_with_examples() -> None:
+    """--help names every option and shows examples that are commands."""
+    text = plain(run("--help").output)
+    for option in ("condition", "optimizers", "steps", "lr", "start", "seed", "out", "format", "list"):
+        assert f"--{option}" in text
+    assert "rmsprop race ravine --condition 1000 --lr 0.1" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["hill"], "landscape='hill' is unknown; choose one of ravine,"),
+        (["beale", "--condition", "5"], "condition=5 has no meaning on 'beale'"),
+        (["all", "--condition", "5"], "condition=5 has no meaning on"),
+        (["--condition", "0.5"], "condition=0.5: the steep curvature over the flat one is a number from 1"),
+        (["--optimizers", "adagrad"], "--optimizers: 'adagrad' is unknown; choose from sgd,"),
+        (["--optimizers", ","], "--optimizers ',' names nothing"),
+        (["--steps", "0"], "steps=0: on ravine give a whole number from 1 to 2000."),
+        (["--lr", "-1"], "lr=-1.0 for sgd: a learning rate is a positive finite number"),
+        (["--lr", "nan"], "lr=nan for sgd"),
+        (["--lr", "fast"], "--lr: 'fast' is not a number; write it like 0.001."),
+        (["--lr", "sgd=0.1,0.2"], "not a mixture"),
+        (["--lr", "adm=0.1"], "lr is given for 'adm', which is not in this race"),
+        (["--start", "3"], "--start '3': give two numbers with a comma between them"),
+        (["--start", "1,2,3"], "give two numbers"),
+        (["--start", "a,b"], "'a' is not a number"),
+        (["--start", "0,0"], "start=0,0 is a minimum of ravine"),
+        (["--seed", "-1"], "seed=-1: give a whole number"),
+        (["--format", "mp4"], "--format: 'mp4' is unknown; choose from png, gif, webp, html."),
+        (["--format", ""], "--format '' names nothing"),
+    ],
+)
+def test_mistakes_end_with_a_sentence(words: list[str], sentence: str, tmp_path: Path) -> None:
+    """A mistake ends with exit code 2, one sentence on stderr, no traceback and no file."""
+    result = run(*words, "--out", str(tmp_path / "none"))
+    assert result.exit_code == 2
+    assert sentence in plain(result.stderr)
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "none").exists()
+
+
+def test_unwritable_directory_is_named(tmp_path: Path) -> None:
+    """A directory that cannot be created gives one sentence, too."""
+    (tmp_path / "file").write_text("in the way")
+    result = run("--steps", "2", "--format", "png", "--out", str(tmp_path / "file" / "folder"))
+    assert result.exit_code == 2
+    assert "cannot be written" in plain(result.stderr)
+
+
+def test_png_is_an_image(made: Path) -> None:
+    """The PNG opens and is large enough for a slide."""
+    with Image.open(made / "ravine.png") as image:
+        image.load()
+        assert image.format == "PNG"
+        assert image.width >= 1000
+
+
+@pytest.mark.parametrize("kind", ["gif", "webp"])
+def test_animation_moves_repeats_and_rests(made: Path, steps: int, kind: str) -> None:
+    """The animation has one frame per moment, repeats forever, rests on its last frame and stays below 3 MB."""
+    path = made / f"ravine.{kind}"
+    with Image.open(path) as image:
+        frames, pauses = [], []
+        for number in range(image.n_frames):
+            image.seek(number)
+            frames.append(image.convert("RGB").tobytes())
+            pauses.append(image.info["duration"])
+        assert image.format == kind.upper()
+        assert image.info["loop"] == 0
+    assert len(frames) == steps + 1
+    assert len(set(frames)) == steps + 1
+    assert pauses[-1] > 10 * pauses[0]
+    assert path.stat().st_size < 3_000_000
+
+
+def test_gif_keeps_its_colors(made: Path) -> None:
+    """Every optimizer's color, and the star's, survives the GIF's palette within an invisible difference."""
+    with Image.open(made / "ravine.gif") as image:
+        image.seek(image.n_frames - 1)
+        colors = [color for _, color in image.convert("RGB").getcolors(1 << 20)]
+    star = "#F0E442"
+    for code in (star, *(look.color for look in LOOKS.values())):
+        wanted = bytes.fromhex(code[1:])
+        assert min(max(abs(a - b) for a, b in zip(color, wanted, strict=True)) for color in colors) <= 8
+
+
+@pytest.mark.parametrize("steps", [1, 20, 61, 500, 2000])
+def test_moments_thin_the_frames(steps: int) -> None:
+    """Frames are few, evenly spaced by a round number, and always include the first and the last step."""
+    shown = moments(race("d2l", ["sgd"], steps=steps))
+    assert shown[0] == 0
+    assert shown[-1] == steps
+    assert len(shown) <= FRAMES + 2
+    assert len(set(np.diff(shown[:-1]))) <= 1
+
+
+def test_looks_are_distinct() -> None:
+    """Every optimizer has a look, and no two share a color, a dash, or a marker."""
+    assert set(LOOKS) == set(OPTIMIZERS)
+    for part in ("color", "dash", "marker", "sign"):
+        assert len({getattr(look, part) for look in LOOKS.values()}) == len(LOOKS)
+
+
+def test_everything_diverged_still_draws(tmp_path: Path) -> None:
+    """A race in which all diverge at the first step is drawn like any other."""
+    runs = race("ravine", lr=1e300, steps=5)
+    for draw, kind in ((figure, "png"), (animation, "gif"), (animation, "webp"), (page, "html")):
+        assert draw(LANDSCAPES["ravine"], runs, tmp_path / f"lost.{kind}").stat().st_size > 0
+    assert (tmp_path / "lost.html").read_text(encoding="utf-8").count("diverged at step 1") == 4
+
+
+def test_other_suffix_is_refused(tmp_path: Path) -> None:
+    """The suffix selects the kind of animation; another suffix is refused."""
+    with pytest.raises(ValueError, match=r"'race\.mp4': an animation is a \.gif or a \.webp\."):
+        animation(LANDSCAPES["ravine"], race("ravine", steps=1), tmp_path / "race.mp4")
+
+
+def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    """A write that fails half-way leaves what was there, and nothing beside it."""
+    path = tmp_path / "race.png"
+    path.write_text("old")
+
+    def fail(part: Path) -> None:
+        part.write_text("half")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_pyplot_is_left_alone(made: Path) -> None:
+    """Drawing does not open a pyplot figure."""
+    from matplotlib import pyplot
+
+    assert made.exists()
+    assert pyplot.get_fignums() == []
+
+
+class Outside(HTMLParser):
+    """Collects every address that a page would fetch, and its language."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+        self.language = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        named = dict(attrs)
+        self.addresses += [named[name] or "" for name in ("src", "href", "data", "action") if name in named]
+        if tag == "html":
+            self.language = named.get("lang") or ""
+
+
+def test_page_holds_everything(made: Path) -> None:
+    """The page fetches nothing, declares its language, and names every optimizer, result, and lesson."""
+    text = (made / "ravine.html").read_text(encoding="utf-8")
+    reader = Outside()
+    reader.feed(text)
+    assert reader.addresses == []
+    assert reader.language == "en"
+    without_scripts = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert "http:" not in without_scripts
+    assert "https:" not in without_scripts
+    assert "default-src 'none'" in without_scripts  # so the scripts cannot fetch either
+    assert "<title>A race with RMSprop: ravine</title>" in text
+    assert 'name="viewport"' in text
+    for racer in OPTIMIZERS.values():
+        assert f"</span> {racer.label}<br>" in text
+    assert "half a learning rate to each side" in text
+
+
+def test_page_plays_in_a_browser(made: Path, tmp_path: Path) -> None:
+    """In a browser, cut off from the network by its own policy, the page draws and its frames go back in time."""
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("no Chromium or Chrome here to open the page with")
+    probe = """<script>
+    document.addEventListener('securitypolicyviolation', event => document.body.dataset.blocked = event.blockedURI);
+    addEventListener('load', async () => {
+      const plot = document.querySelector('.js-plotly-plot');
+      const seen = () => plot.calcdata.map(points => points.length).slice(1, 4).join(' ');
+      const before = seen();
+      await Plotly.animate(plot, ['10'], {frame: {duration: 0}, transition: {duration: 0}});
+      document.body.dataset.seen = before + ' / ' + seen();
+    });
+    </script></body>"""
+    text = (made / "ravine.html").read_text(encoding="utf-8")
+    path = tmp_path / "probe.html"
+    head, end = text.rsplit("</body>", 1)
+    path.write_text(head + probe + end, encoding="utf-8")
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
+    flags += [
+        "--disable-background-networking",
+        "--disable-component-update",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    flags += ["--virtual-time-budget=5000", "--dump-dom", path.as_uri()]
+    done = subprocess.run([browser, *flags], capture_output=True, text=True, timeout=60, check=True)
+    assert 'data-seen="61 1 61 / 11 1 11"' in done.stdout
+    assert "data-blocked" not in done.stdout
+    assert "▶ Play" in done.stdout
+    assert 'class="slider-group"' in done.stdout

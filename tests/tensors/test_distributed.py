@@ -1,0 +1,70 @@
+"""Training on several processes is training on one.
+
+The contracts and traps of torch's distributed engines, each with the case that would show it (S: test_shards.py, in
+one process; L: test_defects_loading.py):
+
+- FSDP2 and tensor parallel step DTensors, which no fused operator of torch takes by another name: fsdp2, hsdp,
+  tensor_parallel, fsdp2_over_tensor_parallel; mixed with plain tensors, and of several meshes: mixed_group.
+- Empty and uneven shards occur: empty_shards, fsdp2.
+- Gradients that are not summed yet (Partial): tensor_parallel. Still under way: S a_gradient_under_way_is_waited_for.
+- State is DTensor with the parameter's global shape, stride, mesh and placements: assert_spread_alike, in all cases.
+- A getter makes state by a step with zero gradients and lr 0, as a tensor on the CPU where lr is one, and calls
+  step(closure=None): a_getter_changes_nothing; L test_d16_*, with capturable too. One process alone may call it:
+  one_process_may_ask.
+- The state's keys are parameters and its values tensors, or flattening fails: container.
+- A trainer puts slots there before the first step: state_put_there_before.
+- Groups carry param_names, fused= and foreach=False, and each part of the model has an optimizer: container.
+- State dicts in all modes on uneven shards, frozen parameters, empty groups, several dtypes: every_mode; on another
+  number of processes: resharded.
+- float32 state of bfloat16 parameters stays float32: fsdp2_half_precision, every_mode, own_state_dicts.
+- load_state_dict(state_dict()) of a fresh optimizer works: own_state_dicts.
+- Norms over shards are norms of the whole: clipped_by_norm; refused where they cannot be: norms_that_cannot_be_seen.
+- Shards and state may be replaced between steps, by load_state_dict(assign=True) or a hook: what_moved_is_seen.
+- torch.compile(optimizer.step): S a_compiled_step_takes_distributed_parameters.
+"""
+
+from pathlib import Path
+
+import processes
+import pytest
+from cases import mostly_long
+
+pytest.importorskip("torch.distributed.fsdp", reason="this torch is built without torch.distributed")
+
+import distributed_state
+
+pytestmark = pytest.mark.xdist_group("distributed")  # the processes of one world at a time
+
+# Quick ones that between them shard, mix, clip, round, skip, save and load; `make test` runs these on 2 processes.
+QUICK = {
+    "fsdp2", "stepped_in_backward", "tensor_parallel", "mixed_group", "guard_ddp", "guard_fsdp2", "guard_raise_fsdp2",
+    "half_rounded_fsdp2", "clipped_by_norm", "norms_that_cannot_be_seen", "own_state_dicts", "state_put_there_before",
+    "zero", "scaled", "what_moved_is_seen", "autograd_sees_the_step",
+}  # fmt: skip
+NAMES = [(world, name) for world, cases in distributed_state.CASES.items() for name in cases]
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
+    """What went wrong on 2 and on 4 processes in the selected cases, started when first asked for."""
+    selected = [item.callspec.params for item in request.session.items if item.path == request.path]
+    known: dict[int, dict[str, str]] = {}
+
+    def of(world: int) -> dict[str, str]:
+        if world not in known:
+            folder: Path = tmp_path_factory.mktemp(f"world{world}")
+            names = [params["name"] for params in selected if params["world"] == world]
+            known[world] = processes.outcomes("distributed_state", world, folder, names)
+        return known[world]
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("world", "name"),
+    mostly_long(NAMES, lambda _, case: case[0] == 2 and case[1] in QUICK, unpack=True),
+    ids=[f"{name}-{world}" for world, name in NAMES],
+)
+def test_on_several_processes(world, name, outcomes):
+    """Each case of distributed_cases.py and distributed_state.py, in its words."""
+    assert outcomes(world)[name] == ""

@@ -1,0 +1,39 @@
+"""Writes the index of a TensorFlow checkpoint, for damaged ones; the package only reads them."""
+
+import struct
+
+from rmsprop.conversion.formats.tensorflow.sstable import MAGIC, crc32c, mask
+
+
+def varint(value):
+    """A number in seven bits a byte."""
+    made = bytearray()
+    while value > 127:
+        made.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*made, value])
+
+
+def field(tag, value):
+    """One field of a protocol buffer: a number, or bytes with their length."""
+    if isinstance(value, int):
+        return varint(tag << 3) + varint(value)
+    return varint(tag << 3 | 2) + varint(len(value)) + value
+
+
+def write_table(path, entries):
+    """A table of one block, whose checksums are sound and whose keys share no beginnings."""
+    made = bytearray()
+
+    def _put(keys):
+        block = b"".join(
+            b"\0" + varint(len(key)) + varint(len(value)) + key + value for key, value in sorted(keys.items())
+        )
+        block += struct.pack("<2I", 0, 1)  # one restart, at 0
+        handle = varint(len(made)) + varint(len(block))
+        made.extend(block + b"\0" + struct.pack("<I", mask(crc32c(block + b"\0"))))
+        return handle
+
+    data = _put(entries)
+    footer = _put({}) + _put({max(entries): data})
+    path.write_bytes(made + footer.ljust(40, b"\0") + struct.pack("<Q", MAGIC))
