@@ -342,7 +342,7 @@ def test_the_words_say_what_rounding_does():
     """explain() and repr() name the rounding and count the remainder's bytes."""
     optimizer = RMSprop(model(BF16), rounding="stochastic", compensation=True, seed=9)
     text = optimizer.explain()
-    assert "what [9]'s rounding drops is kept in `compensation`" in text
+    assert "`compensation` keeps what rounding drops in [9]" in text
     assert "rounded stochastically (seed 9)" in text
     assert "state (square_avg, compensation): 6 bytes per element" in text
     assert "rounding='stochastic'" in repr(optimizer)
