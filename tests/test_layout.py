@@ -135,3 +135,24 @@ def test_a_bucket_has_the_slots_of_the_spec_in_their_order():
     for made in (bucket, bucket.part(0, 1), bucket.chosen([0]), bucket.copy(), Bucket()):
         assert tuple(made.slots) == SLOTS
     assert [name for name, values in bucket.chosen([0]).slots.items() if values] == ["square_avg", "step"]
+
+
+BEGINS = re.compile(r"(What|Whether|Which|How|Where|Who|Those|If|It|Is)\b")
+GONE = re.compile(r"\b(is no (tensor|number|map|checkpoint|RMSprop)|are no (files|tensors)|nobody|v_init)\b")
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun_phrase():
+    """Not with a question word, in any module, class or function of the package."""
+    wrong = []
+    for _, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                wrong += [f"{path.relative_to(ROOT)}: {text[:60]}"] if BEGINS.match(text) else []
+    assert wrong == []
+
+
+def test_retired_words_stay_away():
+    """The package says "is not a", and uses the present names."""
+    found = [f"{p.relative_to(ROOT)}: {m[0]}" for _, p in modules() for m in GONE.finditer(p.read_text())]
+    assert found == []

@@ -20,7 +20,7 @@ from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
 
-from rmsprop.printing import shown
+from rmsprop.printing import shown, with_article
 
 EpsMode = Literal["outside", "inside", "both", "floor"]
 """The place of ε in [6]."""
@@ -222,7 +222,9 @@ def check_number(name: str, value: Any) -> float:
     description, works = _RANGES[name]
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"Invalid {description}: {shown(value)} is a {type(value).__name__}; {name} takes {works}")
+        raise TypeError(
+            f"Invalid {description}: {shown(value)} is {with_article(type(value).__name__)}; {name} takes {works}"
+        )
     try:
         number = float(value)
     except OverflowError:  # an int beyond the range of float64
@@ -240,7 +242,7 @@ def check_seed(value: Any) -> int:
     works = "seed takes an integer from 0 to 2**63 - 1, such as 0"
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"Invalid seed: {shown(value)} is a {type(value).__name__}; {works}")
+        raise TypeError(f"Invalid seed: {shown(value)} is {with_article(type(value).__name__)}; {works}")
     if not 0 <= int(value) < 2**63:
         raise ValueError(f"Invalid seed: {shown(value)}; {works}")
     return int(value)
@@ -277,7 +279,9 @@ def check_flag(name: str, value: Any) -> bool:
         return value
     if isinstance(value, Integral) and int(value) in (0, 1):
         return bool(value)
-    raise TypeError(f"Invalid {name}: {shown(value)} is a {type(value).__name__}; {name} is a switch, True or False")
+    raise TypeError(
+        f"Invalid {name}: {shown(value)} is {with_article(type(value).__name__)}; {name} is a switch, True or False"
+    )
 
 
 def check_switch(name: str, value: Any) -> Any:

@@ -29,7 +29,7 @@ RUNS = [
     ),
     pytest.param("skorch_digits", "g ← g + 0.0001·p", r"accuracy (.+)%", (80, 100), marks=needs("skorch", "sklearn")),
     pytest.param("torchtitan_container", "b ← 0.9·b + u", r"tensor\(\[(.+?),", (0, 1)),
-    pytest.param("ultralytics_trainer", "error momentum", r"a steady step (.+?)·lr", (15, 16)),
+    pytest.param("ultralytics_trainer", "error momentum", r"a steady step is (.+?)·lr", (15, 16)),
 ]
 
 

@@ -475,7 +475,7 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            (dict(fused=False), "no native kernel"),
+            (dict(fused=False), "excludes native kernels"),
             (dict(foreach=True), "foreach=True"),
             (dict(foreach=False), "foreach=False"),
             (dict(differentiable=True), "autograd"),

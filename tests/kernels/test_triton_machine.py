@@ -166,10 +166,11 @@ def test_alignment_does_not_matter(which: str, types: tuple) -> None:
     expected = cpus(Rule(), Hyper(0.03, 0.9, 1e-3), before)
     for shift in range(1, 8):
         bucket = copied(before)
-        (x,) = getattr(bucket, which)
+        values = bucket.slots[which] if which in bucket.slots else getattr(bucket, which)
+        x = values[0]
         memory = torch.zeros(x.numel() + 8, dtype=x.dtype)
         moved = memory[shift : shift + x.numel()].copy_(x)
-        setattr(bucket, which, [moved])
+        values[0] = moved
         triton.step(Rule(), Hyper(0.03, 0.9, 1e-3), bucket)
         assert identical(bucket, expected)
         assert not memory[:shift].any()

@@ -36,7 +36,7 @@ def params():
         ({"momentum": -1.0}, ValueError, "Invalid momentum value: -1.0"),
         ({"weight_decay": -1}, ValueError, "Invalid weight_decay value: -1"),
         ({"centered": "False"}, TypeError, "'False' is a str; centered is a switch, True or False"),
-        ({"maximize": 2}, TypeError, "2 is a int; maximize is a switch"),
+        ({"maximize": 2}, TypeError, "2 is an int; maximize is a switch"),
         ({"capturable": None}, TypeError, "Invalid capturable: None"),
         ({"foreach": "yes"}, TypeError, "Invalid foreach: 'yes'"),
         (

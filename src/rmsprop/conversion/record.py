@@ -18,7 +18,7 @@ Array = npt.NDArray[Any]
 
 @dataclasses.dataclass
 class ConversionReport:
-    """What a conversion did, in sentences.
+    """The result of a conversion, in sentences.
 
     Attributes:
         exact: what converts exactly.

@@ -48,7 +48,7 @@ class Dataset:
 
     @property
     def is_image(self) -> bool:
-        """Whether the rows are images, which the convolutional network trains on."""
+        """True if the rows are images, which the convolutional network trains on."""
         return self.x_train.dim() == 4
 
 

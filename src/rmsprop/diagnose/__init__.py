@@ -1,1 +1,1 @@
-"""Is the run what its user thinks it is: explain, lint, effective learning rates. Imports settings, state."""
+"""Checks that a run is what its user expects: explain, lint, effective learning rates. Imports settings, kernels."""

@@ -125,7 +125,8 @@ def meaning(rule: Rule, hyper: Hyper) -> list[str]:
 def _origin(group: Mapping[str, Any], rule: Rule) -> Iterator[str]:
     row = find_dialect(group["dialect"])
     if "recipe" in group:
-        yield f"recipe {printable(str(group['recipe'])[:_LONGEST])}"
+        noted = group["recipe"]
+        yield f"recipe {printable(noted[:_LONGEST]) if isinstance(noted, str) else shown(noted, _LONGEST)}"
     yield f"{row.title}; source: {row.source}"
     own = row.complete({name: group[name] for name in ("eps", "centered", "lr")}, ("eps", "centered", "lr"))
     changed = [name for name in SWITCHES if name != "centered" and getattr(rule, name) != own[name]]

@@ -133,7 +133,7 @@ class Trajectory:
 
     @property
     def diverged(self) -> bool:
-        """Whether the run left the landscape or became infinite or NaN."""
+        """True if the run left the landscape, or became infinite or NaN."""
         return self.diverged_at is not None
 
 
