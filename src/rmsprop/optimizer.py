@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from torch.optim.optimizer import (
 from rmsprop import kernels, recipes, settings
 from rmsprop.diagnose import explain, lint
 from rmsprop.settings import group_keys, is_unset, unset
-from rmsprop.spec import EpsMode, Nonfinite, Rounding, SparseMode, WeightDecayMode, check_flag
+from rmsprop.spec import BackendName, EpsMode, Nonfinite, Rounding, SparseMode, WeightDecayMode, check_flag
 from rmsprop.state import loading, placing, shared_memory, slots
 from rmsprop.step import Stepper, drop_scaling, scaling
 from rmsprop.tensors import shards
@@ -167,7 +167,7 @@ class RMSprop(Optimizer):
         nonfinite: Nonfinite = "propagate",
         nonfinite_limit: int | None = 100,
         amp_in_step: bool = False,
-        backend: str = "auto",
+        backend: BackendName = "auto",
         fused: bool | None = None,
         **dialect_arguments: Any,
     ) -> None:
@@ -364,8 +364,8 @@ class RMSprop(Optimizer):
         *,
         strict: bool = True,
         rename: Mapping[str, str] | None = None,
-        hparams: str | None = None,
-        match: str | None = None,
+        hparams: Literal["load", "keep"] | None = None,
+        match: Literal["order", "name"] | None = None,
     ) -> loading.LoadReport:
         """Load a state dict of this package's or torch's RMSprop, of any version.
 

@@ -37,6 +37,9 @@ Rounding = Literal["nearest", "stochastic"]
 Nonfinite = Literal["propagate", "skip", "raise"]
 """Reactions to a NaN or an infinity in a gradient."""
 
+BackendName = Literal["auto", "cpu", "eager", "triton"]
+"""The backends by name."""
+
 EPS_MODES: tuple[EpsMode, ...] = get_args(EpsMode)
 WEIGHT_DECAY_MODES: tuple[WeightDecayMode, ...] = get_args(WeightDecayMode)
 SPARSE_MODES: tuple[SparseMode, ...] = get_args(SparseMode)
