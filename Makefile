@@ -15,6 +15,8 @@ FUZZERS ?= .venv-fuzz
 CLANG ?= clang++
 # What to install beside the package: `make test VENV=.venv-old TORCH=torch==2.13.0` tests on that torch.
 TORCH ?=
+# Folders of tests to run, in place of all of them: `make test TESTS=tests/kernels`.
+TESTS ?=
 ORACLES = timm stable-baselines3
 BIN = $(VENV)/bin
 
@@ -35,7 +37,7 @@ race: $(VENV)/ready
 	$(BIN)/rmsprop race
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not long" --numprocesses=auto --dist=loadgroup $(COVERED)
+	$(BIN)/python -m pytest -m "not long" --numprocesses=auto --dist=loadgroup $(COVERED) $(TESTS)
 
 test-long: $(VENV)/ready
 	$(BIN)/python -m pytest -m long --numprocesses=auto --dist=loadgroup

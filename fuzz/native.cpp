@@ -368,7 +368,7 @@ void run(Provider& draw) {
     one.grad_avg = centered ? a.address[kGradAvg].data() : nullptr;
     one.momentum_buffer = momentum ? a.address[kMomentumBuffer].data() : nullptr;
     one.compensation = half && way >= 2 ? a.address[kCompensation].data() : nullptr;
-    one.stream = a.stream.data(), one.key = a.key.data();
+    one.random_key = a.stream.data(), one.key = a.key.data();
   }
   std::vector<int32_t> codes;
   std::vector<const int64_t*> place;

@@ -89,7 +89,7 @@ struct Case {
     work.count = int64_t(count), work.size = size.data(), work.param = address[0].data(), work.grad = grad.data();
     work.square_avg = address[1].data(), work.grad_avg = address[2].data(), work.momentum_buffer = address[3].data();
     work.compensation = compensated ? address[4].data() : nullptr, work.step = address[5].data();
-    work.end = end.data(), work.correction = correction.data(), work.stream = stream.data(), work.key = key.data();
+    work.end = end.data(), work.correction = correction.data(), work.random_key = stream.data(), work.key = key.data();
   }
 };
 
