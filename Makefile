@@ -37,10 +37,10 @@ race: $(VENV)/ready
 	$(BIN)/rmsprop race
 
 test: $(VENV)/ready
-	$(BIN)/python -m pytest -m "not long" --numprocesses=auto --dist=loadgroup $(COVERED) $(TESTS)
+	$(BIN)/python -m pytest -m "not long" --numprocesses=auto --dist=worksteal $(COVERED) $(TESTS)
 
 test-long: $(VENV)/ready
-	$(BIN)/python -m pytest -m long --numprocesses=auto --dist=loadgroup
+	$(BIN)/python -m pytest -m long --numprocesses=auto --dist=worksteal
 
 coverage:
 	$(MAKE) test COVERED="--cov=rmsprop --cov-report=term-missing --cov-fail-under=95"
@@ -87,7 +87,7 @@ $(TRAINERS)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	touch $@
 
 integrations: $(TRAINERS)/ready
-	$(TRAINERS)/bin/python -m pytest --numprocesses=auto --dist=loadgroup tests/integrations
+	$(TRAINERS)/bin/python -m pytest --numprocesses=auto --dist=worksteal tests/integrations
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/build.py

@@ -10,7 +10,7 @@ DRIVER = ROOT / "fuzz" / "optimizer.py"
 
 
 @pytest.mark.skipif(not hasattr(__import__("os"), "fork"), reason="the driver forks")
-@pytest.mark.parametrize("count", [60, pytest.param(300, marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [20, pytest.param(300, marks=pytest.mark.long)])
 def test_misuse_ends_in_a_correct_step_or_a_message(count):
     """No crash, hang, wrong step, or change by a refusal among the first inputs; `make fuzz` runs more."""
     command = [sys.executable, "-W", "ignore", str(DRIVER), "--count", str(count), "--jobs", "1"]

@@ -601,7 +601,7 @@ def test_a_link_to_a_checkpoint_stays_a_link(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="lives are forked")
-@pytest.mark.parametrize("kills", [2, pytest.param(6, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.long)])
 def test_a_killed_run_ends_as_one_that_nobody_killed(kills):
     """A few kills at random moments; `make kill-test` makes 200."""
     done = subprocess.run(

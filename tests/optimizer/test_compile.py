@@ -51,8 +51,7 @@ CASES = {
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch's own parts
-# skipped steps, AMP and numbers that move in one case each; a case takes seconds to compile
-@pytest.mark.parametrize("case", mostly_long(CASES, lambda _, case: case in ("skip, some skipped", "amp", "cycled")))
+@pytest.mark.parametrize("case", mostly_long(CASES, lambda _, case: case == "skip, some skipped"))  # seconds each
 def test_a_compiled_step_is_compiled_no_more_often_than_torchs(case):
     """Gradients made anew, numbers that move, skipped steps: no graph after the few that torch's class needs too."""
     settings, moved, unfinite, amp = CASES[case]

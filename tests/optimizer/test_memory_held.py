@@ -145,7 +145,6 @@ DROPS: tuple[Callable[[RMSprop], list[weakref.ref]], ...] = (
 def test_what_is_dropped_is_freed_there_and_then(drop, settings) -> None:
     """No step, and no garbage collection, has to come in between; and the next step works."""
     optimizer = stepped(**SETTINGS[settings])
-    gc.collect()
     gc.disable()
     try:
         held = [ref() for ref in drop(optimizer)]

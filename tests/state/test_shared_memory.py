@@ -275,7 +275,7 @@ def test_several_processes_step_at_once_without_locks(size: int) -> None:
 
 
 @FORK
-@pytest.mark.parametrize("episodes", [12, pytest.param(120, marks=pytest.mark.long)])
+@pytest.mark.parametrize("episodes", [3, pytest.param(120, marks=pytest.mark.long)])
 def test_the_example_learns(episodes: int) -> None:
     """Two workers of examples/a3c_cartpole.py play; in 120 episodes they learn to balance longer than by chance."""
     script = ROOT / "examples" / "a3c_cartpole.py"

@@ -23,48 +23,32 @@ one process; L: test_defects_loading.py):
 - torch.compile(optimizer.step): S a_compiled_step_takes_distributed_parameters.
 """
 
-from pathlib import Path
-
-import processes
 import pytest
-from cases import mostly_long
 
 pytest.importorskip("torch.distributed.fsdp", reason="this torch is built without torch.distributed")
 
 import distributed_state
-
-pytestmark = pytest.mark.xdist_group("distributed")  # the processes of one world at a time
+import processes
 
 # Quick ones that between them shard, mix, clip, round, skip, save and load; `make test` runs these on 2 processes.
-QUICK = {
+QUICK = [
     "fsdp2", "stepped_in_backward", "tensor_parallel", "mixed_group", "guard_ddp", "guard_fsdp2", "guard_raise_fsdp2",
     "half_rounded_fsdp2", "clipped_by_norm", "norms_that_cannot_be_seen", "own_state_dicts", "state_put_there_before",
     "zero", "scaled", "what_moved_is_seen", "autograd_sees_the_step",
-}  # fmt: skip
-NAMES = [(world, name) for world, cases in distributed_state.CASES.items() for name in cases]
-
-
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest):
-    """What went wrong on 2 and on 4 processes in the selected cases, started when first asked for."""
-    selected = [item.callspec.params for item in request.session.items if item.path == request.path]
-    known: dict[int, dict[str, str]] = {}
-
-    def of(world: int) -> dict[str, str]:
-        if world not in known:
-            folder: Path = tmp_path_factory.mktemp(f"world{world}")
-            names = [params["name"] for params in selected if params["world"] == world]
-            known[world] = processes.outcomes("distributed_state", world, folder, names)
-        return known[world]
-
-    return of
+]  # fmt: skip
+REST = [name for name in distributed_state.CASES[2] if name not in QUICK]
+ALL = list(distributed_state.CASES[4])
 
 
 @pytest.mark.parametrize(
-    ("world", "name"),
-    mostly_long(NAMES, lambda _, case: case[0] == 2 and case[1] in QUICK, unpack=True),
-    ids=[f"{name}-{world}" for world, name in NAMES],
+    ("world", "names"),
+    [
+        pytest.param(2, QUICK, id="2-quick"),
+        pytest.param(2, REST, id="2-rest", marks=pytest.mark.long),
+        pytest.param(4, ALL, id="4-all", marks=pytest.mark.long),
+    ],
 )
-def test_on_several_processes(world, name, outcomes):
-    """Each case of distributed_cases.py and distributed_state.py, in its words."""
-    assert outcomes(world)[name] == ""
+def test_on_several_processes(world, names, tmp_path):
+    """Each case of distributed_cases.py and distributed_state.py, in its words; processes start once for many."""
+    said = processes.outcomes("distributed_state", world, tmp_path, names)
+    assert {name: text for name, text in said.items() if text} == {}

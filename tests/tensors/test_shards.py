@@ -22,8 +22,6 @@ from rmsprop.diagnose.effective_lr import Recorder, effective_lr
 from rmsprop.functional import rmsprop
 from rmsprop.tensors import shards
 
-pytestmark = pytest.mark.xdist_group("distributed")
-
 
 @pytest.fixture(scope="module")
 def mesh(tmp_path_factory: pytest.TempPathFactory):
