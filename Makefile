@@ -25,9 +25,9 @@ BIN = $(VENV)/bin
 $(VENV)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile $(TORCH) --editable '.[test]'
 	# one file of each is read, beside ours; what they depend on is not needed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(ORACLES)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps $(ORACLES)
 	touch $@
 
 demo: $(VENV)/ready
@@ -66,9 +66,9 @@ fuzz: $(VENV)/ready $(FUZZERS)/ready
 
 $(FUZZERS)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -m venv $(FUZZERS)
-	$(FUZZERS)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[convert,checkpoint]'
+	$(FUZZERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(TORCH) --editable '.[convert,checkpoint]'
 	# atheris has no wheel for every Python and system; without it fuzz/coverage.py says so, and passes
-	-$(FUZZERS)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	-$(FUZZERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[fuzz]'
 	touch $@
 
 fuzz-native:
@@ -83,7 +83,7 @@ wheel: $(VENV)/ready
 $(TRAINERS)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -m venv $(TRAINERS)
 	# in one go, so that pip finds a torchvision for the torch
-	$(TRAINERS)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) --editable '.[integrations]'
+	$(TRAINERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(TORCH) --editable '.[integrations]'
 	touch $@
 
 integrations: $(TRAINERS)/ready

@@ -383,7 +383,7 @@ void run(Provider& draw) {
   plan.entry_size = entry_size.data(), plan.entry = entry.data(), plan.works = int64_t(works), plan.work = work.data();
   for (int k = 0; k < kTensors; ++k) plan.slot_names[k] = &world.names[k];
   plan.kinds = codes.data(), plan.place = place.data(), plan.elements = elements;
-  plan.grain = draw.ConsumeBool() ? 1000 : -1, plan.idle = int64_t(idle.size()), plan.idle_place = idle.data();
+  plan.serial_limit = draw.ConsumeBool() ? 1000 : -1, plan.idle = int64_t(idle.size()), plan.idle_place = idle.data();
   plan.span = span.data(), plan.guarded = draw.ConsumeBool();
 
   for (int round = 0; round < 6 && draw.remaining_bytes() > 0; ++round) {

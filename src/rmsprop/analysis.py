@@ -40,14 +40,14 @@ def _sqrt(w: Any) -> Any:
     return np.sqrt(w) if isinstance(w, np.ndarray) else w.sqrt()
 
 
-def cap(mode: str, eps: float) -> float:
+def smallest_d(mode: str, eps: float) -> float:
     """Return d at v → 0, whose inverse is the largest 1/d."""
     return float(denominator(mode, eps, root=0.0))
 
 
 def matched_eps(mode: str, eps: float, other: str) -> float:
     """Return the ε that gives another mode the same largest 1/d, at v → 0, to six digits."""
-    least = cap(mode, eps)
+    least = smallest_d(mode, eps)
     root = 2 * least / (1 + math.sqrt(1 + 4 * least))  # of x + x² = least
     matched = {"outside": least, "floor": least, "inside": least * least, "both": root * root}
     return float(f"{matched[other]:.6g}")
@@ -67,7 +67,7 @@ def most(rule: Rule, hyper: Hyper) -> float:
 
     Units: lr times this factor is the largest effective learning rate of an element. Infinite for ε = 0.
     """
-    floor = cap(rule.eps_mode, float(hyper.eps))
+    floor = smallest_d(rule.eps_mode, float(hyper.eps))
     return 1 / floor if floor else math.inf
 
 
@@ -137,7 +137,7 @@ def steps_stuck(alpha: float, times: float) -> float:
 
 def roots(*settings: Settings, per_decade: int = 40) -> list[float]:
     """Return values of √v around the largest ε of these settings, evenly spaced on a logarithmic axis."""
-    middle = max(cap(s["eps_mode"], s["eps"]) for s in settings) or 1.0
+    middle = max(smallest_d(s["eps_mode"], s["eps"]) for s in settings) or 1.0
     return [middle * 10 ** (k / per_decade) for k in range(LOWEST * per_decade, HIGHEST * per_decade + 1)]
 
 

@@ -2,13 +2,13 @@
 
     [1] decay         g ← g + wd·p (l2)   |   p ← p − lr·wd·p (decoupled)      g ← −g first, if maximize
                         | g ← g + wd·sign(p) (l1)   |   p ← p − lr²/reference_lr·wd·p (corrected)
-    [2] second moment v ← α·v + (1−α)·g²       max_update: at most 2·v, where v > 0
+    [2] second moment v ← α·v + (1−α)·g²       max_update: at most twice the old v, where that is positive
     [3] first moment  m ← α·m + (1−α)·g                                        centered only
     [4] bias          v̂, m̂ ← v/(1−αᵗ), m/(1−αᵗ)                                bias_correction only
     [5] variance      w ← v̂   |   max(v̂ − m̂², 0)
     [6] denominator   d ← √w + eps (outside) | √(w + eps) (inside)
                         | √(w + eps) + eps (both) | max(√w, eps) (floor)
-    [7] direction     u ← g/d          0/0 is 0        max_update: −M ≤ u ≤ M
+    [7] direction     u ← g/d          0/0 is 0        max_update=M: −M ≤ u ≤ M
     [8] momentum      b ← μ·b + u   |   b ← μ·b + lr·u        nesterov: u ← u + μ·b
     [9] parameter     p ← p − lr·u  |   p ← p − u      max_update: the step is at most M·lr
 

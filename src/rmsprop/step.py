@@ -36,7 +36,7 @@ class Stepper:
         plan: repeats the last step, or None.
         idle: number of consecutive steps without any gradient up to the last one; `lint` reports it.
         shared: whether the state is in shared memory.
-        rules: the rule of each group, by its first parameter, which is referred to weakly.
+        rules: the rule of each group, keyed weakly by its first parameter.
         checked: the settings of each group that were validated last, by the id of the group.
         made: slots that the present step has made, which are removed if it raises.
     """
@@ -141,7 +141,7 @@ class Stepper:
             self.idle = 0 if works else self.idle + 1
             made_state, whole = bool(self.made), not clipped and not any(returns)
             self.made.clear()  # it owns parameters
-            # With parameters due, each call of the iteration that makes state would need a new plan.
+            # In backward, every call of the first iteration makes state, and a plan would serve no other.
             useful = due is None or (not made_state and all(backend.name == "cpu" for backend in backends))
             self.plan = self._make_plan(optimizer, backends, works) if whole and useful else None
 

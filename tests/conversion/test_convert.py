@@ -73,7 +73,7 @@ def test_a_file_and_a_call_get_the_same_eps(was, now, eps):
     report = ConversionReport()
     found = target_settings(settings, target.name, report)
     assert found["eps"] == matched_eps(was, eps, now)
-    assert analysis.cap(now, found["eps"]) == pytest.approx(analysis.cap(was, eps), rel=1e-5)
+    assert analysis.smallest_d(now, found["eps"]) == pytest.approx(analysis.smallest_d(was, eps), rel=1e-5)
     (sentence,) = [sentence for sentence in report.approximate if sentence.startswith("eps=")]
     assert f"is {PLACES[was]} in the source and {PLACES[now]} in the target: {found['eps']:g} gives" in sentence
     share, root = map(float, re.search(r"up to (\S+)%, where √v is about (\S+),", sentence).groups())

@@ -279,3 +279,16 @@ def test_every_finding_is_documented():
     for name, severities in rows:
         source = inspect.getsource(CHECKS[name])
         assert {word for word in SEVERITIES if f'"{word}"' in source} == set(severities.split(", "))
+
+
+def test_a_layout_that_keeps_the_group_from_the_kernel_is_reported():
+    """The answer is about today's gradients, as lint's slow_path is, not about the parameters alone."""
+    p = torch.nn.Parameter(torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last))
+    optimizer = RMSprop([p], lr=1e-4)
+    assert "as it is now" not in optimizer.explain()
+    p.grad = torch.ones(2, 3, 4, 4)
+    assert (
+        "torch operations step this group as it is now, because of parameter 0 (it has strides" in optimizer.explain()
+    )
+    p.grad = torch.empty_like(p).fill_(1.0)
+    assert "as it is now" not in optimizer.explain()

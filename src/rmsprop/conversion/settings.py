@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rmsprop import dialects
-from rmsprop.analysis import cap, matched_eps, worst
+from rmsprop.analysis import matched_eps, smallest_d, worst
 from rmsprop.conversion.record import Array, Checkpoint, ConversionReport
 from rmsprop.dialects import HYPERS, SWITCHES, UNCLIPPED, Dialect
 from rmsprop.spec import CLIPS
@@ -174,7 +174,7 @@ def _eps(settings: Settings, new: Settings, report: ConversionReport) -> float:
     """Return the ε at the target's place that caps the step alike where gradients vanish."""
     was, now, eps = settings["eps_mode"], new["eps_mode"], float(settings["eps"])
     matched = matched_eps(was, eps, now)
-    place = cap(was, eps)  # the √v below which ε matters
+    place = smallest_d(was, eps)  # the √v below which ε matters
     ratio, root = worst(settings, {**new, "eps": matched})
     report.approximate.append(
         f"eps={eps:g} is {_EPS_PLACES[was]} in the source and {_EPS_PLACES[now]} in the target: {matched:g} gives "

@@ -259,7 +259,7 @@ bool same(Plan& plan, void* params, void* keys, void* gradients, void* state) {
 RMSPROP_API int32_t rmsprop_again(Plan* plan, void* params, void* keys, void* gradients, void* state) {
   const Host& host = *plan->host;
   if (!same(*plan, params, keys, gradients, state)) return kMoved;
-  if (plan->elements > plan->grain) return kSame;
+  if (plan->elements > plan->serial_limit) return kSame;
   plan->unfinite = plan->guarded ? rmsprop_unfinite(plan->work, plan->works, nullptr, 0) : -1;
   if (plan->unfinite >= 0) return kStopped;
   // Writes are counted here, before the step, since a signal could interrupt between a write and its count.

@@ -52,7 +52,7 @@ struct Plan {
   void* const* spread_slot;     // [params][kTensors] or null: a slot that is a DTensor (shards.py), and
   void* const* spread_shard;    // the shard that replaces it
   int64_t elements;             // in all works
-  int64_t grain;                // minimum number of elements per thread; -1: the caller steps
+  int64_t serial_limit;         // of more elements the caller steps, on several threads; -1: always
   int64_t idle;                 // parameters without state
   const int64_t* idle_place;    // [idle]
   Span* span;                   // [6 * rows] scratch: written memory, sorted

@@ -62,7 +62,7 @@ def _first_step(f: Facts) -> Found:
     known = [x for x in f.matrices if x.step_rms is not None]
     if known:
         length, weight = _lengths(known)
-    elif f.rule.square_avg_init or f.guarded or math.isinf(first):
+    elif f.rule.square_avg_init or f.eps_limited or math.isinf(first):
         return
     times = length / weight
     if times >= FIRST_SHARE and math.isfinite(times):
@@ -95,7 +95,7 @@ def _centered_start(f: Facts) -> Found:
 
 
 def _momentum(f: Facts) -> Found:
-    if not f.rule.momentum or f.guarded or not f.weight:
+    if not f.rule.momentum or f.eps_limited or not f.weight:
         return
     steady, longest = analysis.steady_step(f.rule, f.hyper), analysis.longest_step(f.rule, f.hyper)
     times = steady * f.lr / f.weight
@@ -177,7 +177,7 @@ def _eps_dominates(f: Facts) -> Found:
     calm = f.calm_lr / 2  # v of a small alpha leaves some steps longer than lr
     lr = f" with {_lr(f, calm)}" if calm < f.lr / 2 else ""
     yield (
-        "note" if f.guarded else "warning",
+        "note" if f.eps_limited else "warning",
         f"eps={f.hyper.eps:g} exceeds {exceeded} in {share:.0%} of the elements (√{variance} is {root:.2g} on "
         f"average), which train as with SGD at lr {f.lr * analysis.most(f.rule, f.hyper):.3g}",
         f"Use eps={f.fitting_eps:g}{lr} to scale by the gradients, or keep eps if the recipe sets it",
@@ -284,7 +284,9 @@ def _keep_updates(f: Facts, half: bool) -> str:
     alternatives = ", or use compensation=True or rounding='stochastic'" if half and "rounding" in f.group else ""
     if half and not in_float32:
         return f"Keep the parameters in float32, with autocast for speed{alternatives}"
-    follows = f.share("below_eps", "touched") <= MOST and not f.guarded and not f.rule.square_avg_init and f.weight
+    follows = (
+        f.share("below_eps", "touched") <= MOST and not f.eps_limited and not f.rule.square_avg_init and f.weight
+    )
     lr = f"Use lr={_round(1e-3 * f.weight)}, or keep" if follows and not half else "Keep"
     return f"{lr} the parameters in float64" + (" or use rounding='stochastic'" if alternatives else "")
 

@@ -94,7 +94,7 @@ class Facts:
         return math.sqrt(sum(x.sums["param_squares"] for x in self.matrices) / elements) if elements else 0.0
 
     @cached_property
-    def guarded(self) -> bool:
+    def eps_limited(self) -> bool:
         """Return whether a large ε keeps the steps short."""
         return analysis.most(self.rule, self.hyper) <= analysis.GUARDED
 

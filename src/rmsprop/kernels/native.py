@@ -63,7 +63,7 @@ class Plan(Structure):
         ("slot_names", c_void_p * TENSORS),
         ("works", c_int64),
         *((name, c_void_p) for name in ("work", "kinds", "place", "spread_slot", "spread_shard")),
-        *((name, c_int64) for name in ("elements", "grain", "idle")),
+        *((name, c_int64) for name in ("elements", "serial_limit", "idle")),
         ("idle_place", c_void_p),
         ("span", c_void_p),
         *((name, c_int64) for name in ("spans", "apart", "guarded", "unfinite", "active", "inferred")),

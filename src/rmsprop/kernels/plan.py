@@ -70,9 +70,9 @@ def _is_number(x: Any) -> bool:
 class Plan:
     """The locations of all tensors of an optimizer, and how they are stepped.
 
-    A plan owns no tensor and identifies none by its id. Each step looks up every object in the groups and the state,
-    as the full step does, and validates it (csrc/plan.cpp). Objects that the user drops are thus freed, and an object
-    that replaces another is stepped only if the full step would do the same:
+    A plan owns no tensor, and trusts no id without comparing the object. Each step looks up every object in the
+    groups and the state, as the full step does, and validates it (csrc/plan.cpp). Objects that the user drops are
+    thus freed, and an object that replaces another is stepped only if the full step would do the same:
 
     | the full step reads                                   | the plan                                             |
     |-------------------------------------------------------|------------------------------------------------------|
@@ -207,7 +207,7 @@ class Plan:
             gradients[index] = p.grad
         return gradients
 
-    def _grain(self) -> int:
+    def _serial_limit(self) -> int:
         """Return the number of elements above which rmsprop_again leaves the step to its caller."""
         return -1 if self._shards.any or not self._host or not self._host.bump else native.GRAIN
 
@@ -316,7 +316,7 @@ class Plan:
             kinds=self._array(c_int32, kinds),
             place=self._array(c_void_p, [self._array(c_int64, indices) for *_, indices in parts]),
             elements=sum(p.numel() for _, _, bucket, _ in parts for p in bucket.param),
-            grain=self._grain(),
+            serial_limit=self._serial_limit(),
             idle=len(idle),
             idle_place=self._array(c_int64, idle),
             span=ctypes.addressof(spans),

@@ -43,7 +43,8 @@ def in_mode() -> bool:
 def plain(bucket: Bucket) -> bool:
     """Return whether C accepts all tensors of a bucket; False also if C cannot read them.
 
-    It accepts plain tensors of supported dtypes that do not overlap. Those of a parameter share one dense layout.
+    It accepts plain tensors of supported dtypes that do not overlap. All tensors of one parameter share one dense
+    layout.
     """
     loaded = native.load()
     if isinstance(loaded, str) or not bucket.slots["square_avg"] or not bucket.grad:

@@ -63,7 +63,7 @@ TORCH_GROUP: Mapping[str, Any] = {
 }
 
 
-# All settings of a group except its numbers: they must stay the same for a cached plan to be valid.
+# All settings of a group except lr, alpha, eps, momentum and weight_decay. A plan holds while they stay the same.
 SETTINGS = itemgetter(*(name for name in TORCH_GROUP if name not in dialects.HYPERS))
 
 _UNSET: list[float] = []

@@ -5,7 +5,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rmsprop.analysis import Ranges, Settings, agreeing, cap, denominator, nth_step, ratio, steps_until_alike, worst
+from rmsprop.analysis import (
+    Ranges,
+    Settings,
+    agreeing,
+    denominator,
+    nth_step,
+    ratio,
+    smallest_d,
+    steps_until_alike,
+    worst,
+)
 from rmsprop.dialects import Dialect
 
 GRADIENTS = (1e-3, 1e-2, 0.1, 1.0, 10.0)
@@ -112,7 +122,10 @@ def _eps(pair: _Pair) -> Difference:
     else:
         units = f"ε is in units of {unit} in {a} and of {other_unit} in {b}. " if unit != other_unit else ""
         what += f". {units}No value makes the two equal for every v; this one gives the same largest 1/d, at v → 0."
-    middle = max(cap(original["eps_mode"], original["eps"]), cap(translated["eps_mode"], translated["eps"]))
+    middle = max(
+        smallest_d(original["eps_mode"], original["eps"]),
+        smallest_d(translated["eps_mode"], translated["eps"]),
+    )
     roots = [middle * 10**k for k in (-8, -4, -2, -1, -0.5, 0, 0.5, 1, 2, 4)]
     sizes = [[r / denominator(s["eps_mode"], s["eps"], root=r) for s in (original, translated)] for r in roots]
     rows = tuple((r, *pair_of, ratio(original, translated, r)) for r, pair_of in zip(roots, sizes, strict=True))
