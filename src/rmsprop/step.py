@@ -38,20 +38,28 @@ class Stepper:
         shared: whether the state is in shared memory.
         rules: the rule of each group, keyed weakly by its first parameter.
         checked: the settings of each group that were validated last, by the id of the group.
+        norm: the last norm that clip_global_norm bounded, before it did. A plan that clips has a later one.
         made: slots that the present step has made, which are removed if it raises.
     """
 
     def __init__(self, init_group: Callable[..., bool], guard: Guard | None, shared: bool = False) -> None:
         self._init_group = init_group
+        self.plan: Plan | None = None
         self.guard, self.shared, self.idle = guard, shared, 0
+        self.norm: Tensor | float | None = None
         self.forget()
 
     def forget(self) -> None:
         """Clear all caches that depend on the groups and the state."""
+        self._drop_plan()
         self.rules: MutableMapping[Tensor, Rule] = WeakIdKeyDictionary()
         self.checked: dict[int, Any] = {}
         self.made: slots.Made = []
-        self.plan: Plan | None = None
+
+    @property
+    def grad_norm(self) -> Tensor | float | None:
+        """The norm that clip_global_norm bounded in the last step, before it did. None if no step took one."""
+        return self.norm if self.plan is None or self.plan.norm is None else self.plan.norm
 
     def again(self, optimizer: Any, due: Due = None) -> bool:
         """Step by the cached plan. Return False, with nothing changed, if there is no valid plan.
@@ -123,14 +131,21 @@ class Stepper:
                         works.append((group, rule, hyper, part))
                         returns.append(write_back)
             clipped = any(clipping.clips(group) for group in groups)
-            works = clipping.clip(works) if clipped else works
+            in_kernel = clipped and not any(returns) and kernels.clips(optimizer.backend, works)
+            norm: Tensor | float | None = None
+            if clipped and not in_kernel:
+                works, norm = clipping.clip(works)
             backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
         except BaseException:
             if not compiling:
                 slots.unmake(optimizer.state, self.made)
                 self.made.clear()
             raise
+        if in_kernel:
+            norm = kernels.clip_and_step(works)
         for (group, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
+            if in_kernel:
+                break
             with torch.set_grad_enabled(bucket.differentiable):  # of this group, not of the constructor's defaults
                 backend.step(rule, hyper, bucket)
                 clipping.clip_weights(group, bucket)
@@ -138,12 +153,18 @@ class Stepper:
                 if write_back is not None:
                     write_back()
         if not compiling:
+            self._drop_plan()
+            self.norm = self.norm if norm is None else norm
             self.idle = 0 if works else self.idle + 1
-            made_state, whole = bool(self.made), not clipped and not any(returns)
+            made_state, whole = bool(self.made), (in_kernel or not clipped) and not any(returns)
             self.made.clear()  # it owns parameters
             # In backward, every call of the first iteration makes state, and a plan would serve no other.
             useful = due is None or (not made_state and all(backend.name == "cpu" for backend in backends))
             self.plan = self._make_plan(optimizer, backends, works) if whole and useful else None
+
+    def _drop_plan(self) -> None:
+        """Forget the plan, but not the norm of its last step."""
+        self.norm, self.plan = self.grad_norm, None
 
     def _make_state(self, optimizer: Any) -> None:
         """Make all state without taking a step."""

@@ -1,19 +1,22 @@
 """Selects the backend that steps a bucket."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rmsprop.kernels import native
 from rmsprop.kernels.base import Backend
-from rmsprop.kernels.cpu import CPU
+from rmsprop.kernels.cpu import CPU, clip_and_step
 from rmsprop.kernels.eager import EAGER
 from rmsprop.kernels.plan import Plan, Settings, Stepped
 from rmsprop.kernels.triton import TRITON
 from rmsprop.kernels.triton_plan import DevicePlan
 from rmsprop.printing import shown
 from rmsprop.spec import Rule
+from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket
+from rmsprop.tensors.clipping import Work
 
-__all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "describe", "explain", "pick", "plan_of"]
+__all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "clip_and_step", "clips", "describe", "explain", "pick", "plan_of"]
 
 # In order of preference. Triton is last, and used on request only (backend="triton", fused=True), until bench/gpu.py
 # has verified it on a GPU.
@@ -45,6 +48,14 @@ def pick(name: str, rule: Rule, bucket: Bucket) -> Backend:
             return backend
         reasons.append(f"{backend.name} refuses: {reason}")
     raise RuntimeError(f"backend={name!r} cannot take this step: {'; '.join(reasons)}")
+
+
+def clips(name: str, works: Sequence[Work]) -> bool:
+    """Return whether `clip_and_step` can take these works: the CPU kernel takes all of them, and none is a shard."""
+    return name in ("auto", CPU.name) and all(
+        not bucket.whole and not any(map(shards.of_fsdp1, bucket.param)) and CPU.refuse(rule, bucket) is None
+        for _, rule, _, bucket in works
+    )
 
 
 def explain(rule: Rule, bucket: Bucket) -> list[tuple[str, str | None]]:

@@ -101,7 +101,7 @@ class DevicePlan(Plan):
             lists.launched.launch(hyper, lists.table, grad_scale, found_inf)
         return True
 
-    def _grain(self) -> int:
+    def _serial_limit(self) -> int:
         return -1
 
     def _refuse(self, rule: Rule, bucket: Bucket) -> str | None:
