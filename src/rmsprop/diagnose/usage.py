@@ -13,7 +13,7 @@ from rmsprop.diagnose.readings import Reading
 from rmsprop.dialects import find_dialect
 from rmsprop.printing import printable
 from rmsprop.spec import CLIPS, Rule
-from rmsprop.tensors import clipping, shards
+from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, state_names
 
 _ITS_PLACE = re.compile("parameter 0( of the bucket)?")
@@ -135,7 +135,7 @@ def detours(
 
     Returns: pairs of the parameter's name and the kernel's reason.
     """
-    if backend != "auto" or group["fused"] or clipping.clips(group):  # a name raises; clipped gradients are copies
+    if backend != "auto" or group["fused"]:  # a name raises
         return []
     found = []
     together: list[Bucket] = []

@@ -16,7 +16,18 @@ from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.clipping import Work
 
-__all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "clip_and_step", "clips", "describe", "explain", "pick", "plan_of"]
+__all__ = [
+    "BACKENDS",
+    "CPU",
+    "Backend",
+    "check_backend",
+    "clip_and_step",
+    "clips",
+    "describe",
+    "explain",
+    "pick",
+    "plan_of",
+]
 
 # In order of preference. Triton is last, and used on request only (backend="triton", fused=True), until bench/gpu.py
 # has verified it on a GPU.
