@@ -131,6 +131,8 @@ class Stepper:
                         works.append((group, rule, hyper, part))
                         returns.append(write_back)
             clipped = any(clipping.clips(group) for group in groups)
+            if optimizer.backend == "auto" and not compiling:
+                works = [(group, rule, hyper, kernels.laid_out(rule, bucket)) for group, rule, hyper, bucket in works]
             in_kernel = clipped and not any(returns) and kernels.clips(optimizer.backend, works)
             norm: Tensor | float | None = None
             if clipped and not in_kernel:

@@ -1,9 +1,10 @@
 """Selects the backend that steps a bucket."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from rmsprop.kernels import native
+from rmsprop.kernels import cpu, native
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.cpu import CPU, clip_and_step
 from rmsprop.kernels.eager import EAGER
@@ -59,6 +60,17 @@ def pick(name: str, rule: Rule, bucket: Bucket) -> Backend:
             return backend
         reasons.append(f"{backend.name} refuses: {reason}")
     raise RuntimeError(f"backend={name!r} cannot take this step: {'; '.join(reasons)}")
+
+
+def laid_out(rule: Rule, bucket: Bucket) -> Bucket:
+    """Return the bucket, with copies of the gradients whose layout alone keeps the CPU kernel from the bucket."""
+    params = bucket.param
+    if not params or not params[0].is_cpu or CPU.refuse(rule, bucket) is None:
+        return bucket
+    if all(map(cpu.fits, params, bucket.grad)):
+        return bucket
+    other = replace(bucket, grad=list(map(cpu.laid_out, params, bucket.grad)))
+    return other if CPU.refuse(rule, other) is None else bucket
 
 
 def clips(name: str, works: Sequence[Work]) -> bool:

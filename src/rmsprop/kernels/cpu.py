@@ -63,6 +63,18 @@ def advance(
         raise RuntimeError(f"torch_parallel_for failed with code {code}: the step is incomplete")
 
 
+def fits(p: Tensor, grad: Tensor) -> bool:
+    """Return whether a gradient has its parameter's layout, or something other than its layout is wrong with it."""
+    if grad.layout != torch.strided or type(grad) is not Tensor or (grad.dtype, grad.shape) != (p.dtype, p.shape):
+        return True
+    return p.stride() == grad.stride() and not grad.is_neg()
+
+
+def laid_out(p: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient, copied into its parameter's layout if it has another."""
+    return grad if fits(p, grad) else torch.empty_like(p, requires_grad=False).copy_(grad.detach())
+
+
 def clip_and_step(works: Sequence[Work]) -> float | None:
     """Advance the buckets of all groups by one step whose clipping (tensors/clipping.py) is in the same pass.
 

@@ -130,6 +130,17 @@ class Plan:
             own = [work for work, (owner, *_) in zip(works, parts, strict=True) if owner == i]
             self._known.append(_Known(len(group["params"]), settings(group), rule.momentum, rule, own))
         self._plan = self._fill(parts, params, state)
+        # gradients that the last step copied into their parameter's layout
+        self._copied = (
+            []
+            if self._shards.any
+            else [
+                i
+                for *_, bucket, indices in parts
+                for i, g in zip(indices, bucket.grad, strict=True)
+                if params[i].grad is not None and g is not params[i].grad
+            ]
+        )
         self._together = any(groups[i][0]["clip_global_norm"] is not None for i, *_ in parts)
         self._plan.norm = math.nan
         self._address = ctypes.addressof(self._plan)
@@ -180,6 +191,10 @@ class Plan:
         keys = groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(map(_PARAMS, groups)))
         try:
             gradients = list(map(GRADIENTS, keys)) if due is None else self._due(due, keys)
+            for i in self._copied:
+                grad = gradients[i]
+                if grad is not None:
+                    gradients[i] = cpu.laid_out(keys[i], grad)
         except AttributeError:  # not a tensor, or a parameter of no group
             return False
         self._busy = True
