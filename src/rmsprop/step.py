@@ -71,9 +71,18 @@ class Stepper:
             return False
         if self.guard is not None and self.plan.has_dtensors:
             return False  # processes decide together in the full step; plans may not be valid on all of them
-        return self.plan.again(
+        take_left: Callable[[], None] | None = None
+        if self.plan.leaves:
+            left = None if due is not None else self.plan.left(optimizer.param_groups)
+            take_left = None if left is None else self._take_left(optimizer, left)
+            if take_left is None:
+                return False
+        done = self.plan.again(
             optimizer.backend, optimizer.param_groups, optimizer.state, scaling(optimizer), self.guard, due
         )
+        if done and take_left is not None:
+            take_left()
+        return done
 
     @serial_after_fork
     def take(self, optimizer: Any, due: Due = None, bad: Tensor | bool | None = None) -> None:
@@ -133,6 +142,9 @@ class Stepper:
             clipped = any(clipping.clips(group) for group in groups)
             if optimizer.backend == "auto" and not compiling:
                 works = [(group, rule, hyper, kernels.laid_out(rule, bucket)) for group, rule, hyper, bucket in works]
+                if not any(returns):
+                    works = [(*work[:3], bucket) for work in works for bucket in kernels.apart(work[1], work[3])]
+                    returns = [None] * len(works)
             in_kernel = clipped and not any(returns) and kernels.clips(optimizer.backend, works)
             norm: Tensor | float | None = None
             if clipped and not in_kernel:
@@ -180,13 +192,70 @@ class Stepper:
             self.made.clear()
 
     def _make_plan(self, optimizer: Any, backends: list[kernels.Backend], works: list[clipping.Work]) -> Plan | None:
-        """Return a plan of the step that was taken, if one native kernel took all of it."""
-        if type(optimizer)._init_group is not self._init_group or len({backend.name for backend in backends}) != 1:
+        """Return a plan of the step that was taken, if one native kernel took all of it, or all but a few tensors."""
+        names = {backend.name for backend in backends}
+        if type(optimizer)._init_group is not self._init_group or not names:
             return None
+        left: list[Tensor] = []
+        if len(names) > 1:
+            left = [
+                p
+                for (*_, bucket), backend in zip(works, backends, strict=True)
+                if backend.name != "cpu"
+                for p in bucket.param
+            ]
+            works = [work for work, backend in zip(works, backends, strict=True) if backend.name == "cpu"]
+            if "cpu" not in names or not self._may_leave(optimizer, works):
+                return None
         groups = [(group, self.read(group)[0]) for group in optimizer.param_groups]
         stepped = [(group, bucket) for group, _, _, bucket in works]
-        return kernels.plan_of(
-            backends[0].name, optimizer.backend, groups, optimizer.state, settings.SETTINGS, stepped
+        used = "cpu" if left else backends[0].name
+        return kernels.plan_of(used, optimizer.backend, groups, optimizer.state, settings.SETTINGS, stepped, left)
+
+    def _may_leave(self, optimizer: Any, works: list[clipping.Work]) -> bool:
+        """Return whether a plan may leave some tensors to the full step.
+
+        Guards, scalers and norms decide about all tensors together, and random bits depend on a tensor's index.
+        """
+        return (
+            self.guard is None
+            and scaling(optimizer) is None
+            and not any(clipping.clips(group) or group["rounding"] != "nearest" for group in optimizer.param_groups)
+            and not any(bucket.whole for *_, bucket in works)
+        )
+
+    def _take_left(self, optimizer: Any, left: list[tuple[Group, list[Tensor]]]) -> Callable[[], None] | None:
+        """Prepare the step of the tensors that the plan leaves. Return what takes it, or None: the full step must."""
+        works = []
+        try:
+            for group, params in left:
+                own = {**group, "params": params}
+                rule, hyper = settings.read(group)
+                for bucket in self._fill(optimizer, own, None, 0):
+                    _check([(own, bucket)])
+                    if any(g.is_sparse for g in bucket.grad) or not self._still_left(rule, bucket):
+                        return None
+                    works.append((rule, hyper, bucket, kernels.pick(optimizer.backend, rule, bucket)))
+            if self.made:
+                return None
+        except Exception:  # the full step raises it, with the parameter's own name
+            return None
+        finally:
+            slots.unmake(optimizer.state, self.made)
+            self.made.clear()
+
+        def _step() -> None:
+            for rule, hyper, bucket, backend in works:
+                with torch.set_grad_enabled(bucket.differentiable):
+                    backend.step(rule, hyper, bucket)
+
+        return _step
+
+    def _still_left(self, rule: Rule, bucket: Bucket) -> bool:
+        """Return whether the CPU kernel still refuses every tensor of a bucket."""
+        return all(
+            kernels.CPU.refuse(rule, kernels.laid_out(rule, bucket.chosen([i]))) is not None
+            for i in range(len(bucket.param))
         )
 
     def _replay_together(self, optimizer: Any) -> bool:

@@ -291,6 +291,6 @@ def test_a_layout_that_keeps_the_group_from_the_kernel_is_reported():
     p.grad = None
     optimizer.param_groups[0]["params"][0].data = torch.ones(2, 3, 4, 8)[..., ::2]
     p.grad = torch.ones(2, 3, 4, 4)
-    assert "as it is now, torch operations step this group instead of the compiled kernel" in optimizer.explain()
+    assert "as it is now, torch operations step parameter 0 instead of the compiled kernel" in optimizer.explain()
     p.data, p.grad = torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     assert "as it is now" not in optimizer.explain()

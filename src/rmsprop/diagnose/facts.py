@@ -23,7 +23,7 @@ class Detour:
     Attributes:
         name: of the parameter.
         reason: the compiled kernel's.
-        copied: whether a copy of the gradient is enough. Otherwise torch operations step the whole group.
+        copied: whether a copy of the gradient is enough. Otherwise torch operations step the parameter.
     """
 
     name: str

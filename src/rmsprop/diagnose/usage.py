@@ -134,7 +134,7 @@ def detour(found: Sequence[Detour]) -> str:
     named = f"{first.name} and {more} more" if more else first.name
     if first.copied:
         return f"every step copies the gradient of {named} into the layout of its parameter ({first.reason})"
-    return f"torch operations step this group instead of the compiled kernel because of {named} ({first.reason})"
+    return f"torch operations step {named} instead of the compiled kernel ({first.reason})"
 
 
 def detours(
@@ -165,7 +165,7 @@ def detours(
             found.append(Detour(name, _ITS_PLACE.sub("it", reason), copied))
         together.append(bucket)
     if all(one.copied for one in found):
-        found += [Detour("its parameters together", reason) for reason in _together(rule, group, together)]
+        found += [Detour("the whole group", reason) for reason in _together(rule, group, together)]
     return sorted(found, key=attrgetter("copied"))
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from rmsprop.kernels import cpu, native
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.cpu import CPU, clip_and_step
@@ -73,6 +75,23 @@ def laid_out(rule: Rule, bucket: Bucket) -> Bucket:
     return other if CPU.refuse(rule, other) is None else bucket
 
 
+def apart(rule: Rule, bucket: Bucket) -> list[Bucket]:
+    """Return the bucket, or as two: the tensors that the CPU kernel takes, and those that would keep it from them."""
+    if len(bucket.param) < 2 or not cpu.takes_kind(rule, bucket) or CPU.refuse(rule, bucket) is None:
+        return [bucket]
+    alone = [i for i in range(len(bucket.param)) if CPU.refuse(rule, bucket.chosen([i])) is not None]
+    if not alone or len(alone) == len(bucket.param):
+        return [bucket]
+    taken = bucket.chosen([i for i in range(len(bucket.param)) if i not in set(alone)])
+    left = bucket.chosen(alone)
+    separate = not {*map(_storage, taken.all())} & {*map(_storage, left.all())}
+    return [taken, left] if separate and CPU.refuse(rule, taken) is None else [bucket]
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
 def clips(name: str, works: Sequence[Work]) -> bool:
     """Return whether `clip_and_step` can take these works: the CPU kernel takes all of them, and none is a shard."""
     return name in ("auto", CPU.name) and all(
@@ -111,6 +130,7 @@ def plan_of(
     state: Any,
     settings: Settings,
     stepped: Stepped,
+    left: Sequence[Tensor] = (),
 ) -> Plan | None:
     """Return a plan for all groups. None if no native kernel takes all of them, or C cannot validate it here.
 
@@ -119,10 +139,11 @@ def plan_of(
         backend: the requested backend.
         settings: returns the settings of a group that must stay the same; numbers may change.
         stepped: the groups of the last step with their buckets.
+        left: parameters that the plan leaves to another backend.
     """
     kinds = {"cpu": Plan, "triton": DevicePlan}
     loaded = native.load()
     if used not in kinds or isinstance(loaded, str) or loaded.host is None:
         return None
-    plan = kinds[used](loaded, backend, groups, state, settings, stepped)
+    plan = kinds[used](loaded, backend, groups, state, settings, stepped, left)
     return plan if plan.takes else None

@@ -63,6 +63,13 @@ def advance(
         raise RuntimeError(f"torch_parallel_for failed with code {code}: the step is incomplete")
 
 
+def takes_kind(rule: Rule, bucket: Bucket) -> bool:
+    """Return whether the kernel takes such a step of other tensors of the bucket's kind."""
+    device, dtype, family = kind(bucket.param[0])
+    usual = device.type == "cpu" and family is Tensor and dtype in native.TYPES
+    return usual and refuse_call(bucket) is None and refuse_rule(rule) is None and native.missing() is None
+
+
 def fits(p: Tensor, grad: Tensor) -> bool:
     """Return whether a gradient has its parameter's layout, or something other than its layout is wrong with it."""
     if grad.layout != torch.strided or type(grad) is not Tensor or (grad.dtype, grad.shape) != (p.dtype, p.shape):

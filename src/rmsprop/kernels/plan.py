@@ -6,6 +6,7 @@ For small networks, Python is the whole cost of a step. A plan reduces it to one
 import ctypes
 import math
 import struct
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from ctypes import c_double, c_int32, c_int64, c_void_p
@@ -97,6 +98,7 @@ class Plan:
         state: Any,
         settings: Settings,
         stepped: Stepped = (),
+        left: Sequence[Tensor] = (),
     ) -> None:
         self._loaded, self._backend, self._settings = loaded, backend, settings
         self._busy = False
@@ -107,9 +109,11 @@ class Plan:
         params = [p for group, _ in groups for p in group["params"]]
         self._index = {id(p): i for i, p in enumerate(params)}  # a hint: the parameter at the index is compared
         self._shards = shards.DTensorWatch(params, state)
+        self._left = [self._index[id(p)] for p in left]
+        self._left_weakly = [weakref.ref(p) for p in left]
         parts = _all_of(groups, stepped)
         if not parts:
-            found = _parts(groups, state)
+            found = _parts(groups, state, set(map(id, left)))
             parts = [(i, rule, self._shards.stepped(bucket), indices) for i, rule, bucket, indices in found]
             parts = parts if all(self._refuse(rule, bucket) is None for _, rule, bucket, _ in parts) else []
         self.takes = bool(parts) and type(state) in _STATES
@@ -191,6 +195,8 @@ class Plan:
         keys = groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(map(_PARAMS, groups)))
         try:
             gradients = list(map(GRADIENTS, keys)) if due is None else self._due(due, keys)
+            for i in self._left:
+                gradients[i] = None
             for i in self._copied:
                 grad = gradients[i]
                 if grad is not None:
@@ -228,6 +234,26 @@ class Plan:
     def norm(self) -> float | None:
         """The norm that clip_global_norm bounded in the last step by this plan. None if there was none."""
         return None if not self._together or math.isnan(self._plan.norm) else self._plan.norm
+
+    @property
+    def leaves(self) -> bool:
+        """True if the plan leaves some parameters to another backend, which `left` finds."""
+        return bool(self._left)
+
+    def left(self, groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[Tensor]]] | None:
+        """Return the parameters with a gradient that the plan leaves, by group. None if they are no longer there."""
+        found: list[tuple[dict[str, Any], list[Tensor]]] = []
+        first, todo = 0, dict(zip(self._left, self._left_weakly, strict=True))
+        for group in groups:
+            params = group["params"]
+            end = first + len(params)
+            own = [(i, todo.pop(i)()) for i in list(todo) if first <= i < end]
+            if any(p is None or params[i - first] is not p for i, p in own):
+                return None
+            here = [p for _, p in own if p is not None and p.grad is not None]
+            found += [(group, here)] if here else []
+            first = end
+        return None if todo else found
 
     @property
     def has_dtensors(self) -> bool:
@@ -401,8 +427,11 @@ def _all_of(groups: list[tuple[dict[str, Any], Rule]], stepped: Stepped) -> list
     return parts if not todo else []
 
 
-def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_Part]:
+def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any, left: set[int]) -> Iterator[_Part]:
     """Yield the parameters that have state, with or without a gradient, as buckets of one kind.
+
+    Args:
+        left: the ids of parameters that are left out.
 
     Yields: the group's index, its rule, the bucket, and the parameters' indices among all parameters.
     """
@@ -412,7 +441,7 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
         names = {half: state_names(rule, group, half) for half in (False, True)}
         for p in group["params"]:
             entry = state.get(p)
-            if type(entry) is dict:
+            if type(entry) is dict and id(p) not in left:
                 slots: list[Any] = [entry.get(name) for name in names[is_half(p.dtype)]]
                 if all(isinstance(x, Tensor) for x in slots):
                     key = (p.device, *(x.dtype for x in (p, entry["square_avg"], entry["step"])))
