@@ -25,8 +25,17 @@ namespace {
 constexpr double kUnbounded = std::numeric_limits<double>::infinity();
 constexpr double kSmallest = std::numeric_limits<float>::min();
 
-// What the loop does beside the nine lines: nothing; clipping, also with bounds that are infinite; and max_update too.
-enum Extra { kPlain, kClipped, kCapped };
+// What the loop does beside the nine lines: nothing; clip_weights; all clipping, also with bounds that are infinite; and
+// max_update too.
+enum Extra { kPlain, kWalled, kClipped, kCapped };
+
+// Returns the first that suffices for a tensor. A norm's factor is one of the gradient's scale, if nothing comes between.
+inline Extra extra_for(const Work& work, int64_t i) {
+  if (!std::isinf(work.cap)) return kCapped;
+  const bool between = !std::isinf(work.clip_value) || (work.clip_after_decay && !work.decoupled);
+  if (between || (work.coefficient != nullptr && work.coefficient[2 * i + 1] != 1)) return kClipped;
+  return std::isinf(work.clip_weights) ? kPlain : kWalled;
+}
 
 // The numbers of one step, computed in double and rounded once to the arithmetic's type. A switch that only changes a
 // number is applied here: its other value makes the line a no-op.
@@ -45,13 +54,15 @@ struct Numbers {
     const bool in_buffer = work.lr_in_buffer && work.has_momentum;
     const double eps = work.eps;
     nesterov = A(work.nesterov != 0);
-    scale = A(work.maximize ? -work.scale : work.scale);
+    const double by_norm = work.coefficient == nullptr ? 1 : work.coefficient[2 * i];
+    const bool folded = extra_for(work, i) < kClipped;
+    scale = A((work.maximize ? -work.scale : work.scale) * (folded ? by_norm : 1));
     l2 = A(work.decoupled || work.clip_after_decay ? 0 : work.weight_decay);
     early = A(!work.decoupled && work.clip_after_decay ? work.weight_decay : 0);
     value = A(work.clip_value_last ? kUnbounded : work.clip_value);
     last = A(work.clip_value_last ? work.clip_value : kUnbounded);
     wall = A(work.clip_weights);
-    factor = A(work.coefficient == nullptr ? 1 : work.coefficient[2 * i]);
+    factor = A(folded ? 1 : by_norm);
     rest = A(work.coefficient == nullptr ? 1 : work.coefficient[2 * i + 1]);
     shrink = A(decoupled ? 1 - work.lr * work.weight_decay : 1);
     alpha = A(work.alpha);
@@ -177,7 +188,7 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     // [9] parameter
     p = fused(-lr, u, p);
     if constexpr (write == kNearest) {
-      if constexpr (extra >= kClipped) p = within(p, wall);
+      if constexpr (extra >= kWalled) p = within(p, wall);
       store<P>(p_, i, p);
     } else {
 #if RMSPROP_BREAK == 6  // random bits of an element's lane, not of its index

@@ -33,6 +33,7 @@ namespace {
   }
 #define RMSPROP_PIECE(clones, name, P, S, A)                                         \
   RMSPROP_ONE(RMSPROP_CLONES, name, P, S, A, kPlain, kNearest)                       \
+  RMSPROP_ONE(clones, name##_walled, P, S, A, kWalled, kNearest)                     \
   RMSPROP_ONE(clones, name##_clipped, P, S, A, kClipped, kNearest)                   \
   RMSPROP_ONE(clones, name##_capped, P, S, A, kCapped, kNearest)
 #define RMSPROP_HALF(clones, name, P, S)                                             \
@@ -65,6 +66,7 @@ using Piece = void (*)(const Work&, int64_t, int64_t, int64_t);
       {f16_f32##end, f16_f64##end, nullptr, f16_f16##end},                    \
   };
 RMSPROP_TABLE(kPieces, )
+RMSPROP_TABLE(kWalledPieces, _walled)
 RMSPROP_TABLE(kClippedPieces, _clipped)
 RMSPROP_TABLE(kCappedPieces, _capped)
 
@@ -72,17 +74,16 @@ RMSPROP_TABLE(kCappedPieces, _capped)
 #define RMSPROP_HALVES(end) {{bf16_f32##end, bf16_bf16##end}, {f16_f32##end, f16_f16##end}}
 constexpr Piece kHalves[3][2][2] = {RMSPROP_HALVES(_stochastic), RMSPROP_HALVES(_compensated), RMSPROP_HALVES(_both)};
 
-bool clips(const Work& work) {
-  return work.coefficient != nullptr || work.clip_value < kUnbounded || work.clip_weights < kUnbounded;
-}
-
-Piece piece_for(const Work& work) {
+Piece piece_for(const Work& work, int64_t i) {
   if (work.compensation != nullptr || work.stochastic) {
     const int write = work.compensation == nullptr ? 0 : work.stochastic ? 2 : 1;
     return kHalves[write][work.param_type == kFloat16][work.state_type == work.param_type];
   }
-  if (!std::isinf(work.cap)) return kCappedPieces[work.param_type][work.state_type];
-  return (clips(work) ? kClippedPieces : kPieces)[work.param_type][work.state_type];
+  const Extra extra = extra_for(work, i);
+  return (extra == kPlain     ? kPieces
+          : extra == kWalled  ? kWalledPieces
+          : extra == kClipped ? kClippedPieces
+                              : kCappedPieces)[work.param_type][work.state_type];
 }
 
 // A thread's floating-point modes: flushing of subnormals (torch.set_flush_denormal) and rounding. Threads of a pool keep
@@ -148,7 +149,7 @@ void region(int64_t begin, int64_t end, void* context) {
   const Modes own(all.modes);
   walk(all, begin, end,
        [](const Work& work, int64_t i, int64_t first, int64_t last) {
-         piece_for(work)(work, i, first, last);
+         piece_for(work, i)(work, i, first, last);
        });
 }
 
