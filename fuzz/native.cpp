@@ -358,6 +358,7 @@ void run(Provider& draw) {
     one.lr = number(draw), one.alpha = std::fabs(number(draw)), one.eps = std::fabs(number(draw));
     one.momentum = momentum ? 0.9 : 0, one.weight_decay = number(draw), one.scale = 1;
     one.cap = draw.ConsumeBool() ? 3.0 : std::numeric_limits<double>::infinity();
+    one.clip_value = one.clip_norm = one.clip_global_norm = one.clip_weights = std::numeric_limits<double>::infinity();
     one.param_type = kinds[w].param, one.state_type = kinds[w].state, one.step_type = kinds[w].step;
     one.eps_mode = draw.ConsumeIntegralInRange(0, 3), one.centered = centered, one.has_momentum = momentum;
     one.nesterov = draw.ConsumeBool(), one.lr_in_buffer = draw.ConsumeBool(), one.decoupled = draw.ConsumeBool();

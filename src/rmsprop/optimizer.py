@@ -441,6 +441,15 @@ class RMSprop(Optimizer):
         """The steps that nonfinite="skip" skipped: `total`, `in_a_row`, `last`, and the `parameter` at fault."""
         return Skipped() if self._stepper.guard is None else self._stepper.guard.skipped(self.param_groups)
 
+    @property
+    def grad_norm(self) -> Tensor | float | None:
+        """The norm over all gradients that clip_global_norm bounded in the last step, before it did.
+
+        A float on the CPU, where the step computes it anyway, else a tensor on the device that nothing waited for.
+        None without clip_global_norm. A skipped step leaves it as it was.
+        """
+        return self._stepper.grad_norm
+
     def lint(self, steps: int | None = None) -> list[lint.Finding]:
         """Return likely mistakes in the settings and the state, the worst first. Nothing is changed.
 

@@ -38,20 +38,28 @@ class Stepper:
         shared: whether the state is in shared memory.
         rules: the rule of each group, keyed weakly by its first parameter.
         checked: the settings of each group that were validated last, by the id of the group.
+        norm: the last norm that clip_global_norm bounded, before it did. A plan that clips has a later one.
         made: slots that the present step has made, which are removed if it raises.
     """
 
     def __init__(self, init_group: Callable[..., bool], guard: Guard | None, shared: bool = False) -> None:
         self._init_group = init_group
+        self.plan: Plan | None = None
         self.guard, self.shared, self.idle = guard, shared, 0
+        self.norm: Tensor | float | None = None
         self.forget()
 
     def forget(self) -> None:
         """Clear all caches that depend on the groups and the state."""
+        self._drop_plan()
         self.rules: MutableMapping[Tensor, Rule] = WeakIdKeyDictionary()
         self.checked: dict[int, Any] = {}
         self.made: slots.Made = []
-        self.plan: Plan | None = None
+
+    @property
+    def grad_norm(self) -> Tensor | float | None:
+        """The norm that clip_global_norm bounded in the last step, before it did. None if no step took one."""
+        return self.norm if self.plan is None or self.plan.norm is None else self.plan.norm
 
     def again(self, optimizer: Any, due: Due = None) -> bool:
         """Step by the cached plan. Return False, with nothing changed, if there is no valid plan.
@@ -63,9 +71,18 @@ class Stepper:
             return False
         if self.guard is not None and self.plan.has_dtensors:
             return False  # processes decide together in the full step; plans may not be valid on all of them
-        return self.plan.again(
+        take_left: Callable[[], None] | None = None
+        if self.plan.leaves:
+            left = None if due is not None else self.plan.left(optimizer.param_groups)
+            take_left = None if left is None else self._take_left(optimizer, left)
+            if take_left is None:
+                return False
+        done = self.plan.again(
             optimizer.backend, optimizer.param_groups, optimizer.state, scaling(optimizer), self.guard, due
         )
+        if done and take_left is not None:
+            take_left()
+        return done
 
     @serial_after_fork
     def take(self, optimizer: Any, due: Due = None, bad: Tensor | bool | None = None) -> None:
@@ -123,14 +140,26 @@ class Stepper:
                         works.append((group, rule, hyper, part))
                         returns.append(write_back)
             clipped = any(clipping.clips(group) for group in groups)
-            works = clipping.clip(works) if clipped else works
+            if optimizer.backend == "auto" and not compiling:
+                works = [(group, rule, hyper, kernels.laid_out(rule, bucket)) for group, rule, hyper, bucket in works]
+                if not any(returns):
+                    works = [(*work[:3], bucket) for work in works for bucket in kernels.apart(work[1], work[3])]
+                    returns = [None] * len(works)
+            in_kernel = clipped and not any(returns) and kernels.clips(optimizer.backend, works)
+            norm: Tensor | float | None = None
+            if clipped and not in_kernel:
+                works, norm = clipping.clip(works)
             backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
         except BaseException:
             if not compiling:
                 slots.unmake(optimizer.state, self.made)
                 self.made.clear()
             raise
+        if in_kernel:
+            norm = kernels.clip_and_step(works)
         for (group, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
+            if in_kernel:
+                break
             with torch.set_grad_enabled(bucket.differentiable):  # of this group, not of the constructor's defaults
                 backend.step(rule, hyper, bucket)
                 clipping.clip_weights(group, bucket)
@@ -138,12 +167,18 @@ class Stepper:
                 if write_back is not None:
                     write_back()
         if not compiling:
+            self._drop_plan()
+            self.norm = self.norm if norm is None else norm
             self.idle = 0 if works else self.idle + 1
-            made_state, whole = bool(self.made), not clipped and not any(returns)
+            made_state, whole = bool(self.made), (in_kernel or not clipped) and not any(returns)
             self.made.clear()  # it owns parameters
             # In backward, every call of the first iteration makes state, and a plan would serve no other.
             useful = due is None or (not made_state and all(backend.name == "cpu" for backend in backends))
             self.plan = self._make_plan(optimizer, backends, works) if whole and useful else None
+
+    def _drop_plan(self) -> None:
+        """Forget the plan, but not the norm of its last step."""
+        self.norm, self.plan = self.grad_norm, None
 
     def _make_state(self, optimizer: Any) -> None:
         """Make all state without taking a step."""
@@ -157,13 +192,70 @@ class Stepper:
             self.made.clear()
 
     def _make_plan(self, optimizer: Any, backends: list[kernels.Backend], works: list[clipping.Work]) -> Plan | None:
-        """Return a plan of the step that was taken, if one native kernel took all of it."""
-        if type(optimizer)._init_group is not self._init_group or len({backend.name for backend in backends}) != 1:
+        """Return a plan of the step that was taken, if one native kernel took all of it, or all but a few tensors."""
+        names = {backend.name for backend in backends}
+        if type(optimizer)._init_group is not self._init_group or not names:
             return None
+        left: list[Tensor] = []
+        if len(names) > 1:
+            left = [
+                p
+                for (*_, bucket), backend in zip(works, backends, strict=True)
+                if backend.name != "cpu"
+                for p in bucket.param
+            ]
+            works = [work for work, backend in zip(works, backends, strict=True) if backend.name == "cpu"]
+            if "cpu" not in names or not self._may_leave(optimizer, works):
+                return None
         groups = [(group, self.read(group)[0]) for group in optimizer.param_groups]
         stepped = [(group, bucket) for group, _, _, bucket in works]
-        return kernels.plan_of(
-            backends[0].name, optimizer.backend, groups, optimizer.state, settings.SETTINGS, stepped
+        used = "cpu" if left else backends[0].name
+        return kernels.plan_of(used, optimizer.backend, groups, optimizer.state, settings.SETTINGS, stepped, left)
+
+    def _may_leave(self, optimizer: Any, works: list[clipping.Work]) -> bool:
+        """Return whether a plan may leave some tensors to the full step.
+
+        Guards, scalers and norms decide about all tensors together, and random bits depend on a tensor's index.
+        """
+        return (
+            self.guard is None
+            and scaling(optimizer) is None
+            and not any(clipping.clips(group) or group["rounding"] != "nearest" for group in optimizer.param_groups)
+            and not any(bucket.whole for *_, bucket in works)
+        )
+
+    def _take_left(self, optimizer: Any, left: list[tuple[Group, list[Tensor]]]) -> Callable[[], None] | None:
+        """Prepare the step of the tensors that the plan leaves. Return what takes it, or None: the full step must."""
+        works = []
+        try:
+            for group, params in left:
+                own = {**group, "params": params}
+                rule, hyper = settings.read(group)
+                for bucket in self._fill(optimizer, own, None, 0):
+                    _check([(own, bucket)])
+                    if any(g.is_sparse for g in bucket.grad) or not self._still_left(rule, bucket):
+                        return None
+                    works.append((rule, hyper, bucket, kernels.pick(optimizer.backend, rule, bucket)))
+            if self.made:
+                return None
+        except Exception:  # the full step raises it, with the parameter's own name
+            return None
+        finally:
+            slots.unmake(optimizer.state, self.made)
+            self.made.clear()
+
+        def _step() -> None:
+            for rule, hyper, bucket, backend in works:
+                with torch.set_grad_enabled(bucket.differentiable):
+                    backend.step(rule, hyper, bucket)
+
+        return _step
+
+    def _still_left(self, rule: Rule, bucket: Bucket) -> bool:
+        """Return whether the CPU kernel still refuses every tensor of a bucket."""
+        return all(
+            kernels.CPU.refuse(rule, kernels.laid_out(rule, bucket.chosen([i]))) is not None
+            for i in range(len(bucket.param))
         )
 
     def _replay_together(self, optimizer: Any) -> bool:

@@ -287,8 +287,10 @@ def test_a_layout_that_keeps_the_group_from_the_kernel_is_reported():
     optimizer = RMSprop([p], lr=1e-4)
     assert "as it is now" not in optimizer.explain()
     p.grad = torch.ones(2, 3, 4, 4)
-    assert (
-        "torch operations step this group as it is now, because of parameter 0 (it has strides" in optimizer.explain()
-    )
-    p.grad = torch.empty_like(p).fill_(1.0)
+    assert "as it is now, every step copies the gradient of parameter 0 into the layout" in optimizer.explain()
+    p.grad = None
+    optimizer.param_groups[0]["params"][0].data = torch.ones(2, 3, 4, 8)[..., ::2]
+    p.grad = torch.ones(2, 3, 4, 4)
+    assert "as it is now, torch operations step parameter 0 instead of the compiled kernel" in optimizer.explain()
+    p.data, p.grad = torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     assert "as it is now" not in optimizer.explain()

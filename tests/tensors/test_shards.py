@@ -74,10 +74,12 @@ def test_a_shard_steps_as_a_plain_tensor_does(settings, dtype, mesh):
         for optimizer in pair:
             optimizer.param_groups[0]["lr"] = lr
             step(optimizer, size)
+    # the norms of plain tensors are taken by the kernel, and of shards by torch's operators
+    rtol = 4 * torch.finfo(dtype).eps if "clip_norm" in settings else 0.0
     for p, q in zip(own, plain, strict=True):
-        assert torch.equal(shards.shard(p), q)
+        assert torch.allclose(shards.shard(p), q, rtol=rtol, atol=0)
         for name, slot in pair[1].state[q].items():
-            assert torch.equal(shards.shard(pair[0].state[p][name]), slot)
+            assert torch.allclose(shards.shard(pair[0].state[p][name]), slot, rtol=rtol, atol=0)
             assert isinstance(pair[0].state[p][name], DTensor) == (isinstance(p, DTensor) and name != "step")
 
 

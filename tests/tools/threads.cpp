@@ -86,6 +86,7 @@ struct Case {
     work.lr = 1e-2, work.alpha = 0.9, work.eps = 1e-8, work.momentum = 0.9, work.weight_decay = 1e-4, work.scale = 0.5;
     work.cap = cap, work.param_type = param, work.state_type = state, work.step_type = kFloat32;
     work.centered = work.has_momentum = work.bias_correction = 1, work.stochastic = stochastic;
+    work.clip_value = work.clip_norm = work.clip_global_norm = work.clip_weights = std::numeric_limits<double>::infinity();
     work.count = int64_t(count), work.size = size.data(), work.param = address[0].data(), work.grad = grad.data();
     work.square_avg = address[1].data(), work.grad_avg = address[2].data(), work.momentum_buffer = address[3].data();
     work.compensation = compensated ? address[4].data() : nullptr, work.step = address[5].data();

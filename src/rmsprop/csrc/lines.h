@@ -22,6 +22,21 @@
 
 namespace {
 
+constexpr double kUnbounded = std::numeric_limits<double>::infinity();
+constexpr double kSmallest = std::numeric_limits<float>::min();
+
+// What the loop does beside the nine lines: nothing; clip_weights; all clipping, also with bounds that are infinite; and
+// max_update too.
+enum Extra { kPlain, kWalled, kClipped, kCapped };
+
+// Returns the first that suffices for a tensor. A norm's factor is one of the gradient's scale, if nothing comes between.
+inline Extra extra_for(const Work& work, int64_t i) {
+  if (!std::isinf(work.cap)) return kCapped;
+  const bool between = !std::isinf(work.clip_value) || (work.clip_after_decay && !work.decoupled);
+  if (between || (work.coefficient != nullptr && work.coefficient[2 * i + 1] != 1)) return kClipped;
+  return std::isinf(work.clip_weights) ? kPlain : kWalled;
+}
+
 // The numbers of one step, computed in double and rounded once to the arithmetic's type. A switch that only changes a
 // number is applied here: its other value makes the line a no-op.
 template <class A>
@@ -30,6 +45,7 @@ struct Numbers {
   A weight;            // [3]: factor of the distance between g and m, added to g or m
   A from_g, nesterov;  // 1 or 0. With a bool the loop would mix masks of two widths, which GCC does not vectorize.
   A cap, growth, carried, move;  // max_update
+  A early, value, factor, rest, last, wall;  // clipping: [1] before it, the bounds, and the norms' coefficient in two
   uint32_t first, second;        // keys of the random bits
 
   Numbers(const Work& work, int64_t i) {
@@ -38,8 +54,16 @@ struct Numbers {
     const bool in_buffer = work.lr_in_buffer && work.has_momentum;
     const double eps = work.eps;
     nesterov = A(work.nesterov != 0);
-    scale = A(work.maximize ? -work.scale : work.scale);
-    l2 = A(work.decoupled ? 0 : work.weight_decay);
+    const double by_norm = work.coefficient == nullptr ? 1 : work.coefficient[2 * i];
+    const bool folded = extra_for(work, i) < kClipped;
+    scale = A((work.maximize ? -work.scale : work.scale) * (folded ? by_norm : 1));
+    l2 = A(work.decoupled || work.clip_after_decay ? 0 : work.weight_decay);
+    early = A(!work.decoupled && work.clip_after_decay ? work.weight_decay : 0);
+    value = A(work.clip_value_last ? kUnbounded : work.clip_value);
+    last = A(work.clip_value_last ? work.clip_value : kUnbounded);
+    wall = A(work.clip_weights);
+    factor = A(folded ? 1 : by_norm);
+    rest = A(work.coefficient == nullptr ? 1 : work.coefficient[2 * i + 1]);
     shrink = A(decoupled ? 1 - work.lr * work.weight_decay : 1);
     alpha = A(work.alpha);
     beta = A(1 - work.alpha);
@@ -79,18 +103,30 @@ RMSPROP_INLINE A within(A x, A bound) {
   return x < -bound ? -bound : x;
 }
 
+// A half-precision number bounded to ±bound, which is rounded to its type. NaN stays.
+template <class P>
+RMSPROP_INLINE typename P::Bits bounded(typename P::Bits x, float bound) {
+  return P::narrow(within(P::widen(x), P::widen(P::narrow(bound))));
+}
+
+// A gradient as its norm is taken: after [1] where clip_after_decay asks for it, and after clip_value.
+template <class A>
+RMSPROP_INLINE A prepared(A g, A p, A early, A value) {
+  return within(early != 0 ? fused(early, p, g) : g, value);
+}
+
 // The nine lines over the elements [begin, end) of one tensor.
 //
 // P, S: types of the parameter (and gradient) and of the state. A: type of the arithmetic.
-// capped: whether max_update is applied. It may still be infinite.
 // p, g, v, m, b, c: first elements. g may equal p; otherwise nothing overlaps.
-template <class P, class S, class A, bool centered, bool momentum, bool capped, Write write>
+template <class P, class S, class A, bool centered, bool momentum, Extra extra, Write write>
 RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char* p_, const char* g_, char* v_, char* m_,
                           char* b_, char* c_) {
   const A scale = n.scale, l2 = n.l2, shrink = n.shrink, alpha = n.alpha, beta = n.beta, unbias = n.unbias,
           eps_inside = n.eps_inside, eps_outside = n.eps_outside, floor = n.floor, mu = n.mu, k = n.into_buffer,
           lr = n.lr, nesterov = n.nesterov, weight = n.weight, from_g = n.from_g, cap = n.cap, growth = n.growth,
-          carried = n.carried, most = n.move;
+          carried = n.carried, most = n.move, early = n.early, value = n.value, factor = n.factor, rest_ = n.rest,
+          last = n.last, wall = n.wall;
   const uint32_t first = n.first, second = n.second;
   uint32_t word = uint32_t(begin) * 0x9e3779b1u;
   RMSPROP_INDEPENDENT
@@ -98,6 +134,7 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     A p = load<P>(p_, i);
     if constexpr (write >= kCompensated) p = p + load<P>(c_, i) * (1 / P::kRestScale);
     A g = load<P>(g_, i) * scale;
+    if constexpr (extra >= kClipped) g = within(prepared(g, p, early, value) * factor * rest_, last);
 #if RMSPROP_BREAK == 4  // the gradient edited
     store<P>(const_cast<char*>(g_), i, g + g);
 #endif
@@ -108,7 +145,7 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     const A before = A(load<S>(v_, i));
     A v = fused(beta * g, g, alpha * before);
     A entering = g;
-    if constexpr (capped) {
+    if constexpr (extra == kCapped) {
       // a spike at most doubles v, unless v is 0; an infinite gradient is not a spike
       const A double_ = growth * before;
       const bool spike = (v > double_) & (double_ > 0) & (std::fabs(g) <= std::numeric_limits<A>::max());
@@ -139,18 +176,19 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     // [7] direction: 0/0 is 0
     d = (g == 0) & (d == 0) ? A(1) : d;
     A u = g / d;
-    if constexpr (capped) u = within(u, cap);
+    if constexpr (extra == kCapped) u = within(u, cap);
     if constexpr (momentum) {
       // [8] momentum
       u = k * u;
       const A b = fused(mu, A(load<S>(b_, i)), u);
       store<S>(b_, i, b);
       u = nesterov != 0 ? fused(mu, b, u) : b;
-      if constexpr (capped) u = within(u, most);
+      if constexpr (extra == kCapped) u = within(u, most);
     }
     // [9] parameter
     p = fused(-lr, u, p);
     if constexpr (write == kNearest) {
+      if constexpr (extra >= kWalled) p = within(p, wall);
       store<P>(p_, i, p);
     } else {
 #if RMSPROP_BREAK == 6  // random bits of an element's lane, not of its index
@@ -160,10 +198,10 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
       word += 0x9e3779b1u;
 #endif
       if constexpr (write == kStochastic) {
-        put<P>(p_, i, P::narrow(p, random));
+        put<P>(p_, i, bounded<P>(P::narrow(p, random), wall));
       } else {
         const auto near = P::narrow(p);
-        put<P>(p_, i, near);
+        put<P>(p_, i, bounded<P>(near, wall));
 #if RMSPROP_BREAK == 7  // the remainder's sign
         const A rest = (P::widen(near) - p) * P::kRestScale;
 #else
@@ -187,7 +225,7 @@ RMSPROP_INLINE void ask_for(const char* base, int64_t begin) {
   for (int64_t byte = 0; byte < kBlock * size; byte += line) RMSPROP_PREFETCH(base + (begin + kAhead) * size + byte);
 }
 
-template <class P, class S, class A, bool centered, bool momentum, bool capped, Write write>
+template <class P, class S, class A, bool centered, bool momentum, Extra extra, Write write>
 RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, char* p, const char* g, char* v, char* m,
                            char* b, char* c) {
   while (begin < end) {
@@ -201,14 +239,14 @@ RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, char
       if constexpr (momentum) ask_for<S>(b, begin);
       if constexpr (write >= kCompensated) ask_for<P>(c, begin);
     }
-    lines<P, S, A, centered, momentum, capped, write>(n, begin, stop, p, g, v, m, b, c);
+    lines<P, S, A, centered, momentum, extra, write>(n, begin, stop, p, g, v, m, b, c);
     begin = stop;
   }
 }
 
 // Steps elements [begin, end) of tensor i. Switches that change the memory traffic, or cost much, are chosen here,
 // outside the loop.
-template <class P, class S, class A, bool capped, Write write>
+template <class P, class S, class A, Extra extra, Write write>
 RMSPROP_INLINE void chosen(const Work& work, int64_t i, int64_t begin, int64_t end) {
   const Numbers<A> n(work, i);
   char* p = static_cast<char*>(work.param[i]);
@@ -218,13 +256,13 @@ RMSPROP_INLINE void chosen(const Work& work, int64_t i, int64_t begin, int64_t e
   char* b = work.has_momentum ? static_cast<char*>(work.momentum_buffer[i]) : nullptr;
   char* c = write >= kCompensated ? static_cast<char*>(work.compensation[i]) : nullptr;
   if (work.centered && work.has_momentum) {
-    blocks<P, S, A, true, true, capped, write>(n, begin, end, p, g, v, m, b, c);
+    blocks<P, S, A, true, true, extra, write>(n, begin, end, p, g, v, m, b, c);
   } else if (work.centered) {
-    blocks<P, S, A, true, false, capped, write>(n, begin, end, p, g, v, m, b, c);
+    blocks<P, S, A, true, false, extra, write>(n, begin, end, p, g, v, m, b, c);
   } else if (work.has_momentum) {
-    blocks<P, S, A, false, true, capped, write>(n, begin, end, p, g, v, m, b, c);
+    blocks<P, S, A, false, true, extra, write>(n, begin, end, p, g, v, m, b, c);
   } else {
-    blocks<P, S, A, false, false, capped, write>(n, begin, end, p, g, v, m, b, c);
+    blocks<P, S, A, false, false, extra, write>(n, begin, end, p, g, v, m, b, c);
   }
 }
 

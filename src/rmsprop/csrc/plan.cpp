@@ -260,8 +260,12 @@ RMSPROP_API int32_t rmsprop_again(Plan* plan, void* params, void* keys, void* gr
   const Host& host = *plan->host;
   if (!same(*plan, params, keys, gradients, state)) return kMoved;
   if (plan->elements > plan->serial_limit) return kSame;
-  plan->unfinite = plan->guarded ? rmsprop_unfinite(plan->work, plan->works, nullptr, 0) : -1;
+  double norm = plan->norm;
+  const int32_t unclear = plan->normed ? rmsprop_norms(plan->work, plan->works, &norm, nullptr, 0) : 1;
+  if (unclear < 0) return kSame;  // the caller tries again, and raises
+  plan->unfinite = plan->guarded && unclear ? rmsprop_unfinite(plan->work, plan->works, nullptr, 0) : -1;
   if (plan->unfinite >= 0) return kStopped;
+  plan->norm = norm;
   // Writes are counted here, before the step, since a signal could interrupt between a write and its count.
   for (int64_t w = 0; w < plan->works; ++w) {
     for (int64_t i = 0; i < plan->work[w].count; ++i) {

@@ -58,6 +58,8 @@ struct Plan {
   Span* span;                   // [6 * rows] scratch: written memory, sorted
   int64_t spans;
   int64_t apart;                // whether written memory did not overlap, with itself or the gradients
+  int64_t normed;               // whether a work has coefficients of norms
+  double norm;                  // the last total of rmsprop_norms
   int64_t guarded;              // whether a gradient that is not finite stops the step
   int64_t unfinite;             // result of rmsprop_unfinite
   int64_t active;               // number of parameters that have a gradient

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 
@@ -26,17 +27,19 @@ namespace {
 
 // One function for each pair of types and rounding, since the attribute does not apply to templates. The state has the
 // type of P or a wider one.
-#define RMSPROP_ONE(clones, name, P, S, A, capped, write)                            \
+#define RMSPROP_ONE(clones, name, P, S, A, extra, write)                             \
   clones void name(const Work& work, int64_t i, int64_t begin, int64_t end) {        \
-    chosen<P, S, A, capped, write>(work, i, begin, end);                             \
+    chosen<P, S, A, extra, write>(work, i, begin, end);                              \
   }
 #define RMSPROP_PIECE(clones, name, P, S, A)                                         \
-  RMSPROP_ONE(RMSPROP_CLONES, name, P, S, A, false, kNearest)                        \
-  RMSPROP_ONE(clones, name##_capped, P, S, A, true, kNearest)
+  RMSPROP_ONE(RMSPROP_CLONES, name, P, S, A, kPlain, kNearest)                       \
+  RMSPROP_ONE(clones, name##_walled, P, S, A, kWalled, kNearest)                     \
+  RMSPROP_ONE(clones, name##_clipped, P, S, A, kClipped, kNearest)                   \
+  RMSPROP_ONE(clones, name##_capped, P, S, A, kCapped, kNearest)
 #define RMSPROP_HALF(clones, name, P, S)                                             \
-  RMSPROP_ONE(clones, name##_stochastic, P, S, float, true, kStochastic)             \
-  RMSPROP_ONE(clones, name##_compensated, P, S, float, true, kCompensated)           \
-  RMSPROP_ONE(clones, name##_both, P, S, float, true, kBoth)
+  RMSPROP_ONE(clones, name##_stochastic, P, S, float, kCapped, kStochastic)          \
+  RMSPROP_ONE(clones, name##_compensated, P, S, float, kCapped, kCompensated)        \
+  RMSPROP_ONE(clones, name##_both, P, S, float, kCapped, kBoth)
 RMSPROP_PIECE(RMSPROP_CLONES, f32_f32, Float32, Float32, float)
 RMSPROP_PIECE(RMSPROP_TWO_CLONES, f32_f64, Float32, Float64, float)
 RMSPROP_PIECE(RMSPROP_TWO_CLONES, f64_f32, Float64, Float32, double)
@@ -63,18 +66,24 @@ using Piece = void (*)(const Work&, int64_t, int64_t, int64_t);
       {f16_f32##end, f16_f64##end, nullptr, f16_f16##end},                    \
   };
 RMSPROP_TABLE(kPieces, )
-RMSPROP_TABLE(kCapped, _capped)
+RMSPROP_TABLE(kWalledPieces, _walled)
+RMSPROP_TABLE(kClippedPieces, _clipped)
+RMSPROP_TABLE(kCappedPieces, _capped)
 
 // [rounding other than to nearest][float16, not bfloat16][state of the parameter's own type]
 #define RMSPROP_HALVES(end) {{bf16_f32##end, bf16_bf16##end}, {f16_f32##end, f16_f16##end}}
 constexpr Piece kHalves[3][2][2] = {RMSPROP_HALVES(_stochastic), RMSPROP_HALVES(_compensated), RMSPROP_HALVES(_both)};
 
-Piece piece_for(const Work& work) {
+Piece piece_for(const Work& work, int64_t i) {
   if (work.compensation != nullptr || work.stochastic) {
     const int write = work.compensation == nullptr ? 0 : work.stochastic ? 2 : 1;
     return kHalves[write][work.param_type == kFloat16][work.state_type == work.param_type];
   }
-  return (std::isinf(work.cap) ? kPieces : kCapped)[work.param_type][work.state_type];
+  const Extra extra = extra_for(work, i);
+  return (extra == kPlain     ? kPieces
+          : extra == kWalled  ? kWalledPieces
+          : extra == kClipped ? kClippedPieces
+                              : kCappedPieces)[work.param_type][work.state_type];
 }
 
 // A thread's floating-point modes: flushing of subnormals (torch.set_flush_denormal) and rounding. Threads of a pool keep
@@ -140,7 +149,7 @@ void region(int64_t begin, int64_t end, void* context) {
   const Modes own(all.modes);
   walk(all, begin, end,
        [](const Work& work, int64_t i, int64_t first, int64_t last) {
-         piece_for(work)(work, i, first, last);
+         piece_for(work, i)(work, i, first, last);
        });
 }
 
@@ -227,6 +236,143 @@ void look(int64_t begin, int64_t end, void* context) {
   });
 }
 
+// Elements whose squares are summed at once. The sums of blocks do not depend on the threads that make them.
+constexpr int64_t kSummed = 4096;
+
+// Returns the sum of squares of the gradients [begin, end), as the step would take them, in an order of its own.
+template <class P, class A>
+RMSPROP_INLINE double squares(const Numbers<A>& n, const char* p, const char* g, int64_t begin, int64_t end) {
+  constexpr int64_t lanes = 32;  // for every instruction set
+  double sum[lanes] = {};
+  constexpr int64_t page = 4096, line = 64, size = sizeof(typename P::Bits);
+  const A scale = n.scale, early = n.early, value = n.value;
+  const char* const pull = early != 0 ? p : g;  // parameters are not read in vain
+  const auto one = [&](int64_t i) {
+    const double x = double(prepared(load<P>(g, i) * scale, load<P>(pull, i), early, value));
+    return x * x;
+  };
+  for (; begin + lanes <= end; begin += lanes) {
+    for (int64_t byte = 0; byte < lanes * size; byte += line) RMSPROP_PREFETCH_READ(g + begin * size + page + byte);
+    RMSPROP_INDEPENDENT
+    for (int64_t j = 0; j < lanes; ++j) sum[j] += one(begin + j);
+  }
+  for (int64_t j = 0; begin + j < end; ++j) sum[j] += one(begin + j);
+  for (int64_t half = lanes / 2; half > 0; half /= 2) {
+    for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
+  }
+  return sum[0];
+}
+
+#define RMSPROP_SQUARES(name, P, A)                                                                            \
+  RMSPROP_CLONES double name(const Work& work, int64_t i, int64_t begin, int64_t end) {                        \
+    return squares<P, A>(Numbers<A>(work, i), static_cast<const char*>(work.param[i]),                         \
+                         static_cast<const char*>(work.grad[i]), begin, end);                                  \
+  }
+RMSPROP_SQUARES(squares_f32, Float32, float)
+RMSPROP_SQUARES(squares_f64, Float64, double)
+RMSPROP_SQUARES(squares_bf16, BFloat16, float)
+RMSPROP_SQUARES(squares_f16, Float16, float)
+
+constexpr double (*kSquares[4])(const Work&, int64_t, int64_t, int64_t) = {squares_f32, squares_f64, squares_bf16,
+                                                                          squares_f16};
+
+// The sums of all blocks of the tensors whose norms are taken, in order; `end` of the works counts blocks.
+struct Sums {
+  Works all;
+  double* sum;
+};
+
+int64_t blocks_of(const Work& work, int64_t i) { return (std::max<int64_t>(work.size[i], 0) + kSummed - 1) / kSummed; }
+
+void sum_blocks(int64_t begin, int64_t end, void* context) {
+  const Sums& shared = *static_cast<const Sums*>(context);
+  const Modes own(shared.all.modes);
+  for (int64_t w = 0; w < shared.all.count && begin < end; ++w) {
+    const Work& work = shared.all.works[w];
+    if (work.coefficient == nullptr || work.count == 0 || work.end[work.count - 1] <= begin) continue;
+    int64_t i = std::upper_bound(work.end, work.end + work.count, begin) - work.end;
+    for (; i < work.count; ++i) {
+      for (const int64_t start = work.end[i] - blocks_of(work, i); begin < std::min(end, work.end[i]); ++begin) {
+        const int64_t first = (begin - start) * kSummed;
+        shared.sum[begin] = kSquares[work.param_type](work, i, first, std::min(first + kSummed, work.size[i]));
+      }
+    }
+  }
+}
+
+// Returns the norm of a float64 gradient whose squares overflow or vanish.
+double scaled_norm(const Work& work, int64_t i) {
+  const Numbers<double> n(work, i);
+  const auto* p = static_cast<const double*>(work.param[i]);
+  const auto* g = static_cast<const double*>(work.grad[i]);
+  const auto one = [&](int64_t k) { return prepared(g[k] * n.scale, n.early != 0 ? p[k] : 0, n.early, n.value); };
+  double largest = 0, sum = 0;
+  for (int64_t k = 0; k < work.size[i]; ++k) {
+    const double x = std::fabs(one(k));
+    largest = x > largest || x != x ? x : largest;
+  }
+  if (largest == 0 || largest - largest != 0) return largest;
+  for (int64_t k = 0; k < work.size[i]; ++k) sum += (one(k) / largest) * (one(k) / largest);
+  return largest * std::sqrt(sum);
+}
+
+// Whether a sum of squares has neither overflowed nor lost digits. False for NaN.
+bool safe(double sum) { return sum > 1e-280 && sum < 1e300; }
+
+// Multiplies a tensor's two factors so that a norm keeps its bound. A norm of NaN makes NaN of the gradient.
+void bound(double norm, double limit, double* factors) {
+  if (norm <= limit) return;
+  const double held = std::max(limit / norm, kSmallest);  // in two, since the arithmetic's type has fewer numbers
+  const double rest = limit / held / norm;
+  factors[1] *= factors[0] == 1 ? rest : held * rest;
+  factors[0] = factors[0] == 1 ? held : factors[0];
+}
+
+// Calls each(work, tensor) for the tensors whose norms are taken; `together`: those of the global norm.
+template <class Each>
+void normed(const Works& all, bool together, Each each) {
+  for (int64_t w = 0; w < all.count; ++w) {
+    const Work& work = all.works[w];
+    if (work.coefficient == nullptr || (together && std::isinf(work.clip_global_norm))) continue;
+    for (int64_t i = 0; i < work.count; ++i) {
+      if (work.size[i] >= 0) each(work, i);
+    }
+  }
+}
+
+// Turns the blocks' sums into factors. Returns whether they show that all gradients are finite.
+bool bound_norms(const Works& all, double* sum, double* total) {
+  bool finite = true;
+  for (int64_t w = 0; w < all.count; ++w) {  // gradients that no norm shows
+    const Work& work = all.works[w];
+    finite = finite && work.coefficient != nullptr && (work.clip_value_last || std::isinf(work.clip_value));
+  }
+  double largest = -1, squares = 0, together = 0;
+  const double* next = sum;
+  normed(all, false, [&](const Work& work, int64_t i) {
+    double own = 0;
+    for (int64_t k = blocks_of(work, i); k > 0; --k) own += *next++;
+    double norm = safe(own) || work.param_type != kFloat64 ? std::sqrt(own) : scaled_norm(work, i);
+    finite = finite && norm - norm == 0;
+    bound(norm, work.clip_norm, work.coefficient + 2 * i);
+    if (std::isinf(work.clip_global_norm)) return;
+    norm = norm > work.clip_norm ? work.clip_norm : norm;
+    work.correction[i] = norm;
+    largest = norm > largest || norm != norm ? norm : largest;
+    squares += norm * norm;
+  });
+  if (largest == -1) return finite;  // no global norm
+  *total = std::sqrt(squares);
+  if (!safe(squares) && largest != 0 && largest - largest == 0) {
+    normed(all, true, [&](const Work& work, int64_t i) {
+      together += (work.correction[i] / largest) * (work.correction[i] / largest);
+    });
+    *total = largest * std::sqrt(together);
+  }
+  normed(all, true, [&](const Work& work, int64_t i) { bound(*total, work.clip_global_norm, work.coefficient + 2 * i); });
+  return finite;
+}
+
 // A forked child has the parent's OpenMP pool without its threads, so a parallel region hangs (pytorch#17199).
 std::atomic<bool> forked{false};
 #if defined(__unix__) || defined(__APPLE__)
@@ -263,6 +409,34 @@ RMSPROP_API int32_t rmsprop_step(Work* works, int64_t count, double found_inf, P
     return 0;
   }
   return parallel_for(0, total, grain, region, &all);
+}
+
+RMSPROP_API int32_t rmsprop_norms(Work* works, int64_t count, double* total, ParallelFor parallel_for,
+                                  int64_t grain) {
+  Sums shared{{works, count, modes()}, nullptr};
+  int64_t blocks = 0;
+  for (int64_t w = 0; w < count; ++w) {
+    for (int64_t i = 0; i < works[w].count; ++i) {
+      if (works[w].coefficient != nullptr) {
+        blocks += blocks_of(works[w], i);
+        works[w].correction[i] = works[w].coefficient[2 * i] = works[w].coefficient[2 * i + 1] = 1;
+      }
+      works[w].end[i] = blocks;
+    }
+  }
+  constexpr int64_t few = 512;
+  double own[few];
+  shared.sum = blocks <= few ? own : static_cast<double*>(std::malloc(size_t(blocks) * sizeof(double)));
+  if (shared.sum == nullptr) return -2;
+  int32_t failed = 0;
+  if (parallel_for == nullptr || blocks * kSummed <= grain || forked.load(std::memory_order_relaxed)) {
+    sum_blocks(0, blocks, &shared);
+  } else {
+    failed = parallel_for(0, blocks, std::max<int64_t>(grain / kSummed, 1), sum_blocks, &shared);
+  }
+  const bool finite = !failed && bound_norms(shared.all, shared.sum, total);
+  if (shared.sum != own) std::free(shared.sum);
+  return failed ? -2 : !finite;
 }
 
 RMSPROP_API int64_t rmsprop_unfinite(Work* works, int64_t count, ParallelFor parallel_for, int64_t grain) {

@@ -11,10 +11,12 @@ enum EpsMode : int32_t { kOutside, kInside, kBoth, kFloor };
 // Tensors that share a rule, its numbers and their types.
 struct Work {
   double lr, alpha, eps, momentum, weight_decay;  // numbers of the step; has_momentum, not momentum, enables [8]
-  double scale;                                   // factor of every gradient: 1/loss scale · clip coefficient
+  double scale;                                   // factor of every gradient: 1/loss scale
   double cap;                                     // max_update, which bounds [2], [7] and [9]; infinity if not given
+  double clip_value, clip_norm, clip_global_norm, clip_weights;  // tensors/clipping.py; infinity if not given
   int32_t param_type, state_type, step_type;
   int32_t eps_mode, centered, has_momentum, nesterov, lr_in_buffer, decoupled, bias_correction, maximize;
+  int32_t clip_after_decay, clip_value_last;
   int32_t stochastic;      // half precision is rounded stochastically, by bits derived from `random_key`
   int64_t count;           // number of tensors
   const int64_t* size;     // [count] elements of each; -1: it has no gradient and is skipped
@@ -27,6 +29,7 @@ struct Work {
   void* const* step;       // [count] one float32 or float64 each
   int64_t* end;            // [count] scratch: running sum of size, over all works of a call
   double* correction;      // [count] scratch: 1 − αᵗ, or 1
+  double* coefficient;     // [2·count] scratch, null without norms: two factors that bound a gradient's norms
   const uint64_t* random_key;  // [count] read only if stochastic: spec.py random_key
   uint32_t* key;           // [2·count] scratch, if stochastic: keys of the random bits of this step
 };
@@ -46,6 +49,13 @@ using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Body 
 // found_inf: if not 0 (it may be a sum over devices, or NaN), nothing is written and no step is counted.
 // parallel_for: may be null. grain: minimum number of elements per thread.
 RMSPROP_API int32_t rmsprop_step(Work* works, int64_t count, double found_inf, ParallelFor parallel_for, int64_t grain);
+
+// Writes the coefficients of clip_norm and clip_global_norm, before rmsprop_step, and nothing else.
+//
+// total: the norm over the gradients of all works with clip_global_norm, before it bounds them; unchanged without any.
+// Returns 0: all gradients are finite; 1: one may not be; -2: the threads failed. A norm is the same number for any number of
+// threads and instruction set.
+RMSPROP_API int32_t rmsprop_norms(Work* works, int64_t count, double* total, ParallelFor parallel_for, int64_t grain);
 
 // Returns the index over all works of the first tensor whose gradient holds NaN or infinity; -1: none; -2: the threads
 // failed. Writes only scratch.

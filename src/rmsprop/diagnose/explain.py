@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from rmsprop import analysis, kernels, settings
-from rmsprop.diagnose.usage import counted, detours
+from rmsprop.diagnose.usage import counted, detour, detours
 from rmsprop.dialects import DIALECTS, SWITCHES, find_dialect
 from rmsprop.printing import printable, shown
 from rmsprop.spec import Hyper, Rule
@@ -39,8 +39,8 @@ def explain(groups: Groups, backend: str, state: State | None = None, guard: Gua
             tensors = counted(len(bucket.param), f"{str(dtype).removeprefix('torch.')} tensor")
             lines.append(f"    {tensors} on {device}{of}")
             lines += [f"        {line}" for line in kernels.describe(backend, rule, bucket)]
-        for name, reason in detours(backend, rule, group, state or {})[:1]:
-            lines.append(f"    torch operations step this group as it is now, because of {name} ({reason})")
+        found = detours(backend, rule, group, state or {})
+        lines += [f"    as it is now, {detour(found)}"] if found else []
     return "\n".join(lines)
 
 

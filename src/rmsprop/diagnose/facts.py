@@ -17,6 +17,21 @@ FEW = 0.1  # of all elements
 
 
 @dataclass(frozen=True)
+class Detour:
+    """A parameter whose memory layout, or that of its gradient or state, costs something on the CPU.
+
+    Attributes:
+        name: of the parameter.
+        reason: the compiled kernel's.
+        copied: whether a copy of the gradient is enough. Otherwise torch operations step the parameter.
+    """
+
+    name: str
+    reason: str
+    copied: bool = False
+
+
+@dataclass(frozen=True)
 class History:
     """An optimizer's history, which groups, gradients and state do not show.
 
@@ -41,7 +56,7 @@ class Facts:
     Attributes:
         index: the group's.
         unreachable: whether no parameter of the optimizer can have a gradient.
-        detours: the parameters that keep the group from the compiled kernel, with its reasons.
+        detours: the parameters whose memory layout costs the compiled kernel something.
         oldest: the largest number of steps that any parameter of the optimizer has taken.
         run: the number of steps in the whole run, if the caller passes it.
     """
@@ -55,7 +70,7 @@ class Facts:
     index: int = 0
     history: History = History()
     unreachable: bool = False
-    detours: Sequence[tuple[str, str]] = ()
+    detours: Sequence[Detour] = ()
 
     @cached_property
     def lr(self) -> float:

@@ -2,18 +2,19 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from operator import attrgetter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rmsprop import analysis, kernels
-from rmsprop.diagnose.facts import Facts
+from rmsprop.diagnose.facts import Detour, Facts
 from rmsprop.diagnose.readings import Reading
 from rmsprop.dialects import find_dialect
 from rmsprop.printing import printable
 from rmsprop.spec import CLIPS, Rule
-from rmsprop.tensors import clipping, shards
+from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, state_names
 
 _ITS_PLACE = re.compile("parameter 0( of the bucket)?")
@@ -118,24 +119,32 @@ def slow_path(f: Facts) -> Found:
     """Find gradients and state whose memory layout the compiled kernel cannot use."""
     if not f.detours:
         return
-    name, reason = f.detours[0]
-    more = f" and {len(f.detours) - 1} more" if len(f.detours) > 1 else ""
     yield (
         "note",
-        f"torch operations step this group instead of the compiled kernel because of {name}{more} ({reason})",
+        detour(f.detours),
         "Keep parameter, gradient and state in one dense layout: build the optimizer after "
         "model.to(memory_format=...), and assign gradients as torch.empty_like(p).copy_(g)",
     )
 
 
+def detour(found: Sequence[Detour]) -> str:
+    """Return what the parameters found by `detours` cost, in a sentence."""
+    first = found[0]
+    more = sum(other.copied == first.copied for other in found) - 1
+    named = f"{first.name} and {more} more" if more else first.name
+    if first.copied:
+        return f"every step copies the gradient of {named} into the layout of its parameter ({first.reason})"
+    return f"torch operations step {named} instead of the compiled kernel ({first.reason})"
+
+
 def detours(
     backend: str, rule: Rule, group: Mapping[str, Any], state: Mapping[Any, Mapping[str, Any]]
-) -> list[tuple[str, str]]:
-    """Return the parameters that only a memory layout keeps from the compiled kernel.
+) -> list[Detour]:
+    """Return the parameters that a memory layout keeps from the compiled kernel, or whose gradients it copies.
 
-    Returns: pairs of the parameter's name and the kernel's reason.
+    Returns: those that keep the whole group from it come first.
     """
-    if backend != "auto" or group["fused"] or clipping.clips(group):  # a name raises; clipped gradients are copies
+    if backend != "auto" or group["fused"]:  # a name raises
         return []
     found = []
     together: list[Bucket] = []
@@ -150,12 +159,17 @@ def detours(
         reason = kernels.CPU.refuse(rule, bucket)
         if reason is not None:
             known = group.get("param_names")
-            found.append((printable(str(known[i])) if known else f"parameter {i}", _ITS_PLACE.sub("it", reason)))
+            name = printable(str(known[i])) if known else f"parameter {i}"
+            bucket = kernels.laid_out(rule, bucket)
+            copied = bucket.grad[0] is not p.grad
+            found.append(Detour(name, _ITS_PLACE.sub("it", reason), copied))
         together.append(bucket)
-    return found or _together(rule, group, together)
+    if all(one.copied for one in found):
+        found += [Detour("the whole group", reason) for reason in _together(rule, group, together)]
+    return sorted(found, key=attrgetter("copied"))
 
 
-def _together(rule: Rule, group: Mapping[str, Any], buckets: Sequence[Bucket]) -> list[tuple[str, str]]:
+def _together(rule: Rule, group: Mapping[str, Any], buckets: Sequence[Bucket]) -> list[str]:
     """Return why one call of the kernel cannot step parameters that it can step one by one."""
     whole = bucket_for(group, [])
     for bucket in buckets:
@@ -163,7 +177,7 @@ def _together(rule: Rule, group: Mapping[str, Any], buckets: Sequence[Bucket]) -
             for into, values in zip(whole.lists(), bucket.lists(), strict=True):
                 into.extend(values)
     reasons = (kernels.CPU.refuse(rule, part) for part in whole.split()) if whole.param else ()
-    return [("its parameters together", reason) for reason in reasons if reason is not None]
+    return [reason for reason in reasons if reason is not None]
 
 
 def _bucket(rule: Rule, group: Mapping[str, Any], p: Tensor, grad: Tensor, own: Mapping[str, Any]) -> Bucket:

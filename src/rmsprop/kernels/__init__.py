@@ -1,19 +1,36 @@
 """Selects the backend that steps a bucket."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from rmsprop.kernels import native
+from torch import Tensor
+
+from rmsprop.kernels import cpu, native
 from rmsprop.kernels.base import Backend
-from rmsprop.kernels.cpu import CPU
+from rmsprop.kernels.cpu import CPU, clip_and_step
 from rmsprop.kernels.eager import EAGER
 from rmsprop.kernels.plan import Plan, Settings, Stepped
 from rmsprop.kernels.triton import TRITON
 from rmsprop.kernels.triton_plan import DevicePlan
 from rmsprop.printing import shown
 from rmsprop.spec import Rule
+from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket
+from rmsprop.tensors.clipping import Work
 
-__all__ = ["BACKENDS", "CPU", "Backend", "check_backend", "describe", "explain", "pick", "plan_of"]
+__all__ = [
+    "BACKENDS",
+    "CPU",
+    "Backend",
+    "check_backend",
+    "clip_and_step",
+    "clips",
+    "describe",
+    "explain",
+    "pick",
+    "plan_of",
+]
 
 # In order of preference. Triton is last, and used on request only (backend="triton", fused=True), until bench/gpu.py
 # has verified it on a GPU.
@@ -47,6 +64,42 @@ def pick(name: str, rule: Rule, bucket: Bucket) -> Backend:
     raise RuntimeError(f"backend={name!r} cannot take this step: {'; '.join(reasons)}")
 
 
+def laid_out(rule: Rule, bucket: Bucket) -> Bucket:
+    """Return the bucket, with copies of the gradients whose layout alone keeps the CPU kernel from the bucket."""
+    params = bucket.param
+    if not params or not params[0].is_cpu or CPU.refuse(rule, bucket) is None:
+        return bucket
+    if all(map(cpu.fits, params, bucket.grad)):
+        return bucket
+    other = replace(bucket, grad=list(map(cpu.laid_out, params, bucket.grad)))
+    return other if CPU.refuse(rule, other) is None else bucket
+
+
+def apart(rule: Rule, bucket: Bucket) -> list[Bucket]:
+    """Return the bucket, or as two: the tensors that the CPU kernel takes, and those that would keep it from them."""
+    if len(bucket.param) < 2 or not cpu.takes_kind(rule, bucket) or CPU.refuse(rule, bucket) is None:
+        return [bucket]
+    alone = [i for i in range(len(bucket.param)) if CPU.refuse(rule, bucket.chosen([i])) is not None]
+    if not alone or len(alone) == len(bucket.param):
+        return [bucket]
+    taken = bucket.chosen([i for i in range(len(bucket.param)) if i not in set(alone)])
+    left = bucket.chosen(alone)
+    separate = not {*map(_storage, taken.all())} & {*map(_storage, left.all())}
+    return [taken, left] if separate and CPU.refuse(rule, taken) is None else [bucket]
+
+
+def _storage(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+def clips(name: str, works: Sequence[Work]) -> bool:
+    """Return whether `clip_and_step` can take these works: the CPU kernel takes all of them, and none is a shard."""
+    return name in ("auto", CPU.name) and all(
+        not bucket.whole and not any(map(shards.of_fsdp1, bucket.param)) and CPU.refuse(rule, bucket) is None
+        for _, rule, _, bucket in works
+    )
+
+
 def explain(rule: Rule, bucket: Bucket) -> list[tuple[str, str | None]]:
     """Return every backend's name with its reason to refuse, or None if it would take the bucket."""
     return [(backend.name, backend.refuse(rule, bucket)) for backend in BACKENDS]
@@ -77,6 +130,7 @@ def plan_of(
     state: Any,
     settings: Settings,
     stepped: Stepped,
+    left: Sequence[Tensor] = (),
 ) -> Plan | None:
     """Return a plan for all groups. None if no native kernel takes all of them, or C cannot validate it here.
 
@@ -85,10 +139,11 @@ def plan_of(
         backend: the requested backend.
         settings: returns the settings of a group that must stay the same; numbers may change.
         stepped: the groups of the last step with their buckets.
+        left: parameters that the plan leaves to another backend.
     """
     kinds = {"cpu": Plan, "triton": DevicePlan}
     loaded = native.load()
     if used not in kinds or isinstance(loaded, str) or loaded.host is None:
         return None
-    plan = kinds[used](loaded, backend, groups, state, settings, stepped)
+    plan = kinds[used](loaded, backend, groups, state, settings, stepped, left)
     return plan if plan.takes else None

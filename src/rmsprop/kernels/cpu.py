@@ -1,7 +1,10 @@
 """Computes the nine lines by one compiled function over all tensors of a bucket: csrc/rmsprop.cpp, csrc/lines.h."""
 
 import ctypes
+import math
+from collections.abc import Mapping, Sequence
 from ctypes import c_double, c_int64, c_uint32, c_uint64, c_void_p
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,8 +12,9 @@ from torch import Tensor
 from rmsprop.kernels import native
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.refusals import count_writes, plain, refuse_call, refuse_memory, refuse_rule, refuse_slots
-from rmsprop.spec import EPS_MODES, Hyper, Rule
+from rmsprop.spec import CLIPS, EPS_MODES, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket, kind
+from rmsprop.tensors.clipping import Work, clips
 
 
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
@@ -59,6 +63,54 @@ def advance(
         raise RuntimeError(f"torch_parallel_for failed with code {code}: the step is incomplete")
 
 
+def takes_kind(rule: Rule, bucket: Bucket) -> bool:
+    """Return whether the kernel takes such a step of other tensors of the bucket's kind."""
+    device, dtype, family = kind(bucket.param[0])
+    usual = device.type == "cpu" and family is Tensor and dtype in native.TYPES
+    return usual and refuse_call(bucket) is None and refuse_rule(rule) is None and native.missing() is None
+
+
+def fits(p: Tensor, grad: Tensor) -> bool:
+    """Return whether a gradient has its parameter's layout, or something other than its layout is wrong with it."""
+    if grad.layout != torch.strided or type(grad) is not Tensor or (grad.dtype, grad.shape) != (p.dtype, p.shape):
+        return True
+    return p.stride() == grad.stride() and not grad.is_neg()
+
+
+def laid_out(p: Tensor, grad: Tensor) -> Tensor:
+    """Return the gradient, copied into its parameter's layout if it has another."""
+    return grad if fits(p, grad) else torch.empty_like(p, requires_grad=False).copy_(grad.detach())
+
+
+def clip_and_step(works: Sequence[Work]) -> float | None:
+    """Advance the buckets of all groups by one step whose clipping (tensors/clipping.py) is in the same pass.
+
+    Args:
+        works: group, rule, numbers and bucket of each work. All have one loss scale and one found_inf.
+    Returns: the norm that clip_global_norm bounds, before it does. None without one, or if the step was skipped.
+    Mutates: parameters and slots. Never gradients.
+    """
+    loaded = native.load()
+    if isinstance(loaded, str):
+        raise RuntimeError(loaded)
+    lists = [Lists(rule, bucket) for _, rule, _, bucket in works]
+    for held, (group, _, hyper, bucket) in zip(lists, works, strict=True):
+        held.numbers(hyper, 1.0 if bucket.grad_scale is None else 1 / bucket.grad_scale.item())
+        held.clips(group)
+        if bucket.found_inf is not None and bucket.found_inf.item() != 0:
+            return None
+    array = (native.Work * len(lists))(*(held.work for held in lists))
+    norm = c_double(math.nan)
+    if loaded.norms(ctypes.byref(array), len(array), ctypes.byref(norm), loaded.parallel_for, native.GRAIN) < 0:
+        raise RuntimeError("the norms of the gradients could not be computed, for lack of memory or threads")
+    for *_, bucket in works:
+        count_writes(bucket.param)
+    code = loaded.step(ctypes.byref(array), len(array), 0.0, loaded.parallel_for, native.GRAIN)
+    if code != 0:
+        raise RuntimeError(f"torch_parallel_for failed with code {code}: the step is incomplete")
+    return norm.value if any(group["clip_global_norm"] is not None for group, *_ in works) else None
+
+
 CPU = Backend("cpu", refuse, step)
 
 
@@ -76,6 +128,7 @@ class Lists:
         }
         self.end = (c_int64 * count)()
         self.correction = (c_double * count)()
+        self.coefficient = (c_double * (2 * count))()
         self.random_key = (c_uint64 * count)(*bucket.random_keys)
         self.key = (c_uint32 * (2 * count))()
         self.work = native.Work(
@@ -91,6 +144,7 @@ class Lists:
             bias_correction=rule.bias_correction,
             maximize=rule.maximize,
             stochastic=bool(bucket.random_keys),
+            **dict.fromkeys(CLIPS, math.inf),
             count=count,
             size=ctypes.addressof(self.size),
             end=ctypes.addressof(self.end),
@@ -99,6 +153,15 @@ class Lists:
             key=ctypes.addressof(self.key),
             **{name: ctypes.addressof(values) for name, values in self.address.items()},
         )
+
+    def clips(self, group: Mapping[str, Any]) -> None:
+        """Write the group's clipping into `work`."""
+        for name in CLIPS:
+            setattr(self.work, name, math.inf if group[name] is None else group[name])
+        self.work.clip_after_decay = clips(group) and group["clip_after_decay"]
+        self.work.clip_value_last = group["clip_value_last"]
+        normed = group["clip_norm"] is not None or group["clip_global_norm"] is not None
+        self.work.coefficient = ctypes.addressof(self.coefficient) if normed else None
 
     def numbers(self, hyper: Hyper, scale: float = 1.0) -> None:
         """Write the numbers of a step into `work`. A tensor lr is read here."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from rmsprop.spec import CLIPS
 from rmsprop.tensors.forked import in_child
 
 # Element types, in the order of csrc/rmsprop.h.
@@ -26,13 +27,15 @@ class Work(Structure):
     """Tensors that share a rule, its numbers and their types: `Work` in csrc/rmsprop.h."""
 
     _fields_ = (
-        *((name, c_double) for name in ("lr", "alpha", "eps", "momentum", "weight_decay", "scale", "cap")),
+        *((name, c_double) for name in ("lr", "alpha", "eps", "momentum", "weight_decay", "scale", "cap", *CLIPS)),
         *((name, c_int32) for name in ("param_type", "state_type", "step_type", "eps_mode", "centered")),
         *((name, c_int32) for name in ("has_momentum", "nesterov", "lr_in_buffer", "decoupled")),
-        *((name, c_int32) for name in ("bias_correction", "maximize", "stochastic")),
+        *((name, c_int32) for name in ("bias_correction", "maximize", "clip_after_decay", "clip_value_last")),
+        ("stochastic", c_int32),
         ("count", c_int64),
         *((name, c_void_p) for name in ("size", "param", "grad", "square_avg", "grad_avg", "momentum_buffer")),
-        *((name, c_void_p) for name in ("compensation", "step", "end", "correction", "random_key", "key")),
+        *((name, c_void_p) for name in ("compensation", "step", "end", "correction", "coefficient")),
+        *((name, c_void_p) for name in ("random_key", "key")),
     )
 
 
@@ -66,7 +69,9 @@ class Plan(Structure):
         *((name, c_int64) for name in ("elements", "serial_limit", "idle")),
         ("idle_place", c_void_p),
         ("span", c_void_p),
-        *((name, c_int64) for name in ("spans", "apart", "guarded", "unfinite", "active", "inferred")),
+        *((name, c_int64) for name in ("spans", "apart", "normed")),
+        ("norm", c_double),
+        *((name, c_int64) for name in ("guarded", "unfinite", "active", "inferred")),
     )
 
 
@@ -76,6 +81,7 @@ class Native:
 
     Attributes:
         step: rmsprop_step, called without the GIL.
+        norms: rmsprop_norms, called without the GIL.
         again: rmsprop_again, called with it.
         apart: rmsprop_apart, called with it.
         plain: rmsprop_plain, called with it.
@@ -89,6 +95,7 @@ class Native:
     """
 
     step: Any
+    norms: Any
     again: Any
     apart: Any
     plain: Any
@@ -126,6 +133,8 @@ def load(library: Path | None = None) -> Native | str:
         return f"the compiled kernel cannot be loaded on this machine ({error}); reinstall the package from source"
     step = released.rmsprop_step
     step.argtypes, step.restype = (c_void_p, c_int64, c_double, c_void_p, c_int64), c_int32
+    norms = released.rmsprop_norms
+    norms.argtypes, norms.restype = (c_void_p, c_int64, c_void_p, c_void_p, c_int64), c_int32
     unfinite = released.rmsprop_unfinite
     unfinite.argtypes, unfinite.restype = (c_void_p, c_int64, c_void_p, c_int64), c_int64
     pieces = released.rmsprop_pieces
@@ -141,6 +150,7 @@ def load(library: Path | None = None) -> Native | str:
     codes = {} if host is None else {t: _code(symbols, "dtype_" + str(t).removeprefix("torch.")) for t in TYPES}
     return Native(
         step=step,
+        norms=norms,
         again=again,
         apart=apart,
         plain=plain,

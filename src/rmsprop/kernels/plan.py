@@ -6,9 +6,10 @@ For small networks, Python is the whole cost of a step. A plan reduces it to one
 import ctypes
 import math
 import struct
+import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from ctypes import c_int32, c_int64, c_void_p
+from ctypes import c_double, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Real
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from rmsprop.kernels import cpu, native, refusals
 from rmsprop.spec import SLOTS, Hyper, Rule, plain, random_key
-from rmsprop.tensors import shards
+from rmsprop.tensors import clipping, shards
 from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, state_names
 from rmsprop.tensors.nonfinite import Guard, first_unfinite
 
@@ -97,18 +98,22 @@ class Plan:
         state: Any,
         settings: Settings,
         stepped: Stepped = (),
+        left: Sequence[Tensor] = (),
     ) -> None:
         self._loaded, self._backend, self._settings = loaded, backend, settings
         self._busy = False
+        self._scale = 1.0  # of the works
         self._spread_ids: tuple[list[int], ...] = ()  # of the DTensor slots and shards that the plan holds
         self._guard: Guard | None = None  # the guard of the plan's `guarded`
         self._held: list[Any] = []  # keeps arrays alive that the structures below point to
         params = [p for group, _ in groups for p in group["params"]]
         self._index = {id(p): i for i, p in enumerate(params)}  # a hint: the parameter at the index is compared
         self._shards = shards.DTensorWatch(params, state)
+        self._left = [self._index[id(p)] for p in left]
+        self._left_weakly = [weakref.ref(p) for p in left]
         parts = _all_of(groups, stepped)
         if not parts:
-            found = _parts(groups, state)
+            found = _parts(groups, state, set(map(id, left)))
             parts = [(i, rule, self._shards.stepped(bucket), indices) for i, rule, bucket, indices in found]
             parts = parts if all(self._refuse(rule, bucket) is None for _, rule, bucket, _ in parts) else []
         self.takes = bool(parts) and type(state) in _STATES
@@ -117,6 +122,9 @@ class Plan:
         self._host = native.host(parts[0][2].param[0].device)
         lists = [self._lists(rule, bucket) for _, rule, bucket, _ in parts]
         self._lists_held = lists
+        for held, (i, *_) in zip(lists, parts, strict=True):
+            if clipping.clips(groups[i][0]):
+                held.clips(groups[i][0])
         works = (native.Work * len(lists))(*(held.work for held in lists))
         for work, (i, *_) in zip(works, parts, strict=True):
             work.scale, work.cap = 1.0, math.inf if (cap := groups[i][0]["max_update"]) is None else cap
@@ -126,6 +134,19 @@ class Plan:
             own = [work for work, (owner, *_) in zip(works, parts, strict=True) if owner == i]
             self._known.append(_Known(len(group["params"]), settings(group), rule.momentum, rule, own))
         self._plan = self._fill(parts, params, state)
+        # gradients that the last step copied into their parameter's layout
+        self._copied = (
+            []
+            if self._shards.any
+            else [
+                i
+                for *_, bucket, indices in parts
+                for i, g in zip(indices, bucket.grad, strict=True)
+                if params[i].grad is not None and g is not params[i].grad
+            ]
+        )
+        self._together = any(groups[i][0]["clip_global_norm"] is not None for i, *_ in parts)
+        self._plan.norm = math.nan
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
         self.takes = bool(loaded.apart(self._address))
@@ -174,6 +195,12 @@ class Plan:
         keys = groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(map(_PARAMS, groups)))
         try:
             gradients = list(map(GRADIENTS, keys)) if due is None else self._due(due, keys)
+            for i in self._left:
+                gradients[i] = None
+            for i in self._copied:
+                grad = gradients[i]
+                if grad is not None:
+                    gradients[i] = cpu.laid_out(keys[i], grad)
         except AttributeError:  # not a tensor, or a parameter of no group
             return False
         self._busy = True
@@ -183,14 +210,50 @@ class Plan:
             self._busy = False
 
     def _can(self, scaling: Scaling | None, _guard: Guard | None, _due: Due) -> bool:
-        """Return whether a plan can take such a step. A gradient scaler needs the full step."""
-        return scaling is None
+        """Return whether a plan can take such a step. The full step skips those whose gradients overflowed."""
+        if scaling is None:
+            return True
+        fits = all(x is None or (type(x) is Tensor and x.is_cpu and x.numel() == 1) for x in scaling)
+        return fits and not self._shards.any and (scaling[1] is None or scaling[1].item() == 0)
 
     def _write(self, known: _Known, hyper: Hyper) -> None:
         """Write the current numbers into the works. A tensor lr is read here. Raises: struct.error, TypeError."""
         numbers = (hyper.lr, hyper.alpha, hyper.eps, hyper.momentum, hyper.shrinkage(known.rule))
         for work in known.works:
             _PACK(work, 0, *numbers)
+
+    def _unscale(self, scaling: Scaling | None) -> None:
+        """Write the factor of the gradients, 1 / loss scale, into the works."""
+        scale = 1.0 if scaling is None or scaling[0] is None else 1 / scaling[0].item()
+        if scale != self._scale:
+            self._scale = scale
+            for work in self._works:
+                work.scale = scale
+
+    @property
+    def norm(self) -> float | None:
+        """The norm that clip_global_norm bounded in the last step by this plan. None if there was none."""
+        return None if not self._together or math.isnan(self._plan.norm) else self._plan.norm
+
+    @property
+    def leaves(self) -> bool:
+        """True if the plan leaves some parameters to another backend, which `left` finds."""
+        return bool(self._left)
+
+    def left(self, groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[Tensor]]] | None:
+        """Return the parameters with a gradient that the plan leaves, by group. None if they are no longer there."""
+        found: list[tuple[dict[str, Any], list[Tensor]]] = []
+        first, todo = 0, dict(zip(self._left, self._left_weakly, strict=True))
+        for group in groups:
+            params = group["params"]
+            end = first + len(params)
+            own = [(i, todo.pop(i)()) for i in list(todo) if first <= i < end]
+            if any(p is None or params[i - first] is not p for i, p in own):
+                return None
+            here = [p for _, p in own if p is not None and p.grad is not None]
+            found += [(group, here)] if here else []
+            first = end
+        return None if todo else found
 
     @property
     def has_dtensors(self) -> bool:
@@ -245,10 +308,13 @@ class Plan:
         state: Any,
         keys: list[Any],
         gradients: list[Tensor | None],
-        _scaling: Scaling | None,
+        scaling: Scaling | None,
         guard: Guard | None,
     ) -> bool:
         """Step with these gradients if C finds the plan valid, after `again` has compared the settings."""
+        if scaling is not None or self._scale != 1.0:
+            self._unscale(scaling)
+            guard = guard if scaling is None else None  # the scaler has looked at the gradients
         if guard is not self._guard:
             self._guard, self._plan.guarded = guard, guard is not None
         code, params, gradients = self._validate(state, keys, gradients)
@@ -257,10 +323,15 @@ class Plan:
         if code == _STEPPED and guard is None:
             return True
         works, parallel_for = (self._works_address, len(self._works)), self._loaded.parallel_for
+        norm, unclear = c_double(self._plan.norm), 1
+        if self._plan.normed and code == _SAME:
+            unclear = self._loaded.norms(*works, ctypes.byref(norm), parallel_for, native.GRAIN)
+            if unclear < 0:
+                raise RuntimeError("no memory or threads for the norms of the gradients: nothing was changed")
         if guard is not None:
             bad = self._plan.unfinite
             if code == _SAME:
-                bad = self._loaded.unfinite(*works, parallel_for, native.GRAIN)
+                bad = self._loaded.unfinite(*works, parallel_for, native.GRAIN) if unclear else -1
             if bad < -1:
                 raise RuntimeError("torch_parallel_for failed before the gradients were scanned: nothing was changed")
             if bad >= 0:
@@ -268,6 +339,7 @@ class Plan:
                 return True
             guard.passed()
         if code == _SAME:
+            self._plan.norm = norm.value
             self._count_writes(keys, params, gradients)
             failed = self._loaded.step(*works, 0.0, parallel_for, native.GRAIN)
             if failed:
@@ -317,6 +389,7 @@ class Plan:
             place=self._array(c_void_p, [self._array(c_int64, indices) for *_, indices in parts]),
             elements=sum(p.numel() for _, _, bucket, _ in parts for p in bucket.param),
             serial_limit=self._serial_limit(),
+            normed=any(work.coefficient for work in self._works),
             idle=len(idle),
             idle_place=self._array(c_int64, idle),
             span=ctypes.addressof(spans),
@@ -354,8 +427,11 @@ def _all_of(groups: list[tuple[dict[str, Any], Rule]], stepped: Stepped) -> list
     return parts if not todo else []
 
 
-def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_Part]:
+def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any, left: set[int]) -> Iterator[_Part]:
     """Yield the parameters that have state, with or without a gradient, as buckets of one kind.
+
+    Args:
+        left: the ids of parameters that are left out.
 
     Yields: the group's index, its rule, the bucket, and the parameters' indices among all parameters.
     """
@@ -365,7 +441,7 @@ def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any) -> Iterator[_P
         names = {half: state_names(rule, group, half) for half in (False, True)}
         for p in group["params"]:
             entry = state.get(p)
-            if type(entry) is dict:
+            if type(entry) is dict and id(p) not in left:
                 slots: list[Any] = [entry.get(name) for name in names[is_half(p.dtype)]]
                 if all(isinstance(x, Tensor) for x in slots):
                     key = (p.device, *(x.dtype for x in (p, entry["square_avg"], entry["step"])))

@@ -43,14 +43,17 @@ def describe(group: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def clip(works: Sequence[Work]) -> list[Work]:
-    """Return the works with clipped gradients in new tensors. Works of groups without clipping are not changed."""
+def clip(works: Sequence[Work]) -> tuple[list[Work], Tensor | None]:
+    """Return the works with clipped gradients in new tensors. Works of groups without clipping are not changed.
+
+    Returns: the works, and the norm that clip_global_norm bounds, before it does. None without one.
+    """
     prepared = [_begin(*work) if clips(work[0]) else work for work in works]
-    _clip_norms_together([work for work in prepared if work[0]["clip_global_norm"] is not None])
+    total = _clip_norms_together([work for work in prepared if work[0]["clip_global_norm"] is not None])
     for group, *_, bucket in prepared:
         if group["clip_value_last"] and group["clip_value"] is not None:
             bucket.grad = _clip_elements(bucket, group["clip_value"])
-    return prepared
+    return prepared, total
 
 
 def clip_weights(group: Mapping[str, Any], bucket: Bucket) -> None:
@@ -100,17 +103,21 @@ def _decay(rule: Rule, hyper: Hyper, own: Bucket) -> tuple[Rule, Hyper]:
     return replace(rule, maximize=False), replace(hyper, weight_decay=0.0)
 
 
-def _clip_norms_together(works: Sequence[Work]) -> None:
-    """Bound the norm over all gradients of these works, without reading back from a device. Mutates: bucket.grad."""
+def _clip_norms_together(works: Sequence[Work]) -> Tensor | None:
+    """Bound the norm over all gradients of these works, without reading back from a device. Mutates: bucket.grad.
+
+    Returns: the norm.
+    """
     gradients = [g for *_, bucket in works for g in bucket.grad]
     if not gradients:
-        return
+        return None
     home = gradients[0].device
     wide = torch.float32 if home.type == "mps" else torch.float64
     norms = [norm.to(home, wide) for *_, bucket in works for norm in shards.norms(bucket)]
     total = shards.norm(torch.stack(norms))
     for group, _, _, bucket in works:
         bucket.grad = [_bounded(g, total.to(g.device), group["clip_global_norm"]) for g in bucket.grad]
+    return total
 
 
 def _bounded(g: Tensor, norm: Tensor, bound: float) -> Tensor:

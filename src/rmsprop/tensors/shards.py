@@ -149,6 +149,11 @@ def norm(g: Tensor) -> Tensor:
     return wide
 
 
+def of_fsdp1(p: Tensor) -> bool:
+    """Return whether a parameter holds shards of FullyShardedDataParallel, whose other shards nothing names."""
+    return bool(getattr(p, "_fsdp_flattened", False))
+
+
 def norms(bucket: Bucket) -> list[Tensor]:
     """Return ‖g‖ of every gradient, over the shards of all processes.
 
@@ -160,7 +165,7 @@ def norms(bucket: Bucket) -> list[Tensor]:
     found = [norm(g) for g in bucket.grad]
     alike: dict[Any, list[int]] = {}
     for i, p in enumerate(bucket.param):
-        if getattr(p, "_fsdp_flattened", False):
+        if of_fsdp1(p):
             raise RuntimeError(
                 "clip_norm and clip_global_norm cannot see the other shards of FullyShardedDataParallel (FSDP1): "
                 "call model.clip_grad_norm_(...) before step() instead, or shard with fully_shard (FSDP2), whose "
