@@ -172,6 +172,20 @@ def test_a_large_float64_gradient_is_not_taken_for_infinity() -> None:
     assert optimizer.grad_norm == pytest.approx(5e300)
 
 
+def test_a_norm_that_is_not_finite_is_reported() -> None:
+    """Without a guard the step is taken, with a plan and without; no gradient, no new norm."""
+    p = nn.Parameter(torch.ones(3))
+    optimizer = RMSprop([p], lr=0.01, clip_global_norm=0.5)
+    for value, norm in ((math.inf, math.inf), (1.0, None), (math.nan, math.nan), (math.inf, math.inf)):
+        p.grad = torch.tensor([value, 0.0, 0.0])
+        optimizer.step()
+        if norm is not None:
+            assert str(optimizer.grad_norm) == str(norm)
+    p.grad = None
+    optimizer.step()
+    assert optimizer.grad_norm == math.inf
+
+
 def test_a_loss_scale_keeps_the_plan() -> None:
     """amp_in_step=True on the CPU: unscaled, clipped, stepped by the plan; an overflow writes nothing."""
     runs = []

@@ -100,7 +100,7 @@ def clip_and_step(works: Sequence[Work]) -> float | None:
         if bucket.found_inf is not None and bucket.found_inf.item() != 0:
             return None
     array = (native.Work * len(lists))(*(held.work for held in lists))
-    norm = c_double(math.nan)
+    norm = c_double(-1.0)
     if loaded.norms(ctypes.byref(array), len(array), ctypes.byref(norm), loaded.parallel_for, native.GRAIN) < 0:
         raise RuntimeError("the norms of the gradients could not be computed, for lack of memory or threads")
     for *_, bucket in works:
@@ -108,7 +108,7 @@ def clip_and_step(works: Sequence[Work]) -> float | None:
     code = loaded.step(ctypes.byref(array), len(array), 0.0, loaded.parallel_for, native.GRAIN)
     if code != 0:
         raise RuntimeError(f"torch_parallel_for failed with code {code}: the step is incomplete")
-    return norm.value if any(group["clip_global_norm"] is not None for group, *_ in works) else None
+    return None if norm.value < 0 else norm.value
 
 
 CPU = Backend("cpu", refuse, step)

@@ -146,7 +146,7 @@ class Plan:
             ]
         )
         self._together = any(groups[i][0]["clip_global_norm"] is not None for i, *_ in parts)
-        self._plan.norm = math.nan
+        self._plan.norm = -1.0  # none yet
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
         self.takes = bool(loaded.apart(self._address))
@@ -233,7 +233,7 @@ class Plan:
     @property
     def norm(self) -> float | None:
         """The norm that clip_global_norm bounded in the last step by this plan. None if there was none."""
-        return None if not self._together or math.isnan(self._plan.norm) else self._plan.norm
+        return None if not self._together or self._plan.norm < 0 else self._plan.norm
 
     @property
     def leaves(self) -> bool:
