@@ -62,7 +62,7 @@ setup(
         Extension(
             "rmsprop._native",
             _SOURCES,
-            depends=[f"src/rmsprop/csrc/{name}.h" for name in ("rmsprop", "plan", "lines", "types")],
+            depends=[f"src/rmsprop/csrc/{name}.h" for name in ("rmsprop", "plan", "lines", "norms", "types")],
             language="c++",
             optional=True,
         )

@@ -443,11 +443,7 @@ class RMSprop(Optimizer):
 
     @property
     def grad_norm(self) -> Tensor | float | None:
-        """The norm over all gradients that clip_global_norm bounded in the last step, before it did.
-
-        A float on the CPU, where the step computes it anyway, else a tensor on the device that nothing waited for.
-        None without clip_global_norm. A skipped step leaves it as it was.
-        """
+        """The norm that clip_global_norm bounded in the last step, before it did; on a GPU, a tensor there."""
         return self._stepper.grad_norm
 
     def lint(self, steps: int | None = None) -> list[lint.Finding]:

@@ -98,7 +98,7 @@ def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Ar
             new["momentum_buffer"] = b
             u = u + momentum * b if rule.nesterov else b
             if hyper.max_update is not None:
-                cap = hyper.cap * lr if rule.lr_in_buffer else hyper.cap
+                cap = hyper.cap * abs(lr) if rule.lr_in_buffer else hyper.cap
                 u = np.clip(u, -cap, cap)
         # [9] parameter
         p = p - (u if rule.momentum and rule.lr_in_buffer else lr * u)

@@ -190,3 +190,17 @@ def test_a_differentiable_step_has_a_finite_derivative():
     weight.sum().backward()
     assert lr.grad.isfinite()
     assert start.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS, ids=lambda b: b.name)
+@pytest.mark.parametrize("lr_in_buffer", [False, True])
+def test_a_learning_rate_below_0_has_the_bound_of_its_size(backend, lr_in_buffer):
+    """A linear schedule that ran on past its end: the bound is on both sides of 0."""
+    rule, hyper = Rule(momentum=True, lr_in_buffer=lr_in_buffer), Hyper(-0.03, 0.9, 1e-3, 0.8, max_update=1.5)
+    bucket = spiked(rule, (F64, F64), 1)
+    before = copied(bucket)
+    backend.step(rule, hyper, bucket)
+    assert worst(rule, hyper, before, bucket) <= EAGER_BOUND
+    moves = torch.cat([(a - b).flatten() for a, b in zip(before.param, bucket.param, strict=True)])
+    assert 0.9 * 0.045 < moves.abs().max() <= 0.045 * (1 + 1e-9)
+    assert moves.min() < 0 < moves.max()

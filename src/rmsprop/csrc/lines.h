@@ -79,7 +79,7 @@ struct Numbers {
     cap = A(work.cap);
     growth = A(std::isinf(work.cap) ? work.cap : 2);
     carried = A(std::sqrt((2 - work.alpha) / (1 - work.alpha)));
-    move = A(in_buffer ? work.cap * work.lr : work.cap);
+    move = A(in_buffer ? work.cap * std::fabs(work.lr) : work.cap);
     first = work.stochastic ? work.key[2 * i] : 0;
     second = work.stochastic ? work.key[2 * i + 1] : 0;
 #if RMSPROP_BREAK == 1  // ε on the other side of the root

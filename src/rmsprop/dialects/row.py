@@ -96,7 +96,7 @@ class Dialect:
         when: defaults that depend on other settings.
         settings: further defaults that differ from torch's: `sparse`, `clip_after_decay`, `clip_value_last`.
         v_init_is_eps: whether v starts at ε.
-        states: its state names -> ours, in its order.
+        states: its state names -> ours, in its order. Required by the tests, as call, example and traps are.
         buffer_sign: -1 if its momentum buffer has the sign of the step, which goes downhill.
         keeps_corrected: whether its state holds the averages divided by 1 − alphaᵗ.
         complex: the reason why complex parameters are refused: the framework squares them differently.

@@ -10,7 +10,8 @@ from rmsprop.kernels import cpu, native
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.cpu import CPU, clip_and_step
 from rmsprop.kernels.eager import EAGER
-from rmsprop.kernels.plan import Plan, Settings, Stepped
+from rmsprop.kernels.parts import Stepped
+from rmsprop.kernels.plan import Plan, Settings
 from rmsprop.kernels.triton import TRITON
 from rmsprop.kernels.triton_plan import DevicePlan
 from rmsprop.printing import shown

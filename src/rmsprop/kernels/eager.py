@@ -264,7 +264,8 @@ def _move_by_tensor(
 
 
 def _within(bound: Any, u: Any) -> Any:
-    """Return u with each element bounded to ±bound, a number or a tensor of one. NaN stays."""
+    """Return u with each element bounded to ±bound, a number or a tensor of one, of any sign. NaN stays."""
+    bound = abs(bound)  # a schedule may take lr below 0
     return u.clamp(-bound, bound) if isinstance(u, Tensor) else [x.clamp(-bound, bound) for x in u]
 
 

@@ -8,7 +8,7 @@ import math
 import struct
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import c_double, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
 from itertools import chain
@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from rmsprop.kernels import cpu, native, refusals
-from rmsprop.spec import SLOTS, Hyper, Rule, plain, random_key
+from rmsprop.kernels.parts import Part, Stepped, parts_of, whole_groups
+from rmsprop.spec import SLOTS, Hyper, Rule, plain
 from rmsprop.tensors import clipping, shards
-from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, state_names
+from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.nonfinite import Guard, first_unfinite
 
 _NAMES = ("", "", *SLOTS)  # in the order of Bucket.lists(); the parameter and its gradient are not in the state
@@ -37,7 +38,6 @@ _STATES = (defaultdict, dict)  # subclasses may override access to items
 Scaling = tuple[Tensor | None, Tensor | None]  # the loss scale, and found_inf
 Due = list[Tensor] | None
 Settings = Callable[[Mapping[str, Any]], tuple[Any, ...]]
-Stepped = Sequence[tuple[Mapping[str, Any], Bucket]]  # group and bucket of each work of a step
 
 
 @dataclass
@@ -111,9 +111,9 @@ class Plan:
         self._shards = shards.DTensorWatch(params, state)
         self._left = [self._index[id(p)] for p in left]
         self._left_weakly = [weakref.ref(p) for p in left]
-        parts = _all_of(groups, stepped)
+        parts = whole_groups(groups, stepped)
         if not parts:
-            found = _parts(groups, state, set(map(id, left)))
+            found = parts_of(groups, state, set(map(id, left)))
             parts = [(i, rule, self._shards.stepped(bucket), indices) for i, rule, bucket, indices in found]
             parts = parts if all(self._refuse(rule, bucket) is None for _, rule, bucket, _ in parts) else []
         self.takes = bool(parts) and type(state) in _STATES
@@ -360,7 +360,7 @@ class Plan:
             written += [key for key, x, g in triples if g is not None and key is not x]
         refusals.count_writes(written)
 
-    def _fill(self, parts: list["_Part"], params: list[Tensor], state: Any) -> native.Plan:
+    def _fill(self, parts: list[Part], params: list[Tensor], state: Any) -> native.Plan:
         """Return the plan in the form of csrc/plan.h."""
         kinds = [kind for _, _, bucket, _ in parts for kind in refusals.kinds(self._loaded, bucket)]
         self._indices = [index for *_, indices in parts for index in indices]
@@ -404,58 +404,3 @@ class Plan:
         array = (kind * len(values))(*values)
         self._held.append(array)
         return ctypes.addressof(array)
-
-
-_Part = tuple[int, Rule, Bucket, list[int]]
-
-
-def _all_of(groups: list[tuple[dict[str, Any], Rule]], stepped: Stepped) -> list[_Part]:
-    """Return the buckets of the last step in the form of `_parts`, if each is a whole group of plain tensors.
-
-    Returns: an empty list if they are not, such as after a step in which a parameter had no gradient.
-    """
-    parts: list[_Part] = []
-    index, todo = 0, list(stepped)
-    for i, (group, rule) in enumerate(groups):
-        count = len(group["params"])
-        if count:
-            owner, bucket = todo.pop(0) if todo else (None, Bucket())
-            if owner is not group or len(bucket.param) != count or bucket.whole:
-                return []
-            parts.append((i, rule, bucket, list(range(index, index + count))))
-        index += count
-    return parts if not todo else []
-
-
-def _parts(groups: list[tuple[dict[str, Any], Rule]], state: Any, left: set[int]) -> Iterator[_Part]:
-    """Yield the parameters that have state, with or without a gradient, as buckets of one kind.
-
-    Args:
-        left: the ids of parameters that are left out.
-
-    Yields: the group's index, its rule, the bucket, and the parameters' indices among all parameters.
-    """
-    index = 0
-    for i, (group, rule) in enumerate(groups):
-        found: dict[Any, tuple[Bucket, list[int]]] = {}
-        names = {half: state_names(rule, group, half) for half in (False, True)}
-        for p in group["params"]:
-            entry = state.get(p)
-            if type(entry) is dict and id(p) not in left:
-                slots: list[Any] = [entry.get(name) for name in names[is_half(p.dtype)]]
-                if all(isinstance(x, Tensor) for x in slots):
-                    key = (p.device, *(x.dtype for x in (p, entry["square_avg"], entry["step"])))
-                    if key not in found:
-                        found[key] = bucket_for(group, []), []
-                    bucket, indices = found[key]
-                    bucket.param.append(p)
-                    grad = p.grad
-                    bucket.grad.append(p if grad is None else grad)  # a parameter may stand for its own gradient
-                    for name, x in zip(names[is_half(p.dtype)], slots, strict=True):
-                        bucket.slots[name].append(x)
-                    if group["rounding"] == "stochastic":
-                        bucket.random_keys.append(random_key(group["seed"], index))
-                    indices.append(index)
-            index += 1
-        for bucket, indices in found.values():
-            yield i, rule, bucket.of_its_width(), indices

@@ -279,7 +279,7 @@ def _lines(
         _store(b_at, offset, at, mask, vector, state, b)
         u = _fused(tl.cast(mu, arithmetic), b, u) if nesterov else b
         if capped:
-            u = _within(u, tl.cast(cap * lr if lr_in_buffer else cap, arithmetic))
+            u = _within(u, tl.cast(cap * tl.abs(lr) if lr_in_buffer else cap, arithmetic))
     # [9] parameter
     p = p - u if momentum and lr_in_buffer else _fused(-tl.cast(lr, arithmetic), u, p)
     if stochastic:
