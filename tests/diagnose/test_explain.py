@@ -294,3 +294,14 @@ def test_a_layout_that_keeps_the_group_from_the_kernel_is_reported():
     assert "as it is now, torch operations step parameter 0 instead of the compiled kernel" in optimizer.explain()
     p.data, p.grad = torch.ones(2, 3, 4, 4), torch.ones(2, 3, 4, 4)
     assert "as it is now" not in optimizer.explain()
+
+
+def test_a_tensor_that_the_kernel_does_not_take_is_shown_by_itself():
+    """The others keep the kernel, as they do in a step."""
+    params = [nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(4, 6)[:, ::2]), nn.Parameter(torch.ones(5))]
+    lines = [line.strip() for line in RMSprop(params).explain().splitlines()]
+    at = lines.index("2 float32 tensors on cpu")
+    assert lines[at + 1] == "cpu: steps them"
+    at = lines.index("1 float32 tensor on cpu")
+    assert lines[at + 1].startswith("cpu: refuses, parameter 0 of the bucket has gaps")
+    assert lines[at + 2] == "eager: steps them"

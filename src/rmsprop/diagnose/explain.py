@@ -32,7 +32,9 @@ def explain(groups: Groups, backend: str, state: State | None = None, guard: Gua
         lines.append(f"Parameter group {i}, dialect {group['dialect']}, backend {backend!r}")
         about = [*_origin(group, rule), *equation(group), *meaning(rule, hyper), _state(group, rule, state or {})]
         lines += [f"    {line}" for line in about]
-        for bucket in shards.localized(bucket_for(group, group["params"])).split():
+        whole = shards.localized(bucket_for(group, group["params"])).split()
+        apart = backend == "auto"
+        for bucket in (part for own in whole for part in (kernels.apart(rule, own) if apart else [own])):
             device, dtype, _ = kind(bucket.param[0])
             sharded = sum(id(p) in bucket.whole for p in bucket.param)
             of = f", {sharded} of them this process's shards of DTensors" if sharded else ""
