@@ -126,9 +126,13 @@ def test_a_full_disk_for_the_report_does_not_blame_out(tmp_path):
 # --- signals --------------------------------------------------------------------------------------
 
 SLOW = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from rmsprop.files import write_whole
+
+# nohup and background jobs start their children with signals ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def save(part):
     part.write_bytes(bytes(100000))
