@@ -196,32 +196,31 @@ class Stepper:
         names = {backend.name for backend in backends}
         if type(optimizer)._init_group is not self._init_group or not names:
             return None
+        others = [work for work, backend in zip(works, backends, strict=True) if backend.name != "cpu"]
         left: list[Tensor] = []
         if len(names) > 1:
-            left = [
-                p
-                for (*_, bucket), backend in zip(works, backends, strict=True)
-                if backend.name != "cpu"
-                for p in bucket.param
-            ]
             works = [work for work, backend in zip(works, backends, strict=True) if backend.name == "cpu"]
-            if "cpu" not in names or not self._may_leave(optimizer, works):
+            if not works or not self._may_leave(optimizer, works, others):
                 return None
+            left = [p for *_, bucket in others for p in bucket.param]
         groups = [(group, self.read(group)[0]) for group in optimizer.param_groups]
         stepped = [(group, bucket) for group, _, _, bucket in works]
         used = "cpu" if left else backends[0].name
         return kernels.plan_of(used, optimizer.backend, groups, optimizer.state, settings.SETTINGS, stepped, left)
 
-    def _may_leave(self, optimizer: Any, works: list[clipping.Work]) -> bool:
-        """Return whether a plan may leave some tensors to the full step.
+    def _may_leave(self, optimizer: Any, works: list[clipping.Work], others: list[clipping.Work]) -> bool:
+        """Return whether a plan of `works` may leave the tensors of `others` to the full step.
 
-        Guards, scalers and norms decide about all tensors together, and random bits depend on a tensor's index.
+        Guards, scalers and norms decide about all tensors together, random bits depend on a tensor's index, and
+        tensors that overlap step together.
         """
         return (
             self.guard is None
             and scaling(optimizer) is None
             and not any(clipping.clips(group) or group["rounding"] != "nearest" for group in optimizer.param_groups)
             and not any(bucket.whole for *_, bucket in works)
+            and all(self._still_left(rule, bucket) for _, rule, _, bucket in others)
+            and all(kernels.separate(bucket, other) for *_, bucket in works for *_, other in others)
         )
 
     def _take_left(self, optimizer: Any, left: list[tuple[Group, list[Tensor]]]) -> Callable[[], None] | None:
@@ -252,7 +251,7 @@ class Stepper:
         return _step
 
     def _still_left(self, rule: Rule, bucket: Bucket) -> bool:
-        """Return whether the CPU kernel still refuses every tensor of a bucket."""
+        """Return whether the CPU kernel refuses every tensor of a bucket, each by itself."""
         return all(
             kernels.CPU.refuse(rule, kernels.laid_out(rule, bucket.chosen([i]))) is not None
             for i in range(len(bucket.param))

@@ -1,6 +1,7 @@
 """State edited by hand is checked in all groups before one moves: the right step, or one sentence with its name."""
 
 import copy
+from collections import UserDict
 
 import numpy as np
 import pytest
@@ -234,3 +235,20 @@ def test_lazy_views_are_refused_as_state(backend: str) -> None:
             with pytest.raises(RuntimeError, match=f"{slot} of parameter 'edited' is a lazy view"):
                 optimizer.step()
             assert all(map(torch.equal, params, kept))
+
+
+@pytest.mark.parametrize("kind", [dict, UserDict])
+def test_a_dict_in_the_place_of_torchs_makes_entries_as_torchs_does(kind) -> None:
+    """optimizer.state = dict(...) makes no entry by itself: a parameter without one starts fresh."""
+    params = [torch.nn.Parameter(torch.ones(3)) for _ in range(2)]
+    optimizer = RMSprop(params, lr=0.1)
+    optimizer.state = kind()
+    for _ in range(2):
+        for p in params:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert [float(optimizer.state[p]["step"]) for p in params] == [2, 2]
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert type(optimizer.state) is kind
+    optimizer.step()
+    assert [float(optimizer.state[p]["step"]) for p in params] == [3, 3]

@@ -24,13 +24,16 @@ __all__ = [
     "BACKENDS",
     "CPU",
     "Backend",
+    "apart",
     "check_backend",
     "clip_and_step",
     "clips",
     "describe",
     "explain",
+    "laid_out",
     "pick",
     "plan_of",
+    "separate",
 ]
 
 # In order of preference. Triton is last, and used on request only (backend="triton", fused=True), until bench/gpu.py
@@ -85,12 +88,16 @@ def apart(rule: Rule, bucket: Bucket) -> list[Bucket]:
         return [bucket]
     taken = bucket.chosen([i for i in range(len(bucket.param)) if i not in set(alone)])
     left = bucket.chosen(alone)
-    separate = not {*map(_storage, taken.all())} & {*map(_storage, left.all())}
-    return [taken, left] if separate and CPU.refuse(rule, taken) is None else [bucket]
+    return [taken, left] if separate(taken, left) and CPU.refuse(rule, taken) is None else [bucket]
 
 
-def _storage(x: Tensor) -> int:
-    return x.untyped_storage().data_ptr()
+def separate(taken: Bucket, left: Bucket) -> bool:
+    """Return whether tensors of two buckets are of different storages, as far as all of them have one."""
+    try:
+        storages = [{x.untyped_storage().data_ptr() for x in bucket.all()} for bucket in (taken, left)]
+    except RuntimeError:  # sparse tensors, and others without memory
+        return False
+    return not storages[0] & storages[1]
 
 
 def clips(name: str, works: Sequence[Work]) -> bool:

@@ -5,6 +5,7 @@ reads it. Otherwise it is replaced, as in torch, since an earlier state dict may
 of the tensors that a load writes in place.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
 from copy import deepcopy
 from typing import Any
@@ -82,7 +83,7 @@ def place_state(
     skipped = set(map(id, reshaped))
     taken = {id(pair.param) for pair in matched.pairs} - skipped  # ids: a tensor's hash is slow
     before = {id(key): entry for key, entry in present.items()}
-    held = type(present)(dict)
+    held = type(present)(dict) if isinstance(present, defaultdict) else type(present)()
     for key, entry in present.items():
         if isinstance(key, Tensor) and id(key) not in taken:
             held[key] = _left(key, entry, merged.groups)

@@ -51,6 +51,15 @@ def unmake(state: Any, made: Made) -> None:
             del state[p]
 
 
+def _entry(state: Any, p: Tensor) -> Any:
+    """Return the state of a parameter. A dict that the user put in the place of torch's makes none by itself."""
+    try:
+        return state[p]
+    except KeyError:
+        state[p] = {}
+        return state[p]
+
+
 def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: Made) -> bool:
     """Fill the bucket's lists with the parameters that have a gradient, their gradients and their slots.
 
@@ -80,7 +89,7 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
                 "reals; give its resolve_conj()"
             )
         has_complex |= p.is_complex()
-        own: Any = state[p]
+        own: Any = state[p] if compiling else _entry(state, p)
         if type(own) is not dict and not isinstance(own, Mapping):
             raise RuntimeError(
                 f"the state of parameter {parameter_name(group, i)} is {shown(own)}, but it must be a dict of "
