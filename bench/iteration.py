@@ -1,4 +1,4 @@
-"""Measure what a training loop calls beside the step: clipping, its guard, and setting gradients to None.
+"""Measure clipping beside the step, inside it and before it, with and without the guard.
 
     python bench/iteration.py [seconds per case]
 
@@ -20,7 +20,6 @@ from rmsprop import RMSprop
 from rmsprop.bench.cpu import CASES, OURS, machine, save, turn_about
 
 HERE = Path(__file__).parent
-NETS = {"a2c": "a2c", "nature": "nature", "mobilenet": "mobilenet", "64 M": None}
 NORM, WEIGHTS = 0.5, 10.0
 CALLS: dict[str, tuple[Any, dict[str, Any], bool]] = {  # class, arguments, whether clip_grad_norm_ comes before
     OURS: (RMSprop, {}, False),
@@ -61,8 +60,8 @@ def main(seconds: float) -> None:
     """Measure, print, judge, and write."""
     cores = torch.get_num_threads()
     rows, bars = [], []
-    for case, net in NETS.items():
-        shapes = [(64 << 20,)] if net is None else CASES[net]()
+    for case in ("a2c", "nature", "mobilenet", "64 M"):
+        shapes = CASES[case]() if case in CASES else [(64 << 20,)]
         for threads in sorted({1, cores}):
             torch.set_num_threads(threads)
             times = turn_about({name: iteration(shapes, *how) for name, how in CALLS.items()}, seconds)

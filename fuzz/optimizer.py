@@ -566,6 +566,8 @@ def moved(draw: random.Random, optimizer: RMSprop) -> None:
         for p in params
     ):
         return
+    if len({p.untyped_storage().data_ptr() for p in params}) < len(params):
+        return  # a copy has them apart
     if optimizer._stepper.guard is not None or any(group["differentiable"] for group in optimizer.param_groups):
         return
     try:

@@ -4,7 +4,7 @@
 cached plan (kernels/plan.py), as long as the plan is valid.
 """
 
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from rmsprop.tensors.params import are_lists, check_groups
 from rmsprop.tensors.sparse import parts
 
 Group = dict[str, Any]
+Assigned = tuple[list[clipping.Work], list[kernels.Backend]]
 
 
 class Stepper:
@@ -71,17 +72,16 @@ class Stepper:
             return False
         if self.guard is not None and self.plan.has_dtensors:
             return False  # processes decide together in the full step; plans may not be valid on all of them
-        take_left: Callable[[], None] | None = None
+        left: Assigned | None = ([], [])
         if self.plan.leaves:
-            left = None if due is not None else self.plan.left(optimizer.param_groups)
-            take_left = None if left is None else self._take_left(optimizer, left)
-            if take_left is None:
-                return False
+            left = self._prepare_left(optimizer, self.plan) if due is None else None
+        if left is None:
+            return False
         done = self.plan.again(
             optimizer.backend, optimizer.param_groups, optimizer.state, scaling(optimizer), self.guard, due
         )
-        if done and take_left is not None:
-            take_left()
+        if done:
+            _step(*left)
         return done
 
     @serial_after_fork
@@ -139,17 +139,18 @@ class Stepper:
                     for part, write_back in parts(group, bucket):
                         works.append((group, rule, hyper, part))
                         returns.append(write_back)
+            whole = not any(returns)
+            if whole:
+                works, backends = _assigned(optimizer.backend, works)
+                returns = [None] * len(works)
+            else:
+                backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
             clipped = any(clipping.clips(group) for group in groups)
-            if optimizer.backend == "auto" and not compiling:
-                works = [(group, rule, hyper, kernels.laid_out(rule, bucket)) for group, rule, hyper, bucket in works]
-                if not any(returns):
-                    works = [(*work[:3], bucket) for work in works for bucket in kernels.apart(work[1], work[3])]
-                    returns = [None] * len(works)
-            in_kernel = clipped and not any(returns) and kernels.clips(optimizer.backend, works)
+            in_kernel = clipped and whole and kernels.clips(backends, works)
             norm: Tensor | float | None = None
             if clipped and not in_kernel:
                 works, norm = clipping.clip(works)
-            backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
+                backends = [kernels.pick(optimizer.backend, rule, bucket) for _, rule, _, bucket in works]
         except BaseException:
             if not compiling:
                 slots.unmake(optimizer.state, self.made)
@@ -157,20 +158,13 @@ class Stepper:
             raise
         if in_kernel:
             norm = kernels.clip_and_step(works)
-        for (group, rule, hyper, bucket), backend, write_back in zip(works, backends, returns, strict=True):
-            if in_kernel:
-                break
-            with torch.set_grad_enabled(bucket.differentiable):  # of this group, not of the constructor's defaults
-                backend.step(rule, hyper, bucket)
-                clipping.clip_weights(group, bucket)
-                shards.written(bucket)
-                if write_back is not None:
-                    write_back()
+        else:
+            _step(works, backends, returns)
         if not compiling:
             self._drop_plan()
             self.norm = self.norm if norm is None else norm
             self.idle = 0 if works else self.idle + 1
-            made_state, whole = bool(self.made), (in_kernel or not clipped) and not any(returns)
+            made_state, whole = bool(self.made), whole and (in_kernel or not clipped)
             self.made.clear()  # it owns parameters
             # In backward, every call of the first iteration makes state, and a plan would serve no other.
             useful = due is None or (not made_state and all(backend.name == "cpu" for backend in backends))
@@ -212,50 +206,36 @@ class Stepper:
         """Return whether a plan of `works` may leave the tensors of `others` to the full step.
 
         Guards, scalers and norms decide about all tensors together, random bits depend on a tensor's index, and
-        tensors that overlap step together.
+        tensors of one storage step in the order of the groups.
         """
         return (
             self.guard is None
             and scaling(optimizer) is None
             and not any(clipping.clips(group) or group["rounding"] != "nearest" for group in optimizer.param_groups)
             and not any(bucket.whole for *_, bucket in works)
-            and all(self._still_left(rule, bucket) for _, rule, _, bucket in others)
             and all(kernels.separate(bucket, other) for *_, bucket in works for *_, other in others)
         )
 
-    def _take_left(self, optimizer: Any, left: list[tuple[Group, list[Tensor]]]) -> Callable[[], None] | None:
-        """Prepare the step of the tensors that the plan leaves. Return what takes it, or None: the full step must."""
-        works = []
+    def _prepare_left(self, optimizer: Any, plan: Plan) -> Assigned | None:
+        """Return the works of the tensors that a plan leaves, with their backends. None: the full step takes them."""
+        found = plan.left(optimizer.param_groups)
+        works: list[clipping.Work] = []
         try:
-            for group, params in left:
+            for group, params in found or ():
                 own = {**group, "params": params}
                 rule, hyper = settings.read(group)
                 for bucket in self._fill(optimizer, own, None, 0):
                     _check([(own, bucket)])
-                    if any(g.is_sparse for g in bucket.grad) or not self._still_left(rule, bucket):
-                        return None
-                    works.append((rule, hyper, bucket, kernels.pick(optimizer.backend, rule, bucket)))
-            if self.made:
-                return None
+                    works.append((own, rule, hyper, bucket))
+            works, backends = _assigned(optimizer.backend, works)
+            mended = any(backend.name == "cpu" for backend in backends)
+            sparse = any(g.is_sparse for *_, bucket in works for g in bucket.grad)
+            return None if found is None or self.made or mended or sparse else (works, backends)
         except Exception:  # the full step raises it, with the parameter's own name
             return None
         finally:
             slots.unmake(optimizer.state, self.made)
             self.made.clear()
-
-        def _step() -> None:
-            for rule, hyper, bucket, backend in works:
-                with torch.set_grad_enabled(bucket.differentiable):
-                    backend.step(rule, hyper, bucket)
-
-        return _step
-
-    def _still_left(self, rule: Rule, bucket: Bucket) -> bool:
-        """Return whether the CPU kernel refuses every tensor of a bucket, each by itself."""
-        return all(
-            kernels.CPU.refuse(rule, kernels.laid_out(rule, bucket.chosen([i]))) is not None
-            for i in range(len(bucket.param))
-        )
 
     def _replay_together(self, optimizer: Any) -> bool:
         """Step by the cached plan after processes have agreed to. Return whether the plan was valid."""
@@ -309,6 +289,37 @@ class Stepper:
             ids = set(map(id, due))
             bucket = bucket.chosen([i for i, p in enumerate(bucket.param) if id(p) in ids])
         return list(shards.localized(bucket).split())
+
+
+def _assigned(name: str, works: list[clipping.Work]) -> Assigned:
+    """Return the works with their backends; of a bucket in parts, a work for each."""
+    found = [
+        (backend, (group, rule, hyper, part))
+        for group, rule, hyper, bucket in works
+        for backend, part in kernels.assign(name, rule, bucket)
+    ]
+    return [work for _, work in found], [backend for backend, _ in found]
+
+
+def _step(
+    works: list[clipping.Work],
+    backends: list[kernels.Backend],
+    returns: Sequence[Callable[[], None] | None] | None = None,
+) -> None:
+    """Step every work by its backend. Mutates: parameters and state.
+
+    Args:
+        returns: functions that write a work's results back, or None where the step writes in place.
+    """
+    for (group, rule, hyper, bucket), backend, write_back in zip(
+        works, backends, returns or [None] * len(works), strict=True
+    ):
+        with torch.set_grad_enabled(bucket.differentiable):  # of this group, not of the constructor's defaults
+            backend.step(rule, hyper, bucket)
+            clipping.clip_weights(group, bucket)
+            shards.written(bucket)
+            if write_back is not None:
+                write_back()
 
 
 def _check(filled: list[tuple[Group, Bucket]]) -> None:

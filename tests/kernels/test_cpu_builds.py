@@ -15,6 +15,7 @@ from cpu_parity import BOUND, F32, F64, SIZES, TYPES, copied, rules, spiked, ste
 from halves import check_written, rounded_as, twin
 
 import rmsprop
+from rmsprop import reference
 from rmsprop.kernels import cpu, native
 from rmsprop.spec import EPS_MODES, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
@@ -52,6 +53,19 @@ def results(types: tuple, seed: int) -> list[Bucket]:
     return found
 
 
+def clipped_results(types: tuple, seed: int) -> list[Bucket]:
+    """What the loaded kernel makes of gradients that it clips in every way, of several blocks of a norm."""
+    bounds = dict(clip_value=0.9, clip_norm=3.0, clip_global_norm=2.0, clip_weights=1.5)
+    found = []
+    for after, last in product((False, True), (False, True)):
+        group = {**bounds, "clip_after_decay": after, "clip_value_last": last}
+        rule, hyper = Rule(momentum=True), Hyper(0.03, 0.9, 1e-3, 0.8, 0.05)
+        bucket = tensors(rule, types, (5, 9001), seed)
+        cpu.clip_and_step([(group, rule, hyper, bucket)])
+        found.append(bucket)
+    return found
+
+
 # Bits agree because nothing is contracted into a fused multiply-add but what the source says, and that is emulated
 # where there is none: in the baseline.
 TARGETS = {"baseline": "x86-64", "avx2": "haswell", "avx512": "skylake-avx512"}
@@ -78,10 +92,10 @@ def test_instruction_sets_give_the_same_bits(
     compiler = QUICK if level == "-O0" else COMPILER
     one = build(tmp_path, level, "-DRMSPROP_ONE_TARGET", f"-march={TARGETS[target]}", compiler=compiler)
     for types in TYPES:
-        chosen = results(types, seed=20)
+        chosen = results(types, seed=20) + clipped_results(types, seed=20)
         with monkeypatch.context() as patch:
             patch.setattr(native, "load", lambda: one)
-            mine = results(types, seed=20)
+            mine = results(types, seed=20) + clipped_results(types, seed=20)
         for a, b in zip(chosen, mine, strict=True):
             for x, y in zip((x for v in a.lists() for x in v), (y for v in b.lists() for y in v), strict=True):
                 assert torch.equal(x, y)
@@ -183,3 +197,33 @@ def test_broken_spikes_words_and_remainders_are_caught(tmp_path: Path, monkeypat
         with monkeypatch.context() as patch:
             patch.setattr(native, "load", lambda broken=broken: broken)
             assert [check() for check in checks] == [k != i for k in range(3)]
+
+
+def test_broken_clipping_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A factor left out, decay on the wrong side, unbounded weights, a norm without its last elements."""
+    builds = [build(tmp_path / str(i), "-O0", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={i}") for i in (8, 9, 10, 11)]
+    draw = torch.Generator().manual_seed(8)
+    p, g = (torch.randn(40, generator=draw, dtype=torch.float64) for _ in range(2))
+    rule, hyper = Rule(), Hyper(0.1, 0.9, 1e-3, 0.0, 0.5)
+    off = dict.fromkeys(("clip_value", "clip_norm", "clip_global_norm", "clip_weights"))
+
+    def close(grad: torch.Tensor, bound: float = np.inf, **clips: float) -> bool:
+        group = {**off, "clip_after_decay": False, "clip_value_last": False, **clips}
+        bucket = Bucket([p.clone()], [g], {"square_avg": [torch.zeros_like(p)], "step": [torch.tensor(0.0)]})
+        cpu.clip_and_step([(group, rule, hyper, bucket)])
+        expected, _ = reference.step(rule, hyper, p.numpy(), grad.numpy(), reference.start(rule, p.numpy()))
+        return np.allclose(bucket.param[0].numpy(), expected.clip(-bound, bound), rtol=1e-12, atol=0)
+
+    def right() -> list[bool]:
+        return [
+            close(g * (0.5 / g.norm()), clip_norm=0.5),
+            close(g.clamp(-0.3, 0.3), clip_value=0.3),
+            close(g, bound=0.7, clip_weights=0.7),
+            close(g * (0.5 / g.norm()), clip_global_norm=0.5),
+        ]
+
+    assert right() == [True] * 4
+    for broken, seen in zip(builds, ((0, 3), (0, 1, 2, 3), (2,), (0, 3)), strict=True):
+        with monkeypatch.context() as patch:
+            patch.setattr(native, "load", lambda broken=broken: broken)
+            assert [i for i, good in enumerate(right()) if not good] == list(seen)

@@ -208,3 +208,15 @@ def test_a_loss_scale_keeps_the_plan() -> None:
         assert len(long_way) == (1 if scale is None else 2), "the first, and the overflow"
     assert all(map(torch.equal, runs[0], runs[2]))
     assert all(map(torch.equal, runs[1], runs[2]))
+
+
+def test_other_backends_report_the_norm_too() -> None:
+    """As a tensor, which nothing has read back."""
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+    for words in ({"backend": "eager"}, {"foreach": True}):
+        optimizer = RMSprop(params, lr=0.01, clip_global_norm=0.5, **words)
+        assert optimizer.grad_norm is None
+        params[0].grad, params[1].grad = torch.tensor([3.0, 0.0, 0.0]), torch.tensor([0.0, 4.0])
+        optimizer.step()
+        assert isinstance(optimizer.grad_norm, Tensor)
+        assert float(optimizer.grad_norm) == 5.0

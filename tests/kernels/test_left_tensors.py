@@ -144,3 +144,27 @@ def test_what_is_decided_together_takes_the_full_step(settings) -> None:
         runs.append([p.detach().clone() for p in params])
     for a, b in zip(*runs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_copied_gradient_and_a_left_tensor_go_together() -> None:
+    """A gradient of another layout, a parameter with gaps, and one without a gradient when the plan is made."""
+    first = nn.Parameter(torch.linspace(-1, 1, 120).view(2, 3, 4, 5))
+    params = [first, holed(), plain(0), plain(1)]
+    twins = [nn.Parameter(p.detach().clone()) for p in params]
+    twins[1] = holed()
+    optimizer, alone = RMSprop(params, lr=0.01), [RMSprop([p], lr=0.01) for p in twins]
+    steps = full_steps(optimizer)
+    for t in range(6):
+        missing = (3,) if t == 1 else ()
+        for own in (params, twins):
+            feed(own, t, missing)
+        params[0].grad = params[0].grad.contiguous(memory_format=torch.channels_last)
+        if t == 1:
+            optimizer._stepper.forget()  # the plan is made in a step in which a gradient is missing
+        optimizer.step()
+        for one in alone:
+            one.step()
+        assert all(map(torch.equal, params, twins)), t
+    assert len(steps) == 2
+    assert optimizer._stepper.plan.leaves
+    assert optimizer._stepper.plan._copied == [0]

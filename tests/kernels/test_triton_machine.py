@@ -25,7 +25,6 @@ from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
 
 pytestmark = [
-    pytest.mark.long,  # each kernel is compiled twice
     pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here to build what stands for a GPU"),
     pytest.mark.skipif(native.missing() is not None, reason=str(native.missing())),
 ]

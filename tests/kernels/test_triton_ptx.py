@@ -18,7 +18,6 @@ from ptx_machine import Launcher, kept, machine, triton
 from rmsprop.kernels import triton as backend
 from rmsprop.spec import Hyper, Rule
 
-pytestmark = pytest.mark.long  # seconds for each kernel that is compiled
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 TYPES = ((F32, F32), (BF16, F32), (BF16, BF16), (F16, F32), (F32, F64), (F64, F64), (F64, F32))
 RULES = {

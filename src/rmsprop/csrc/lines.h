@@ -54,7 +54,11 @@ struct Numbers {
     const bool in_buffer = work.lr_in_buffer && work.has_momentum;
     const double eps = work.eps;
     nesterov = A(work.nesterov != 0);
+#if RMSPROP_BREAK == 8  // the norm's factor left out
+    const double by_norm = 1;
+#else
     const double by_norm = work.coefficient == nullptr ? 1 : work.coefficient[2 * i];
+#endif
     const bool folded = extra_for(work, i) < kClipped;
     scale = A((work.maximize ? -work.scale : work.scale) * (folded ? by_norm : 1));
     l2 = A(work.decoupled || work.clip_after_decay ? 0 : work.weight_decay);
@@ -86,6 +90,8 @@ struct Numbers {
     std::swap(eps_inside, eps_outside);
 #elif RMSPROP_BREAK == 2  // the learning rate on the other side of the buffer
     if (work.has_momentum) std::swap(into_buffer, lr);
+#elif RMSPROP_BREAK == 9  // weight decay on the other side of clipping
+    std::swap(early, l2);
 #elif RMSPROP_BREAK == 3  // 1 − α computed in the arithmetic's type
     beta = A(1) - A(A(work.alpha) + A(1e-6));
 #endif
@@ -188,7 +194,9 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     // [9] parameter
     p = fused(-lr, u, p);
     if constexpr (write == kNearest) {
+#if RMSPROP_BREAK != 10  // weights not bounded
       if constexpr (extra >= kWalled) p = within(p, wall);
+#endif
       store<P>(p_, i, p);
     } else {
 #if RMSPROP_BREAK == 6  // random bits of an element's lane, not of its index

@@ -71,7 +71,9 @@ RMSPROP_INLINE double squares(const Numbers<A>& n, const char* p, const char* g,
     RMSPROP_INDEPENDENT
     for (int64_t j = 0; j < lanes; ++j) sum[j] += one(begin + j);
   }
+#if RMSPROP_BREAK != 11  // the last elements of a block not summed
   for (int64_t j = 0; begin + j < end; ++j) sum[j] += one(begin + j);
+#endif
   for (int64_t half = lanes / 2; half > 0; half /= 2) {
     for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
   }

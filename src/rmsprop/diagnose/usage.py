@@ -142,7 +142,7 @@ def detours(
 ) -> list[Detour]:
     """Return the parameters that a memory layout keeps from the compiled kernel, or whose gradients it copies.
 
-    Returns: those that keep the whole group from it come first.
+    Returns: those that torch operations step come first.
     """
     if backend != "auto" or group["fused"]:  # a name raises
         return []

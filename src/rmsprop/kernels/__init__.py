@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -25,6 +26,7 @@ __all__ = [
     "CPU",
     "Backend",
     "apart",
+    "assign",
     "check_backend",
     "clip_and_step",
     "clips",
@@ -68,43 +70,52 @@ def pick(name: str, rule: Rule, bucket: Bucket) -> Backend:
     raise RuntimeError(f"backend={name!r} cannot take this step: {'; '.join(reasons)}")
 
 
+def assign(name: str, rule: Rule, bucket: Bucket) -> list[tuple[Backend, Bucket]]:
+    """Return the backend of a bucket, or under "auto" the backends of its parts: a tensor costs no other the kernel.
+
+    Raises: RuntimeError as `pick` does.
+    """
+    backend = pick(name, rule, bucket)
+    if name != "auto" or backend is CPU or not bucket.param or not cpu.takes_kind(rule, bucket):
+        return [(backend, bucket)]
+    return [(pick(name, rule, part), part) for part in apart(rule, laid_out(rule, bucket))]
+
+
 def laid_out(rule: Rule, bucket: Bucket) -> Bucket:
-    """Return the bucket, with copies of the gradients whose layout alone keeps the CPU kernel from the bucket."""
-    params = bucket.param
-    if not params or not params[0].is_cpu or CPU.refuse(rule, bucket) is None:
-        return bucket
-    if all(map(cpu.fits, params, bucket.grad)):
-        return bucket
-    other = replace(bucket, grad=list(map(cpu.laid_out, params, bucket.grad)))
-    return other if CPU.refuse(rule, other) is None else bucket
+    """Return the bucket, with copies of the gradients whose layout alone keeps the CPU kernel from their tensors."""
+    grads = list(bucket.grad)
+    for i, (p, g) in enumerate(zip(bucket.param, bucket.grad, strict=True)):
+        one = bucket.chosen([i])
+        if CPU.refuse(rule, one) is not None and not cpu.fits(p, g):
+            copied = replace(one, grad=[cpu.laid_out(p, g)])
+            grads[i] = copied.grad[0] if CPU.refuse(rule, copied) is None else g
+    return replace(bucket, grad=grads)
 
 
 def apart(rule: Rule, bucket: Bucket) -> list[Bucket]:
     """Return the bucket, or as two: the tensors that the CPU kernel takes, and those that would keep it from them."""
-    if len(bucket.param) < 2 or not cpu.takes_kind(rule, bucket) or CPU.refuse(rule, bucket) is None:
+    if not bucket.param or not cpu.takes_kind(rule, bucket) or CPU.refuse(rule, bucket) is None:
         return [bucket]
-    alone = [i for i in range(len(bucket.param)) if CPU.refuse(rule, bucket.chosen([i])) is not None]
-    if not alone or len(alone) == len(bucket.param):
+    alone = [CPU.refuse(rule, bucket.chosen([i])) is not None for i in range(len(bucket.param))]
+    if all(alone):
         return [bucket]
-    taken = bucket.chosen([i for i in range(len(bucket.param)) if i not in set(alone)])
-    left = bucket.chosen(alone)
+    left, taken = (bucket.chosen([i for i, x in enumerate(alone) if x is kind]) for kind in (True, False))
     return [taken, left] if separate(taken, left) and CPU.refuse(rule, taken) is None else [bucket]
 
 
 def separate(taken: Bucket, left: Bucket) -> bool:
     """Return whether tensors of two buckets are of different storages, as far as all of them have one."""
     try:
-        storages = [{x.untyped_storage().data_ptr() for x in bucket.all()} for bucket in (taken, left)]
+        storages = [{x.untyped_storage().data_ptr() for x in chain(*own.lists())} for own in (taken, left)]
     except RuntimeError:  # sparse tensors, and others without memory
         return False
     return not storages[0] & storages[1]
 
 
-def clips(name: str, works: Sequence[Work]) -> bool:
+def clips(backends: Sequence[Backend], works: Sequence[Work]) -> bool:
     """Return whether `clip_and_step` can take these works: the CPU kernel takes all of them, and none is a shard."""
-    return name in ("auto", CPU.name) and all(
-        not bucket.whole and not any(map(shards.of_fsdp1, bucket.param)) and CPU.refuse(rule, bucket) is None
-        for _, rule, _, bucket in works
+    return all(backend is CPU for backend in backends) and not any(
+        bucket.whole or any(map(shards.of_fsdp1, bucket.param)) for *_, bucket in works
     )
 
 

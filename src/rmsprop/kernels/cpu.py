@@ -56,9 +56,14 @@ def advance(
         return
     work = Lists(rule, bucket)
     work.numbers(hyper, inv_scale * clip)
-    if found_inf == 0:
+    _write(loaded, ctypes.byref(work.work), [bucket], float(found_inf))
+
+
+def _write(loaded: native.Native, works: Any, buckets: Sequence[Bucket], found_inf: float) -> None:
+    """Step the works of these buckets, unless found_inf is not 0."""
+    for bucket in buckets if found_inf == 0 else ():
         count_writes(bucket.param)  # first, since a signal could interrupt between the write and its count
-    code = loaded.step(ctypes.byref(work.work), 1, float(found_inf), loaded.parallel_for, native.GRAIN)
+    code = loaded.step(works, len(buckets), found_inf, loaded.parallel_for, native.GRAIN)
     if code != 0:
         raise RuntimeError(f"torch_parallel_for failed with code {code}: the step is incomplete")
 
@@ -102,12 +107,8 @@ def clip_and_step(works: Sequence[Work]) -> float | None:
     array = (native.Work * len(lists))(*(held.work for held in lists))
     norm = c_double(-1.0)
     if loaded.norms(ctypes.byref(array), len(array), ctypes.byref(norm), loaded.parallel_for, native.GRAIN) < 0:
-        raise RuntimeError("the norms of the gradients could not be computed, for lack of memory or threads")
-    for *_, bucket in works:
-        count_writes(bucket.param)
-    code = loaded.step(ctypes.byref(array), len(array), 0.0, loaded.parallel_for, native.GRAIN)
-    if code != 0:
-        raise RuntimeError(f"torch_parallel_for failed with code {code}: the step is incomplete")
+        raise RuntimeError("no memory or threads for the norms of the gradients: no parameter was changed")
+    _write(loaded, array, [bucket for *_, bucket in works], 0.0)
     return None if norm.value < 0 else norm.value
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rmsprop.kernels.cpu import laid_out
 from rmsprop.spec import Rule, random_key
 from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, state_names
 
@@ -53,8 +54,8 @@ def parts_of(groups: list[tuple[dict[str, Any], Rule]], state: Any, left: set[in
                         found[key] = bucket_for(group, []), []
                     bucket, indices = found[key]
                     bucket.param.append(p)
-                    grad = p.grad
-                    bucket.grad.append(p if grad is None else grad)  # a parameter may stand for its own gradient
+                    # a parameter may stand for its own gradient
+                    bucket.grad.append(p if p.grad is None else laid_out(p, p.grad))
                     for name, x in zip(names[is_half(p.dtype)], slots, strict=True):
                         bucket.slots[name].append(x)
                     if group["rounding"] == "stochastic":

@@ -77,7 +77,7 @@ class Plan:
 
     | the full step reads                                   | the plan                                             |
     |-------------------------------------------------------|------------------------------------------------------|
-    | the backend, dispatch modes, a scaler, due parameters | compares them, or leaves the step to the full step   |
+    | the backend, dispatch modes, a scaler, due parameters | reads them, or leaves the step to the full step      |
     | every setting of every group, missing ones too        | compares all with those it was made for              |
     | types and ranges of lr, alpha, eps, momentum, decay   | `usual`, if one differs from the last step's         |
     | the lists of parameters                               | exact lists with the same number of parameters       |
@@ -85,9 +85,11 @@ class Plan:
     | type, device, dtype, layout, lazy views, subclasses   | exact types and one set of dispatch keys             |
     | shapes and strides, elements that share memory        | the same, and density                                |
     | overlap of written memory and gradients               | the same, over all groups, if an address changes     |
+    | a gradient of another layout                          | a copy, where the last step made one                 |
+    | tensors that the kernel refuses                       | leaves them to the caller, who finds them in `left`  |
     | a first gradient, or none                             | no gradient for a parameter without state            |
     | DTensors                                              | the same specs, and the current shards               |
-    | NaN and infinity under nonfinite=                     | the same scan, in C                                  |
+    | NaN and infinity under nonfinite=, norms and bounds   | the same, in C                                       |
     """
 
     def __init__(
@@ -134,17 +136,7 @@ class Plan:
             own = [work for work, (owner, *_) in zip(works, parts, strict=True) if owner == i]
             self._known.append(_Known(len(group["params"]), settings(group), rule.momentum, rule, own))
         self._plan = self._fill(parts, params, state)
-        # gradients that the last step copied into their parameter's layout
-        self._copied = (
-            []
-            if self._shards.any
-            else [
-                i
-                for *_, bucket, indices in parts
-                for i, g in zip(indices, bucket.grad, strict=True)
-                if params[i].grad is not None and g is not params[i].grad
-            ]
-        )
+        self._copied = [] if self._shards.any else _copied(parts, params)
         self._together = any(groups[i][0]["clip_global_norm"] is not None for i, *_ in parts)
         self._plan.norm = -1.0  # none yet
         self._address = ctypes.addressof(self._plan)
@@ -327,7 +319,7 @@ class Plan:
         if self._plan.normed and code == _SAME:
             unclear = self._loaded.norms(*works, ctypes.byref(norm), parallel_for, native.GRAIN)
             if unclear < 0:
-                raise RuntimeError("no memory or threads for the norms of the gradients: nothing was changed")
+                raise RuntimeError("no memory or threads for the norms of the gradients: no parameter was changed")
         if guard is not None:
             bad = self._plan.unfinite
             if code == _SAME:
@@ -404,3 +396,9 @@ class Plan:
         array = (kind * len(values))(*values)
         self._held.append(array)
         return ctypes.addressof(array)
+
+
+def _copied(parts: list[Part], params: list[Tensor]) -> list[int]:
+    """Return the parameters whose gradients the last step copied into another layout, by their indices."""
+    found = [(i, g) for *_, bucket, indices in parts for i, g in zip(indices, bucket.grad, strict=True)]
+    return [i for i, g in found if params[i].grad is not None and g is not params[i].grad]

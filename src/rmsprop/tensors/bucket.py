@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -67,10 +66,6 @@ class Bucket:
     def tensors(self) -> tuple[list[Tensor], ...]:
         """Return the lists of tensors that have the parameter's shape: parameters, gradients and slots."""
         return (self.param, self.grad, *self.shaped().values())
-
-    def all(self) -> Iterator[Tensor]:
-        """Yield every tensor of the lists."""
-        return chain.from_iterable(self.lists())
 
     def as_real(self) -> "Bucket":
         """Return complex tensors as pairs of reals in the same memory. RMSprop steps the two independently."""
