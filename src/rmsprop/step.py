@@ -68,21 +68,21 @@ class Stepper:
         Args:
             due: the parameters that step, of those that have a gradient. None: all.
         """
-        if torch.compiler.is_compiling() or self.plan is None:
+        plan = self.plan
+        if torch.compiler.is_compiling() or plan is None:
             return False
-        if self.guard is not None and self.plan.has_dtensors:
+        if self.guard is not None and plan.has_dtensors:
             return False  # processes decide together in the full step; plans may not be valid on all of them
-        left: Assigned | None = ([], [])
-        if self.plan.leaves:
-            left = self._prepare_left(optimizer, self.plan) if due is None else None
-        if left is None:
+        if not plan.leaves:
+            return plan.again(
+                optimizer.backend, optimizer.param_groups, optimizer.state, scaling(optimizer), self.guard, due
+            )
+        alone = due is None and scaling(optimizer) is None
+        left = self._prepare_left(optimizer, plan) if alone else None
+        if left is None or not plan.again(optimizer.backend, optimizer.param_groups, optimizer.state):
             return False
-        done = self.plan.again(
-            optimizer.backend, optimizer.param_groups, optimizer.state, scaling(optimizer), self.guard, due
-        )
-        if done:
-            _step(*left)
-        return done
+        _step(*left)
+        return True
 
     @serial_after_fork
     def take(self, optimizer: Any, due: Due = None, bad: Tensor | bool | None = None) -> None:

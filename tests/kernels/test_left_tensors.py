@@ -168,3 +168,21 @@ def test_a_copied_gradient_and_a_left_tensor_go_together() -> None:
     assert len(steps) == 2
     assert optimizer._stepper.plan.leaves
     assert optimizer._stepper.plan._copied == [0]
+
+
+def test_a_loss_scale_that_comes_later_is_of_every_tensor() -> None:
+    """The first steps have no scaler, and a plan; then GradScaler scales, and once overflows."""
+    runs = []
+    for scale in (1.0, 512.0):
+        params = [plain(0), holed(), complex_()]
+        optimizer = RMSprop(params, lr=0.01, amp_in_step=True, capturable=True)
+        for t in range(6):
+            feed(params, t)
+            if t >= 3:
+                optimizer.grad_scale, optimizer.found_inf = torch.tensor(scale), torch.tensor(float(t == 4))
+                for p in params:
+                    p.grad = p.grad * scale
+            optimizer.step()
+        assert [float(optimizer.state[p]["step"]) for p in params] == [5, 5, 5]
+        runs.append([p.detach().clone() for p in params])
+    assert all(map(torch.equal, *runs))

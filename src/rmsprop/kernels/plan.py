@@ -112,6 +112,7 @@ class Plan:
         self._index = {id(p): i for i, p in enumerate(params)}  # a hint: the parameter at the index is compared
         self._shards = shards.DTensorWatch(params, state)
         self._left = [self._index[id(p)] for p in left]
+        self.leaves = bool(left)  # some parameters to another backend, which `left` finds
         self._left_weakly = [weakref.ref(p) for p in left]
         parts = whole_groups(groups, stepped)
         if not parts:
@@ -137,6 +138,7 @@ class Plan:
             self._known.append(_Known(len(group["params"]), settings(group), rule.momentum, rule, own))
         self._plan = self._fill(parts, params, state)
         self._copied = [] if self._shards.any else _copied(parts, params)
+        self._replaces = bool(self._left or self._copied)
         self._together = any(groups[i][0]["clip_global_norm"] is not None for i, *_ in parts)
         self._plan.norm = -1.0  # none yet
         self._address = ctypes.addressof(self._plan)
@@ -187,12 +189,8 @@ class Plan:
         keys = groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(map(_PARAMS, groups)))
         try:
             gradients = list(map(GRADIENTS, keys)) if due is None else self._due(due, keys)
-            for i in self._left:
-                gradients[i] = None
-            for i in self._copied:
-                grad = gradients[i]
-                if grad is not None:
-                    gradients[i] = cpu.laid_out(keys[i], grad)
+            if self._replaces:
+                self._replace(keys, gradients)
         except AttributeError:  # not a tensor, or a parameter of no group
             return False
         self._busy = True
@@ -227,11 +225,6 @@ class Plan:
         """The norm that clip_global_norm bounded in the last step by this plan. None if there was none."""
         return None if not self._together or self._plan.norm < 0 else self._plan.norm
 
-    @property
-    def leaves(self) -> bool:
-        """True if the plan leaves some parameters to another backend, which `left` finds."""
-        return bool(self._left)
-
     def left(self, groups: list[dict[str, Any]]) -> list[tuple[dict[str, Any], list[Tensor]]] | None:
         """Return the parameters with a gradient that the plan leaves, by group. None if they are no longer there."""
         found: list[tuple[dict[str, Any], list[Tensor]]] = []
@@ -251,6 +244,15 @@ class Plan:
     def has_dtensors(self) -> bool:
         """True if some of the parameters are DTensors."""
         return self._shards.any
+
+    def _replace(self, keys: list[Any], gradients: list[Tensor | None]) -> None:
+        """Take out the gradients of parameters that the plan leaves, and copy those of another layout."""
+        for i in self._left:
+            gradients[i] = None
+        for i in self._copied:
+            grad = gradients[i]
+            if grad is not None:
+                gradients[i] = cpu.laid_out(keys[i], grad)
 
     def _due(self, due: list[Tensor], params: list[Any]) -> list[Tensor | None]:
         """Return the gradient of every parameter that is due, in the order of the groups, and None for the others."""
