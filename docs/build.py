@@ -82,11 +82,11 @@ def repeat_claims() -> None:
 
 
 def equation_page() -> str:
-    """Return the page of the nine lines, the effect of each switch, the numbers and the units."""
-    nine = "\n".join(line[4:] for line in (spec.__doc__ or "").splitlines() if line.startswith("    "))
+    """Return the page of the ten lines, the effect of each switch, the numbers and the units."""
+    ten = "\n".join(line[4:] for line in (spec.__doc__ or "").splitlines() if line.startswith("    "))
     page = NOTE.format("rmsprop.spec") + "# The equation\n\n"
-    page += "Every implementation in this package carries these nine numbers.\n\n"
-    page += f"```\n{nine}\n```\n\n## Switches\n\n"
+    page += "Every implementation in this package carries these numbers.\n\n"
+    page += f"```\n{ten}\n```\n\n## Switches\n\n"
     page += "A switch cannot change during a run. The first value listed is torch's.\n\n"
     meanings = attributes(Rule)
     base = Rule(momentum=True)
@@ -113,8 +113,13 @@ def equation_page() -> str:
         "weight_decay": ("of g per p (l2), of g (l1), none (decoupled, corrected)", "pull toward zero"),
         "reference_lr": ("the unit of the parameter", "the schedule's highest lr, in corrected weight decay"),
         "max_update": ("of lr", "the longest step; also, v at most doubles in one step ([robust.md](robust.md))"),
+        "clip_weights": ("the unit of the parameter", "bound of each element of p after [9]"),
+        "average": ("none", "`ema=`, the decay of [10] ([training.md](training.md#averages-of-the-weights))"),
     }
-    defaults, apart = DIALECTS["torch"].hyper, {"reference_lr": "lr", "max_update": "none"}
+    defaults, apart = (
+        DIALECTS["torch"].hyper,
+        {"reference_lr": "lr", **dict.fromkeys(("max_update", "clip_weights", "average"), "none")},
+    )
     page += table(
         ["number", "torch's default", "unit", "meaning"],
         [
@@ -129,8 +134,9 @@ def equation_page() -> str:
         "grad_avg": ("`centered=True`", "g", "m", "decaying average of g"),
         "momentum_buffer": ("momentum > 0", "none; of p with `lr_in_buffer=True`", "b", "decaying sum of directions"),
         "compensation": ("`compensation=True`, half precision", "p", "none", "rounding error of p (Kahan summation)"),
+        "ema": ("`ema=`", "p", "e", "average of the weights"),
     }
-    slots = (*Rule(momentum=True, centered=True).slots(), "compensation")
+    slots = (*Rule(momentum=True, centered=True).slots(), "compensation", "ema")
     page += table(["state key", "kept", "unit", "symbol", "meaning"], [[f"`{slot}`", *kept[slot]] for slot in slots])
     page += "\nTo choose settings, see [choosing.md](choosing.md). "
     return page + "For the rule of each framework, see [dialects.md](dialects.md).\n"

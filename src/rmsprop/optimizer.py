@@ -1,58 +1,30 @@
 """`RMSprop`, a drop-in for `torch.optim.RMSprop`: its signature, and torch's contract with optimizers."""
 
-import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._compile import _disable_dynamo
-from torch.autograd import profiler
 from torch.nn.parameter import is_lazy
-from torch.optim.optimizer import (
-    Optimizer,
-    ParamsT,
-    _global_optimizer_post_hooks,
-    _global_optimizer_pre_hooks,
-    _use_grad_for_differentiable,
-)
+from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
 from rmsprop import kernels, recipes, settings
 from rmsprop.diagnose import explain, lint
 from rmsprop.settings import group_keys, is_unset, unset
-from rmsprop.spec import BackendName, EpsMode, Nonfinite, Rounding, SparseMode, WeightDecayMode, check_flag
-from rmsprop.state import loading, placing, shared_memory, slots
-from rmsprop.step import Stepper, drop_scaling, scaling
+from rmsprop.spec import BackendName, EmaWarmup, EpsMode, Nonfinite, Rounding, SparseMode, WeightDecayMode, check_flag
+from rmsprop.state import averages, loading, placing, shared_memory, slots
+from rmsprop.step import CAPTURE_CHECK, Stepper, drop_scaling, profile_only_if_needed, scaling
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, bucket_for
 from rmsprop.tensors.nonfinite import Skipped, make_guard
 from rmsprop.tensors.params import check_groups, not_empty
 
-# torch 2.13 renamed this method. The old name still works, with a warning.
-_CAPTURE_CHECK = next(
-    name
-    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
-    if hasattr(Optimizer, name)
-)
-
-
-def _profile_only_if_needed(func: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `step` in `Optimizer.profile_hook_step`, which costs 5 µs, but enter it only for a profiler or hooks."""
-    profiled = Optimizer.profile_hook_step(func)
-
-    @functools.wraps(func)
-    def _wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if (
-            profiler._is_profiler_enabled
-            or self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or _global_optimizer_pre_hooks
-            or _global_optimizer_post_hooks
-        ):
-            return profiled(self, *args, **kwargs)
-        return func(self, *args, **kwargs)
-
-    return _wrapper
+# Arguments of RMSprop: numbers with torch's defaults, settings whose default is the dialect's, and the others.
+_NUMBERS = ("lr", "alpha", "eps", "weight_decay", "momentum")
+_RULE = (*settings.RULE, "recipe")
+_FLAGS = ("maximize", *settings.EXECUTION, *settings.CARE)
 
 
 class RMSprop(Optimizer):
@@ -97,6 +69,13 @@ class RMSprop(Optimizer):
         clip_after_decay: clip the gradient after weight decay has been added.
         max_update: bound of each element's step, in units of lr. A gradient spike then at most doubles its v.
 
+    Average of the weights (spec.py [10]; see `averaged`, `average_into`):
+        ema: decay of an exponential moving average of the weights, which each step also advances. None: no average.
+        ema_warmup: None: the first update copies the weights. "tensorflow": the decay of update k is at most
+            (1+k)/(10+k). "timm": at most 1 − k^(−2/3).
+        ema_start: number of steps that the average only follows the weights.
+        ema_interval: number of steps from one update to the next.
+
     Half precision:
         rounding: rounding of bfloat16 and float16 parameters, "nearest" or "stochastic". Stochastic rounding lets
             steps below half a unit in the last place add up.
@@ -112,10 +91,11 @@ class RMSprop(Optimizer):
         backend: "auto", or the name of the backend that computes the step ("cpu", "eager", "triton").
         fused: True: require a native kernel. False: use none. None: chosen.
 
-    Equation: spec.py, lines [1]-[9].
+    Equation: spec.py, lines [1]-[10].
     State:    per parameter `step` (a float64 count) and `square_avg`, with momentum `momentum_buffer`, if centered
-              `grad_avg`, each of the parameter's shape, in float32 for half-precision parameters and else in the
-              parameter's dtype. With compensation, `compensation` in the dtype of half-precision parameters.
+              `grad_avg`, with ema `ema`, each of the parameter's shape, in float32 for half-precision parameters and
+              else in the parameter's dtype. With compensation, `compensation` in the dtype of half-precision
+              parameters.
     Raises:   ValueError or TypeError, before anything changes, naming what was given and what would work.
     Source:   torch/optim/rmsprop.py; Tieleman and Hinton, lecture 6e, 2012; Graves, arXiv:1308.0850 (centered).
 
@@ -161,6 +141,10 @@ class RMSprop(Optimizer):
         clip_weights: float | None = None,
         clip_after_decay: bool | None = None,
         max_update: float | None = None,
+        ema: float | None = None,
+        ema_warmup: EmaWarmup | None = None,
+        ema_start: int = 0,
+        ema_interval: int = 1,
         rounding: Rounding = "nearest",
         compensation: bool = False,
         seed: int = 0,
@@ -171,37 +155,10 @@ class RMSprop(Optimizer):
         fused: bool | None = None,
         **dialect_arguments: Any,
     ) -> None:
-        numbers = {"lr": lr, "alpha": alpha, "eps": eps, "weight_decay": weight_decay, "momentum": momentum}
-        rule = {
-            "centered": centered,
-            "eps_mode": eps_mode,
-            "square_avg_init": square_avg_init,
-            "lr_in_buffer": lr_in_buffer,
-            "nesterov": nesterov,
-            "bias_correction": bias_correction,
-            "weight_decay_mode": weight_decay_mode,
-            "reference_lr": reference_lr,
-            "sparse": sparse,
-            "recipe": recipe,
-            "clip_value": clip_value,
-            "clip_norm": clip_norm,
-            "clip_global_norm": clip_global_norm,
-            "clip_weights": clip_weights,
-            "clip_after_decay": clip_after_decay,
-        }
-        given: dict[str, Any] = {name: value for name, value in numbers.items() if not is_unset(value)}
-        given |= {name: value for name, value in rule.items() if value is not None}
-        flags: dict[str, Any] = {
-            "maximize": maximize,
-            "capturable": capturable,
-            "foreach": foreach,
-            "fused": fused,
-            "differentiable": differentiable,
-            "rounding": rounding,
-            "compensation": compensation,
-            "seed": seed,
-            "max_update": max_update,
-        }
+        arguments = dict(locals())
+        given: dict[str, Any] = {name: arguments[name] for name in _NUMBERS if not is_unset(arguments[name])}
+        given |= {name: arguments[name] for name in _RULE if arguments[name] is not None}
+        flags: dict[str, Any] = {name: arguments[name] for name in _FLAGS}
         self.backend = kernels.check_backend(backend)
         self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
         self._stepper = Stepper(RMSprop._init_group, make_guard(nonfinite, nonfinite_limit))
@@ -217,7 +174,7 @@ class RMSprop(Optimizer):
             {*given, *dialect_arguments, *chosen, *(["dialect"] if dialect != "torch" else [])}
         )
         super().__init__(not_empty(params), defaults)
-        settings.check_half(self.param_groups)
+        settings.check_effect(self.param_groups)
         recipes.warn(defaults, self.param_groups)
 
     @classmethod
@@ -229,7 +186,7 @@ class RMSprop(Optimizer):
         """
         return cls(params, **recipes.recipe(name, **changes))
 
-    profile_hook_step = staticmethod(_profile_only_if_needed)
+    profile_hook_step = staticmethod(profile_only_if_needed)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, with its own settings under the dialect's or torch's names.
@@ -287,7 +244,7 @@ class RMSprop(Optimizer):
         Args:
             closure: reevaluates the model and returns the loss; gradients are on inside it.
         Returns: the closure's loss, or None.
-        Equation: spec.py, lines [1]-[9].
+        Equation: spec.py, lines [1]-[10].
         Mutates: parameters and state. Never gradients.
         Raises: RuntimeError, before any parameter moves, for gradients that the rule does not take.
         """
@@ -306,7 +263,7 @@ class RMSprop(Optimizer):
         Args:
             due: the parameters that step, of those that have a gradient. None: all.
         """
-        getattr(self, _CAPTURE_CHECK)()
+        getattr(self, CAPTURE_CHECK)()
         stepper, loss, bad = self._stepper, None, None
         if closure is not None:
             with torch.enable_grad():
@@ -328,6 +285,7 @@ class RMSprop(Optimizer):
         grad_avgs: list[Tensor],
         state_steps: list[Tensor],
         compensations: list[Tensor] | None = None,
+        emas: list[Tensor] | None = None,
         random_keys: list[int] | None = None,
         first: int = 0,
     ) -> bool:
@@ -338,6 +296,7 @@ class RMSprop(Optimizer):
             "momentum_buffer": momentum_buffer_list,
             "step": state_steps,
             "compensation": [] if compensations is None else compensations,
+            "ema": [] if emas is None else emas,
         }
         keys = [] if random_keys is None else random_keys
         lists = Bucket(params_with_grad, grads, kept, random_keys=keys)
@@ -353,9 +312,10 @@ class RMSprop(Optimizer):
 
         Raises: ValueError if a parameter with state is in no group any more.
         """
+        averages.refuse_swapped(self, "state_dict()")
         check_groups(self.param_groups)
         loading.check_listed(self.param_groups, self.state)
-        return placing.exported(super().state_dict())
+        return {**placing.exported(super().state_dict()), **averages.saved_buffers(self)}
 
     @_disable_dynamo
     def load_state_dict(  # type: ignore[override]  # torch's returns nothing
@@ -389,6 +349,7 @@ class RMSprop(Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         names = ("backend", "_step_supports_amp_scaling", "_explicit", "_given_names", "_whole_optimizer")
         own = {name: getattr(self, name) for name in names}
+        averages.refuse_swapped(self, "a copy")
         return {**super().__getstate__(), **own, "_shared": self._stepper.shared}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -423,6 +384,38 @@ class RMSprop(Optimizer):
         shared_memory.share(self)
         self._stepper.shared, self._stepper.plan = True, None
         return self
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Let the parameters hold the averages of the weights (`ema`) inside a `with` block, as for an evaluation.
+
+        The weights return at the end of the block, whatever happens in it. They are held in copies until then.
+        Inside, `step`, `state_dict` and another `averaged` raise RuntimeError. The averages of buffers that
+        `average_buffers` has registered are swapped too.
+
+        Raises: ValueError, before anything changes, if no group has an average, or the parameters are shared.
+        """
+        return averages.averaged(self)
+
+    def average_into(self, model: nn.Module | None = None) -> None:
+        """Write the averages of the weights (`ema`) into a model for good, with those of registered buffers.
+
+        Args:
+            model: the trained model, or a copy of it, whose parameters are matched by name if the optimizer has names
+                (`model.named_parameters()`, or after `average_buffers`), else by order. None: the optimizer's own
+                parameters.
+        Raises: ValueError or TypeError, before anything changes, for a model with other parameters, or without ema.
+        """
+        averages.average_into(self, model)
+
+    def average_buffers(self, model: nn.Module) -> None:
+        """Average the buffers of a model too, such as BatchNorm's running statistics, at each step from now on.
+
+        The decay is that of the first group with an average. Integer buffers are copied. `state_dict` holds the
+        averages under "ema_buffers", which a load restores before or after this call.
+
+        Raises: ValueError, before anything changes, if no group has an average, or loaded averages do not fit.
+        """
+        averages.average_buffers(self, model)
 
     def explain(self) -> str:
         """Describe each group: its rule, the meaning of its numbers, and which backends step it or why not."""

@@ -43,14 +43,15 @@ def start(rule: Rule, p: Array) -> State:
 def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Array, State]:
     """Compute one step of the equation and return the new parameter and state, without changing the arguments.
 
-    Equation: spec.py, lines [1]-[9].
+    Equation: spec.py, lines [1]-[10].
     Shapes:   p, g and each slot share one shape. Complex numbers are pairs of independent reals: pass a view.
+    The slot `ema` is optional; the average starts at p.
     """
     lr, alpha, eps, momentum, wd = (
         float(x) for x in (hyper.lr, hyper.alpha, hyper.eps, hyper.momentum, hyper.weight_decay)
     )
     p, g, v = (np.asarray(x, dtype=np.float64) for x in (p, g, state["square_avg"]))
-    t = int(state["step"]) + 1
+    t, before = int(state["step"]) + 1, p
     new: State = {"step": t}
     with np.errstate(all="ignore"):  # NaN and inf in gradients propagate
         # [1] decay
@@ -102,7 +103,18 @@ def step(rule: Rule, hyper: Hyper, p: Array, g: Array, state: State) -> tuple[Ar
                 u = np.clip(u, -cap, cap)
         # [9] parameter
         p = p - (u if rule.momentum and rule.lr_in_buffer else lr * u)
+        if hyper.clip_weights is not None:
+            p = np.clip(p, -hyper.clip_weights, hyper.clip_weights)
+        # [10] average
+        if hyper.average is not None:
+            e = np.asarray(state.get("ema", before), dtype=np.float64)
+            new["ema"] = average(hyper.average.decay_at(t), p, e)
     return p, new
+
+
+def average(decay: float | None, p: Array, e: Array) -> Array:
+    """Return the average of the weights after a step, from the parameter as it is stored. See spec.py Averaging."""
+    return e if decay is None else decay * e + (1 - decay) * p
 
 
 # [9] for half-precision parameters: random bits and rounding in integer arithmetic, so that every backend has the

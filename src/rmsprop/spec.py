@@ -11,11 +11,13 @@
     [7] direction     u ← g/d          0/0 is 0        max_update=M: −M ≤ u ≤ M
     [8] momentum      b ← μ·b + u   |   b ← μ·b + lr·u        nesterov: u ← u + μ·b
     [9] parameter     p ← p − lr·u  |   p ← p − u      max_update: the step is at most M·lr
+    [10] average      e ← d·e + (1−d)·p        ema only; d is ema, or below it in a warm-up
 
 Every implementation of the equation (`reference.py`, `kernels/*`) carries these numbers.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
 from typing import Any, Literal, get_args
@@ -34,6 +36,9 @@ SparseMode = Literal["lazy", "dense"]
 Rounding = Literal["nearest", "stochastic"]
 """The rounding of a half-precision parameter in [9]."""
 
+EmaWarmup = Literal["tensorflow", "timm"]
+"""The warm-ups of the decay in [10]."""
+
 Nonfinite = Literal["propagate", "skip", "raise"]
 """Reactions to a NaN or an infinity in a gradient."""
 
@@ -45,15 +50,19 @@ WEIGHT_DECAY_MODES: tuple[WeightDecayMode, ...] = get_args(WeightDecayMode)
 SPARSE_MODES: tuple[SparseMode, ...] = get_args(SparseMode)
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 NONFINITE: tuple[Nonfinite, ...] = get_args(Nonfinite)
+EMA_WARMUPS: tuple[EmaWarmup, ...] = get_args(EmaWarmup)
 
-SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "step", "compensation")
+SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "step", "compensation", "ema")
 """The names of the state, in torch's spelling and in the order of `Bucket.slots`."""
 
 AVERAGES = tuple(name for name in SLOTS if name not in ("step", "compensation"))
-"""The slots that the nine lines update, in the dtype of the arithmetic."""
+"""The slots that the equation averages, in the dtype of the arithmetic."""
 
-CLIPS = ("clip_value", "clip_norm", "clip_global_norm", "clip_weights")
-"""The bounds on gradients, which apply before the nine lines, and on parameters, which apply after them."""
+GRADIENT_CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
+"""The bounds on gradients, which apply before the equation."""
+
+CLIPS = (*GRADIENT_CLIPS, "clip_weights")
+"""The bounds on gradients, and on parameters, which applies after [9]."""
 
 
 @dataclass(frozen=True)
@@ -125,14 +134,15 @@ class Rule:
         lines.append(f"[5] w ← max({v} − {m}², 0)" if self.centered else f"[5] w ← {v}")
         lines.append("[6] d ← " + _DENOMINATORS[self.eps_mode].replace("eps", eps))
         lines.append("[7] u ← g/d" if cap is None else f"[7] u ← min(max(g/d, −{cap}), {cap})")
+        mean = () if hyper is None or hyper.average is None else (str(hyper.average),)
         if not self.momentum:
-            return (*lines, f"[9] p ← p − {lr}·u")
+            return (*lines, f"[9] p ← p − {lr}·u", *mean)
         within = "" if cap is None else f"   by at most {cap}·{lr}"
         new = f"{lr}·u" if self.lr_in_buffer else "u"
         lines.append(f"[8] b ← {mu}·b + {new}")
         move = f"({new} + {mu}·b)" if self.nesterov else "b"
         last = f"[9] p ← p − {move}" if self.lr_in_buffer else f"[9] p ← p − {lr}·{move}"
-        return (*lines, last + within)
+        return (*lines, last + within, *mean)
 
 
 _DENOMINATORS = {
@@ -144,6 +154,53 @@ _DENOMINATORS = {
 
 
 @dataclass(frozen=True)
+class Averaging:
+    """The decay of [10], the average of the weights, from step to step.
+
+    Attributes:
+        decay: the largest d.
+        warmup: None: the first update copies the weights, as torch's AveragedModel, Keras and timm do. "tensorflow":
+            d is at most (1+k)/(10+k) in the k-th update, after tf.train.ExponentialMovingAverage with num_updates.
+            "timm": d is at most 1 − k^(−2/3), after ModelEmaV3 with use_warmup.
+        start: up to this step the average follows the weights, as d is 0.
+        interval: number of steps from one update to the next.
+    """
+
+    decay: float
+    warmup: EmaWarmup | None = None
+    start: int = 0
+    interval: int = 1
+
+    def decay_at(self, t: int) -> float | None:
+        """Return d at step t, which counts from 1. None if the step does not average."""
+        if t <= self.start:
+            return 0.0
+        k, rest = divmod(t - self.start, self.interval)
+        if rest:
+            return None
+        if self.warmup == "tensorflow":
+            return min(self.decay, (1 + k) / (10 + k))
+        if self.warmup == "timm":
+            return min(self.decay, 1 - math.pow(k, -2 / 3))
+        return self.decay if k > 1 else 0.0
+
+    @classmethod
+    def of(cls, group: Mapping[str, Any]) -> "Averaging | None":
+        """Return a parameter group's, or None without one."""
+        if group["ema"] is None:
+            return None
+        return cls(group["ema"], group["ema_warmup"], group["ema_start"], group["ema_interval"])
+
+    def __str__(self) -> str:
+        when = f"every {self.interval} steps" if self.interval > 1 else ""
+        when += f"{' ' if when else ''}after step {self.start}" if self.start else ""
+        if self.warmup is None:
+            return f"[10] e ← {self.decay:g}·e + {1 - self.decay:g}·p" + (f"   {when}" if when else "")
+        most = "(1+k)/(10+k)" if self.warmup == "tensorflow" else "1 − k^(−2/3)"
+        return f"[10] e ← d·e + (1−d)·p   d = min({self.decay:g}, {most}) in update k" + (f", {when}" if when else "")
+
+
+@dataclass(frozen=True)
 class Hyper:
     """The hyperparameters, which schedules may change at every step.
 
@@ -152,6 +209,7 @@ class Hyper:
 
     `lr` is a float or, in the torch backends, a tensor with one element. `reference_lr` applies to "corrected" decay.
     `max_update`, in units of lr, bounds the step of every element and the growth of v, in [2], [7] and [9].
+    `clip_weights` bounds every element of p after [9], in units of p. `average` is the decay of [10], if it runs.
     """
 
     lr: Any
@@ -161,6 +219,8 @@ class Hyper:
     weight_decay: float = 0.0
     reference_lr: float | None = None
     max_update: float | None = None
+    clip_weights: float | None = None
+    average: Averaging | None = None
 
     @property
     def cap(self) -> float:
@@ -192,8 +252,9 @@ _RANGES = {
     "clip_norm": ("clip_norm", "a finite number >= 0, the largest norm of one tensor's gradient"),
     "clip_global_norm": ("clip_global_norm", "a finite number >= 0, the largest norm of all gradients together"),
     "clip_weights": ("clip_weights", "a finite number >= 0, the largest size of a parameter's element"),
+    "ema": ("ema", "the decay of the weights' average, 0 <= ema < 1, such as 0.9999, or None"),
 }
-_BELOW_ONE = ("alpha", "momentum")
+_BELOW_ONE = ("alpha", "momentum", "ema")
 _CHOICES = {"eps_mode": EPS_MODES, "weight_decay_mode": WEIGHT_DECAY_MODES}
 
 
@@ -237,17 +298,17 @@ def check_number(name: str, value: Any) -> float:
     return number
 
 
-def check_seed(value: Any) -> int:
-    """Return `value` as an int from 0 to 2⁶³ − 1.
+def check_integer(name: str, value: Any, least: int = 0) -> int:
+    """Return `value` as an int from `least` to 2⁶³ − 1.
 
     Raises: TypeError, ValueError: the value is not an integer, or outside that range.
     """
-    works = "seed takes an integer from 0 to 2**63 - 1, such as 0"
+    works = f"{name} takes an integer from {least} to 2**63 - 1, such as {least}"
     value = plain(value)
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise TypeError(f"Invalid seed: {shown(value)} is {with_article(type(value).__name__)}; {works}")
-    if not 0 <= int(value) < 2**63:
-        raise ValueError(f"Invalid seed: {shown(value)}; {works}")
+        raise TypeError(f"Invalid {name}: {shown(value)} is {with_article(type(value).__name__)}; {works}")
+    if not least <= int(value) < 2**63:
+        raise ValueError(f"Invalid {name}: {shown(value)}; {works}")
     return int(value)
 
 

@@ -4,11 +4,14 @@
 cached plan (kernels/plan.py), as long as the plan is valid.
 """
 
-from collections.abc import Callable, MutableMapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
+from torch.optim.optimizer import Optimizer, _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop import kernels, settings
@@ -16,6 +19,7 @@ from rmsprop.kernels import refusals
 from rmsprop.kernels.plan import Due, Plan, Scaling
 from rmsprop.spec import Hyper, Rule
 from rmsprop.state import shared_memory, slots
+from rmsprop.state.averages import BufferAverages, refuse_swapped
 from rmsprop.tensors import clipping, shards
 from rmsprop.tensors.bucket import Bucket, bucket_for
 from rmsprop.tensors.forked import serial_after_fork
@@ -25,6 +29,33 @@ from rmsprop.tensors.sparse import parts
 
 Group = dict[str, Any]
 Assigned = tuple[list[clipping.Work], list[kernels.Backend]]
+
+
+# torch 2.13 renamed this method. The old name still works, with a warning.
+CAPTURE_CHECK = next(
+    name
+    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check")
+    if hasattr(Optimizer, name)
+)
+
+
+def profile_only_if_needed(func: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap `step` in `Optimizer.profile_hook_step`, which costs 5 µs, but enter it only for a profiler or hooks."""
+    profiled = Optimizer.profile_hook_step(func)
+
+    @functools.wraps(func)
+    def _wrapper(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if (
+            profiler._is_profiler_enabled
+            or self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or _global_optimizer_pre_hooks
+            or _global_optimizer_post_hooks
+        ):
+            return profiled(self, *args, **kwargs)
+        return func(self, *args, **kwargs)
+
+    return _wrapper
 
 
 class Stepper:
@@ -40,6 +71,9 @@ class Stepper:
         rules: the rule of each group, keyed weakly by its first parameter.
         checked: the settings of each group that were validated last, by the id of the group.
         norm: the last norm that clip_global_norm bounded, before it did. A plan that clips has a later one.
+        swapped: whether the parameters hold the averages of the weights, inside `averaged`.
+        buffers: the averages of a model's buffers.
+        loaded_buffers: loaded averages of buffers whose model is not known yet.
         made: slots that the present step has made, which are removed if it raises.
     """
 
@@ -48,11 +82,14 @@ class Stepper:
         self.plan: Plan | None = None
         self.guard, self.shared, self.idle = guard, shared, 0
         self.norm: Tensor | float | None = None
+        self.swapped = False
+        self.buffers: BufferAverages | None = None
+        self.loaded_buffers: Mapping[str, Tensor] | None = None
         self.forget()
 
     def forget(self) -> None:
         """Clear all caches that depend on the groups and the state."""
-        self._drop_plan()
+        self.drop_plan()
         self.rules: MutableMapping[Tensor, Rule] = WeakIdKeyDictionary()
         self.checked: dict[int, Any] = {}
         self.made: slots.Made = []
@@ -101,6 +138,8 @@ class Stepper:
             raise
 
     def _take(self, optimizer: Any, due: Due, bad: Tensor | bool | None) -> None:
+        if self.swapped:
+            refuse_swapped(optimizer, "step()", "train after the block")
         groups = optimizer.param_groups
         compiling = torch.compiler.is_compiling()
         if not compiling and not are_lists(groups):
@@ -136,7 +175,7 @@ class Stepper:
             for group, rule, hyper, buckets in filled:
                 for bucket in buckets:
                     bucket.grad_scale, bucket.found_inf = scale, found_inf
-                    for part, write_back in parts(group, bucket):
+                    for part, write_back in parts(group, hyper, bucket):
                         works.append((group, rule, hyper, part))
                         returns.append(write_back)
             whole = not any(returns)
@@ -161,7 +200,7 @@ class Stepper:
         else:
             _step(works, backends, returns)
         if not compiling:
-            self._drop_plan()
+            self.drop_plan()
             self.norm = self.norm if norm is None else norm
             self.idle = 0 if works else self.idle + 1
             made_state, whole = bool(self.made), whole and (in_kernel or not clipped)
@@ -170,7 +209,7 @@ class Stepper:
             useful = due is None or (not made_state and all(backend.name == "cpu" for backend in backends))
             self.plan = self._make_plan(optimizer, backends, works) if whole and useful else None
 
-    def _drop_plan(self) -> None:
+    def drop_plan(self) -> None:
         """Forget the plan, but not the norm of its last step."""
         self.norm, self.plan = self.grad_norm, None
 
@@ -190,6 +229,8 @@ class Stepper:
         names = {backend.name for backend in backends}
         if type(optimizer)._init_group is not self._init_group or not names:
             return None
+        if "cpu" not in names and any(hyper.clip_weights is not None or hyper.average for _, _, hyper, _ in works):
+            return None  # on a GPU, torch's operators bound and average the parameters
         others = [work for work, backend in zip(works, backends, strict=True) if backend.name != "cpu"]
         left: list[Tensor] = []
         if len(names) > 1:
@@ -273,7 +314,7 @@ class Stepper:
         bucket = bucket_for(group, [])
         if self.shared:
             shared_memory.refuse_new(group, optimizer.state)
-        half = group["compensation"] or group["rounding"] != "nearest"
+        more = group["ema"] is not None or group["compensation"] or group["rounding"] != "nearest"
         state = bucket.slots
         optimizer._init_group(
             group,
@@ -283,7 +324,7 @@ class Stepper:
             state["momentum_buffer"],
             state["grad_avg"],
             state["step"],
-            *((state["compensation"], bucket.random_keys, first) if half else ()),
+            *((state["compensation"], state["ema"], bucket.random_keys, first) if more else ()),
         )
         if due is not None:
             ids = set(map(id, due))
@@ -311,12 +352,11 @@ def _step(
     Args:
         returns: functions that write a work's results back, or None where the step writes in place.
     """
-    for (group, rule, hyper, bucket), backend, write_back in zip(
+    for (_, rule, hyper, bucket), backend, write_back in zip(
         works, backends, returns or [None] * len(works), strict=True
     ):
         with torch.set_grad_enabled(bucket.differentiable):  # of this group, not of the constructor's defaults
             backend.step(rule, hyper, bucket)
-            clipping.clip_weights(group, bucket)
             shards.written(bucket)
             if write_back is not None:
                 write_back()

@@ -1,4 +1,4 @@
-// The norms of gradients for clip_norm and clip_global_norm, and the factors that bound them; what a parallel region shares.
+// What surrounds the nine lines: norms of gradients and the factors that bound them before, [10] after; what a region shares.
 #pragma once
 #include "lines.h"
 
@@ -92,6 +92,50 @@ RMSPROP_SQUARES(squares_f16, Float16, float)
 
 constexpr double (*kSquares[4])(const Work&, int64_t, int64_t, int64_t) = {squares_f32, squares_f64, squares_bf16,
                                                                           squares_f16};
+
+// [10] over the elements [begin, end) of tensor i, which the step has just written: the average of the weights as stored.
+template <class P, class S, class A>
+RMSPROP_INLINE void average(const Work& work, int64_t i, int64_t begin, int64_t end) {
+  const auto* const p = static_cast<const char*>(work.param[i]);
+  auto* const e = static_cast<char*>(work.ema[i]);
+#if RMSPROP_BREAK == 12  // the decay's complement
+  const double own = 1 - work.ema_weight[i];
+#else
+  const double own = work.ema_weight[i];
+#endif
+  // from the nearer of the two: a share of 1 copies, and equal weights stay equal
+  const A share = A(own), decay = A(1 - own), from_p = A(own > 0.5), weight = own > 0.5 ? -decay : share;
+  RMSPROP_INDEPENDENT
+  for (int64_t k = begin; k < end; ++k) {
+    const A now = load<P>(p, k), old = A(load<S>(e, k)), apart = now - old;
+    const A near = fused(weight, apart, from_p != 0 ? now : old);
+    store<S>(e, k, apart - apart == 0 ? near : decay * old + share * now);  // inf and NaN as in the equation
+  }
+}
+
+#define RMSPROP_AVERAGE(clones, name, P, S, A) \
+  clones void name(const Work& work, int64_t i, int64_t begin, int64_t end) { average<P, S, A>(work, i, begin, end); }
+RMSPROP_AVERAGE(RMSPROP_CLONES, average_f32_f32, Float32, Float32, float)
+RMSPROP_AVERAGE(RMSPROP_TWO_CLONES, average_f32_f64, Float32, Float64, float)
+RMSPROP_AVERAGE(RMSPROP_TWO_CLONES, average_f64_f32, Float64, Float32, double)
+RMSPROP_AVERAGE(RMSPROP_CLONES, average_f64_f64, Float64, Float64, double)
+RMSPROP_AVERAGE(RMSPROP_CLONES, average_bf16_f32, BFloat16, Float32, float)
+RMSPROP_AVERAGE(RMSPROP_TWO_CLONES, average_bf16_f64, BFloat16, Float64, float)
+RMSPROP_AVERAGE(RMSPROP_TWO_CLONES, average_bf16_bf16, BFloat16, BFloat16, float)
+RMSPROP_AVERAGE(RMSPROP_CLONES, average_f16_f32, Float16, Float32, float)
+RMSPROP_AVERAGE(RMSPROP_TWO_CLONES, average_f16_f64, Float16, Float64, float)
+RMSPROP_AVERAGE(RMSPROP_TWO_CLONES, average_f16_f16, Float16, Float16, float)
+
+// Returns 1 − d of [10] at step t, or -1 if the step does not average: spec.py Averaging.
+inline double share_at(const Work& work, int64_t t) {
+  if (t <= work.ema_start) return 1;
+  const int64_t since = t - work.ema_start, k = since / work.ema_interval;
+  if (since % work.ema_interval != 0) return -1;
+  const double count = double(k);
+  if (work.ema_warmup == kTensorFlow) return 1 - std::min(work.ema_decay, (1 + count) / (10 + count));
+  if (work.ema_warmup == kTimm) return 1 - std::min(work.ema_decay, 1 - std::pow(count, -2.0 / 3));
+  return k > 1 ? 1 - work.ema_decay : 1;
+}
 
 // The sums of all blocks of the tensors whose norms are taken, in order; `end` of the works counts blocks.
 struct Sums {

@@ -85,7 +85,7 @@ struct Row {
 };
 
 // Returns the index of tensor k's type in a work: 0 for the parameter's, 1 for the state's, 2 for the step's.
-int type_of(int k) { return k == kStep ? 2 : k == kSquareAvg || k == kGradAvg || k == kMomentumBuffer ? 1 : 0; }
+int type_of(int k) { return k == kStep ? 2 : k == kParam || k == kGrad || k == kCompensation ? 0 : 1; }
 
 // Returns whether the objects of one parameter may be stepped together. object: [kTensors], null for missing ones.
 bool fits(const Host& host, void* const* object, const int32_t* kinds, Row& row) {
@@ -156,7 +156,7 @@ bool find_entries(const Plan& plan, void* keys, void* state) {
 bool gather(const Plan& plan, const Work& work, void* params, void* gradient, int64_t place, void** object) {
   const Host& host = *plan.host;
   const bool kept[kTensors] = {true, true, true, work.grad_avg != nullptr, work.momentum_buffer != nullptr, true,
-                               work.compensation != nullptr};
+                               work.compensation != nullptr, work.ema != nullptr};
   object[kParam] = host.list_item(params, place);
   object[kGrad] = gradient;
   for (int k = kSquareAvg; k < kTensors; ++k) {
@@ -192,7 +192,7 @@ bool all_apart(Plan& plan) {
       char* const data[kTensors] = {address(work.param),           nullptr,
                                     address(work.square_avg),      address(work.grad_avg),
                                     address(work.momentum_buffer), address(work.step),
-                                    address(work.compensation)};
+                                    address(work.compensation),    address(work.ema)};
       last = note(data, work.size[i], types, last);
     }
   }
@@ -242,7 +242,8 @@ bool same(Plan& plan, void* params, void* keys, void* gradients, void* state) {
       plan.inferred += row.inference;
       moved |= put(work.param, i, row.data[kParam]) | put(work.square_avg, i, row.data[kSquareAvg]) |
                put(work.grad_avg, i, row.data[kGradAvg]) | put(work.momentum_buffer, i, row.data[kMomentumBuffer]) |
-               put(work.step, i, row.data[kStep]) | put(work.compensation, i, row.data[kCompensation]);
+               put(work.step, i, row.data[kStep]) | put(work.compensation, i, row.data[kCompensation]) |
+               put(work.ema, i, row.data[kEma]);
       // a gradient that has not moved does not overlap the memory written in the last step
       if (put(work.grad, i, row.data[kGrad]) && !moved && row.size > 0 && row.data[kGrad] != row.data[kParam]) {
         moved = !clear(plan.span, plan.span + plan.spans, row.data[kGrad], row.size * width(work.param_type));

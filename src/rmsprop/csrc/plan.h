@@ -30,7 +30,7 @@ struct Host {
 };
 
 // The tensors of one parameter, in the order of Bucket.lists() in bucket.py.
-enum Kept { kParam, kGrad, kSquareAvg, kGradAvg, kMomentumBuffer, kStep, kCompensation, kTensors };
+enum Kept { kParam, kGrad, kSquareAvg, kGradAvg, kMomentumBuffer, kStep, kCompensation, kEma, kTensors };
 
 // Written memory [begin, end).
 struct Span {
@@ -55,7 +55,7 @@ struct Plan {
   int64_t serial_limit;         // of more elements the caller steps, on several threads; -1: always
   int64_t idle;                 // parameters without state
   const int64_t* idle_place;    // [idle]
-  Span* span;                   // [6 * rows] scratch: written memory, sorted
+  Span* span;                   // [7 * rows] scratch: written memory, sorted
   int64_t spans;
   int64_t apart;                // whether written memory did not overlap, with itself or the gradients
   int64_t normed;               // whether a work has coefficients of norms
@@ -85,6 +85,6 @@ RMSPROP_API int32_t rmsprop_apart(Plan* plan);
 // Returns 1 if all tensors of a bucket are plain, of these kinds, in one dense layout per parameter, and do not overlap,
 // else 0.
 // lists: [kTensors] Python lists of `count` tensors, or null. kinds: as in a plan. types: Type of parameters, state and
-// steps. span: [6 * count] scratch.
+// steps. span: [7 * count] scratch.
 RMSPROP_API int32_t rmsprop_plain(const Host* host, void* const* lists, int64_t count, const int32_t* kinds,
                                   const int32_t* types, Span* span);

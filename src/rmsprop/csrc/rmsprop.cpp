@@ -68,6 +68,16 @@ RMSPROP_TABLE(kWalledPieces, _walled)
 RMSPROP_TABLE(kClippedPieces, _clipped)
 RMSPROP_TABLE(kCappedPieces, _capped)
 
+constexpr Piece kAverages[4][4] = {
+    {average_f32_f32, average_f32_f64, nullptr, nullptr},
+    {average_f64_f32, average_f64_f64, nullptr, nullptr},
+    {average_bf16_f32, average_bf16_f64, average_bf16_bf16, nullptr},
+    {average_f16_f32, average_f16_f64, nullptr, average_f16_f16},
+};
+
+// Elements that are stepped before they are averaged, so that [10] finds the parameter in a near cache.
+constexpr int64_t kAveraged = 4096;
+
 // [rounding other than to nearest][float16, not bfloat16][state of the parameter's own type]
 #define RMSPROP_HALVES(end) {{bf16_f32##end, bf16_bf16##end}, {f16_f32##end, f16_f16##end}}
 constexpr Piece kHalves[3][2][2] = {RMSPROP_HALVES(_stochastic), RMSPROP_HALVES(_compensated), RMSPROP_HALVES(_both)};
@@ -106,7 +116,13 @@ void region(int64_t begin, int64_t end, void* context) {
   const Modes own(all.modes);
   walk(all, begin, end,
        [](const Work& work, int64_t i, int64_t first, int64_t last) {
-         piece_for(work, i)(work, i, first, last);
+         const Piece piece = piece_for(work, i);
+         if (work.ema == nullptr || work.ema_weight[i] < 0) return piece(work, i, first, last);
+         for (int64_t next; first < last; first = next) {
+           next = std::min(first + kAveraged, last);
+           piece(work, i, first, next);
+           kAverages[work.param_type][work.state_type](work, i, first, next);
+         }
        });
 }
 
@@ -122,21 +138,23 @@ int64_t lay_out(const Works& all) {
   return total;
 }
 
-// Increments the step of every tensor that has a gradient, and computes 1 − αᵗ of [4] and the random keys.
+// Increments the step of every tensor that has a gradient, and computes 1 − αᵗ of [4], 1 − d of [10] and the random keys.
 template <class T>
 void count_steps(const Work& work) {
-  double last = -1, correction = 1;
+  double last = -1, correction = 1, share = 0;
   for (int64_t i = 0; i < work.count; ++i) {
     if (work.size[i] < 0) continue;
     T t;
     std::memcpy(&t, work.step[i], sizeof(t));
     t += 1;
     std::memcpy(work.step[i], &t, sizeof(t));
-    if (work.bias_correction && double(t) != last) {
+    if (double(t) != last) {
       last = double(t);
-      correction = 1 - std::pow(work.alpha, last);
+      if (work.bias_correction) correction = 1 - std::pow(work.alpha, last);
+      if (work.ema != nullptr) share = share_at(work, int64_t(t));
     }
     work.correction[i] = correction;
+    if (work.ema != nullptr) work.ema_weight[i] = share;
     if (work.stochastic) {
       const uint64_t own = work.random_key[i], count = uint64_t(t);
       work.key[2 * i] = mix(uint32_t(own) + uint32_t(count) * 0x9e3779b9u, uint32_t(count >> 32));

@@ -8,16 +8,21 @@ enum Type : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
 // The position of ε in [6], in the order of spec.py EPS_MODES.
 enum EpsMode : int32_t { kOutside, kInside, kBoth, kFloor };
 
+// The warm-up of the decay in [10], in the order of spec.py EMA_WARMUPS.
+enum Warmup : int32_t { kConstant, kTensorFlow, kTimm };
+
 // Tensors that share a rule, its numbers and their types.
 struct Work {
   double lr, alpha, eps, momentum, weight_decay;  // numbers of the step; has_momentum, not momentum, enables [8]
   double scale;                                   // factor of every gradient: 1/loss scale
   double cap;                                     // max_update, which bounds [2], [7] and [9]; infinity if not given
   double clip_value, clip_norm, clip_global_norm, clip_weights;  // tensors/clipping.py; infinity if not given
+  double ema_decay;                               // [10]: spec.py Averaging
   int32_t param_type, state_type, step_type;
   int32_t eps_mode, centered, has_momentum, nesterov, lr_in_buffer, decoupled, bias_correction, maximize;
-  int32_t clip_after_decay, clip_value_last;
+  int32_t clip_after_decay, clip_value_last, ema_warmup;
   int32_t stochastic;      // half precision is rounded stochastically, by bits derived from `random_key`
+  int64_t ema_start, ema_interval;
   int64_t count;           // number of tensors
   const int64_t* size;     // [count] elements of each; -1: it has no gradient and is skipped
   void* const* param;      // [count] addresses; elements are dense, in the same order in all tensors of a parameter
@@ -25,10 +30,12 @@ struct Work {
   void* const* square_avg;
   void* const* grad_avg;   // read only if centered
   void* const* momentum_buffer;
+  void* const* ema;        // null: no average of the weights
   void* const* compensation;  // null, or Kahan remainders of the parameters, in their type, times kRestScale
   void* const* step;       // [count] one float32 or float64 each
   int64_t* end;            // [count] scratch: running sum of size, over all works of a call
   double* correction;      // [count] scratch: 1 − αᵗ, or 1
+  double* ema_weight;      // [count] scratch, read only with ema: 1 − d of [10], or -1 if this step does not average
   double* coefficient;     // [2·count] scratch, null without norms: two factors that bound a gradient's norms
   const uint64_t* random_key;  // [count] read only if stochastic: spec.py random_key
   uint32_t* key;           // [2·count] scratch, if stochastic: keys of the random bits of this step

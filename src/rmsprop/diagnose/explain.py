@@ -15,7 +15,7 @@ from rmsprop.dialects import DIALECTS, SWITCHES, find_dialect
 from rmsprop.printing import printable, shown
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors import clipping, shards
-from rmsprop.tensors.bucket import arithmetic_dtype, bucket_for, is_half, kind
+from rmsprop.tensors.bucket import arithmetic_dtype, bucket_for, is_half, kind, state_names
 from rmsprop.tensors.nonfinite import Guard
 
 Groups = Sequence[Mapping[str, Any]]
@@ -206,7 +206,7 @@ def _warm_up(rule: Rule, hyper: Hyper) -> Iterator[str]:
 
 def _state(group: Mapping[str, Any], rule: Rule, state: State) -> str:
     """Return the bytes of a group's state in a sentence, with missing slots as the next step makes them."""
-    names = [name for name in rule.slots() if name != "step"] + ["compensation"] * group["compensation"]
+    names = [name for name in state_names(rule, group, half=True) if name != "step"]
     per = {
         sum(_size(name, state.get(p, {}).get(name), p) for name in names)
         for p in group["params"]

@@ -1,13 +1,13 @@
 """The definition of a dialect: the fields of a row."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from typing import Any
 
 from rmsprop.printing import shown
 from rmsprop.spec import CLIPS, Hyper, Rule
 
-HYPERS = tuple(f.name for f in fields(Hyper) if f.name not in ("reference_lr", "max_update"))
+HYPERS = tuple(f.name for f in fields(Hyper) if f.default is MISSING or f.name in ("momentum", "weight_decay"))
 SWITCHES = tuple(f.name for f in fields(Rule) if f.name not in ("momentum", "maximize"))
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from rmsprop.kernels import native
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.refusals import count_writes, plain, refuse_call, refuse_memory, refuse_rule, refuse_slots
-from rmsprop.spec import CLIPS, EPS_MODES, Hyper, Rule
+from rmsprop.spec import CLIPS, EMA_WARMUPS, EPS_MODES, GRADIENT_CLIPS, Averaging, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket, kind
 from rmsprop.tensors.clipping import Work, clips
 
@@ -29,7 +29,7 @@ def refuse(rule: Rule, bucket: Bucket) -> str | None:
 def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     """Advance every tensor in the bucket by one RMSprop step, in place.
 
-    Equation: spec.py, lines [1]-[9].
+    Equation: spec.py, lines [1]-[10].
     Shapes:   param[i], grad[i] and each slot share one shape.
     Mutates:  bucket.param and the slots. Never bucket.grad.
     """
@@ -129,6 +129,7 @@ class Lists:
         }
         self.end = (c_int64 * count)()
         self.correction = (c_double * count)()
+        self.ema_weight = (c_double * count)()
         self.coefficient = (c_double * (2 * count))()
         self.random_key = (c_uint64 * count)(*bucket.random_keys)
         self.key = (c_uint32 * (2 * count))()
@@ -150,14 +151,15 @@ class Lists:
             size=ctypes.addressof(self.size),
             end=ctypes.addressof(self.end),
             correction=ctypes.addressof(self.correction),
+            ema_weight=ctypes.addressof(self.ema_weight),
             random_key=ctypes.addressof(self.random_key),
             key=ctypes.addressof(self.key),
             **{name: ctypes.addressof(values) for name, values in self.address.items()},
         )
 
     def clips(self, group: Mapping[str, Any]) -> None:
-        """Write the group's clipping into `work`."""
-        for name in CLIPS:
+        """Write the group's clipping of gradients into `work`."""
+        for name in GRADIENT_CLIPS:
             setattr(self.work, name, math.inf if group[name] is None else group[name])
         self.work.clip_after_decay = clips(group) and group["clip_after_decay"]
         self.work.clip_value_last = group["clip_value_last"]
@@ -169,7 +171,16 @@ class Lists:
         work = self.work
         work.lr, work.alpha, work.eps = float(hyper.lr), hyper.alpha, hyper.eps
         work.momentum, work.weight_decay, work.scale = hyper.momentum, float(hyper.shrinkage(self.rule)), scale
-        work.cap = hyper.cap
+        self.bounds(hyper.max_update, hyper.clip_weights, hyper.average)
+
+    def bounds(self, max_update: float | None, clip_weights: float | None, average: Averaging | None) -> None:
+        """Write the bounds of a step and of the parameters, and the average of the weights, into `work`."""
+        work = self.work
+        work.cap = math.inf if max_update is None else max_update
+        work.clip_weights = math.inf if clip_weights is None else clip_weights
+        if average is not None:
+            work.ema_decay, work.ema_start, work.ema_interval = average.decay, average.start, average.interval
+            work.ema_warmup = (None, *EMA_WARMUPS).index(average.warmup)
 
 
 def _refuse_kind(bucket: Bucket) -> str | None:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
-from rmsprop.spec import AVERAGES, Hyper, Rule
+from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.averaging import finish
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
 
 Lists = list[Tensor]
@@ -43,7 +44,7 @@ def refuse(_rule: Rule, bucket: Bucket) -> str | None:
 def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     """Advance every tensor in the bucket by one RMSprop step, in place.
 
-    Equation: spec.py, lines [1]-[9].
+    Equation: spec.py, lines [1]-[10].
     Shapes:   param[i], grad[i] and each slot share one shape.
     Mutates:  bucket.param and the slots. Never bucket.grad.
     """
@@ -145,7 +146,7 @@ _ONE = Ops(*(getattr(Tensor, name) for name in Ops._fields))
 def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     """Compute the nine lines in place, with as few temporaries as torch's own optimizer."""
     dtype = arithmetic_dtype(part.param[0].dtype)
-    averages = [part.slots[name] for name in AVERAGES]
+    averages = [part.slots[name] for name in ("square_avg", "grad_avg", "momentum_buffer")]
     widened = [_widened(values, dtype) for values in (part.param, part.grad, *averages)]
     if part.slots["compensation"]:
         widened[0] = [rounding.whole(p, c) for p, c in zip(part.param, part.slots["compensation"], strict=True)]
@@ -219,7 +220,7 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
             do.add_(p, b, alpha=-out)
     for into, worked in zip(averages, widened[2:], strict=True):
         _narrow(into, worked)
-    _write(part, widened[0])
+    _write(part, widened[0], hyper)
 
 
 class _Spikes:
@@ -269,15 +270,17 @@ def _within(bound: Any, u: Any) -> Any:
     return u.clamp(-bound, bound) if isinstance(u, Tensor) else [x.clamp(-bound, bound) for x in u]
 
 
-def _write(part: Bucket, worked: Lists) -> None:
-    """Write the results of [9] into the parameters, under the bucket's rounding."""
+def _write(part: Bucket, worked: Lists, hyper: Hyper) -> None:
+    """Write the results of [9] into the parameters, under the bucket's rounding, and advance [10]."""
     keys, steps, remainders = part.random_keys, part.slots["step"], part.slots["compensation"]
     if part.rounding == "nearest" and not remainders:
         _narrow(part.param, worked)
-        return
-    for i, (p, x) in enumerate(zip(part.param, worked, strict=True)):
-        random = rounding.random_bits(keys[i], steps[i], p.shape, p.device, p.stride()) if keys else None
-        rounding.write(p, x, remainders[i] if remainders else None, random)
+    else:
+        for i, (p, x) in enumerate(zip(part.param, worked, strict=True)):
+            random = rounding.random_bits(keys[i], steps[i], p.shape, p.device, p.stride()) if keys else None
+            rounding.write(p, x, remainders[i] if remainders else None, random)
+    # [10] average
+    finish(hyper, part)
 
 
 def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
@@ -338,7 +341,7 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         if cap is not None:
             u = _within(cap * lr if rule.lr_in_buffer else cap, u)
     # [9] parameter
-    _write(part, [p - u if rule.momentum and rule.lr_in_buffer else p - lr * u])
+    _write(part, [p - u if rule.momentum and rule.lr_in_buffer else p - lr * u], hyper)
 
 
 def _learning_rate(lr: float | Tensor, on_device: bool) -> float | Tensor:

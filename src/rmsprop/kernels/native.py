@@ -28,13 +28,15 @@ class Work(Structure):
 
     _fields_ = (
         *((name, c_double) for name in ("lr", "alpha", "eps", "momentum", "weight_decay", "scale", "cap", *CLIPS)),
+        ("ema_decay", c_double),
         *((name, c_int32) for name in ("param_type", "state_type", "step_type", "eps_mode", "centered")),
         *((name, c_int32) for name in ("has_momentum", "nesterov", "lr_in_buffer", "decoupled")),
         *((name, c_int32) for name in ("bias_correction", "maximize", "clip_after_decay", "clip_value_last")),
-        ("stochastic", c_int32),
+        *((name, c_int32) for name in ("ema_warmup", "stochastic")),
+        *((name, c_int64) for name in ("ema_start", "ema_interval")),
         ("count", c_int64),
-        *((name, c_void_p) for name in ("size", "param", "grad", "square_avg", "grad_avg", "momentum_buffer")),
-        *((name, c_void_p) for name in ("compensation", "step", "end", "correction", "coefficient")),
+        *((name, c_void_p) for name in ("size", "param", "grad", "square_avg", "grad_avg", "momentum_buffer", "ema")),
+        *((name, c_void_p) for name in ("compensation", "step", "end", "correction", "ema_weight", "coefficient")),
         *((name, c_void_p) for name in ("random_key", "key")),
     )
 
@@ -52,7 +54,7 @@ class Host(Structure):
     )
 
 
-TENSORS = 7  # number of tensors of a parameter, in the order of Bucket.lists(): `Kept` in csrc/plan.h
+TENSORS = 8  # number of tensors of a parameter, in the order of Bucket.lists(): `Kept` in csrc/plan.h
 
 
 class Plan(Structure):

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from rmsprop.kernels import cpu, native, refusals
 from rmsprop.kernels.parts import Part, Stepped, parts_of, whole_groups
-from rmsprop.spec import SLOTS, Hyper, Rule, plain
+from rmsprop.spec import SLOTS, Averaging, Hyper, Rule, plain
 from rmsprop.tensors import clipping, shards
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.nonfinite import Guard, first_unfinite
@@ -126,11 +126,12 @@ class Plan:
         lists = [self._lists(rule, bucket) for _, rule, bucket, _ in parts]
         self._lists_held = lists
         for held, (i, *_) in zip(lists, parts, strict=True):
-            if clipping.clips(groups[i][0]):
-                held.clips(groups[i][0])
+            group = groups[i][0]
+            held.work.scale = 1.0
+            held.bounds(group["max_update"], group["clip_weights"], Averaging.of(group))
+            if clipping.clips(group):
+                held.clips(group)
         works = (native.Work * len(lists))(*(held.work for held in lists))
-        for work, (i, *_) in zip(works, parts, strict=True):
-            work.scale, work.cap = 1.0, math.inf if (cap := groups[i][0]["max_update"]) is None else cap
         self._works = works
         self._known = []
         for i, (group, rule) in enumerate(groups):
@@ -182,7 +183,7 @@ class Plan:
                     known.numbers = ()
                     if set(map(type, numbers)) != _FLOATS:
                         numbers = tuple(map(plain, numbers))  # NumPy numbers compute differently, and arrays change
-                    self._write(known, Hyper(*(*numbers, group["reference_lr"], group["max_update"])))
+                    self._write(known, group, Hyper(*(*numbers, group["reference_lr"])))
                     known.numbers = () if isinstance(numbers[0], Tensor) else numbers
             except (struct.error, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError):
                 return False  # a missing or invalid setting: the full step raises
@@ -206,7 +207,7 @@ class Plan:
         fits = all(x is None or (type(x) is Tensor and x.is_cpu and x.numel() == 1) for x in scaling)
         return fits and not self._shards.any and (scaling[1] is None or scaling[1].item() == 0)
 
-    def _write(self, known: _Known, hyper: Hyper) -> None:
+    def _write(self, known: _Known, _group: Mapping[str, Any], hyper: Hyper) -> None:
         """Write the current numbers into the works. A tensor lr is read here. Raises: struct.error, TypeError."""
         numbers = (hyper.lr, hyper.alpha, hyper.eps, hyper.momentum, hyper.shrinkage(known.rule))
         for work in known.works:
@@ -366,7 +367,7 @@ class Plan:
             items.pop()
         items = [index if index in placed else -1 for index in items]
         sizes = [len(entry) if index >= 0 else 0 for index, entry in zip(items, state.values(), strict=False)]
-        spans = (c_int64 * (12 * len(self._indices)))()
+        spans = (c_int64 * (2 * (native.TENSORS - 1) * len(self._indices)))()
         self._held.append(spans)
         names = [c_void_p(id(name)).value if name else None for name in _NAMES]
         plan = native.Plan(

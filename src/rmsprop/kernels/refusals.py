@@ -60,7 +60,7 @@ def plain(bucket: Bucket) -> bool:
     lists = (c_void_p * native.TENSORS)(*(id(values) if values else None for values in bucket.lists()))
     found = (c_int32 * 4)(*kinds(loaded, bucket))
     types = (c_int32 * 3)(*(native.TYPES[dtype] for dtype in dtypes))
-    spans = (c_int64 * (12 * len(bucket.param)))()
+    spans = (c_int64 * (2 * (native.TENSORS - 1) * len(bucket.param)))()
     return bool(loaded.plain(ctypes.addressof(host), lists, len(bucket.param), found, types, spans))
 
 
@@ -82,7 +82,7 @@ def refuse_slots(rule: Rule, bucket: Bucket) -> str | None:
     param = bucket.param[0].dtype
     if dtype not in (torch.float32, torch.float64, param):
         return f"the state is {dtype}, and for {param} parameters it takes float32, float64 or {param}"
-    kept = [bucket.slots[name] for name in rule.slots() if name != "step"]
+    kept = [bucket.slots[name] for name in (*rule.slots(), "ema") if name != "step"]
     if any(x.dtype != dtype for x in chain(*kept)):
         return "the state tensors are of different dtypes"
     first = bucket.slots["step"][0].dtype

@@ -18,6 +18,7 @@ from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.refusals import count_writes, refuse_call, refuse_memory, refuse_rule, refuse_slots
 from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.averaging import finish
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
 
 # Elements and warps of one program, with which a prototype reached an H100's copy rate.
@@ -51,7 +52,7 @@ def refuse(rule: Rule, bucket: Bucket) -> str | None:
 def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     """Advance every tensor in the bucket by one RMSprop step, in place, without waiting for the device.
 
-    Equation: spec.py, lines [1]-[9].
+    Equation: spec.py, lines [1]-[10].
     Shapes:   param[i], grad[i] and each slot share one shape.
     Mutates:  bucket.param and the slots. Never bucket.grad.
     """
@@ -62,6 +63,7 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     if not work.clock:
         _count(rule, hyper, bucket, table)
     work.launch(hyper, table, bucket.grad_scale, bucket.found_inf)
+    finish(hyper, bucket)
     count_writes(bucket.param)
 
 
@@ -92,7 +94,7 @@ class Table:
 
     def update(self, bucket: Bucket) -> None:
         """Write the current addresses of a bucket's tensors into the table."""
-        for k, values in enumerate(bucket.lists()):
+        for k, values in enumerate(bucket.lists()[:ADDRESSES]):  # without `ema`, which `finish` advances
             self.columns[k] = [x.data_ptr() for x in values] if values else 0
         self.columns[SIZE] = self.sizes
         if bucket.random_keys:

@@ -4,6 +4,8 @@ The CPU plan's validation in C writes the current addresses directly into the ta
 """
 
 import ctypes
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from rmsprop.spec import SLOTS, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.nonfinite import Guard
 
-_NAMES = ("param", "grad", *SLOTS, "size")
+_NAMES = ("param", "grad", *(name for name in SLOTS if name != "ema"), "size")
 _MOVED = 0  # Again, in csrc/plan.h
 
 
@@ -67,9 +69,9 @@ class DevicePlan(Plan):
         decided_there = scaling is not None or (guard is not None and guard.mode == "skip")
         return not (on_host and (decided_there or _capturing(lists)))
 
-    def _write(self, known: Any, hyper: Hyper) -> None:
+    def _write(self, known: Any, group: Mapping[str, Any], hyper: Hyper) -> None:
         """Store the numbers, which are arguments of the launch."""
-        known.hyper = hyper
+        known.hyper = replace(hyper, max_update=group["max_update"])
 
     def _run(
         self,

@@ -18,13 +18,15 @@ from rmsprop.printing import MOST, printable, shown
 from rmsprop.settings import group_keys
 from rmsprop.spec import (
     CLIPS,
+    EMA_WARMUPS,
     ROUNDINGS,
     SPARSE_MODES,
+    Averaging,
     Hyper,
     Rule,
     check_flag,
+    check_integer,
     check_number,
-    check_seed,
     check_switch,
     is_plain,
     plain,
@@ -36,14 +38,31 @@ from rmsprop.tensors.bucket import is_half
 # leaves the choice to the backend.
 EXECUTION = ("capturable", "foreach", "fused", "differentiable")
 
-# Settings that no dialect's framework has: the handling of half precision, and a bound of steps.
-CARE: Mapping[str, Any] = {"rounding": "nearest", "compensation": False, "seed": 0, "max_update": None}
+# Settings whose default is the dialect's, besides the numbers.
+RULE = (
+    *("centered", "eps_mode", "square_avg_init", "lr_in_buffer", "nesterov", "bias_correction", "weight_decay_mode"),
+    *("reference_lr", "sparse", *CLIPS, "clip_after_decay"),
+)
+
+# Settings beside the dialects: the handling of half precision, a bound of steps, and the average of the weights.
+CARE: Mapping[str, Any] = {
+    "rounding": "nearest",
+    "compensation": False,
+    "seed": 0,
+    "max_update": None,
+    "ema": None,
+    "ema_warmup": None,
+    "ema_start": 0,
+    "ema_interval": 1,
+}
 
 SPARSE = (None, *SPARSE_MODES)
 _OPTIONAL = (
     *CLIPS,
     "reference_lr",
     "max_update",
+    "ema",
+    "ema_warmup",
     "sparse",
     "foreach",
     "fused",
@@ -62,6 +81,8 @@ TORCH_GROUP: Mapping[str, Any] = {
     "differentiable": False,
 }
 
+
+_AVERAGING = ("ema_warmup", "ema_start", "ema_interval")
 
 # All settings of a group except lr, alpha, eps, momentum and weight_decay. A plan holds while they stay the same.
 SETTINGS = itemgetter(*(name for name in TORCH_GROUP if name not in dialects.HYPERS))
@@ -252,16 +273,23 @@ def check_setting(name: str, value: Any) -> Any:
         return check_number(name, value)
     if name in dialects.SWITCHES:
         return check_switch(name, value)
-    if name == "seed":
-        return check_seed(value)
+    if name in ("seed", "ema_start", "ema_interval"):
+        return check_integer(name, value, least=int(name == "ema_interval"))
     if name == "rounding":
         if not isinstance(value, str) or value not in ROUNDINGS:
             raise ValueError(f"Invalid rounding: {shown(value)}; choose one of {', '.join(map(repr, ROUNDINGS))}")
         return value
     if value is None and name in _OPTIONAL:
         return None
-    if name in (*CLIPS, "reference_lr", "max_update"):
+    if name in (*CLIPS, "reference_lr", "max_update", "ema"):
         return check_number(name, value)
+    if name == "ema_warmup":
+        if not isinstance(value, str) or value not in EMA_WARMUPS:
+            raise ValueError(
+                f"Invalid ema_warmup: {shown(value)}; choose one of {', '.join(map(repr, EMA_WARMUPS))}, or None for "
+                "a constant decay"
+            )
+        return value
     if name == "sparse":
         if not isinstance(value, str) or value not in SPARSE:
             raise ValueError(
@@ -318,11 +346,15 @@ def to_caller() -> int:
     return level
 
 
-def check_half(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse rounding and compensation if no parameter has half precision, since they would have no effect.
+def check_effect(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse settings without effect: of an average without one, and of half precision without such a parameter.
 
     Raises: ValueError.
     """
+    idle = {name: group[name] for group in groups for name in _AVERAGING if group[name] != CARE[name]}
+    if idle and all(group["ema"] is None for group in groups):
+        arguments = " and ".join(f"{name}={value!r}" for name, value in idle.items())
+        raise ValueError(f"{arguments} needs an average of the weights: give ema=0.9999 too, or leave it out")
     requested = {
         name: group[name] for group in groups for name in ("rounding", "compensation") if group[name] != CARE[name]
     }
@@ -366,7 +398,9 @@ def read(group: Mapping[str, Any]) -> tuple[Rule, Hyper]:
         group["maximize"],
     )
     numbers = group["lr"], group["alpha"], group["eps"], group["momentum"], group["weight_decay"]
-    return rule, Hyper(*numbers, group["reference_lr"], group["max_update"])
+    return rule, Hyper(
+        *numbers, group["reference_lr"], group["max_update"], group["clip_weights"], Averaging.of(group)
+    )
 
 
 # Validating a rule's nine fields takes 5 µs, as long as the rest of a small network's loop.

@@ -16,10 +16,10 @@ from torch import Tensor
 from rmsprop import settings
 from rmsprop.dialects import SWITCHES
 from rmsprop.printing import shown
-from rmsprop.state import other_optimizers
+from rmsprop.state import averages, other_optimizers
 from rmsprop.state.entries import misfits
 from rmsprop.state.matching import MATCHES, Match, hint, match, rekeyed
-from rmsprop.state.placing import Writes, can_continue, place_lr, place_state
+from rmsprop.state.placing import Writes, continues, place_lr, place_state
 from rmsprop.state.saved_groups import HPARAMS, ChangedSetting, Group, MergedGroups, merge_saved, show
 from rmsprop.state.slots import step_tensor, stops
 from rmsprop.tensors.forked import serial_after_fork
@@ -88,7 +88,9 @@ def load(
     for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         changed = hook(optimizer, state_dict)
         state_dict = state_dict if changed is None else changed
+    averages.refuse_swapped(optimizer, "load_state_dict()", "load after the block")
     other_optimizers.check_shape(state_dict)
+    buffers = averages.check_buffers(optimizer, state_dict)
     groups, saved = optimizer.param_groups, state_dict["param_groups"]
     state, lost = rekeyed(saved, state_dict["state"])
     other_optimizers.check_owner(groups, saved, state)
@@ -100,7 +102,7 @@ def load(
     ownerless = [f"state under the key {shown(key, 40)}" for key in lost]
     if strict and (matched.missing or matched.unexpected or reshaped or lost):
         raise ValueError(_does_not_fit(matched, [x for found in reshaped.values() for x in found], ownerless))
-    notes = (*merged.notes, *_lost_remainders(matched, merged, state), *_surprise(optimizer, merged, hparams))
+    notes = (*merged.notes, *_lost_slots(matched, merged, state), *_surprise(optimizer, merged, hparams))
     for note in notes:
         warnings.warn(note, stacklevel=settings.to_caller())
     writes = Writes()
@@ -109,6 +111,7 @@ def load(
     known = {*lost, *(key for group in saved for key in group["params"])}
     held = place_state(optimizer.state, matched, merged, state, known, reshaped, writes)
     writes.carry_out()
+    averages.load_buffers(optimizer, buffers)
     optimizer.__setstate__({"state": held, "param_groups": merged.groups})
     if optimizer._stepper.guard is not None:
         optimizer._stepper.guard.restart()
@@ -179,19 +182,22 @@ def _check_steps(optimizer: Any, groups: list[Group], new: list[Group]) -> None:
             ) from error
 
 
-def _lost_remainders(matched: Match, merged: MergedGroups, state: Mapping[Any, Any]) -> list[str]:
-    """Return the warning for Kahan remainders that are dropped, if any are."""
-    lost = 0
+_LOST = {
+    "compensation": "the Kahan remainder (compensation) of {} parameters, which is dropped: loading it needs "
+    "compensation=True and parameters of the same dtype. It is less than a unit in the last place of each element",
+    "ema": "the averages of the weights (ema) of {} parameters, which are dropped: loading them needs ema=...",
+}
+
+
+def _lost_slots(matched: Match, merged: MergedGroups, state: Mapping[Any, Any]) -> list[str]:
+    """Return the warnings for slots that are dropped, if any are."""
+    lost = dict.fromkeys(_LOST, 0)
     for pair in matched.pairs:
-        rest = (state.get(pair.key) or {}).get("compensation")
-        lost += isinstance(rest, Tensor) and not can_continue(rest, pair.param, merged.groups[pair.group])
-    if not lost:
-        return []
-    return [
-        f"the loaded state dict holds the Kahan remainder (compensation) of {lost} parameters, which is dropped: "
-        "loading it needs compensation=True and parameters of the same dtype. It is less than a unit in the last "
-        "place of each element"
-    ]
+        entry = state.get(pair.key) or {}
+        for name in _LOST:
+            kept = continues(name, entry.get(name), pair.param, merged.groups[pair.group])
+            lost[name] += isinstance(entry.get(name), Tensor) and not kept
+    return [f"the loaded state dict holds {text.format(lost[name])}" for name, text in _LOST.items() if lost[name]]
 
 
 def check_listed(groups: list[Group], state: Any) -> None:

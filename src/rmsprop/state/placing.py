@@ -106,13 +106,13 @@ def place_state(
 
 
 def _left(param: Tensor, entry: Any, groups: list[Group]) -> Any:
-    """Return the entry that a parameter keeps, without a Kahan remainder that its group's new settings cannot use."""
-    if not isinstance(entry, Mapping) or "compensation" not in entry:
+    """Return the entry that a parameter keeps, without slots that its group's new settings cannot use."""
+    if not isinstance(entry, Mapping) or not {"compensation", "ema"} & entry.keys():
         return entry
     group = next((group for group in groups if any(p is param for p in group["params"])), None)
-    if group is None or can_continue(entry["compensation"], param, group):
+    if group is None or all(continues(name, value, param, group) for name, value in entry.items()):
         return entry
-    return {name: value for name, value in entry.items() if name != "compensation"}
+    return {name: value for name, value in entry.items() if continues(name, value, param, group)}
 
 
 def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any], group: Group, writes: Writes) -> Any:
@@ -126,7 +126,7 @@ def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any], group:
     dtype, device = arithmetic_dtype(param.dtype), param.device
     made = {}
     for name, value in entry.items():
-        if name == "compensation" and not can_continue(value, param, group):
+        if not continues(name, value, param, group):
             continue
         if name in own and _is_read_elsewhere(own[name], group):
             made[name] = _written(name, value, own[name], param, group, writes)
@@ -204,9 +204,17 @@ def _takes(present: Tensor, value: Tensor, dtype: torch.dtype | None) -> bool:
     return type(present) is type(value) and own is not None and own == other
 
 
-def can_continue(rest: Any, param: Tensor, group: Group) -> bool:
-    """Return whether a Kahan remainder stays valid. If not, it is dropped: it is below a unit in the last place."""
-    return bool(group["compensation"]) and isinstance(rest, Tensor) and rest.dtype == param.dtype
+def continues(name: str, value: Any, param: Tensor, group: Group) -> bool:
+    """Return whether a slot stays valid under a group's settings.
+
+    If not, it is dropped. A Kahan remainder is below a unit in the last place. An average of the weights that no step
+    advances would grow stale.
+    """
+    if name == "ema":
+        return group["ema"] is not None
+    if name != "compensation":
+        return True
+    return bool(group["compensation"]) and isinstance(value, Tensor) and value.dtype == param.dtype
 
 
 def exported(packed: dict[str, Any]) -> dict[str, Any]:

@@ -105,7 +105,7 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
             )
         into.param.append(p)
         into.grad.append(resolved(grad))
-        for name in rule.slots():
+        for name in names[False]:
             into.slots[name].append(own[name])
         if group["compensation"]:
             into.slots["compensation"].append(own.get("compensation", p))  # Bucket.split drops it where p is not half
@@ -283,6 +283,8 @@ def _fresh(name: str, group: Mapping[str, Any], p: Tensor) -> Tensor:
         return step_tensor(0.0, p, group)
     if name == "compensation":
         return torch.zeros_like(p, memory_format=torch.preserve_format).detach()
+    if name == "ema":
+        return p.detach().to(arithmetic_dtype(p.dtype), copy=True)
     return fresh_slot(p, group["square_avg_init"] if name == "square_avg" else 0.0)
 
 

@@ -159,9 +159,10 @@ def is_half(dtype: torch.dtype) -> bool:
 
 
 def state_names(rule: Rule, group: Mapping[str, Any], half: bool) -> tuple[str, ...]:
-    """Return the state keys of a parameter: the rule's slots, and `compensation` for half precision."""
+    """Return the state keys of a parameter: the rule's slots, `ema`, and `compensation` for half precision."""
+    average = ("ema",) if group["ema"] is not None else ()
     remainder = ("compensation",) if group["compensation"] and half else ()
-    return (*rule.slots(), *remainder)
+    return (*rule.slots(), *average, *remainder)
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:

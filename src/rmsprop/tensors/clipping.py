@@ -1,8 +1,8 @@
-"""Clips gradients before the nine lines, and weights after them, as the optimizers of other frameworks do.
+"""Clips gradients before the nine lines, as the optimizers of other frameworks do.
 
 The order is: maximize and weight decay of [1], with `clip_after_decay`; each element (`clip_value`); each tensor's
-norm (`clip_norm`); the norm over all groups with `clip_global_norm`; each element, with `clip_value_last`; the step;
-each element of the parameters (`clip_weights`). The user's gradients are not changed.
+norm (`clip_norm`); the norm over all groups with `clip_global_norm`; each element, with `clip_value_last`; the step,
+which bounds each element of the parameters after [9] (`clip_weights`). The user's gradients are not changed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.spec import CLIPS, Hyper, Rule
+from rmsprop.spec import GRADIENT_CLIPS, Hyper, Rule
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype
 
@@ -23,8 +23,8 @@ Work = tuple[Group, Rule, Hyper, Bucket]  # of one group
 
 
 def clips(group: Mapping[str, Any]) -> bool:
-    """Return whether the group clips anything."""
-    return any(group[name] is not None for name in CLIPS)
+    """Return whether the group clips gradients."""
+    return any(group[name] is not None for name in GRADIENT_CLIPS)
 
 
 def describe(group: Mapping[str, Any]) -> list[str]:
@@ -36,7 +36,7 @@ def describe(group: Mapping[str, Any]) -> list[str]:
         "clip_weights": "p ← min(max(p, −{0:g}), {0:g})   after [9]",
     }
     lines = [text.format(group[name]) for name, text in formulas.items() if group[name] is not None]
-    if lines and group["clip_after_decay"] and group["weight_decay"]:
+    if clips(group) and group["clip_after_decay"] and group["weight_decay"]:
         lines.insert(0, "clipping comes after [1]")
     if group["sparse"] is not None:
         lines.append(f"sparse gradients: {group['sparse']}")
@@ -54,18 +54,6 @@ def clip(works: Sequence[Work]) -> tuple[list[Work], Tensor | None]:
         if group["clip_value_last"] and group["clip_value"] is not None:
             bucket.grad = _clip_elements(bucket, group["clip_value"])
     return prepared, total
-
-
-def clip_weights(group: Mapping[str, Any], bucket: Bucket) -> None:
-    """Bound each element of the parameters after [9], unless the step was skipped. Mutates: bucket.param."""
-    bound = group["clip_weights"]
-    if bound is None:
-        return
-    for p in bucket.as_real().param:
-        if bucket.found_inf is None:
-            p.clamp_(-bound, bound)
-        else:
-            p.copy_(torch.where(bucket.found_inf.to(p.device) == 0, p.clamp(-bound, bound), p))
 
 
 def _begin(group: Mapping[str, Any], rule: Rule, hyper: Hyper, bucket: Bucket) -> Work:

@@ -6,11 +6,14 @@ momentum moves it. Both sum duplicate indices first.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from rmsprop.spec import Hyper
+from rmsprop.tensors.averaging import average
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.names import parameter_name
 
@@ -30,11 +33,12 @@ def refused(group: Mapping[str, Any], i: int, layout: torch.layout) -> str:
     )
 
 
-def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callable[[], None] | None]]:
+def parts(group: Mapping[str, Any], hyper: Hyper, bucket: Bucket) -> list[tuple[Bucket, Callable[[], None] | None]]:
     """Return the bucket as buckets with dense gradients only, under the group's `sparse`.
 
     Returns: buckets, each with a function that writes its results back, or None if the step writes in place. Under
-        "lazy", the rows with a sparse gradient form a separate bucket.
+        "lazy", the rows with a sparse gradient form a separate bucket. The average of the weights, [10], then moves
+        in every row, since the rows that were not stepped keep weights of their own.
     """
     sparse = [i for i, g in enumerate(bucket.grad) if g.is_sparse]
     if not sparse:
@@ -44,6 +48,8 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
         return [(bucket, None)]
     dense = [i for i, g in enumerate(bucket.grad) if not g.is_sparse]
     whole, rest = bucket.chosen(sparse), bucket.chosen(dense)
+    averaged = replace(whole, slots=dict(whole.slots))
+    whole.slots["ema"] = []
     indices = []
     rows = bucket.chosen([])
     for i, sparse_grad in enumerate(whole.grad):
@@ -61,6 +67,7 @@ def parts(group: Mapping[str, Any], bucket: Bucket) -> list[tuple[Bucket, Callab
         for kept, stepped in zip(_written(whole), _written(rows), strict=True):
             for into, where, values in zip(kept, indices, stepped, strict=False):
                 _write(into, where, values)
+        average(hyper.average, averaged)
 
     return [*([(rest, None)] if dense else []), (rows, _write_back)]
 
