@@ -30,6 +30,10 @@ unless it is the learning rate or a clipping bound. An optimizer does not set th
 clipping of a result, so the recipe describes them in prose. Clipping arguments such as `clip_global_norm=0.5` can be
 given along with a recipe.
 
+A recipe whose result is that of averaged weights sets `ema=`, which costs 4 bytes per element of state.
+`optimizer.averaged()` evaluates the average ([training.md](training.md#averages-of-the-weights)); `ema=None` turns it
+off.
+
 `recipe(name)` returns the recipe as keyword arguments, for libraries that construct the optimizer themselves. They do
 not include the learning rate, so that a library can pass its own, as Stable-Baselines3 does; if it passes none,
 `RMSprop` uses the recipe's. All values can be pickled and written as JSON.

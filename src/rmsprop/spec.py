@@ -61,6 +61,9 @@ AVERAGES = tuple(name for name in SLOTS if name not in ("step", "compensation"))
 GRADIENT_CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
 """The bounds on gradients, which apply before the equation."""
 
+AVERAGING: Mapping[str, Any] = {"ema": None, "ema_warmup": None, "ema_start": 0, "ema_interval": 1}
+"""The settings of [10], each with the value that has no effect."""
+
 CLIPS = (*GRADIENT_CLIPS, "clip_weights")
 """The bounds on gradients, and on parameters, which applies after [9]."""
 
@@ -189,7 +192,7 @@ class Averaging:
         """Return a parameter group's, or None without one."""
         if group["ema"] is None:
             return None
-        return cls(group["ema"], group["ema_warmup"], group["ema_start"], group["ema_interval"])
+        return cls(*(group[name] for name in AVERAGING))
 
     def __str__(self) -> str:
         when = f"every {self.interval} steps" if self.interval > 1 else ""

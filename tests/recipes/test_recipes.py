@@ -526,3 +526,20 @@ def test_a_recipe_takes_how_half_precision_is_kept_and_what_guards_it():
     assert "max_update=3.0" in group["recipe"]
     assert "rounding" not in group["recipe"]
     assert "nonfinite='skip'" in repr(optimizer)
+
+
+def test_recipes_set_their_sources_average() -> None:
+    """The constructor and the dict for libraries average; turning it off is recorded, and costs no state."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = RMSprop.recipe("efficientnet", [weight])
+    group = optimizer.param_groups[0]
+    assert (group["ema"], group["ema_warmup"], group["recipe"]) == (0.9999, "tensorflow", "efficientnet")
+    assert recipe("timm-efficientnet-b0")["ema"] == 0.9999
+    assert "ema" not in recipe("a2c-sb2")
+    for off in (RMSprop.recipe("efficientnet", [weight], ema=None), RMSprop([weight], **recipe("mnasnet", ema=None))):
+        assert off.param_groups[0]["ema"] is None
+        assert "ema=None instead of 0.9999" in off.param_groups[0]["recipe"]
+    shorter = RMSprop.recipe("efficientnet", [weight], ema=0.99, ema_warmup=None)
+    assert shorter.param_groups[0]["recipe"] == (
+        "efficientnet; ema=0.99 instead of 0.9999; ema_warmup=None instead of 'tensorflow'"
+    )

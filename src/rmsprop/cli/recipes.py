@@ -7,7 +7,7 @@ import typer
 
 from rmsprop.dialects import HYPERS, SWITCHES
 from rmsprop.recipes import RECIPES, TEXTS, Recipe, call, complete, find_recipe
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import AVERAGING, Averaging, Hyper, Rule
 
 
 def recipes(
@@ -47,14 +47,16 @@ def _table() -> None:
 def settings(row: Recipe) -> str:
     """Return a recipe's settings under its dialect's names, with a star at unverified and assumed ones."""
     starred = {*row.from_memory, *row.assumed}
-    return ", ".join(f"{word}={value!r}{'*' if word in starred else ''}" for word, value in row.settings.items())
+    given = {**row.settings, **row.averaging}
+    return ", ".join(f"{word}={value!r}{'*' if word in starred else ''}" for word, value in given.items())
 
 
 def equation(row: Recipe) -> tuple[str, ...]:
     """Return the lines of the equation with the recipe's numbers."""
     full = complete(row)
     rule = replace(Rule(**{name: full[name] for name in SWITCHES}), momentum=full["momentum"] != 0)
-    return rule.equation(Hyper(**{name: full[name] for name in HYPERS}))
+    average = Averaging.of({**AVERAGING, **row.averaging})
+    return rule.equation(Hyper(**{name: full[name] for name in HYPERS}, average=average))
 
 
 def describe(row: Recipe) -> str:

@@ -19,9 +19,21 @@ from rmsprop.dialects import HYPERS, SWITCHES
 from rmsprop.printing import MOST, shown
 from rmsprop.recipes import games, others, vision
 from rmsprop.recipes.row import TEXTS, Recipe
-from rmsprop.spec import CLIPS, check_number, check_switch
+from rmsprop.spec import AVERAGING, CLIPS, check_number, check_switch
 
-__all__ = ["RECIPES", "TEXTS", "Recipe", "call", "complete", "find_recipe", "follow", "note", "recipe", "warn"]
+__all__ = [
+    "RECIPES",
+    "TEXTS",
+    "Recipe",
+    "averaging",
+    "call",
+    "complete",
+    "find_recipe",
+    "follow",
+    "note",
+    "recipe",
+    "warn",
+]
 
 RECIPES: Mapping[str, Recipe] = {row.name: row for module in (games, vision, others) for row in module.ROWS}
 
@@ -49,6 +61,7 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 _RUNNING = (
     *("capturable", "foreach", "fused", "differentiable", "backend", "amp_in_step", "maximize"),
     *("rounding", "compensation", "seed", "max_update", "nonfinite", "nonfinite_limit"),
+    *AVERAGING,
 )
 
 # Settings that may be changed. Changes of the learning rate, which depends on the batch size, and of clipping, which
@@ -102,7 +115,9 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
     note(row.name, {**dialect.complete(settings, settings), "dialect": dialect.name})
     if "lr" not in given:
         del settings["lr"]
-    return {"recipe": row.name, "dialect": dialect.name, **dialects.write_arguments(dialect, settings), **running}
+    written = dialects.write_arguments(dialect, settings)
+    averaging = {} if "ema" in running and running["ema"] is None else row.averaging
+    return {"recipe": row.name, "dialect": dialect.name, **written, **averaging, **running}
 
 
 def follow(name: Any, dialect: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,6 +129,11 @@ def follow(name: Any, dialect: str, given: Mapping[str, Any]) -> dict[str, Any]:
     row = find_recipe(_name_of(name))
     _check_dialect(row, dialect)
     return {**_meaning(row), **given}
+
+
+def averaging(name: Any) -> dict[str, Any]:
+    """Return the settings of a recipe's average of the weights."""
+    return {**AVERAGING, **find_recipe(_name_of(name)).averaging}
 
 
 def _meaning(row: Recipe) -> dict[str, Any]:
@@ -144,7 +164,10 @@ def note(name: Any, settings: Mapping[str, Any]) -> str:
         raise ValueError(_broken(row, "momentum", settings["momentum"], meant["momentum"]))
     bound = settings.get("max_update")
     bounds = [] if bound is None else [f"max_update={bound!r}"]
-    return "; ".join([row.name, *_changed(settings, meant, _CHANGEABLE), *bounds])
+    average = averaging(row.name)
+    own = {name: settings.get(name, value) for name, value in average.items()}
+    averages = _changed(own, average, average if own["ema"] is not None else [n for n in average if n == "ema"])
+    return "; ".join([row.name, *_changed(settings, meant, _CHANGEABLE), *averages, *bounds])
 
 
 def warn(settings: Mapping[str, Any], groups: Sequence[Mapping[str, Any]]) -> None:
@@ -178,7 +201,7 @@ def call(row: Recipe, **changes: Any) -> str:
     """Return the constructor call equivalent to a recipe, with changes under our names."""
     dialect = dialects.find_dialect(row.dialect)
     kept = {word: value for word, value in row.settings.items() if dialect.arguments.get(word, word) not in changes}
-    arguments = {"dialect": row.dialect, **kept, **dialects.write_arguments(dialect, changes)}
+    arguments = {"dialect": row.dialect, **kept, **dialects.write_arguments(dialect, changes), **row.averaging}
     return f"RMSprop(params, {', '.join(f'{name}={value!r}' for name, value in arguments.items())})"
 
 

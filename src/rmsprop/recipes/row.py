@@ -23,6 +23,7 @@ class Recipe:
         title: the published result.
         dialect: the dialect of the RMSprop that it used.
         settings: its settings under that dialect's argument names.
+        averaging: the average of the weights: `ema` and its companions, under our names.
         source: the paper, or the file and version.
         fixes: the properties of the rule that must not change, and the reason.
         batch: the batch size.
@@ -40,6 +41,7 @@ class Recipe:
     settings: Mapping[str, Any]
     source: str
     fixes: str
+    averaging: Mapping[str, Any] = field(default_factory=dict)
     batch: str = "not stated"
     schedule: str = "constant"
     clipping: str = "none"

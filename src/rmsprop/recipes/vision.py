@@ -1,5 +1,8 @@
 """Recipes for image classification, all on ImageNet."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rmsprop.recipes.row import Recipe
 
 _TF1 = (
@@ -15,7 +18,14 @@ _TIMM = "huggingface/pytorch-image-models 3034f27, hfdocs/source/training_script
 _TIMM_DECAY = "L2 on parameters of two or more dimensions; put the others in a group with weight_decay=0"
 _TIMM_STEPS = "x {} every 2.4 epochs in steps, warm-up from 1e-6, {} epochs"
 _TIMM_FIXES = "it is RMSpropTF, not torch's RMSprop: " + _EPS
+_STATISTICS = "BatchNorm's statistics are averaged too (average_buffers)"
 _MOMENTUM = "not stated for RMSprop in the paper; 0.9 in tensorflow/models research/inception, inception_train.py"
+
+
+def _average(decay: float, warmup: str | None = "tensorflow") -> Mapping[str, Any]:
+    """Return an average of the weights; TensorFlow's are made with num_updates=global_step."""
+    return {"ema": decay} if warmup is None else {"ema": decay, "ema_warmup": warmup}
+
 
 ROWS = (
     Recipe(
@@ -25,10 +35,11 @@ ROWS = (
         settings={"learning_rate": 0.165, "decay": 0.9, "momentum": 0.9, "epsilon": 1.0, "weight_decay": 4e-5},
         source="tensorflow/tpu 03c4c36, models/experimental/inception/inception_v2.py and inception_v2_tpu_model.py",
         fixes=_EPS1,
+        averaging=_average(0.995),
         batch=_PER_256.format("1024", "0.66"),
         schedule="x 0.94 every 3 epochs in steps, down to 1e-4 of the first",
         decayed=_ON_WEIGHTS,
-        other="average of weights 0.995, label smoothing 0.1",
+        other="label smoothing 0.1",
     ),
     Recipe(
         name="inception-v3",
@@ -52,10 +63,11 @@ ROWS = (
         settings={"learning_rate": 0.165, "decay": 0.9, "momentum": 0.9, "epsilon": 1.0, "weight_decay": 4e-5},
         source="tensorflow/tpu 0193ce5, models/experimental/inception/inception_v3.py",
         fixes=_EPS1,
+        averaging=_average(0.995),
         batch=_PER_256.format("1024", "0.66"),
         schedule="x 0.94 every 3 epochs in steps, down to 1e-4 of the first",
         decayed=_ON_WEIGHTS,
-        other="average of weights 0.995, label smoothing 0.1, auxiliary loss x 0.4",
+        other="label smoothing 0.1, auxiliary loss x 0.4",
         from_memory=("weight_decay", "decayed"),
     ),
     Recipe(
@@ -79,11 +91,12 @@ ROWS = (
         settings={"learning_rate": 0.15, "decay": 0.9, "momentum": 0.9, "epsilon": 1.0, "weight_decay": 4e-5},
         source="tensorflow/tpu 0c2a78b, models/experimental/inception/inception_v4.py",
         fixes=_EPS1,
+        averaging=_average(0.995),
         batch=_PER_256.format("256", "0.15"),
         schedule="0.001 in the first epoch, R/3 and 2R/3 in the next two, then R x 0.94 every 2 epochs in steps "
         "counted from the start, down to 1e-4 of R; R is the learning rate over 0.94^1.5",
         decayed=_ON_WEIGHTS,
-        other="average of weights 0.995, label smoothing 0.1, auxiliary loss x 0.4",
+        other="label smoothing 0.1, auxiliary loss x 0.4",
     ),
     Recipe(
         name="mobilenet-v1",
@@ -93,10 +106,11 @@ ROWS = (
         source="tensorflow/tpu 05070bf, models/official/mobilenet/mobilenet.py; 139e1f4, mobilenet_model.py; "
         "9d3d96f, configs/mobilenet_config.py",
         fixes=_EPS1,
+        averaging=_average(0.995),
         batch=_PER_256.format("1024", "0.66"),
         schedule="x 0.94 every 3 epochs in steps, down to 1e-4 of the first",
         decayed=_LOSS.format("on the weights of convolutions that are not depthwise"),
-        other="average of weights 0.995, label smoothing 0.1",
+        other="label smoothing 0.1",
     ),
     Recipe(
         name="mobilenet-v2",
@@ -105,10 +119,11 @@ ROWS = (
         settings={"learning_rate": 0.045, "decay": 0.9, "momentum": 0.9, "epsilon": 1.0, "weight_decay": 4e-5},
         source="arXiv:1801.04381, section 6.1; tensorflow/models 0ba83cf, research/slim/nets/mobilenet/README.md",
         fixes=_EPS1,
+        averaging=_average(0.9999),
         batch="96 on each of 16 replicas, asynchronous; in TF-slim on N devices the rate is 0.045·N",
         schedule="x 0.98 every epoch",
         decayed=_ON_WEIGHTS,
-        other="average of weights 0.9999, label smoothing 0.1 (from the README)",
+        other="label smoothing 0.1 (from the README)",
         from_memory=("decayed",),
         assumed={"epsilon": "not stated in the paper; the README trains with TF-slim, whose default is 1.0"},
     ),
@@ -119,10 +134,11 @@ ROWS = (
         settings={"learning_rate": 0.1, "decay": 0.9, "momentum": 0.9, "epsilon": 1e-3, "weight_decay": 1e-5},
         source="arXiv:1905.02244, section 6.1.1",
         fixes=_EPS,
+        averaging=_average(0.9999),
         batch="4096",
         schedule="“decay rate of 0.01 every 3 epochs” in the paper",
         decayed="L2 in the paper; the parameters are not stated",
-        other="average of weights 0.9999, dropout of 0.8",
+        other="dropout of 0.8",
         assumed={
             "decay": "not stated in the paper; TensorFlow's default",
             "epsilon": "not stated in the paper; from MnasNet, whose search it builds on. TensorFlow's default is "
@@ -136,10 +152,11 @@ ROWS = (
         settings={"learning_rate": 0.016, "decay": 0.9, "momentum": 0.9, "epsilon": 1e-3, "weight_decay": 1e-5},
         source="tensorflow/tpu 1aff05d, models/official/mnasnet/configs/mnasnet_config.py; 5ef64b7, mnasnet_utils.py",
         fixes=_EPS,
+        averaging=_average(0.9999),
         batch=_PER_256.format("1024", "0.064"),
         schedule="x 0.97 every 2.4 epochs in steps, after 5 epochs of linear warm-up from 0; 350 epochs",
         decayed=_LOSS.format("on all parameters except batch normalization"),
-        other="average of weights 0.9999, label smoothing 0.1, dropout 0.2",
+        other=f"label smoothing 0.1, dropout 0.2; {_STATISTICS}",
         from_memory=("decayed",),
     ),
     Recipe(
@@ -149,10 +166,11 @@ ROWS = (
         settings={"learning_rate": 0.016, "decay": 0.9, "momentum": 0.9, "epsilon": 1e-3, "weight_decay": 1e-5},
         source="tensorflow/tpu 139e1f4, models/official/efficientnet/utils.py; 01b6706, main.py; arXiv:1905.11946",
         fixes=_EPS,
+        averaging=_average(0.9999),
         batch=_PER_256.format("2048", "0.128; at 4096 0.256"),
         schedule="x 0.97 every 2.4 epochs in steps, after 5 epochs of linear warm-up from 0; 350 epochs",
         decayed=_LOSS.format("on all parameters except batch normalization"),
-        other="average of weights 0.9999, label smoothing 0.1",
+        other=f"label smoothing 0.1; {_STATISTICS}",
     ),
     Recipe(
         name="timm-efficientnet-b0",
@@ -161,10 +179,11 @@ ROWS = (
         settings={"lr": 0.048, "alpha": 0.9, "momentum": 0.9, "eps": 1e-3, "weight_decay": 1e-5},
         source=_TIMM,
         fixes=_TIMM_FIXES,
+        averaging=_average(0.9999, None),
         batch="2 x 384",
         schedule=_TIMM_STEPS.format("0.97", "450"),
         decayed=_TIMM_DECAY,
-        other="average of weights 0.9999, dropout 0.2, drop path 0.2",
+        other=f"dropout 0.2, drop path 0.2; {_STATISTICS}",
     ),
     Recipe(
         name="timm-efficientnet-b2",
@@ -173,10 +192,11 @@ ROWS = (
         settings={"lr": 0.016, "alpha": 0.9, "momentum": 0.9, "eps": 1e-3, "weight_decay": 1e-5},
         source=_TIMM,
         fixes=_TIMM_FIXES,
+        averaging=_average(0.9999, None),
         batch="2 x 128",
         schedule=_TIMM_STEPS.format("0.97", "450"),
         decayed=_TIMM_DECAY,
-        other="average of weights 0.9999, dropout 0.3, drop path 0.2, random erasing 0.2",
+        other=f"dropout 0.3, drop path 0.2, random erasing 0.2; {_STATISTICS}",
     ),
     Recipe(
         name="timm-efficientnet-es",
@@ -209,10 +229,11 @@ ROWS = (
         settings={"lr": 0.064, "alpha": 0.9, "momentum": 0.9, "eps": 1e-3, "weight_decay": 1e-5},
         source=_TIMM,
         fixes=_TIMM_FIXES,
+        averaging=_average(0.9999, None),
         batch="2 x 512",
         schedule=_TIMM_STEPS.format("0.973", "600") + ", noise on the rate from 42 % to 90 % of the run",
         decayed=_TIMM_DECAY,
-        other="average of weights 0.9999",
+        other=_STATISTICS,
     ),
     Recipe(
         name="ghostnetv2",
@@ -221,10 +242,11 @@ ROWS = (
         settings={"lr": 0.064, "alpha": 0.9, "momentum": 0.9, "eps": 1e-3, "weight_decay": 1e-5},
         source="huawei-noah/Efficient-AI-Backbones 67a6b11, ghostnetv2_pytorch/README.md",
         fixes=_TIMM_FIXES,
+        averaging=_average(0.9999, None),
         batch="8 x 128",
         schedule=_TIMM_STEPS.format("0.973", "450") + ", noise on the rate from 42 % to 90 % of the run",
         decayed=_TIMM_DECAY,
-        other="average of weights 0.9999, dropout 0.2",
+        other=f"dropout 0.2; {_STATISTICS}",
         assumed=dict.fromkeys(("alpha", "momentum"), "not in its command; timm's defaults"),
     ),
     Recipe(

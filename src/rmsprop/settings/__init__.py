@@ -17,6 +17,7 @@ from rmsprop.dialects import Dialect
 from rmsprop.printing import MOST, printable, shown
 from rmsprop.settings import group_keys
 from rmsprop.spec import (
+    AVERAGING,
     CLIPS,
     EMA_WARMUPS,
     ROUNDINGS,
@@ -50,10 +51,7 @@ CARE: Mapping[str, Any] = {
     "compensation": False,
     "seed": 0,
     "max_update": None,
-    "ema": None,
-    "ema_warmup": None,
-    "ema_start": 0,
-    "ema_interval": 1,
+    **AVERAGING,
 }
 
 SPARSE = (None, *SPARSE_MODES)
@@ -81,8 +79,6 @@ TORCH_GROUP: Mapping[str, Any] = {
     "differentiable": False,
 }
 
-
-_AVERAGING = ("ema_warmup", "ema_start", "ema_interval")
 
 # All settings of a group except lr, alpha, eps, momentum and weight_decay. A plan holds while they stay the same.
 SETTINGS = itemgetter(*(name for name in TORCH_GROUP if name not in dialects.HYPERS))
@@ -158,6 +154,7 @@ def own_group(
     read = _checked(ours | dialects.read_arguments(row, arguments))
     if followed is not None:
         read = recipes.follow(followed, row.name, read)
+        execution = {**recipes.averaging(followed), **execution}
     followed = followed or defaults.get("recipe")
     settings = {**base, **row.complete({**base, **read}, kept | read.keys()), **execution}
     if settings["reference_lr"] is not None and "reference_lr" not in read and base["lr"] is not None:
@@ -351,7 +348,8 @@ def check_effect(groups: Sequence[Mapping[str, Any]]) -> None:
 
     Raises: ValueError.
     """
-    idle = {name: group[name] for group in groups for name in _AVERAGING if group[name] != CARE[name]}
+    companions = [name for name in AVERAGING if name != "ema"]
+    idle = {name: group[name] for group in groups for name in companions if group[name] != CARE[name]}
     if idle and all(group["ema"] is None for group in groups):
         arguments = " and ".join(f"{name}={value!r}" for name, value in idle.items())
         raise ValueError(f"{arguments} needs an average of the weights: give ema=0.9999 too, or leave it out")
