@@ -4,6 +4,7 @@ import ctypes
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from halves import check_written, rounded_as, twin
 import rmsprop
 from rmsprop import reference
 from rmsprop.kernels import cpu, native
-from rmsprop.spec import EPS_MODES, Hyper, Rule
+from rmsprop.spec import EPS_MODES, Averaging, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
 
 SOURCES = Path(rmsprop.__file__).parent / "csrc"
@@ -54,13 +55,15 @@ def results(types: tuple, seed: int) -> list[Bucket]:
 
 
 def clipped_results(types: tuple, seed: int) -> list[Bucket]:
-    """What the loaded kernel makes of gradients that it clips in every way, of several blocks of a norm."""
-    bounds = dict(clip_value=0.9, clip_norm=3.0, clip_global_norm=2.0, clip_weights=1.5)
+    """What the loaded kernel makes of gradients that it clips in every way, of several blocks of a norm, averaged."""
+    bounds = dict(clip_value=0.9, clip_norm=3.0, clip_global_norm=2.0)
     found = []
     for after, last in product((False, True), (False, True)):
         group = {**bounds, "clip_after_decay": after, "clip_value_last": last}
-        rule, hyper = Rule(momentum=True), Hyper(0.03, 0.9, 1e-3, 0.8, 0.05)
+        rule = Rule(momentum=True)
+        hyper = Hyper(0.03, 0.9, 1e-3, 0.8, 0.05, clip_weights=1.5, average=Averaging(0.9, "tensorflow"))
         bucket = tensors(rule, types, (5, 9001), seed)
+        bucket.slots["ema"] = [x * 0.7 for x in bucket.slots["square_avg"]]
         cpu.clip_and_step([(group, rule, hyper, bucket)])
         found.append(bucket)
     return found
@@ -145,14 +148,32 @@ def test_an_emulated_multiply_add_is_rounded_once(tmp_path: Path) -> None:
         assert ((a * b + c).astype(np.float32) != native_[: -len(special)]).any()
 
 
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> tuple[native.Native, ctypes.c_int32]:
+    """A kernel with mistakes that can be switched on, and the number of the one that is: RMSPROP_BROKEN in csrc."""
+    folder = tmp_path_factory.mktemp("breakable")
+    broken = build(folder, "-O0", "-DRMSPROP_ONE_TARGET", "-DRMSPROP_BREAKABLE")
+    return broken, ctypes.c_int32.in_dll(ctypes.CDLL(str(folder / "_native.so")), "rmsprop_broken")
+
+
+@pytest.fixture
+def break_it(
+    breakable: tuple[native.Native, ctypes.c_int32], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[int], None]]:
+    """A function that switches one mistake on, in the kernel that every step then uses. 0: none."""
+    broken, number = breakable
+    monkeypatch.setattr(native, "load", lambda: broken)
+    yield lambda mistake: setattr(number, "value", mistake)
+    number.value = 0
+
+
 MISTAKES = {"eps": 1, "lr": 2, "beta": 3, "gradient": 4}
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_broken_kernel_is_caught(mistake: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_kernel_is_caught(mistake: str, break_it: Callable[[int], None]) -> None:
     """ε or lr on the wrong side, 1 − α a millionth off, or an edited gradient: the comparison sees it."""
-    broken = build(tmp_path, "-O0", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={MISTAKES[mistake]}")
-    monkeypatch.setattr(native, "load", lambda: broken)
+    break_it(MISTAKES[mistake])
     for eps_mode in EPS_MODES if mistake != "eps" else ("outside", "inside"):
         for types in ((F32, F32), (F64, F64)):
             caught = False
@@ -167,9 +188,8 @@ def test_a_broken_kernel_is_caught(mistake: str, tmp_path: Path, monkeypatch: py
             assert caught
 
 
-def test_broken_spikes_words_and_remainders_are_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_spikes_words_and_remainders_are_caught(break_it: Callable[[int], None]) -> None:
     """A spike that enters v whole, words that repeat along a tensor, a remainder of the wrong sign: each is seen."""
-    builds = [build(tmp_path / str(i), "-O0", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={i}") for i in (5, 6, 7)]
     generator = torch.Generator().manual_seed(5)
 
     def capped() -> bool:
@@ -193,15 +213,13 @@ def test_broken_spikes_words_and_remainders_are_caught(tmp_path: Path, monkeypat
 
     checks = (capped, lambda: written(stochastic=True), lambda: written(stochastic=False))
     assert [check() for check in checks] == [True] * 3
-    for i, broken in enumerate(builds):
-        with monkeypatch.context() as patch:
-            patch.setattr(native, "load", lambda broken=broken: broken)
-            assert [check() for check in checks] == [k != i for k in range(3)]
+    for i, mistake in enumerate((5, 6, 7)):
+        break_it(mistake)
+        assert [check() for check in checks] == [k != i for k in range(3)]
 
 
-def test_broken_clipping_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_broken_clipping_is_caught(break_it: Callable[[int], None]) -> None:
     """A factor left out, decay on the wrong side, unbounded weights, a norm without its last elements."""
-    builds = [build(tmp_path / str(i), "-O0", "-DRMSPROP_ONE_TARGET", f"-DRMSPROP_BREAK={i}") for i in (8, 9, 10, 11)]
     draw = torch.Generator().manual_seed(8)
     p, g = (torch.randn(40, generator=draw, dtype=torch.float64) for _ in range(2))
     rule = Rule()
@@ -224,7 +242,23 @@ def test_broken_clipping_is_caught(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ]
 
     assert right() == [True] * 4
-    for broken, seen in zip(builds, ((0, 3), (0, 1, 2, 3), (2,), (0, 3)), strict=True):
-        with monkeypatch.context() as patch:
-            patch.setattr(native, "load", lambda broken=broken: broken)
-            assert [i for i, good in enumerate(right()) if not good] == list(seen)
+    for mistake, seen in ((8, [0, 3]), (9, [0, 1, 2, 3]), (10, [2]), (11, [0, 3])):
+        break_it(mistake)
+        assert [i for i, good in enumerate(right()) if not good] == seen
+
+
+def test_a_broken_average_is_caught(break_it: Callable[[int], None]) -> None:
+    """The shares of the average and of the weights exchanged."""
+    hyper = Hyper(0.1, 0.9, 1e-3, average=Averaging(0.9, "tensorflow"))
+
+    def close() -> bool:
+        bucket = tensors(Rule(), (F64, F64), (9,), 3)
+        bucket.slots["ema"] = [torch.zeros_like(p) for p in bucket.param]
+        cpu.step(Rule(), hyper, bucket)
+        decay = Averaging(0.9, "tensorflow").decay_at(int(bucket.slots["step"][0]))
+        expected = reference.average(decay, bucket.param[0].numpy(), np.zeros(9))
+        return np.allclose(bucket.slots["ema"][0].numpy(), expected, rtol=1e-12, atol=0)
+
+    assert close()
+    break_it(12)
+    assert not close()

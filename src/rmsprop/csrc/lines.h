@@ -15,9 +15,13 @@
 #define RMSPROP_PREFETCH_READ(address) (void)(address)
 #endif
 
-// Mistakes that tests/kernels/test_cpu_builds.py compiles in, to check that the parity tests fail.
-#ifndef RMSPROP_BREAK
-#define RMSPROP_BREAK 0
+// Mistakes that tests/kernels/test_cpu_builds.py switches on by number, to check that the parity tests fail.
+#ifdef RMSPROP_BREAKABLE
+RMSPROP_API int32_t rmsprop_broken;
+int32_t rmsprop_broken = 0;
+#define RMSPROP_BROKEN(number) (rmsprop_broken == (number))
+#else
+#define RMSPROP_BROKEN(number) false
 #endif
 
 namespace {
@@ -54,11 +58,8 @@ struct Numbers {
     const bool in_buffer = work.lr_in_buffer && work.has_momentum;
     const double eps = work.eps;
     nesterov = A(work.nesterov != 0);
-#if RMSPROP_BREAK == 8  // the norm's factor left out
-    const double by_norm = 1;
-#else
-    const double by_norm = work.coefficient == nullptr ? 1 : work.coefficient[2 * i];
-#endif
+    const bool left_out = RMSPROP_BROKEN(8);
+    const double by_norm = work.coefficient == nullptr || left_out ? 1 : work.coefficient[2 * i];
     const bool folded = extra_for(work, i) < kClipped;
     scale = A((work.maximize ? -work.scale : work.scale) * (folded ? by_norm : 1));
     l2 = A(work.decoupled || work.clip_after_decay ? 0 : work.weight_decay);
@@ -86,15 +87,10 @@ struct Numbers {
     move = A(in_buffer ? work.cap * std::fabs(work.lr) : work.cap);
     first = work.stochastic ? work.key[2 * i] : 0;
     second = work.stochastic ? work.key[2 * i + 1] : 0;
-#if RMSPROP_BREAK == 1  // ε on the other side of the root
-    std::swap(eps_inside, eps_outside);
-#elif RMSPROP_BREAK == 2  // the learning rate on the other side of the buffer
-    if (work.has_momentum) std::swap(into_buffer, lr);
-#elif RMSPROP_BREAK == 9  // weight decay on the other side of clipping
-    std::swap(early, l2);
-#elif RMSPROP_BREAK == 3  // 1 − α computed in the arithmetic's type
-    beta = A(1) - A(A(work.alpha) + A(1e-6));
-#endif
+    if (RMSPROP_BROKEN(1)) std::swap(eps_inside, eps_outside);
+    if (RMSPROP_BROKEN(2) && work.has_momentum) std::swap(into_buffer, lr);
+    if (RMSPROP_BROKEN(3)) beta = A(1) - A(A(work.alpha) + A(1e-6));
+    if (RMSPROP_BROKEN(9)) std::swap(early, l2);
   }
 };
 
@@ -141,9 +137,7 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     if constexpr (write >= kCompensated) p = p + load<P>(c_, i) * (1 / P::kRestScale);
     A g = load<P>(g_, i) * scale;
     if constexpr (extra >= kClipped) g = within(prepared(g, p, early, value) * factor * rest_, last);
-#if RMSPROP_BREAK == 4  // the gradient edited
-    store<P>(const_cast<char*>(g_), i, g + g);
-#endif
+    if (RMSPROP_BROKEN(4)) store<P>(const_cast<char*>(g_), i, g + g);
     // [1] decay
     g = l2 != 0 ? fused(l2, p, g) : g;
     p = p * shrink;
@@ -155,9 +149,7 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
       // a spike at most doubles v, unless v is 0; an infinite gradient is not a spike
       const A double_ = growth * before;
       const bool spike = (v > double_) & (double_ > 0) & (std::fabs(g) <= std::numeric_limits<A>::max());
-#if RMSPROP_BREAK != 5  // a spike that is not bounded
-      v = spike ? double_ : v;
-#endif
+      v = spike && !RMSPROP_BROKEN(5) ? double_ : v;
       if constexpr (centered) entering = spike ? std::copysign(carried * std::sqrt(before), g) : g;
     }
     store<S>(v_, i, v);
@@ -194,27 +186,17 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     // [9] parameter
     p = fused(-lr, u, p);
     if constexpr (write == kNearest) {
-#if RMSPROP_BREAK != 10  // weights not bounded
-      if constexpr (extra >= kWalled) p = within(p, wall);
-#endif
+      if constexpr (extra >= kWalled) p = within(p, RMSPROP_BROKEN(10) ? A(kUnbounded) : wall);
       store<P>(p_, i, p);
     } else {
-#if RMSPROP_BREAK == 6  // random bits of an element's lane, not of its index
-      const uint32_t random = mix(uint32_t(i % 16) * 0x9e3779b1u ^ first, second);
-#else
-      const uint32_t random = mix(word ^ first, second);
+      const uint32_t random = mix((RMSPROP_BROKEN(6) ? uint32_t(i % 16) * 0x9e3779b1u : word) ^ first, second);
       word += 0x9e3779b1u;
-#endif
       if constexpr (write == kStochastic) {
         put<P>(p_, i, bounded<P>(P::narrow(p, random), wall));
       } else {
         const auto near = P::narrow(p);
         put<P>(p_, i, bounded<P>(near, wall));
-#if RMSPROP_BREAK == 7  // the remainder's sign
-        const A rest = (P::widen(near) - p) * P::kRestScale;
-#else
-        const A rest = (p - P::widen(near)) * P::kRestScale;
-#endif
+        const A rest = (p - P::widen(near)) * (RMSPROP_BROKEN(7) ? -P::kRestScale : P::kRestScale);
         const A kept = rest - rest == 0 ? rest : A(0);  // the parameter may be infinite or NaN
         put<P>(c_, i, write == kBoth ? P::narrow(kept, random) : P::narrow(kept));
       }

@@ -71,9 +71,7 @@ RMSPROP_INLINE double squares(const Numbers<A>& n, const char* p, const char* g,
     RMSPROP_INDEPENDENT
     for (int64_t j = 0; j < lanes; ++j) sum[j] += one(begin + j);
   }
-#if RMSPROP_BREAK != 11  // the last elements of a block not summed
-  for (int64_t j = 0; begin + j < end; ++j) sum[j] += one(begin + j);
-#endif
+  for (int64_t j = 0; begin + j < end && !RMSPROP_BROKEN(11); ++j) sum[j] += one(begin + j);
   for (int64_t half = lanes / 2; half > 0; half /= 2) {
     for (int64_t j = 0; j < half; ++j) sum[j] += sum[j + half];
   }
@@ -98,11 +96,7 @@ template <class P, class S, class A>
 RMSPROP_INLINE void average(const Work& work, int64_t i, int64_t begin, int64_t end) {
   const auto* const p = static_cast<const char*>(work.param[i]);
   auto* const e = static_cast<char*>(work.ema[i]);
-#if RMSPROP_BREAK == 12  // the decay's complement
-  const double own = 1 - work.ema_weight[i];
-#else
-  const double own = work.ema_weight[i];
-#endif
+  const double own = RMSPROP_BROKEN(12) ? 1 - work.ema_weight[i] : work.ema_weight[i];
   // from the nearer of the two: a share of 1 copies, and equal weights stay equal
   const A share = A(own), decay = A(1 - own), from_p = A(own > 0.5), weight = own > 0.5 ? -decay : share;
   RMSPROP_INDEPENDENT
