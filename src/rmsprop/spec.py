@@ -251,13 +251,13 @@ _RANGES = {
     "square_avg_init": ("square_avg_init value", "a finite number >= 0: 0 as in torch, 1 as in TensorFlow 1"),
     "reference_lr": ("reference_lr value", "a finite number >= 0, the highest learning rate of the schedule"),
     "max_update": ("max_update", "a finite number > 0, the longest step in units of lr, such as 3, or None"),
-    "clip_value": ("clip_value", "a finite number >= 0, the largest size of a gradient's element"),
-    "clip_norm": ("clip_norm", "a finite number >= 0, the largest norm of one tensor's gradient"),
-    "clip_global_norm": ("clip_global_norm", "a finite number >= 0, the largest norm of all gradients together"),
-    "clip_weights": ("clip_weights", "a finite number >= 0, the largest size of a parameter's element"),
+    "clip_value": ("clip_value", "a finite number > 0, the largest size of a gradient's element, or None"),
+    "clip_norm": ("clip_norm", "a finite number > 0, the largest norm of one tensor's gradient, or None"),
+    "clip_global_norm": ("clip_global_norm", "a finite number > 0, the largest norm of all gradients, or None"),
+    "clip_weights": ("clip_weights", "a finite number > 0, the largest size of a parameter's element, or None"),
     "ema": ("ema", "the decay of the weights' average, 0 <= ema < 1, such as 0.9999, or None"),
 }
-_BELOW_ONE = ("alpha", "momentum", "ema")
+_BELOW_ONE, _ABOVE_ZERO = ("alpha", "momentum", "ema"), ("max_update", *CLIPS)
 _CHOICES = {"eps_mode": EPS_MODES, "weight_decay_mode": WEIGHT_DECAY_MODES}
 
 
@@ -296,8 +296,9 @@ def check_number(name: str, value: Any) -> float:
         number = float(value)
     except OverflowError:  # an int beyond the range of float64
         number = math.inf
-    if not 0.0 <= number < (1.0 if name in _BELOW_ONE else math.inf) or (number == 0 and name == "max_update"):
-        raise ValueError(f"Invalid {description}: {shown(value)}; {name} takes {works}")
+    if not 0.0 <= number < (1.0 if name in _BELOW_ONE else math.inf) or (number == 0 and name in _ABOVE_ZERO):
+        freezes = ": 0 would make every step, or every parameter, 0" if number == 0 and name in CLIPS else ""
+        raise ValueError(f"Invalid {description}: {shown(value)}; {name} takes {works}{freezes}")
     return number
 
 

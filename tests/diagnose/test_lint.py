@@ -254,12 +254,6 @@ def zero_grad():  # rmsprop check sees it: test_check_script.py
 
 
 @trigger
-def clip_zero():
-    optimizer = RMSprop([weight(4, 4)], dialect="keras3", learning_rate=1e-4, clipnorm=0)
-    return optimizer, "error", "clipnorm=0 is a bound of 0 here, so every gradient is clipped to 0"
-
-
-@trigger
 def momentum_switched():
     optimizer = RMSprop([weight(4, 4)], lr=1e-4)
     torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-4, total_steps=10)
@@ -468,14 +462,6 @@ def test_a_suggested_number_is_not_rounded_to_nothing(k):
     found = RMSprop([weight(4, 4, value=2 * 10.0 ** (k + 1))], lr=10.0**k, momentum=0.9).lint()
     (momentum,) = (finding for finding in found if finding.name == "momentum")
     assert f"lr={10.0 ** (k - 1):g} for steps as long as without momentum" in momentum.change
-
-
-@pytest.mark.parametrize("word", ["clip_value", "clip_norm", "clip_global_norm", "clip_weights"])
-def test_every_bound_of_0_is_an_error(word):
-    """A bound of 0 freezes training, or sets the weights to 0; MXNet's own words mean no bound by it."""
-    assert "clip_zero" in names(RMSprop([weight(4, 4)], lr=1e-4, **{word: 0}).lint())
-    assert names(RMSprop([weight(4, 4)], lr=1e-4, **{word: 1.0}).lint()) == []
-    assert names(RMSprop([weight(4, 4)], dialect="mxnet2", lr=1e-4, clip_gradient=0, clip_weights=0).lint()) == []
 
 
 def test_steps_without_any_gradient_are_an_error():

@@ -210,18 +210,18 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
 constexpr int64_t kBlock = 128, kAhead = 512;
 
 template <class T>
-RMSPROP_INLINE void ask_for(const char* base, int64_t begin) {
+RMSPROP_INLINE void ask_for(const char* base, int64_t begin, int64_t ahead = kAhead) {
   constexpr int64_t size = sizeof(typename T::Bits), line = 64;
-  for (int64_t byte = 0; byte < kBlock * size; byte += line) RMSPROP_PREFETCH(base + (begin + kAhead) * size + byte);
+  for (int64_t byte = 0; byte < kBlock * size; byte += line) RMSPROP_PREFETCH(base + (begin + ahead) * size + byte);
 }
 
 template <class P, class S, class A, bool centered, bool momentum, Extra extra, Write write>
-RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, char* p, const char* g, char* v, char* m,
-                           char* b, char* c) {
+RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, int64_t size, char* p, const char* g, char* v,
+                           char* m, char* b, char* c) {
   while (begin < end) {
     int64_t stop = end;
-    if (begin + kAhead + kBlock < end) {
-      stop = begin + kBlock;
+    if (begin + kAhead + kBlock < size) {  // of the tensor: what lies beyond the end is stepped next, or by a neighbor
+      stop = end - begin < kBlock ? end : begin + kBlock;
       ask_for<P>(p, begin);
       ask_for<P>(g, begin);
       ask_for<S>(v, begin);
@@ -246,13 +246,13 @@ RMSPROP_INLINE void chosen(const Work& work, int64_t i, int64_t begin, int64_t e
   char* b = work.has_momentum ? static_cast<char*>(work.momentum_buffer[i]) : nullptr;
   char* c = write >= kCompensated ? static_cast<char*>(work.compensation[i]) : nullptr;
   if (work.centered && work.has_momentum) {
-    blocks<P, S, A, true, true, extra, write>(n, begin, end, p, g, v, m, b, c);
+    blocks<P, S, A, true, true, extra, write>(n, begin, end, work.size[i], p, g, v, m, b, c);
   } else if (work.centered) {
-    blocks<P, S, A, true, false, extra, write>(n, begin, end, p, g, v, m, b, c);
+    blocks<P, S, A, true, false, extra, write>(n, begin, end, work.size[i], p, g, v, m, b, c);
   } else if (work.has_momentum) {
-    blocks<P, S, A, false, true, extra, write>(n, begin, end, p, g, v, m, b, c);
+    blocks<P, S, A, false, true, extra, write>(n, begin, end, work.size[i], p, g, v, m, b, c);
   } else {
-    blocks<P, S, A, false, false, extra, write>(n, begin, end, p, g, v, m, b, c);
+    blocks<P, S, A, false, false, extra, write>(n, begin, end, work.size[i], p, g, v, m, b, c);
   }
 }
 

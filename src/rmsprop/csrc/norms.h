@@ -91,6 +91,9 @@ RMSPROP_SQUARES(squares_f16, Float16, float)
 constexpr double (*kSquares[4])(const Work&, int64_t, int64_t, int64_t) = {squares_f32, squares_f64, squares_bf16,
                                                                           squares_f16};
 
+// Elements that are stepped before they are averaged, so that [10] finds the parameter in the nearest cache.
+constexpr int64_t kAveraged = 512;
+
 // [10] over the elements [begin, end) of tensor i, which the step has just written: the average of the weights as stored.
 template <class P, class S, class A>
 RMSPROP_INLINE void average(const Work& work, int64_t i, int64_t begin, int64_t end) {
@@ -99,11 +102,16 @@ RMSPROP_INLINE void average(const Work& work, int64_t i, int64_t begin, int64_t 
   const double own = RMSPROP_BROKEN(12) ? 1 - work.ema_weight[i] : work.ema_weight[i];
   // from the nearer of the two: a share of 1 copies, and equal weights stay equal
   const A share = A(own), decay = A(1 - own), from_p = A(own > 0.5), weight = own > 0.5 ? -decay : share;
-  RMSPROP_INDEPENDENT
-  for (int64_t k = begin; k < end; ++k) {
-    const A now = load<P>(p, k), old = A(load<S>(e, k)), apart = now - old;
-    const A near = fused(weight, apart, from_p != 0 ? now : old);
-    store<S>(e, k, apart - apart == 0 ? near : decay * old + share * now);  // inf and NaN as in the equation
+  while (begin < end) {
+    const int64_t stop = std::min(end, begin + kBlock);
+    ask_for<S>(e, begin, kAveraged);  // of the next call
+    RMSPROP_INDEPENDENT
+    for (int64_t k = begin; k < stop; ++k) {
+      const A now = load<P>(p, k), old = A(load<S>(e, k)), apart = now - old;
+      const A near = fused(weight, apart, from_p != 0 ? now : old);
+      store<S>(e, k, apart - apart == 0 ? near : decay * old + share * now);  // inf and NaN as in the equation
+    }
+    begin = stop;
   }
 }
 

@@ -75,9 +75,6 @@ constexpr Piece kAverages[4][4] = {
     {average_f16_f32, average_f16_f64, nullptr, average_f16_f16},
 };
 
-// Elements that are stepped before they are averaged, so that [10] finds the parameter in a near cache.
-constexpr int64_t kAveraged = 4096;
-
 // [rounding other than to nearest][float16, not bfloat16][state of the parameter's own type]
 #define RMSPROP_HALVES(end) {{bf16_f32##end, bf16_bf16##end}, {f16_f32##end, f16_f16##end}}
 constexpr Piece kHalves[3][2][2] = {RMSPROP_HALVES(_stochastic), RMSPROP_HALVES(_compensated), RMSPROP_HALVES(_both)};

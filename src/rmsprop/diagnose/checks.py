@@ -11,7 +11,6 @@ from rmsprop.diagnose.facts import Facts
 from rmsprop.diagnose.readings import STUCK, Reading
 from rmsprop.diagnose.usage import (
     Found,
-    clip_zero,
     counted,
     momentum_switched,
     names,
@@ -374,7 +373,6 @@ CHECKS: Mapping[str, Callable[[Facts], Found]] = {
     "decay_on_bias": _decay_on_bias,
     "no_gradient": no_gradient,
     "zero_grad": zero_grad,
-    "clip_zero": clip_zero,
     "momentum_switched": momentum_switched,
     "updates_lost": _updates_lost,
     "schedule_in_buffer": _schedule_in_buffer,

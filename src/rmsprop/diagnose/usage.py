@@ -11,9 +11,8 @@ from torch import Tensor
 from rmsprop import analysis, kernels
 from rmsprop.diagnose.facts import Detour, Facts
 from rmsprop.diagnose.readings import Reading
-from rmsprop.dialects import find_dialect
 from rmsprop.printing import printable
-from rmsprop.spec import CLIPS, Rule
+from rmsprop.spec import Rule
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, state_names
 
@@ -98,20 +97,6 @@ def momentum_switched(f: Facts) -> Found:
             f"momentum was {was} in this group and is 0 now: steps are shorter by its factor of 1/(1−momentum), and "
             "the next step with momentum continues from the momentum_buffer in the state",
             "Keep momentum as it was, or delete momentum_buffer from the state before momentum is turned on again",
-        )
-
-
-def clip_zero(f: Facts) -> Found:
-    """Find bounds of 0, which some frameworks read as no bound."""
-    for name in CLIPS:
-        if f.group.get(name) != 0 or f.group.get(name) is None:
-            continue
-        argument = find_dialect(f.group["dialect"]).argument(name)
-        clipped = "parameter" if name == "clip_weights" else "gradient"
-        yield (
-            "error",
-            f"{argument}=0 is a bound of 0 here, so every {clipped} is clipped to 0",
-            f"Omit {argument} or set it to None for no bound, which 0 means in MXNet and Keras 1",
         )
 
 

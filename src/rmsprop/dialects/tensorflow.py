@@ -112,7 +112,7 @@ ROWS = (
         hyper=Hyper(lr=1e-3, alpha=0.9, eps=1e-7),
         source="keras 3.15.1, keras/src/optimizers/rmsprop.py; tf_keras 2.21.0, optimizers/rmsprop.py",
         arguments={**_KERAS_WORDS, **_CLIPPING},
-        values={"weight_decay": optional(0.0)},
+        values={"weight_decay": optional(0.0), **dict.fromkeys(_CLIPPING, NONE_IS_OFF)},
         limits=_KERAS_LIMITS,
         exclusive=("clipnorm", "clipvalue", "global_clipnorm"),
         settings={"sparse": "dense"},

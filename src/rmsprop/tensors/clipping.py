@@ -110,8 +110,6 @@ def _clip_norms_together(works: Sequence[Work]) -> Tensor | None:
 
 def _bounded(g: Tensor, norm: Tensor, bound: float) -> Tensor:
     """Return g·bound/max(norm, bound), which is g if the norm is within the bound."""
-    if not bound:
-        return g * 0.0
     real = g.real.dtype if g.is_complex() else g.dtype
     norm = norm.clamp(min=bound)
     factor = bound / norm
