@@ -37,6 +37,7 @@ _MEANINGS = {
     "clip_norm": "bound on the norm of each tensor's gradient, in units of g",
     "clip_global_norm": "bound on the norm of all gradients together, in units of g",
     "clip_weights": "bound on each element of the parameter after the step, in units of the parameter",
+    "ema": "decay of an average of the weights, unitless, line [10]",
 }
 _DECAYS = {
     "l2": "adds weight_decay·p to the gradient: in units of g per p",
@@ -280,7 +281,7 @@ def _arguments(row: Dialect) -> Part:
         if ours in row.limits and not row.limits[ours].unless:
             continue
         for argument in _arguments_for(row, ours):
-            default = row.defaults()[ours]
+            default = row.defaults().get(ours)
             written = _written(row, argument, default)
             same = written in (default, None) or default is None
             here = f"`{ours}`" if same else f"`{ours}={shown(default)}`"
@@ -365,6 +366,7 @@ def _limits(row: Dialect) -> Part:
     if row.exclusive:
         items.append(f"At most one of {ticked(row.exclusive)} may be given.")
     items += [f"`{argument}=True` requires `{flag}=True`." for argument, flag in row.requires.items()]
+    items += [f"`{argument}` has no effect without `{flag}=True`." for argument, flag in row.idle.items()]
     if row.complex:
         items.append(f"Complex parameters are refused: {row.complex}; here they are pairs of independent reals.")
     else:
