@@ -108,7 +108,7 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     _library()
     from safetensors.numpy import save
 
-    tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.params.items()}
+    tensors = {name: np.asarray(value, order="C") for name, value in checkpoint.params.items()}
     for name, slots in checkpoint.slots.items():
         tensors |= {f"{PREFIX}{slot}.{name}": np.array(value) for slot, value in slots.items()}
     listed = [name for names, _ in checkpoint.groups for name in names]  # possibly without state or value
