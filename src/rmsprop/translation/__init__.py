@@ -315,9 +315,10 @@ def _notes(
             f"this package computes under dialect={here.name!r}."
         )
     if original.get("ema") is not None and "ema" not in there.own.takes:
+        argument = _listed(write_arguments(here, {"ema": original["ema"]}))
         notes.append(
-            f"{there.name} has no argument for {_listed(write_arguments(here, {'ema': original['ema']}))}, the average "
-            "of the weights, which does not change the steps."
+            f"{there.name} has no argument for {argument}, the average of the weights, which does not change the "
+            "steps."
         )
     if 0 < translated["eps"] < SMALLEST:
         notes.append(f"{translated['eps']:g} is below the range of float32, where it is 0 or nearly 0.")
