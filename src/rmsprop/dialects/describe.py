@@ -336,12 +336,13 @@ def _eps_meaning(mode: str, eps: float) -> str:
 def _states(row: Dialect) -> Part:
     """Return a table of the state's names, in the dialect's order, with their meanings."""
     moving = row.complete(_moving(row), _moving(row))
-    kept = {"grad_avg": "if centered", "momentum_buffer": "with momentum"}
+    kept = {"grad_avg": "if centered", "momentum_buffer": "with momentum", "ema": "if averaged"}
     velocity = "b, the velocity: a sum of steps, in units of the parameter, including the learning rate"
     meanings = {
         "step": "number of steps taken",
         "square_avg": f"v, the average of g², in units of g²; starts at {v_start(row)}",
         "grad_avg": "m, the average of g, in units of g",
+        "ema": "e, the average of the weights, in units of the parameter",
         "momentum_buffer": velocity
         if moving["lr_in_buffer"]
         else "b, a sum of g/d, unitless, without the learning rate",

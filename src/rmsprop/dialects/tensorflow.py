@@ -120,6 +120,7 @@ ROWS = (
         settings={"sparse": "dense"},
         states={
             "iteration": "step",
+            "average": "ema",
             "velocity": "square_avg",
             "momentum": "momentum_buffer",
             "average_gradient": "grad_avg",
