@@ -168,7 +168,7 @@ def test_tensors_stay_tensors_and_the_input_is_not_touched_nor_shared(dtype):
 
 def test_a_slot_or_dialect_that_nobody_knows_is_said():
     """The message lists the source's own names."""
-    with pytest.raises(ValueError, match=r"keras3 has no state 'rms'; its state is iteration, velocity"):
+    with pytest.raises(ValueError, match=r"keras3 has no state 'rms'; its state is iteration, average, velocity"):
         convert({"rms": V}, "keras3", "torch")
     with pytest.raises(ValueError, match="lacks 'velocity', the average of squared gradients"):
         convert({"momentum": V}, "keras3", "torch")
@@ -192,7 +192,7 @@ def test_an_owner_has_the_name_that_it_is_found_by(name):
 def test_every_dialect_converts_to_torch_and_back(name):
     """v, m and b return unchanged, with every slot of the dialect."""
     row = DIALECTS[name]
-    values = {"step": np.asarray(6), "square_avg": V, "grad_avg": M, "momentum_buffer": B}
+    values = {"step": np.asarray(6), "square_avg": V, "grad_avg": M, "momentum_buffer": B, "ema": M}
     slots = {theirs: values[ours] for theirs, ours in row.states.items()}
     alpha = {"dialect": name, row.argument("alpha"): (0.0, 0.9) if row.argument("alpha") == "betas" else 0.9}
     there, _ = convert(slots, alpha, "torch", lr=0.25, step=6)

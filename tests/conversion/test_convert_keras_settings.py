@@ -194,15 +194,16 @@ def archive(path, change):
     return path
 
 
-def test_a_template_that_averages_weights_is_refused(tmp_path):
-    """The averages would be another model's, or missing."""
+@pytest.mark.parametrize("name", ["use_ema", "gradient_accumulation_steps"])
+def test_a_template_that_averages_weights_or_sums_gradients_is_refused(name, tmp_path):
+    """The averages, or the sums, would be another model's, or missing."""
     template = archive(
-        tmp_path / "x.keras", lambda said: said["compile_config"]["optimizer"]["config"].update(use_ema=True)
+        tmp_path / "x.keras", lambda said: said["compile_config"]["optimizer"]["config"].update({name: 2})
     )
     middle, out = tmp_path / "m.pt", tmp_path / "out.keras"
     write(prepare(HERE / "keras3-momentum.keras"), middle)
     made = prepare(middle, "keras3", model=HERE / "keras3-momentum.keras", out=writer(out))
-    with pytest.raises(Unreadable, match="compiled with use_ema"):
+    with pytest.raises(Unreadable, match=f"compiled with {name}"):
         write(dataclasses.replace(made, template=template), out)
     assert not out.exists()
 

@@ -439,3 +439,14 @@ def test_every_opcode_that_torch_writes_is_supported():
         except Exception as error:
             said = str(error)
         assert (f"the opcode {op.name}" in said) == (op.name in refused), op.name
+
+
+def test_the_arguments_of_a_run_are_data(tmp_path):
+    """Each Namespace keeps its own attributes and stays a placeholder; the state of any other object is skipped."""
+    one, two = argparse.Namespace(a=1, inner=argparse.Namespace(b=2.5)), argparse.Namespace(a=3)
+    torch.save({"one": one, "two": two, "other": Kept(a=1)}, tmp_path / "x.pt")
+    made = load(tmp_path / "x.pt")
+    assert all(isinstance(value, Opaque) for value in made.values())
+    inner = made["one"].arguments.pop("inner")
+    assert [x.arguments for x in (made["one"], inner, made["two"])] == [{"a": 1}, {"b": 2.5}, {"a": 3}]
+    assert made["other"].arguments == {}

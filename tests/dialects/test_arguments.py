@@ -128,12 +128,13 @@ def test_limits_take_their_value_and_no_other(row):
     """The neutral value says nothing; another is refused with the reason."""
     for word, limit in row.limits.items():
         neutral = limit.neutral if isinstance(limit.neutral, tuple) else (limit.neutral,)
-        settings = group(row.name, **{word: "label" if neutral[0] is dialects.ANYTHING else neutral[0]})
-        assert settings == group(row.name) | {"params": settings["params"]}
+        flag = {row.idle[word]: True} if word in row.idle else {}
+        settings = group(row.name, **flag, **{word: "label" if neutral[0] is dialects.ANYTHING else neutral[0]})
+        assert settings == group(row.name, **flag) | {"params": settings["params"]}
         if neutral[0] is dialects.ANYTHING:
             continue
         with pytest.raises(ValueError, match=rf"{word}=0.375 does not work under dialect='{row.name}': "):
-            make(row.name, **{word: 0.375})
+            make(row.name, **flag, **{word: 0.375})
 
 
 @ROWS
@@ -179,6 +180,26 @@ def test_keras2s_rule_depends_on_momentum():
     assert [g["eps_mode"] for g in mixed.param_groups] == ["inside", "outside"]
     assert group("keras2", epsilon=0)["eps"] == group("keras2", epsilon=None)["eps"] == 1e-7
     assert group("keras1", epsilon=0)["eps"] == 0
+
+
+def test_keras_use_ema_is_ema():
+    """With its default decay, in a group of its own too; without use_ema, ema_momentum is idle as in Keras."""
+    assert group("keras3")["ema"] is None
+    assert group("keras3", use_ema=True)["ema"] == 0.99
+    assert group("keras3", ema_momentum=0.5, use_ema=True)["ema"] == 0.5
+    assert group("keras3", use_ema=False, ema_momentum=0.5, ema_overwrite_frequency=100)["ema"] is None
+    optimizer = make("keras3", use_ema=True)
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "use_ema": False})
+    optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+    assert [g["ema"] for g in optimizer.param_groups] == [0.99, None, 0.99]
+    assert write_arguments(DIALECTS["keras3"], {"ema": 0.5}) == {"use_ema": True, "ema_momentum": 0.5}
+    assert write_arguments(DIALECTS["keras3"], {"ema": None}) == {"use_ema": False}
+    with pytest.raises(ValueError, match=r"ema_overwrite_frequency=100 does not work .*average_into"):
+        make("keras3", use_ema=True, ema_overwrite_frequency=100)
+    with pytest.raises(TypeError, match=r"ema=0.5 and use_ema=True both set ema"):
+        make("keras3", use_ema=True, ema=0.5)
+    with pytest.raises(TypeError, match=r"use_ema: 1 .*neither True nor False"):
+        make("keras3", use_ema=1)
 
 
 def test_mxnets_centered_operator_brings_its_momentum():

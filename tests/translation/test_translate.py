@@ -523,6 +523,9 @@ def test_notes_say_what_nobody_typed():
         "itself has no argument for momentum=0.9" in n for n in translate("mlx", "torch", lr=0.1, momentum=0.9).notes
     )
     assert any("lazy in tensorflow1 and refused in timm" in n for n in translate("tensorflow1", "timm", lr=0.1).notes)
+    averaged = translate("keras3", "timm", use_ema=True)
+    assert any("timm has no argument for use_ema=True, ema_momentum=0.99" in n for n in averaged.notes)
+    assert translate("timm", "keras3", lr=0.1, ema=0.5).call.endswith(", use_ema=True, ema_momentum=0.5)")
     assert any("below the range of float32" in n for n in translate("torch", "textbook", eps=1e-20).notes)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from rmsprop import dialects
+from rmsprop.conversion import averages, pairing
 from rmsprop.conversion import layout as layouts
-from rmsprop.conversion import pairing
 from rmsprop.conversion.formats import FORMATS
 from rmsprop.conversion.formats.pytorch.write import WRITTEN
 from rmsprop.conversion.formats.unknown import explain
@@ -91,7 +91,7 @@ def read_checkpoint(
     checkpoint = row.read(path, given) if row.asks else row.read(path, **chosen) if row.chooses else row.read(path)
     if source is not None and source != checkpoint.owner.name:
         identified, checkpoint.owner = checkpoint.owner.name, find_owner(source)
-        expected = checkpoint.row.states
+        expected = checkpoint.states
         unknown = [slot for slots in checkpoint.slots.values() for slot in slots if slot not in expected]
         if identified and unknown:
             raise ValueError(
@@ -108,7 +108,7 @@ def read_checkpoint(
 
 def _check(checkpoint: Checkpoint, path: Path) -> None:
     """Validate slot names, shapes and numbers. Raises: Unreadable for the first that is not valid."""
-    row = checkpoint.row
+    row, states = checkpoint.row, checkpoint.states
     settings = [item for _, hyper in [*checkpoint.groups, ([], checkpoint.hyper)] for item in hyper.items()]
     for name, value in settings:
         if isinstance(value, int) and value.bit_length() > 1023:
@@ -116,17 +116,17 @@ def _check(checkpoint: Checkpoint, path: Path) -> None:
     if checkpoint.step is not None and not 0 <= checkpoint.step < 2**53:
         raise Unreadable(f"{path.name} has a step count of {shown(checkpoint.step)}, which is not possible")
     for name, slots in checkpoint.slots.items():
-        unknown = next((slot for slot in slots if slot not in row.states), None)
+        unknown = next((slot for slot in slots if slot not in states), None)
         if unknown is not None:
             raise Unreadable(
                 f"{path.name}: the state of {shown(name)} holds {shown(unknown)}; the slots of {row.name} are "
                 f"{', '.join(row.states)}"
             )
-        if "square_avg" not in {row.states[slot] for slot in slots}:
+        if "square_avg" not in {states[slot] for slot in slots}:
             raise Unreadable(
                 f"{path.name}: the state of {shown(name)} holds {', '.join(slots)} and no average of squares"
             )
-        shapes = {value.shape for slot, value in slots.items() if row.states[slot] != "step"}
+        shapes = {value.shape for slot, value in slots.items() if states[slot] != "step"}
         shapes |= {checkpoint.params[name].shape} if name in checkpoint.params else set()
         if len(shapes) > 1:
             raise Unreadable(
@@ -181,7 +181,7 @@ def prepare(
     shapes = None
     if model is not None:
         row = recognize(model)
-        known = {name: checkpoint.hyper[name] for name in ("momentum", "centered") if name in checkpoint.hyper}
+        known = {name: checkpoint.hyper[name] for name in ("momentum", "centered", "ema") if name in checkpoint.hyper}
         other = row.read(model, known) if row.asks else row.read(model)
         shapes = {name: tuple(value.shape) for name, value in other.params.items()}
         if not shapes:
@@ -197,6 +197,7 @@ def prepare(
             checkpoint, trained, mapping.rename, match, report, required=shapes is not None
         )
         mapping = Map(dict(renames), mapping.transpose)
+    averages.attach(checkpoint, path, report)
     groups = resolve_settings(checkpoint, given or {}, report)
     if target == "rmsprop" and out is not None and out.name not in _KEEPS_OURS:
         target = groups[0][1]["dialect"]
@@ -232,11 +233,13 @@ def _convert(
     to_torch_file = out is None or out.name == "torch"
     ours = target == "rmsprop" or (to_torch_file and target not in WRITTEN)
     row = dialects.find_dialect(groups[0][1]["dialect"] if target == "rmsprop" else target)
+    keras = out is not None and out.name in _COUNTS and row.name == "keras3"
     made = Checkpoint(this_package(row) if ours else Owner(row), step=checkpoint.step, numbers=checkpoint.numbers)
     by_name = {move.source: move for move in moves}
     for i, (names, group) in enumerate(groups):
         settings = _rate(group, checkpoint.owner.name, given, report)
         end_settings = settings if target == "rmsprop" else target_settings(settings, target, report)
+        end_settings = {**end_settings, "ema": None, **averages.kept(settings, ours, keras, report)}
         start, end = Side(checkpoint.row, settings, frozenset(("alpha",))), Side(made.row, end_settings)
         for name in names:
             if name in checkpoint.slots:
@@ -262,6 +265,7 @@ def _convert(
         m.target: checkpoint.kinds[m.source] for m in moves if m.kind == "keep" and m.source in checkpoint.kinds
     }
     made.turned = layouts.record(checkpoint, moves)
+    averages.finish(checkpoint, made, by_name, ours or keras, report)
     _report_stateless(checkpoint, report)
     return made
 

@@ -50,7 +50,7 @@ class Checkpoint:
     Attributes:
         owner: the framework whose state the file holds, or this package; UNKNOWN if the file does not identify it.
         params: arrays by the file's names, in the file's order; empty if the file holds none.
-        slots: parameter name -> the framework's slot name (a key of the dialect row's `states`) -> array.
+        slots: parameter name -> the framework's slot name (a key of `states`) -> array.
         step: the number of optimizer steps taken; None if the file does not count them.
         hyper: the settings in the file, under the framework's names; the first group's if there are several.
         kinds: the layout of each array, as in turning.py.
@@ -63,6 +63,7 @@ class Checkpoint:
         trained: the names of `params` that `numbers` may stand for.
         tied: second name -> first name, for parameters with two names.
         ask: for an unknown owner, what the file holds and what the user has to add.
+        averages: averages of weights and buffers that are not slots, by the names of `params`.
     """
 
     owner: Owner = UNKNOWN
@@ -78,6 +79,7 @@ class Checkpoint:
     trained: list[str] = dataclasses.field(default_factory=list)
     tied: dict[str, str] = dataclasses.field(default_factory=dict)
     ask: str = ""
+    averages: dict[str, Array] = dataclasses.field(default_factory=dict)
 
     @property
     def row(self) -> Dialect:
@@ -90,9 +92,14 @@ class Checkpoint:
         """The parameter groups, also where there is only one."""
         return self.groups or [(list(self.slots), self.hyper)]
 
+    @property
+    def states(self) -> dict[str, str]:
+        """The owner's slot names -> ours. Any file may hold the slot `ema`."""
+        return {**self.row.states, "ema": "ema"}
+
     def state(self, name: str) -> dict[str, Array]:
         """Return a parameter's state under our slot names; empty if it has none."""
-        return {self.row.states[slot]: value for slot, value in self.slots.get(name, {}).items()}
+        return {self.states[slot]: value for slot, value in self.slots.get(name, {}).items()}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any
 
 from rmsprop import dialects
 from rmsprop.analysis import matched_eps, smallest_d, worst
+from rmsprop.conversion import averages
 from rmsprop.conversion.record import Array, Checkpoint, ConversionReport
 from rmsprop.dialects import HYPERS, SWITCHES, UNCLIPPED, Dialect
-from rmsprop.spec import CLIPS
+from rmsprop.spec import CLIPS, check_number
 
 Settings = dict[str, Any]
 
@@ -21,7 +22,7 @@ _EPS_PLACES = {
     "floor": "as a floor under the root",
 }
 
-_OURS = (*HYPERS, *SWITCHES, *UNCLIPPED, "maximize")
+_OURS = (*HYPERS, *SWITCHES, *UNCLIPPED, "maximize", "ema")
 
 
 def resolve_settings(
@@ -34,7 +35,20 @@ def resolve_settings(
     Raises: ValueError, in one sentence, for settings that neither the file nor `given` holds; TypeError or ValueError
         for arguments that the framework does not take.
     """
-    return [(names, _group(checkpoint, names, {**hyper}, given, report)) for names, hyper in checkpoint.all_groups]
+    apart = averages.SETTINGS[1:]  # no dialect has arguments for them
+    rest = {name: value for name, value in given.items() if name not in apart}
+    groups = []
+    for names, hyper in checkpoint.all_groups:
+        own = {name: value for name, value in hyper.items() if name not in apart}
+        settings = _group(checkpoint, names, own, rest, report)
+        averaging = {name: value for name, value in {**hyper, **given}.items() if name in apart}
+        if settings.get("ema") is not None:
+            settings |= {"ema": check_number("ema", settings["ema"]), **averaging}
+        elif averaging.keys() & given.keys():
+            option = next(name for name in averaging if name in given)
+            raise ValueError(f"--set {option}={given[option]} needs the average's decay: add --set ema=0.9999 too")
+        groups.append((names, settings))
+    return groups
 
 
 def _group(
@@ -191,6 +205,7 @@ def target_arguments(settings: Settings, target: str) -> Settings:
     kept |= {
         name: settings[name] for name in SWITCHES if name in row.arguments.values() and name != "square_avg_init"
     }
+    kept |= {"ema": settings["ema"]} if settings.get("ema") is not None and "ema" in row.arguments.values() else {}
     kept |= {name: settings[name] for name in CLIPS if settings[name] is not None and name in row.arguments.values()}
     if settings["reference_lr"] is not None:
         kept["reference_lr"] = settings["reference_lr"]

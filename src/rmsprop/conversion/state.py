@@ -64,7 +64,8 @@ def convert(
 
     Args:
         state: {slot: array} for one parameter, or {parameter: {slot: array}}, under the source's slot names
-            (`DIALECTS[name].states`). The arrays are NumPy arrays or torch tensors; they are not changed or shared.
+            (`DIALECTS[name].states`), and "ema" for an average of the weights. The arrays are NumPy arrays or torch
+            tensors; they are not changed or shared.
         source: a dialect's name, "adam" or "adamw"; or a mapping of its arguments with the key "dialect":
             {"dialect": "timm", "lr_in_momentum": False}.
         target: a dialect's name or such a mapping. Momentum and centering default to what the state has.
@@ -105,6 +106,7 @@ def _side(row: Dialect, arguments: Settings, keeps: set[str], target: bool = Fal
         "centered": "grad_avg" in keeps or (target and defaults["centered"]),
         "momentum": ("momentum_buffer" in keeps or (target and defaults["momentum"] != 0)) * 0.9,
     }
+    implied_by_slots |= {"ema": 0.0} if "ema" in keeps else {}  # the state alone does not need its decay
     known = {**implied_by_slots, **read}
     settings = row.complete(known, known)
     if "momentum" not in read and settings["centered"]:  # mxnet's centered operator always has momentum
@@ -137,12 +139,13 @@ def _one(
 ) -> dict[str, Any]:
     """Return the converted state of one parameter."""
     start, arguments = _row_and_arguments(source)
-    unknown = [name for name in slots if name not in start.states]
+    states = {**start.states, "ema": "ema"}
+    unknown = [name for name in slots if name not in states]
     if unknown:
         raise ValueError(
             f"{start.name} has no state {', '.join(map(repr, unknown[:5]))}; its state is {', '.join(start.states)}"
         )
-    state = {start.states[name]: value for name, value in slots.items() if value is not None}
+    state = {states[name]: value for name, value in slots.items() if value is not None}
     begin, end = _side(start, arguments, set(state)), _side(*_row_and_arguments(target), set(state), target=True)
     return between(state, begin, end, lr, step, report)
 
@@ -162,16 +165,24 @@ def between(
     count = _count(state.get("step"), step)
     if "exp_avg" in state:
         state = adam.moments(state, start.settings, end.settings, count, lr, report)
+    averaged = "ema" in state and end.settings.get("ema") is not None
+    if averaged and count is None and end.settings.get("ema_warmup") is not None:
+        raise ValueError(
+            f"ema_warmup={end.settings['ema_warmup']!r} depends on the number of steps, which {start.row.name} does "
+            "not count; leave it out, since the average of a long run is past its warm-up"
+        )
+    names = end.row.states if "ema" in end.row.states.values() else {**end.row.states, "ema": "ema"}
     out: dict[str, Any] = {}
-    for theirs, ours in end.row.states.items():
+    for theirs, ours in names.items():
         if ours == "step":
             if count is None and start.c:
                 raise ValueError(
                     f"the state of {start.row.name} lacks 'step', which its bias correction needs; give step=..."
                 )
-            out[theirs] = _like_count(state, count)
+            first = int(averaged)  # a first step would replace the average by the weights
+            out[theirs] = _like_count(state, first if count is None else count)
             if count is None:
-                report.assumed.append(f"step is set to 0: {start.row.name} does not count steps")
+                report.assumed.append(f"step is set to {first}: {start.row.name} does not count steps")
         elif ours == "square_avg":
             out[theirs] = _average(state[ours], start, end, count, report)
         elif ours == "grad_avg" and end.settings["centered"]:
@@ -186,6 +197,9 @@ def between(
                 )
         elif ours == "momentum_buffer" and end.settings["momentum"] != 0:
             out[theirs] = _velocity(state, start, end, lr, report, theirs)
+        elif ours == "ema" and averaged:
+            out[theirs] = _copy(state[ours])
+            report.exact.append("ema: unchanged, the average of the weights")
     _report_dropped(state, out, start, end, report)
     report.exact = list(dict.fromkeys(report.exact))
     report.approximate = list(dict.fromkeys(report.approximate))
@@ -195,7 +209,7 @@ def between(
 
 def _report_dropped(state: Slots, out: Slots, start: Side, end: Side, report: ConversionReport) -> None:
     """Report the slots that the target does not keep."""
-    kept = {end.row.states[name] for name in out}
+    kept = {end.row.states.get(name, name) for name in out}
     names = {ours: theirs for theirs, ours in start.row.states.items()}
     if "grad_avg" in state and "grad_avg" not in kept:
         report.dropped.append(f"{names['grad_avg']}: the target is not centered and does not use it")
@@ -286,16 +300,16 @@ def _count(kept: Any, given: int | None) -> int | None:
     return int(number)
 
 
-def _like_count(state: Slots, count: int | None) -> Any:
+def _like_count(state: Slots, count: int) -> Any:
     """Return the count as a tensor or an array, like the rest of the state."""
     value = state["square_avg"]
     if not hasattr(value, "detach"):
-        return np.asarray(count or 0, dtype=np.int64)
+        return np.asarray(count, dtype=np.int64)
     import torch
 
     # float32, which torch uses, cannot hold every integer beyond 2²⁴
-    dtype = torch.float64 if (count or 0) > 2**24 else torch.float32
-    return torch.tensor(float(count or 0), dtype=dtype, device="cpu")
+    dtype = torch.float64 if count > 2**24 else torch.float32
+    return torch.tensor(float(count), dtype=dtype, device="cpu")
 
 
 def _any(value: Any) -> bool:

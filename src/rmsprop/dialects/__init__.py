@@ -75,7 +75,7 @@ FOREIGN: Mapping[str, str] = {
     "decoupled_weight_decay": "weight_decay_mode",
 }
 
-_OURS = {*HYPERS, *SWITCHES, *UNCLIPPED, "maximize"}
+_OURS = {*HYPERS, *SWITCHES, *UNCLIPPED, "maximize", "ema"}
 
 
 def find_dialect(name: Any) -> Dialect:
@@ -103,6 +103,8 @@ def read_arguments(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]
             one thing; the message has the right name.
         ValueError: the framework does not take a value, or this package cannot follow it; the message has the reason.
     """
+    given = {n: value for n, value in given.items() if n not in dialect.idle or given.get(dialect.idle[n])}
+    depends = {**dialect.requires, **dialect.idle}  # an argument -> the flag whose setting it replaces
     exclusive = [argument for argument in dialect.exclusive if given.get(argument) is not None]
     if len(exclusive) > 1:
         got = ", ".join(f"{argument}={shown(given[argument])}" for argument in exclusive)
@@ -116,7 +118,7 @@ def read_arguments(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]
                 f"{argument}={shown(given[argument])} does not work under dialect={dialect.name!r} without "
                 f"{flag}=True, since the framework ignores it; give both, or leave it out"
             )
-    for argument, value in sorted(given.items(), key=lambda item: item[0] in dialect.requires):
+    for argument, value in sorted(given.items(), key=lambda item: item[0] in depends):
         if argument in dialect.refused:
             raise TypeError(
                 f"{argument}={shown(value)} is ambiguous under dialect={dialect.name!r}: {dialect.refused[argument]}"
@@ -127,7 +129,7 @@ def read_arguments(dialect: Dialect, given: Mapping[str, Any]) -> dict[str, Any]
         if argument in dialect.limits and ours not in _OURS:
             continue
         for name, setting in _read_value(dialect, argument, ours, value).items():
-            if name in read and dialect.requires.get(argument) != names[name]:
+            if name in read and depends.get(argument) != names[name]:
                 raise TypeError(
                     f"{names[name]}={shown(given[names[name]])} and {argument}={shown(value)} both set {name} under "
                     f"dialect={dialect.name!r}; give one of them"

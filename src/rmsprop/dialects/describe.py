@@ -37,6 +37,7 @@ _MEANINGS = {
     "clip_norm": "bound on the norm of each tensor's gradient, in units of g",
     "clip_global_norm": "bound on the norm of all gradients together, in units of g",
     "clip_weights": "bound on each element of the parameter after the step, in units of the parameter",
+    "ema": "decay of an average of the weights, unitless, line [10]",
 }
 _DECAYS = {
     "l2": "adds weight_decay·p to the gradient: in units of g per p",
@@ -280,7 +281,7 @@ def _arguments(row: Dialect) -> Part:
         if ours in row.limits and not row.limits[ours].unless:
             continue
         for argument in _arguments_for(row, ours):
-            default = row.defaults()[ours]
+            default = row.defaults().get(ours)
             written = _written(row, argument, default)
             same = written in (default, None) or default is None
             here = f"`{ours}`" if same else f"`{ours}={shown(default)}`"
@@ -335,12 +336,13 @@ def _eps_meaning(mode: str, eps: float) -> str:
 def _states(row: Dialect) -> Part:
     """Return a table of the state's names, in the dialect's order, with their meanings."""
     moving = row.complete(_moving(row), _moving(row))
-    kept = {"grad_avg": "if centered", "momentum_buffer": "with momentum"}
+    kept = {"grad_avg": "if centered", "momentum_buffer": "with momentum", "ema": "if averaged"}
     velocity = "b, the velocity: a sum of steps, in units of the parameter, including the learning rate"
     meanings = {
         "step": "number of steps taken",
         "square_avg": f"v, the average of g², in units of g²; starts at {v_start(row)}",
         "grad_avg": "m, the average of g, in units of g",
+        "ema": "e, the average of the weights, in units of the parameter",
         "momentum_buffer": velocity
         if moving["lr_in_buffer"]
         else "b, a sum of g/d, unitless, without the learning rate",
@@ -365,6 +367,7 @@ def _limits(row: Dialect) -> Part:
     if row.exclusive:
         items.append(f"At most one of {ticked(row.exclusive)} may be given.")
     items += [f"`{argument}=True` requires `{flag}=True`." for argument, flag in row.requires.items()]
+    items += [f"`{argument}` has no effect without `{flag}=True`." for argument, flag in row.idle.items()]
     if row.complex:
         items.append(f"Complex parameters are refused: {row.complex}; here they are pairs of independent reals.")
     else:

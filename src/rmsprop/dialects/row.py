@@ -93,6 +93,7 @@ class Dialect:
         limits: arguments that work with certain values only.
         exclusive: arguments of which at most one may be given.
         requires: flags -> the flag without which the framework ignores them.
+        idle: arguments -> the flag without which they have no effect, in the framework and here.
         when: defaults that depend on other settings.
         settings: further defaults that differ from torch's: `sparse`, `clip_after_decay`, `clip_value_last`.
         v_init_is_eps: whether v starts at ε.
@@ -117,6 +118,7 @@ class Dialect:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     exclusive: tuple[str, ...] = ()
     requires: Mapping[str, str] = field(default_factory=dict)
+    idle: Mapping[str, str] = field(default_factory=dict)
     when: tuple[When, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     v_init_is_eps: bool = False

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from rmsprop.dialects.row import ANYTHING, NONE_IS_OFF, Dialect, Limit, Own, Value, When, optional
+from rmsprop.dialects.row import ANYTHING, NONE_IS_OFF, Dialect, Limit, Own, Value, When, optional, when_true
 from rmsprop.spec import Hyper, Rule
 
 _KERAS_WORDS = {"learning_rate": "lr", "rho": "alpha", "epsilon": "eps"}
@@ -11,12 +11,9 @@ _TIME_DECAY = (
     "in Keras, decay= divides the learning rate by 1 + decay·t; use torch.optim.lr_scheduler.LambdaLR(optimizer, "
     "lambda t: 1 / (1 + decay * t)), and give rho=... for the decay of the averages"
 )
-_EMA = "average the weights with torch.optim.swa_utils.AveragedModel"
 _NAME = Limit(ANYTHING, "it is a label without effect")
 _KERAS_LIMITS: Mapping[str, Limit] = {
-    "use_ema": Limit(False, _EMA),
-    "ema_momentum": Limit(0.99, _EMA),
-    "ema_overwrite_frequency": Limit((None, 100), _EMA),
+    "ema_overwrite_frequency": Limit(None, "call optimizer.average_into(None) once per that many steps"),
     "name": _NAME,
     "loss_scale_factor": Limit(None, "scale the loss with torch.amp.GradScaler"),
     "gradient_accumulation_steps": Limit(None, "call step() once per that many backward() calls"),
@@ -24,6 +21,10 @@ _KERAS_LIMITS: Mapping[str, Limit] = {
     "is_legacy_optimizer": Limit(False, "use dialect='keras2' instead"),
 }
 _SQUARES = "TensorFlow squares complex gradients as complex numbers"
+# The decay of use_ema=True alone; ema_momentum replaces it.
+_USE_EMA = Value(
+    when_true(0.99, None).read, lambda ema: {"use_ema": ema is not None} | ({"ema_momentum": ema} if ema else {})
+)
 _KERAS_EPS = Value(lambda eps: 1e-7 if eps is None else eps)
 _KERAS2_EPS = Value(lambda eps: eps or 1e-7)
 
@@ -111,25 +112,33 @@ ROWS = (
         rule=Rule(eps_mode="inside", lr_in_buffer=True, weight_decay_mode="decoupled"),
         hyper=Hyper(lr=1e-3, alpha=0.9, eps=1e-7),
         source="keras 3.15.1, keras/src/optimizers/rmsprop.py; tf_keras 2.21.0, optimizers/rmsprop.py",
-        arguments={**_KERAS_WORDS, **_CLIPPING},
-        values={"weight_decay": optional(0.0), **dict.fromkeys(_CLIPPING, NONE_IS_OFF)},
+        arguments={**_KERAS_WORDS, **_CLIPPING, "use_ema": "ema", "ema_momentum": "ema"},
+        values={
+            "weight_decay": optional(0.0),
+            "use_ema": _USE_EMA,
+            **dict.fromkeys(_CLIPPING, NONE_IS_OFF),
+        },
+        idle=dict.fromkeys(("ema_momentum", "ema_overwrite_frequency"), "use_ema"),
         limits=_KERAS_LIMITS,
         exclusive=("clipnorm", "clipvalue", "global_clipnorm"),
         settings={"sparse": "dense"},
         states={
             "iteration": "step",
+            "average": "ema",
             "velocity": "square_avg",
             "momentum": "momentum_buffer",
             "average_gradient": "grad_avg",
         },
         complex=_SQUARES,
         call="keras.optimizers.RMSprop",
-        own=Own(takes=("momentum", "centered", "weight_decay", "clip_norm", "clip_value", "clip_global_norm")),
+        own=Own(takes=("momentum", "centered", "weight_decay", "clip_norm", "clip_value", "clip_global_norm", "ema")),
         example="learning_rate=1e-3, rho=0.9, momentum=0.9, epsilon=1e-7",
         traps=(
             "The slot named velocity is the average of squared gradients; the actual velocity is named momentum.",
             "Giving clipvalue together with a norm is an error in Keras 3 and here; tf_keras silently ignores it.",
             "weight_decay shrinks the weights by learning_rate·weight_decay, before the step and after clipping.",
+            "tf_keras replaces the weights by their averages every 100 steps unless ema_overwrite_frequency is None, "
+            "and both Keras do so at the end of fit; here only average_into does.",
             "Keras 3 squares duplicate rows of a sparse gradient before summing them. tf_keras and this package "
             "square them after.",
             "Its documentation states that the decay rate equals 1 − momentum, which is wrong.",

@@ -80,6 +80,9 @@ TORCH_GROUP: Mapping[str, Any] = {
 }
 
 
+# Settings that no dialect has an argument for. Keras has use_ema for ema.
+_APART = (*EXECUTION, *(name for name in CARE if name != "ema"))
+
 # All settings of a group except lr, alpha, eps, momentum and weight_decay. A plan holds while they stay the same.
 SETTINGS = itemgetter(*(name for name in TORCH_GROUP if name not in dialects.HYPERS))
 
@@ -109,8 +112,8 @@ def resolve_settings(dialect: str, given: Mapping[str, Any]) -> tuple[dict[str, 
     Raises: ValueError or TypeError for an invalid name or value, with what would work.
     """
     row = dialects.find_dialect(dialect)
-    execution = {name: value for name, value in given.items() if name in EXECUTION or name in CARE}
-    apart = (*EXECUTION, *CARE, "recipe")
+    execution = {name: value for name, value in given.items() if name in _APART}
+    apart = (*_APART, "recipe", *(("ema",) if given.get("ema") is None else ()))
     explicit = _checked(
         dialects.read_arguments(row, {name: value for name, value in given.items() if name not in apart})
     )
@@ -143,9 +146,9 @@ def own_group(
         raise ValueError(f"a parameter group has no params; it holds {names[:MOST] or 'nothing'}")
     row = dialects.find_dialect(given.get("dialect", defaults["dialect"]))
     keys = group_keys.split(row, given, TORCH_GROUP, given_names)
-    apart = (*EXECUTION, *CARE, "dialect")
+    apart = (*_APART, "dialect")
     ours, arguments = ({k: v for k, v in part.items() if k not in apart} for part in (keys.plain, keys.arguments))
-    execution = {name: given[name] for name in apart[:-1] if name in given and name not in keys.left}
+    execution = {name: given[name] for name in _APART if name in given and name not in keys.left}
     rest = dict(keys.carried)
     followed = rest.pop("recipe", None)
     same = row.name == defaults["dialect"] and followed is None

@@ -167,7 +167,7 @@ def _checked(name: str, value: Any) -> Any:
     """Return a setting of ours in its plain type. Raises: TypeError, ValueError if the value does not work."""
     if name in HYPERS:
         return check_number(name, value)
-    if name in (*CLIPS, "reference_lr"):
+    if name in (*CLIPS, "reference_lr", "ema"):
         return None if value is None else check_number(name, value)
     if name in (*SWITCHES, "maximize"):
         return check_switch(name, value)
@@ -263,6 +263,8 @@ def _express(row: Dialect, original: Mapping[str, Any]) -> _Expression:
         if name == "weight_decay" and not _decays_alike(*modes):
             continue
         expression.try_to_add(name, wanted[name])
+    if original.get("ema") is not None and "ema" in row.own.takes:
+        expression.settings["ema"] = original["ema"]
     mode = expression.resolved()["eps_mode"]
     if "eps" in expression.settings and "eps_mode" in wanted and mode != wanted["eps_mode"]:
         matched = matched_eps(wanted["eps_mode"], wanted["eps"], mode)
@@ -311,6 +313,12 @@ def _notes(
         notes.append(
             f"{here.title.split(',')[0]} itself has no argument for {_listed(beyond)}; the translation is of what "
             f"this package computes under dialect={here.name!r}."
+        )
+    if original.get("ema") is not None and "ema" not in there.own.takes:
+        argument = _listed(write_arguments(here, {"ema": original["ema"]}))
+        notes.append(
+            f"{there.name} has no argument for {argument}, the average of the weights, which does not change the "
+            "steps."
         )
     if 0 < translated["eps"] < SMALLEST:
         notes.append(f"{translated['eps']:g} is below the range of float32, where it is 0 or nearly 0.")

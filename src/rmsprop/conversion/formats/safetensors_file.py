@@ -1,6 +1,7 @@
 """Reads and writes `.safetensors` files with parameters by name.
 
-Files written by this package also hold settings, and state under the names `optimizer.SLOT.PARAMETER`.
+Files written by this package also hold settings, state under the names `optimizer.SLOT.PARAMETER`, and averages of
+buffers as `optimizer.ema_buffers.BUFFER`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rmsprop.conversion.record import Checkpoint, Unreadable
 from rmsprop.conversion.turning import recorded
 from rmsprop.printing import shown
 
-PREFIX, KEY = "optimizer.", "rmsprop"
+PREFIX, KEY, BUFFERS = "optimizer.", "rmsprop", "ema_buffers"
 
 
 def sniff(path: Path) -> bool:
@@ -72,7 +73,9 @@ def _read(path: Path) -> tuple[dict[str, Any], str | None]:
 
 def _put(made: Checkpoint, key: str, value: Any, ours: bool) -> None:
     parts = key.removeprefix(PREFIX).split(".", 1)
-    if ours and key.startswith(PREFIX) and len(parts) == 2:
+    if ours and key.startswith(f"{PREFIX}{BUFFERS}."):
+        made.averages[parts[1]] = value
+    elif ours and key.startswith(PREFIX) and len(parts) == 2:
         made.slots.setdefault(parts[1], {})[parts[0]] = value
     else:
         made.params[key] = value
@@ -108,9 +111,10 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
     _library()
     from safetensors.numpy import save
 
-    tensors = {name: np.ascontiguousarray(value) for name, value in checkpoint.params.items()}
+    tensors = {name: np.asarray(value, order="C") for name, value in checkpoint.params.items()}
     for name, slots in checkpoint.slots.items():
         tensors |= {f"{PREFIX}{slot}.{name}": np.array(value) for slot, value in slots.items()}
+    tensors |= {f"{PREFIX}{BUFFERS}.{name}": np.array(value) for name, value in checkpoint.averages.items()}
     listed = [name for names, _ in checkpoint.groups for name in names]  # possibly without state or value
     about = {
         "source": checkpoint.owner.name,

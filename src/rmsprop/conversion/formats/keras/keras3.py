@@ -2,8 +2,9 @@
 
 A .keras is a zip of config.json, which has the optimizer's settings, and model.weights.h5. In the latter, a layer is
 a group named after its class, and its variables are vars/0, vars/1, .... The optimizer's variables are
-optimizer/vars/0 (iteration), 1 (learning_rate; not in tf_keras), then all velocities, all momenta and all average
-gradients, in the order of model.trainable_variables. write.py writes these files.
+optimizer/vars/0 (iteration), 1 (learning_rate; not in tf_keras), then all averages of weights (use_ema), all
+velocities, all momenta and all average gradients, in the order of model.trainable_variables. write.py writes these
+files.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import shown
 
 WEIGHTS = "model.weights.h5"
-KINDS = ("velocity", "momentum", "average_gradient")
+KINDS = ("average", "velocity", "momentum", "average_gradient")
 SETTINGS = (
     *("learning_rate", "rho", "momentum", "epsilon", "centered"),
     *("weight_decay", "clipnorm", "clipvalue", "global_clipnorm"),
@@ -65,7 +66,7 @@ def read(path: Path, given: Mapping[str, Any] | None = None) -> Checkpoint:
     """Read the model's variables and the optimizer's states.
 
     Args:
-        given: the user's settings; momentum and centered determine which states a .weights.h5 holds.
+        given: the user's settings; momentum, centered and use_ema determine which states a .weights.h5 holds.
     Raises: Unreadable.
     """
     given = dict(given or {})
@@ -115,8 +116,9 @@ def _understand(path: Path, root: hdf5.Group, settings: Any, given: dict[str, An
     values = [dataset.read() for dataset in rest]
     if not settings:
         _check_velocity(path, made, kinds, values, len(names))
-    if len(kinds) == 2 and kinds[1] == "":
-        kinds[1] = _second(path, values[: len(names)], values[len(names) :], given, made)
+    if kinds[-1] == "":
+        velocity, second = values[-2 * len(names) : -len(names)], values[-len(names) :]
+        kinds[-1] = _second(path, velocity, second, given, made)
     for index, name in enumerate(names):
         states = zip(kinds, values[index :: len(names)], strict=True)
         made.slots[name] = {kind: state for kind, state in states if kind in KINDS}
@@ -134,11 +136,10 @@ def _settings(path: Path, settings: Any, made: Checkpoint) -> list[str]:
         raise Unreadable(f"{path.name} holds the state of the optimizer {shown(kind)}, not of RMSprop")
     config = compiled.get("config", {}) if isinstance(compiled, dict) else {}
     take_settings(config, made)
-    kept = ["average"] * bool(config.get("use_ema")) + ["accumulator"] * bool(
-        config.get("gradient_accumulation_steps")
-    )
-    if kept:
-        made.notes.append("The averaged weights, or the accumulated gradients, are left out.")
+    kept = ["average"] * bool(config.get("use_ema"))
+    if config.get("gradient_accumulation_steps"):
+        kept = [*["unknown"] * len(kept), "unknown"]  # older versions interleave the two
+        made.notes.append("The accumulated gradients, and averaged weights beside them, are left out.")
     kept += ["velocity"] + ["momentum"] * bool(config.get("momentum", 0.0) > 0)
     return kept + ["average_gradient"] * bool(config.get("centered"))
 
@@ -152,6 +153,14 @@ def take_settings(config: Mapping[str, Any], made: Checkpoint) -> None:
         elif value is not None:
             kind = value.get("class_name", "an object") if isinstance(value, dict) else type(value).__name__
             made.notes.append(f"{name} was {kind}, not a number: pass the current value with --set {name}=...")
+    decay, every = config.get("ema_momentum", 0.99), config.get("ema_overwrite_frequency")
+    if config.get("use_ema") and isinstance(decay, (int, float)):
+        made.hyper["ema"] = decimal(decay)
+        if every:
+            made.notes.append(
+                f"ema_overwrite_frequency={shown(every)} replaced the weights by their averages once per that many "
+                "steps; call optimizer.average_into() as often"
+            )
 
 
 def fit(
@@ -177,9 +186,10 @@ def fit(
         if way is not None:
             found.append((way[1], guess, way[0], way[2]))
     if not found:
+        advice = _BESIDE if kinds else f"for a run with use_ema, pass --set use_ema=true; otherwise {_BESIDE}"
         raise Unreadable(
             f"{path.name} holds {len(shapes)} states of an optimizer, which do not fit its {len(made.params)} "
-            f"variables; {_BESIDE}"
+            f"variables; {advice}"
         )
     attempt, guess, names, only = min(found, key=lambda way: way[0])
     if not only or sum(way[0] == attempt for way in found) > 1:
@@ -202,19 +212,18 @@ def _check_velocity(path: Path, made: Checkpoint, kinds: list[str], values: Sequ
     still = len(values) > each and bool(made.step) and not any(bool(v.any()) for v in first)
     if odd or (still and any(bool(v.any()) for v in values)):
         raise Unreadable(
-            f"{path.name} has no averages of squares where its optimizer stores them; it may store averaged weights "
-            "(use_ema), accumulated gradients, or momentum with frozen layers; for the last, pass --set momentum=... "
-            f"--set centered=...; otherwise {_BESIDE}"
+            f"{path.name} has no averages of squares where its optimizer stores them; it may store averaged weights, "
+            "accumulated gradients, or momentum with frozen layers; for the first, pass --set use_ema=true, for the "
+            f"last, --set momentum=... --set centered=...; otherwise {_BESIDE}"
         )
 
 
 def _kinds(given: Mapping[str, Any]) -> list[list[str]]:
     """Return the possible lists of kinds of state."""
+    first = ["average"] * bool(given.get("use_ema") or given.get("ema") is not None) + ["velocity"]
     if "momentum" in given and "centered" in given:
-        return [
-            ["velocity"] + ["momentum"] * bool(given["momentum"]) + ["average_gradient"] * bool(given["centered"])
-        ]
-    return [list(KINDS), ["velocity", ""], ["velocity"]]
+        return [first + ["momentum"] * bool(given["momentum"]) + ["average_gradient"] * bool(given["centered"])]
+    return [[*first, "momentum", "average_gradient"], [*first, ""], first]
 
 
 def _second(

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 _LONGEST, _DEEPEST = 4096, 100  # maximum length of a name, and maximum number of scopes before it
-NEWER = ("velocity", "momentum", "average_gradient")
+NEWER = ("average", "velocity", "momentum", "average_gradient")
 LEGACY = ("rms", "momentum", "mg")
 
 
@@ -45,7 +45,7 @@ class Owners:
         return found if found and found[1] not in self.twice else None
 
     def _newer(self, state: str) -> tuple[str, str] | None:
-        for match in re.finditer(r"(?:^|/)(velocity|momentum|average_gradient)/", state):
+        for match in re.finditer(r"(?:^|/)(average|velocity|momentum|average_gradient)/", state):
             if state[match.end() :] in self.variables:
                 return match[1], state[match.end() :]
         return None

@@ -20,7 +20,10 @@ from rmsprop.conversion.record import Array, Checkpoint, Unreadable
 from rmsprop.printing import shown
 
 _LEAVES = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
-_BUILT = "as the template, save the model in Keras after one step of an RMSprop with the same momentum and centered"
+_BUILT = (
+    "as the template, save the model in Keras after one step of an RMSprop with the same momentum, centered and "
+    "use_ema"
+)
 
 
 def write_weights(path: Path, checkpoint: Checkpoint, template: Path | None = None) -> None:
@@ -114,14 +117,13 @@ def _set_config(template: Path, config: dict[str, Any], checkpoint: Checkpoint) 
     Mutates: config.
     Raises: Unreadable for a template with other kinds of state.
     """
-    for name in (*SETTINGS, "decay"):
+    for name in (*SETTINGS, "decay", "ema_momentum"):
         if name in checkpoint.hyper and (name in config or checkpoint.hyper[name]):
             config[name] = checkpoint.hyper[name]
-    unsupported = [name for name in ("use_ema", "gradient_accumulation_steps") if config.get(name)]
-    if unsupported:
+    if config.get("gradient_accumulation_steps"):
         raise Unreadable(
-            f"{template.name} was compiled with {unsupported[0]}, whose averages or sums the source lacks; compile "
-            f"it without {unsupported[0]}; {_BUILT}"
+            f"{template.name} was compiled with gradient_accumulation_steps, whose sums the source lacks; compile it "
+            f"without gradient_accumulation_steps; {_BUILT}"
         )
     if config.get("decay") and not checkpoint.hyper.get("decay"):
         config["decay"] = 0.0  # the learning rate is already that of the next step
@@ -132,6 +134,14 @@ def _set_config(template: Path, config: dict[str, Any], checkpoint: Checkpoint) 
         raise Unreadable(
             f"{template.name} has momentum={config.get('momentum')} and centered={config.get('centered')}, but the "
             f"state has {shown(', '.join(sorted(kinds)))}; pass momentum and centered as settings"
+        )
+    if bool(config.get("use_ema")) != ("average" in kinds):
+        advice = "compile it with use_ema=True, or leave them out with --set ema=none"
+        raise Unreadable(
+            f"{template.name} was compiled with use_ema=True, and the source has no averages of its weights; compile "
+            f"it without use_ema; {_BUILT}"
+            if config.get("use_ema")
+            else f"{template.name} was compiled without use_ema, and the source has averages of its weights; {advice}"
         )
 
 
@@ -167,7 +177,9 @@ def _weights(template: Path, raw: bytes, checkpoint: Checkpoint, config: Any = N
         old = keras3.optimizer(root)
         tail = [dataset for dataset in old[1:] if dataset.shape or dataset is not old[1]]
         if tail:
-            _, names = keras3.fit(template, Checkpoint(params=dict.fromkeys(found, np.empty(0))), items, tail, [], {})
+            averaged = {"use_ema": any("average" in kept for kept in checkpoint.slots.values())}
+            model = Checkpoint(params=dict.fromkeys(found, np.empty(0)))
+            _, names = keras3.fit(template, model, items, tail, [], averaged)
         elif any(isinstance(item, Unordered) for item in items):
             raise Unreadable(f"{template.name} does not give the order of its trainable variables; {_BUILT}")
         else:

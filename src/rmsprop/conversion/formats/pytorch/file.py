@@ -26,7 +26,9 @@ from rmsprop.state.matching import bare, is_named, rekeyed
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".zip", ".tar")
 _KNOWN = (
     *("step", "square_avg", "momentum_buffer", "grad_avg", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "compensation"),
+    "ema",
 )
+_TIMM_AVERAGES = "state_dict_ema"
 _SHAPED = ("square_avg", "exp_avg_sq", "momentum_buffer", "grad_avg")
 _QUANTIZED = "__bnb_optimizer_quant_state__"
 _UNIVERSAL = (
@@ -35,6 +37,7 @@ _UNIVERSAL = (
 # Group keys that select how a step runs, or belong to a scheduler.
 _ASIDE = ("params", "param_names", "capturable", "foreach", "fused", "differentiable", "initial_lr", "dialect")
 # Settings that only this package has, each with the value that has no effect: settings.CARE, without importing torch.
+# Those of the average of the weights are converted.
 _OWN_CARE = {"rounding": "nearest", "compensation": False, "seed": 0, "max_update": None}
 
 
@@ -147,8 +150,15 @@ def understand(
         if state.get(key):
             entry = {**counts.get(key, {}), **state[key]}
             made.slots[names[key]] = _slots(owner.name, entry, names[key], arrays, path)
+    decay: dict[str, float | str] = {}
+    if parameters != _TIMM_AVERAGES:
+        made.averages, decay = _timm_averages(whole, params, arrays)
+    buffers = state_dict.get("ema_buffers")
+    if isinstance(buffers, Mapping):
+        made.averages = _arrays({name: x for name, x in buffers.items() if isinstance(name, str)}, arrays)
     made.groups = [
-        ([names[key] for key in group["params"]], _hyper(owner.name, group, made, path)) for group in groups
+        ([names[key] for key in group["params"]], {**_hyper(owner.name, group, made, path), **decay})
+        for group in groups
     ]
     made.hyper = dict(made.groups[0][1])
     steps = {int(slots["step"]) for slots in made.slots.values() if "step" in slots}
@@ -163,6 +173,28 @@ def understand(
         made.groups = []
         made.slots = {name: made.slots[name] for name in names.values() if name in made.slots}
     return made
+
+
+def _timm_averages(
+    whole: Any, params: Mapping[str, Any], arrays: Arrays
+) -> tuple[dict[str, Any], dict[str, float | str]]:
+    """Return the averages in timm's state_dict_ema by the names of the parameters, and the settings of its run."""
+    found = whole.get(_TIMM_AVERAGES) if isinstance(whole, Mapping) else None
+    if not isinstance(found, Mapping) or not params:
+        return {}, {}
+    names = {bare(name): name for name, value in params.items() if value.dtype.kind in "fc"}
+    known = {
+        names[bare(name)]: value for name, value in found.items() if isinstance(name, str) and bare(name) in names
+    }
+    arguments = getattr(whole.get("args"), "arguments", whole.get("args"))
+    arguments = arguments if isinstance(arguments, Mapping) else {}
+    settings: dict[str, float | str] = {}
+    decay = arguments.get("model_ema_decay")
+    if isinstance(decay, float) and 0 <= decay < 1:
+        settings["ema"] = decay
+        if arguments.get("model_ema_warmup") is True:
+            settings["ema_warmup"] = "timm"
+    return _arrays(known, arrays), settings
 
 
 def _arrays(model: Mapping[str, Any], arrays: Arrays) -> dict[str, Any]:
@@ -317,7 +349,7 @@ def _slots(source: str, entry: Mapping[Any, Any], name: str, arrays: Arrays, pat
             "compensation, the rounding error of half-precision parameters, is dropped: it is less than one unit in "
             "the last place of each element"
         )
-    for slot in ("square_avg", "momentum_buffer", "grad_avg", "exp_avg", "exp_avg_sq"):
+    for slot in ("square_avg", "momentum_buffer", "grad_avg", "exp_avg", "exp_avg_sq", "ema"):
         if entry.get(slot) is not None:
             found[slot] = arrays.array(entry[slot], f"{slot} of {name}")
     shapes = {value.shape for slot, value in found.items() if slot != "step"}

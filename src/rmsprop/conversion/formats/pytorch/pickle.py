@@ -48,13 +48,16 @@ _STORAGES = {
 class Opaque:
     """Placeholder for a value that only running code could create.
 
-    Attributes: name: the module and the name in the pickle, separated by a space.
+    Attributes:
+        name: the module and the name in the pickle, separated by a space.
+        arguments: the attributes of an argparse.Namespace, the arguments of a run.
     """
 
-    __slots__ = ("name",)
+    __slots__ = ("arguments", "name")
 
     def __init__(self, name: str) -> None:
         self.name = name
+        self.arguments: dict[Any, Any] = {}
 
 
 class _Dtype:
@@ -178,6 +181,8 @@ class Machine:
         state, made = self._stack.pop(), self._stack[-1]
         if isinstance(made, _Dtype) and isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
             made.order = state[1]
+        if isinstance(made, Opaque) and made.name == _ARGUMENTS and isinstance(state, dict):
+            made.arguments = state
 
     def _persistent(self, _: Any) -> None:
         kind, storage, key, *_ = self._stack.pop()
@@ -326,6 +331,7 @@ def _scalar(_: Machine, dtype: Any, raw: Any = None) -> Any:
 
 
 _TENSORS = ("torch Tensor", "torch.nn.parameter Parameter", "torch.nn.parameter Buffer")
+_ARGUMENTS = "argparse Namespace"
 # Constructors by name. A result of None becomes a placeholder.
 _MAKERS: Mapping[str, Callable[..., Any]] = {
     **{f"collections {name}": _dict for name in ("OrderedDict", "Counter")},
@@ -333,6 +339,7 @@ _MAKERS: Mapping[str, Callable[..., Any]] = {
     **{f"{module} dict": _dict for module in ("builtins", "__builtin__")},
     **{f"{module} complex": _complex for module in ("builtins", "__builtin__")},
     **{f"{module} {kind}": _raw for module in ("builtins", "__builtin__") for kind in ("bytes", "bytearray")},
+    _ARGUMENTS: lambda *_: Opaque(_ARGUMENTS),
     "torch Size": lambda _, sizes=(): sizes if isinstance(sizes, tuple) else None,
     "torch device": _device,
     "_codecs encode": _bytes,

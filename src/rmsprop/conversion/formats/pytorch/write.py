@@ -42,7 +42,9 @@ def write(path: Path, checkpoint: Checkpoint) -> None:
             at += 1
     model = {name: _tensor(value) for name, value in checkpoint.params.items()}
     turned = {"turned": checkpoint.turned} if checkpoint.turned else {}
-    whole = {"model": model, "optimizer": {"state": state, "param_groups": packed}, **turned}
+    averages = {name: _tensor(value) for name, value in checkpoint.averages.items()}
+    optimizer = {"state": state, "param_groups": packed, **({"ema_buffers": averages} if averages else {})}
+    whole = {"model": model, "optimizer": optimizer, **turned}
     with path.open("wb") as file:  # given a path, torch hides the cause of an error, such as a full disk
         torch.save(whole, file)
 

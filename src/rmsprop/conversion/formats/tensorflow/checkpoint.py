@@ -2,6 +2,7 @@
 
 TensorFlow 1 names a variable's slots in the order of their creation: conv/kernel/RMSProp is rms, and without
 centering, conv/kernel/RMSProp_1 is momentum. With centering, _1 is mg and _2 is momentum. The file has no settings.
+conv/kernel/ExponentialMovingAverage is the average of conv/kernel, trained or not.
 TensorFlow 2 names everything by its path from the root object, and also lists the variables' names.
 """
 
@@ -55,16 +56,19 @@ def _saver(held: Bundle) -> Checkpoint:
     numbers = {name: entry for name, entry in held.entries.items() if entry[0] != bundle.STRING}
     stem = _stem(held, list(numbers))
     slots: dict[str, dict[str, str]] = {}
+    averages: dict[str, str] = {}
     dropped = []
     for name in numbers:
         owner, _, last = name.rpartition("/")
         match = re.fullmatch(rf"{re.escape(stem)}(?:_([12]))?", last) if stem else None
         for _ in range(_SCOPES):
-            if not match or not owner or owner in numbers:
+            if not (match or last == _AVERAGE) or not owner or owner in numbers:
                 break
             owner = owner.partition("/")[2]  # slots created in a variable scope have its name as prefix
         if match and owner:
             slots.setdefault(owner, {})[match[1] or "0"] = name
+        elif last == _AVERAGE and owner:
+            averages[owner] = name
         elif last == _AVERAGE or (last.startswith(f"{_AVERAGE}_") and owner in numbers):
             dropped.append(name)
         elif name == "global_step":
@@ -80,6 +84,8 @@ def _saver(held: Bundle) -> Checkpoint:
                 "optimizers, or a damaged checkpoint"
             )
         made.slots[owner] = {names[age]: _alike(held, name, made.params[owner]) for age, name in sorted(ages.items())}
+    dropped += [name for owner, name in averages.items() if owner not in made.params]
+    made.averages = {owner: held.tensor(name) for owner, name in averages.items() if owner in made.params}
     if slots:
         made.hyper["centered"] = centered
     else:
@@ -184,11 +190,15 @@ def _objects(held: Bundle) -> Checkpoint:
     named = [next(states) if name in slots else name for name in variables]
     variables = {name: variables[name] for name in named}
     made.params = {name: held.tensor(key + VALUE) for name, key in variables.items() if _number(held, key)}
+    for name in list(made.params):
+        owner = name.removesuffix(f"/{_AVERAGE}")
+        if owner != name and owner in made.params:
+            made.averages[owner] = made.params.pop(name)
     made.kinds = {name: layout(name, value) for name, value in made.params.items()}
     kinds = {kind for kept in slots.values() for kind in kept}
     if not kinds:
         made.notes.append("The file holds no state of an optimizer.")
-    elif not kinds <= set(LEGACY) | set(NEWER) or kinds <= {"momentum"}:
+    elif not kinds <= set(LEGACY) | set(NEWER) or kinds <= {"momentum", "average"}:
         raise Unreadable(
             f"{held.path.name} holds the state of another optimizer, which keeps {shown(', '.join(sorted(kinds)))}"
         )
