@@ -156,8 +156,7 @@ def own_group(
     kept = explicit if same else frozenset()
     read = _checked(ours | dialects.read_arguments(row, arguments))
     if followed is not None:
-        read = recipes.follow(followed, row.name, read)
-        execution = {**recipes.averaging(followed), **execution}
+        read = {**recipes.averaging(followed), **recipes.follow(followed, row.name, read)}
     followed = followed or defaults.get("recipe")
     settings = {**base, **row.complete({**base, **read}, kept | read.keys()), **execution}
     if settings["reference_lr"] is not None and "reference_lr" not in read and base["lr"] is not None:
