@@ -40,7 +40,9 @@ def train(path: Path, end: Path, saves: bool, phase: mmap.mmap) -> None:
     model = nn.Sequential(nn.Linear(16, 96), nn.BatchNorm1d(96), nn.Tanh(), nn.Dropout(0.2), nn.Linear(96, 200))
     named = list(model.named_parameters())
     groups = [{"params": named[:1], "lr": 0.002}, {"params": named[1:], "weight_decay": 0.01}]
-    optimizer = RMSprop(groups, lr=0.001, momentum=0.9, centered=True)
+    settings = dict(momentum=0.9, centered=True, clip_global_norm=0.5, ema=0.95, ema_warmup="tensorflow")
+    optimizer = RMSprop(groups, lr=0.001, **settings)
+    optimizer.average_buffers(model)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.01, 0.005], total_steps=STEPS + 1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=7)
     run = dict(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
