@@ -46,6 +46,9 @@ class _Lists:
         self._no_elements = np.zeros(len(self.size), np.int64)
         self.counted.size = self._no_elements.ctypes.data
 
+    def bounds(self, *_bounds: object) -> None:
+        """Do nothing: the launch takes them as arguments."""
+
     def count(self, loaded: native.Native, alpha: float) -> None:
         """Count the steps of tensors with a gradient on the host, and compute 1 − αᵗ of [4] and the random keys."""
         np.minimum(self.size, 0, out=self._no_elements)
