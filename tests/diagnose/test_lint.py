@@ -174,6 +174,16 @@ def alpha_long():
 
 
 @trigger
+def ema_long():
+    optimizer = RMSprop([weight(4, 4)], lr=1e-5, ema=0.999, ema_start=10)
+    return (
+        optimizer,
+        "warning",
+        "ema=0.999 averages over 1000 updates, and the run has 90: at its end, 91% of the average is still the first",
+    )
+
+
+@trigger
 def decay_twice():
     table = nn.Parameter(torch.randn(400, 4))
     (table[:100].sin().sum() + 0.005 * table.square().sum()).backward()
@@ -285,7 +295,7 @@ def test_every_check_has_a_trigger():
 def test_a_finding_is_triggered_with_its_numbers(name):
     """Name, severity, group, what was seen, and what to change."""
     optimizer, severity, seen = TRIGGERS[name]()
-    findings = optimizer.lint(steps=100 if name == "alpha_long" else None)
+    findings = optimizer.lint(steps=100 if name in ("alpha_long", "ema_long") else None)
     found = [finding for finding in findings if finding.name == name]
     assert len(found) == 1, names(findings)
     assert (found[0].severity, found[0].group) == (severity, 0)

@@ -36,6 +36,19 @@ def test_sb3_steps_by_the_recipe() -> None:
 
 
 @sb3
+def test_sb3_trains_as_before_with_the_clipping_inside_the_step() -> None:
+    """clip_global_norm=0.5 here and none in A2C: the same run, but for the 1e-6 that torch adds to the norm."""
+    from stable_baselines3 import A2C
+
+    ends = []
+    for arguments, norm in ((recipe("a2c-sb2", clip_global_norm=0.5), float("inf")), (recipe("a2c-sb2"), 0.5)):
+        policy = dict(optimizer_class=RMSprop, optimizer_kwargs=arguments)
+        agent = A2C("MlpPolicy", "CartPole-v1", 7e-4, max_grad_norm=norm, policy_kwargs=policy, seed=0, device="cpu")
+        ends.append([p.detach().clone() for p in agent.learn(300).policy.parameters()])
+    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)
+
+
+@sb3
 def test_sb3_schedules_save_and_load(tmp_path: Path) -> None:
     """A schedule of SB3 reaches every step, and a saved agent is loaded with its optimizer's state."""
     with judging(lambda t, _: at(SB2, 1e-3 * (1 - t * 5 / 200))):

@@ -238,6 +238,22 @@ def _alpha_of(run: float) -> float:
     return math.floor(1000 * (1 - 1 / run) + 1e-9) / 1000
 
 
+def _ema_long(f: Facts) -> Found:
+    average = f.hyper.average
+    if average is None or f.run is None or average.warmup is not None:
+        return
+    updates, span = (f.run - average.start) // average.interval, analysis.memory(average.decay)
+    if not 1 < updates < span * (1 - 1e-9):
+        return
+    shorter = math.floor(1000 * max(1 - 10 / updates, 0) + 1e-9) / 1000
+    yield (
+        "warning",
+        f"ema={average.decay:g} averages over {span:.0f} updates, and the run has {updates}: at its end, "
+        f"{average.decay ** (updates - 1):.0%} of the average is still the first weights",
+        f"Use ema_warmup='timm', or ema={shorter:g} or smaller",
+    )
+
+
 def _decay_twice(f: Facts) -> Found:
     pulled = [x for x in f.tensors if x.pull]
     if pulled:
@@ -369,6 +385,7 @@ CHECKS: Mapping[str, Callable[[Facts], Found]] = {
     "eps_dominates": _eps_dominates,
     "alpha_small": _alpha_small,
     "alpha_long": _alpha_long,
+    "ema_long": _ema_long,
     "decay_twice": _decay_twice,
     "decay_on_bias": _decay_on_bias,
     "no_gradient": no_gradient,
