@@ -24,7 +24,18 @@ PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
 
-LONG = {"smooth", "digits", "unscaled", "turned", "ravine", "drift"}  # whole trainings
+LONG = {
+    "majority",
+    "spike",
+    "eps",
+    "hover",
+    "smooth",
+    "digits",
+    "unscaled",
+    "turned",
+    "ravine",
+    "drift",
+}  # whole trainings
 
 
 @pytest.mark.parametrize("name", mostly_long(claims.CLAIMS, lambda _, name: name not in LONG))

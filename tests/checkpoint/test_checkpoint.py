@@ -11,6 +11,7 @@ import zlib
 from collections import Counter, OrderedDict, defaultdict
 from enum import IntEnum
 
+import alone
 import numpy as np
 import pytest
 import torch
@@ -601,32 +602,21 @@ def test_a_link_to_a_checkpoint_stays_a_link(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="lives are forked")
-@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.long)])
-def test_a_killed_run_ends_as_one_that_nobody_killed(kills):
+@pytest.mark.parametrize(("kills", "steps"), [(1, 30), pytest.param(6, 120, marks=pytest.mark.long)])
+def test_a_killed_run_ends_as_one_that_nobody_killed(kills, steps):
     """A few kills at random moments; `make kill-test` makes 200."""
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", TESTS / "tools" / "kill_and_resume.py", "--kills", str(kills)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = alone.run(TESTS / "tools" / "kill_and_resume.py", "--kills", kills, "--steps", steps)
     assert done.returncode == 0, done.stderr
     assert "every run ended as the undisturbed one, to the last bit" in done.stdout
 
 
-def test_without_safetensors_the_sentence_says_what_to_install():
+def test_without_safetensors_the_sentence_says_what_to_install(monkeypatch):
     """Both directions."""
-    code = (
-        "import sys; sys.modules['safetensors'] = None; sys.modules['safetensors.torch'] = None\n"
-        "from rmsprop import checkpoint\n"
-        "for call in (checkpoint.save, checkpoint.load):\n"
-        "    try:\n        call('x')\n"
-        "    except ImportError as error:\n        print(error)"
-    )
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
-    lines = done.stdout.strip().splitlines()
-    assert len(lines) == 2
-    assert all(line.endswith("pip install 'rmsprop[checkpoint]'") for line in lines)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    for call in (checkpoint.save, checkpoint.load):
+        with pytest.raises(ImportError, match=r"pip install 'rmsprop\[checkpoint\]'$"):
+            call("x")
 
 
 def test_the_page_about_checkpoints_is_true(tmp_path, monkeypatch, capsys):

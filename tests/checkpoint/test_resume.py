@@ -1,8 +1,6 @@
 """N + M steps equal N steps, a save, a new process, a load, and M steps, to the last bit, on every backend."""
 
-import subprocess
-import sys
-
+import alone
 import pytest
 from cases import mostly_long
 from paths import TESTS
@@ -30,8 +28,7 @@ def test_a_resumed_run_is_the_run(backend, tmp_path):
             checkpoint.save(tmp_path / name, rng=True, **parts)
             train(parts, AFTER)
             whole[name] = end(parts)
-    script = TESTS / "tools" / "resumed.py"
-    subprocess.run([sys.executable, "-W", "ignore", script, tmp_path, backend], check=True)
+    alone.run(TESTS / "tools" / "resumed.py", tmp_path, backend).check_returncode()
     for name, expected in whole.items():
         resumed = checkpoint.load(tmp_path / f"{name}.end")
         assert expected["optimizer"]["state"]

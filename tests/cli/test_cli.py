@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from cases import mostly_long
 from commands import invoke
 from paths import CHECKPOINTS
 from typer.testing import CliRunner
@@ -50,7 +51,7 @@ def test_dialects_are_listed():
         assert said(f"- {name}: {reason}.") in said(text)
 
 
-@pytest.mark.parametrize("name", DIALECTS)
+@pytest.mark.parametrize("name", mostly_long(DIALECTS, lambda i, _: i % 3 == 0))
 def test_a_dialect_is_shown_in_full(name):
     """It has its equation, arguments, states, limits, refusals, traps, and source, within 100 columns."""
     row = DIALECTS[name]
@@ -163,8 +164,8 @@ def test_the_benchmark_refuses_unknown_choices(words, says):
         "race ravine --out file",
         "demo --out file",
         "demo --data folder",
-        "translate --from torch --to timm lr=.1 --plot folder",
-        "translate --from torch --to timm lr=.1 --plot file/x.png",
+        pytest.param("translate --from torch --to timm lr=.1 --plot folder", marks=pytest.mark.long),
+        pytest.param("translate --from torch --to timm lr=.1 --plot file/x.png", marks=pytest.mark.long),
         "bench --cases rl --seconds 0.01 --threads 1 --out folder",
         "check folder",
     ],

@@ -4,7 +4,7 @@ import io
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
@@ -35,8 +35,8 @@ def made(heads: list[str], rows: list[list[str]], **words) -> Table:
 
 
 @given(st.data(), st.integers(20, 120))
-def test_every_word_is_there_whole(data: st.DataObject, width: int) -> None:
-    """Cells are side by side or on lines; only a word that is wider than the terminal is broken."""
+def check_words(data: st.DataObject, width: int) -> None:
+    """Assert that no word is missing."""
     heads = data.draw(st.lists(WORD, min_size=1, max_size=6))
     rows = data.draw(st.lists(st.lists(TEXT, min_size=len(heads), max_size=len(heads)), min_size=1, max_size=4))
     lines = printed(made(heads, rows), width)
@@ -49,6 +49,12 @@ def test_every_word_is_there_whole(data: st.DataObject, width: int) -> None:
     if standing:
         wanted.remove(heads[0])
     assert shown == sorted(wanted)
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.long)])
+def test_every_word_is_there_whole(count: int) -> None:
+    """Cells are side by side or on lines; only a word that is wider than the terminal is broken."""
+    settings(max_examples=count)(check_words)()
 
 
 def test_a_file_has_no_width_to_wrap_at() -> None:

@@ -378,9 +378,10 @@ BOMBS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", mostly_long(BOMBS, lambda _, name: name not in ("a long int as key", "dicts of one list", "deep lists"))
-)
+SLOW = ("a long int as key", "dicts of one list", "deep lists", "deep tuples", "marks", "sets")
+
+
+@pytest.mark.parametrize("name", mostly_long(BOMBS, lambda _, name: name not in SLOW))
 def test_memory_is_linear_in_the_pickle_size(tmp_path, name):
     """Wrong counts, nesting, sharing and endless copies are refused, or take at most 100 bytes per byte of pickle."""
     path = archived(tmp_path / "x.pt", BOMBS[name])
@@ -419,7 +420,7 @@ def test_a_hostile_setting_is_not_compared_or_printed_whole(tmp_path, settings):
     for _ in range(60):
         tree = (tree, tree)
     _, optimizer = a_run()
-    for value in (tree, [tree], [1.0] * 10**6, "\x1b[2J\n" * 1000, 1 << 20000):
+    for value in (tree, [tree], [1.0] * 10**5, "\x1b[2J\n" * 1000, 1 << 20000):
         kept = optimizer.state_dict()
         kept["param_groups"][0][name] = value
         torch.save({"optimizer": kept}, tmp_path / "x.pt")

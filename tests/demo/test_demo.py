@@ -56,6 +56,12 @@ def small(tmp_path):
     return tmp_path / "small.npz"
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave out the pictures, which take seconds to draw."""
+    monkeypatch.setattr("rmsprop.demo.figures.to_png", lambda _figure: b"a picture")
+
+
 def trained(name, dataset, lr=None, epochs=1, seed=0):
     """Return a finished run."""
     run = Run(name, OPTIMIZERS[name].lr if lr is None else lr)
@@ -257,6 +263,7 @@ def test_command_leaves_its_files(tmp_path):
     )
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_files_agree(tmp_path):
     """results.csv and the table in results.json hold the same rows; the curves and settings are in results.json."""
     invoke("--epochs", 2, "--seed", 4, "--optimizers", "rmsprop,sgd", "--lr", "sgd=0.25", "--out", tmp_path)
@@ -273,6 +280,7 @@ def test_files_agree(tmp_path):
     assert found["data"]["classes"] == list("0123456789")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_same_seed_same_files(tmp_path, small):
     """Two runs with one seed give the same numbers, except for times."""
     for name in ("a", "b"):
@@ -285,6 +293,7 @@ def test_same_seed_same_files(tmp_path, small):
     assert first == second
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_no_stale_picture(tmp_path, small):
     """A run without RMSprop removes an earlier run's figure of rates."""
     (tmp_path / "effective_lr.png").write_bytes(b"old")
@@ -294,6 +303,7 @@ def test_no_stale_picture(tmp_path, small):
     assert "effective_lr.png" not in result.output
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_own_table(tmp_path):
     """--data and --target select the user's own table, and its names reach the report."""
     lines = ["petal;sepal;kind", *(f"{i % 7};{i * 3 % 11};{('rose', 'lily')[i % 2]}" for i in range(30))]
@@ -309,6 +319,7 @@ def test_own_table(tmp_path):
     assert "lily" in (out / "index.html").read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_divergence_in_the_command(tmp_path, small):
     """A run that diverges is a row of the table like any other, and the command succeeds."""
     result, _ = invoke(
@@ -321,6 +332,7 @@ def test_divergence_in_the_command(tmp_path, small):
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_live_display(tmp_path, small, monkeypatch):
     """On a terminal, each optimizer has a progress bar instead of plain lines."""
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -376,6 +388,7 @@ def test_unwritable_directory(tmp_path, small):
     assert "epoch" not in result.output
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_rate_for_all(tmp_path, small):
     """A single number is every optimizer's learning rate."""
     invoke("--data", small, "--epochs", 1, "--optimizers", "sgd,adam", "--lr", "0.01", "--out", tmp_path)

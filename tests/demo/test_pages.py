@@ -1,5 +1,6 @@
 """The demo's figures and page: readable figures, and one self-contained page."""
 
+import functools
 import io
 import math
 import re
@@ -75,10 +76,15 @@ class Links(HTMLParser):
         self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
 
 
+@functools.cache
+def picture():
+    """Return the curves as a PNG."""
+    return to_png(curves(runs()))
+
+
 def built(**arguments):
     """Return a page with figures."""
-    pictures = {"curves": to_png(curves(runs()))}
-    return page(runs(), dataset(**arguments), Settings(), pictures)
+    return page(runs(), dataset(**arguments), Settings(), {"curves": picture()})
 
 
 def test_page_loads_nothing():

@@ -2,11 +2,11 @@
 
 import json
 import os
-import subprocess
 import sys
 import threading
 from pathlib import Path
 
+import alone
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -214,21 +214,23 @@ def test_the_sightings_say_when(tmp_path):
     assert "warning first_step, group 0, after step 0\n    seen: " in str(report)
 
 
+COMMAND = "from rmsprop.__main__ import main\nmain()"
+
+
 def test_the_command_keeps_stdout_and_the_exit_code_apart_from_the_findings(tmp_path):
     """In a process of its own: text on stderr; with --json one last line on stdout. Options after SCRIPT are its."""
     path = script(
         tmp_path,
         TRAIN.format(imports="", make="torch.optim.RMSprop", words="lr=0.1", steps=2) + "\n    sys.exit(7)\n",
     )
-    call = [sys.executable, "-m", "rmsprop", "check"]
-    plain = subprocess.run([*call, path, "--steps", "1"], capture_output=True, text=True, check=False)
+    plain = alone.run(COMMAND, "check", path, "--steps", 1)
     assert plain.returncode == 7, plain.stderr
     assert plain.stdout.count("\n") == 1
     assert plain.stdout.startswith("loss ")
     assert plain.stderr.startswith(
         f"rmsprop check: {path} exited with 7\ntrain.py:9: RMSprop, dialect torch, 2 steps"
     )
-    stopped = subprocess.run([*call, "--json", "--steps", "1", path], capture_output=True, text=True, check=False)
+    stopped = alone.run(COMMAND, "check", "--json", "--steps", 1, path)
     assert (stopped.returncode, stopped.stderr) == (0, "")
     record = json.loads(stopped.stdout)
     assert record["optimizers"][0]["steps"] == 1

@@ -8,6 +8,7 @@ import pickle
 import threading
 import warnings
 
+import alone
 import pytest
 import torch
 from torch import Tensor
@@ -595,7 +596,7 @@ def test_a_spawned_process_steps() -> None:
     pair = Pair(shapes=((50,),))
     pair.step(2)
     pair.gradients()
-    child = multiprocessing.get_context("spawn").Process(target=_step_in_child, args=(pair.fast,))
+    child = alone.context().Process(target=_step_in_child, args=(pair.fast,))
     child.start()
     child.join(120)
     assert child.exitcode == 0

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 from types import ModuleType
 
 import pytest
 import torch
-from cases import bucket_of
+from cases import bucket_of, mostly_long
 from cpu_parity import BF16, BOUND, COVERING, EVERY, F16, F32, TYPES, copied, tensors, worst
 from halves import KINDS, SCALE, SEED, check_written, rounded_as, twin
 from interpreted import BLOCK, SOURCE, interpreter, kernel_module
@@ -77,8 +78,9 @@ def check_rounded(rule: Rule, hyper: Hyper, types: tuple, how: str) -> None:
     check_written(bucket, wide, before)
 
 
-@HOW
-@HALF
+@pytest.mark.parametrize(
+    ("types", "how"), mostly_long(product(HALVES, HOWS), lambda i, _: i % 4 == 0, unpack=True), ids=str
+)
 def test_a_step_is_rounded_with_the_references_bits(types: tuple, how: str) -> None:
     """Rules dealt out over dtypes and ways to round."""
     begin = 3 * HALVES.index(types) + list(HOWS).index(how)
@@ -86,7 +88,7 @@ def test_a_step_is_rounded_with_the_references_bits(types: tuple, how: str) -> N
         check_rounded(rule, replace(hyper, max_update=1.5 if i % 2 else None), types, how)
 
 
-@pytest.mark.parametrize("k", range(len(TYPES)), ids=[f"{p}-{s}".replace("torch.", "") for p, s in TYPES])
+@pytest.mark.parametrize("k", mostly_long(range(len(TYPES)), lambda i, _: i % 3 == 0), ids=map(str, TYPES))
 def test_a_bounded_step_is_the_references(k: int) -> None:
     """max_update with spikes and fresh averages, rules dealt out over the dtypes: within the frozen bound."""
     for rule, hyper in COVERING[k % 5 :: 5]:
@@ -97,14 +99,17 @@ def test_a_bounded_step_is_the_references(k: int) -> None:
 
 
 @NEEDS_NATIVE
-@pytest.mark.parametrize("how", ["nearest", *HOWS])
 @pytest.mark.parametrize(
-    "types", [(BF16, F32), (F16, F16), (F32, F32)], ids=["bfloat16-float32", "float16", "float32"]
+    ("types", "how"),
+    mostly_long(
+        [((F32, F32), "nearest"), *product([(BF16, F32), (F16, F16)], ["nearest", *HOWS])],
+        lambda i, _: i in (0, 4, 6),
+        unpack=True,
+    ),
+    ids=str,
 )
 def test_the_bits_are_the_cpu_kernels(types: tuple, how: str) -> None:
     """Every size up to a block and beyond, NaN and infinities and what overflows among them: both kernels agree."""
-    if types[0] == F32 and how != "nearest":
-        how = "nearest"
     here = careful(FULL, types, how, (*range(1, BLOCK + 2, 4), 3 * BLOCK + 5))
     for value, g in zip((float("nan"), float("inf"), -float("inf"), 6e4), here.grad, strict=False):
         g[0] = value
@@ -170,8 +175,9 @@ def test_alignment_does_not_matter(which: str) -> None:
     assert identical(aligned, moved)
 
 
-@HOW
-@DTYPE
+@pytest.mark.parametrize(
+    ("dtype", "how"), mostly_long(product(KINDS, HOWS), lambda i, _: i in (0, 4), unpack=True), ids=str
+)
 def test_a_device_that_counts_draws_the_same_bits(dtype: torch.dtype, how: str, module: ModuleType) -> None:
     """capturable=True: every block of a tensor reads the count of one launch before, and the keys are the host's."""
     here = careful(Rule(), (dtype, F32), how, (4 * BLOCK + 3, 7))
@@ -188,7 +194,7 @@ def test_a_device_that_counts_draws_the_same_bits(dtype: torch.dtype, how: str, 
 
 
 @pytest.mark.parametrize("on_device", [False, True], ids=["host", "device"])
-@pytest.mark.parametrize("count", [2**24, 2**32 + 8, 2**40 + 1])
+@pytest.mark.parametrize("count", mostly_long([2**24, 2**32 + 8, 2**40 + 1], lambda i, _: i == 1))
 def test_random_bits_follow_the_whole_count(count: int, on_device: bool) -> None:
     """The words of step t are the reference's where t is no float32 and no 32-bit number, wherever it is counted."""
     bucket = careful(Rule(), (BF16, F32), "stochastic", (4 * BLOCK + 3, 7))
@@ -241,8 +247,10 @@ def trained(backend: str, **settings: object) -> tuple[list[Tensor], RMSprop]:
 
 
 @NEEDS_NATIVE
-@pytest.mark.parametrize("capturable", [False, True])
-@pytest.mark.parametrize("planned", [True, False])
+@pytest.mark.parametrize(
+    ("capturable", "planned"),
+    mostly_long(product([False, True], [False, True]), lambda _, case: case[0] == case[1], unpack=True),
+)
 def test_a_run_is_the_cpu_kernels(capturable: bool, planned: bool, monkeypatch) -> None:
     """With and without a plan, counting here or there, bit for bit: parameters, remainders, averages and counters."""
     if not planned:
@@ -353,7 +361,11 @@ def test_the_kernel_as_it_stands_is_not_caught() -> None:
 
 
 @NEEDS_NATIVE
-@pytest.mark.parametrize(("name", "says", "instead"), MISTAKES, ids=[m[0] for m in MISTAKES])
+@pytest.mark.parametrize(
+    ("name", "says", "instead"),
+    mostly_long(MISTAKES, lambda i, _: i % 3 == 0 or i == 19, unpack=True),
+    ids=[m[0] for m in MISTAKES],
+)
 def test_each_mistake_is_caught(name: str, says: str, instead: str, tmp_path) -> None:
     """The kernel with one mistake in it is refused."""
     source = SOURCE.read_text()

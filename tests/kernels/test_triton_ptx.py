@@ -159,7 +159,7 @@ def test_what_is_off_costs_nothing() -> None:
     assert both[2] > words[2]
 
 
-@pytest.mark.parametrize("types", mostly_long(TYPES, lambda i, _: i in (1, 6)), ids=str)
+@pytest.mark.parametrize("types", mostly_long(TYPES, lambda _, types: types == (BF16, F32)), ids=str)
 def test_rounding_is_ieee(types: tuple) -> None:
     """Root and division round to nearest, subnormals are kept, products are fused into sums where the source says.
 
@@ -178,7 +178,7 @@ def test_rounding_is_ieee(types: tuple) -> None:
         assert inexact <= libdevice
 
 
-@pytest.mark.parametrize("rule", mostly_long(RULES, lambda _, rule: rule == "full"))
+@pytest.mark.parametrize("rule", mostly_long(RULES, lambda _, rule: rule == "plain"))
 def test_registers_suffice(rule: str, tmp_path: Path) -> None:
     """Nothing spills, and 16 warps fit a multiprocessor, but for the rule that has everything.
 
@@ -215,7 +215,7 @@ def h100() -> Iterator[type[Launcher]]:
             (False, BF16, (True, True)),
             (True, F16, (True, True)),
         ],
-        lambda i, _: i == 3,
+        lambda i, _: i == 0,
         unpack=True,
     ),
 )
@@ -242,7 +242,7 @@ def test_a_launch_compiles_to_the_same(
 
 
 @pytest.mark.parametrize(
-    ("rule", "capturable"), mostly_long(product(["plain", "full"], [False, True]), lambda i, _: i == 3, unpack=True)
+    ("rule", "capturable"), mostly_long(product(["plain", "full"], [False, True]), lambda i, _: i == 1, unpack=True)
 )
 def test_later_launches_skip_tritons_search(rule: str, capturable: bool, h100: type[Launcher]) -> None:
     """They hand the driver what Triton's own way does, with today's numbers; other dtypes get a kernel of theirs."""

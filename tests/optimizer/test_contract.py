@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from itertools import product
 
 import pytest
 import torch
@@ -348,11 +349,18 @@ def test_gradscaler_skips_bad_steps():
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch's own parts
 @pytest.mark.parametrize(
-    "settings",
-    mostly_long([EVERYTHING, {}, {"bias_correction": True, "maximize": True}], lambda i, _: i == 0),
+    ("settings", "backend"),  # inductor compiles C++
+    [
+        (EVERYTHING, "aot_eager"),
+        *mostly_long(
+            product([EVERYTHING, {}, {"bias_correction": True, "maximize": True}], ["inductor"]),
+            lambda *_: False,
+            unpack=True,
+        ),
+    ],
     ids=str,
 )
-def test_a_compiled_step_equals_the_eager_one(settings):
+def test_a_compiled_step_equals_the_eager_one(settings, backend):
     """torch.compile(optimizer.step), while lr changes, within a float32 unit of the move; two graphs at most."""
     import torch._dynamo as dynamo
 
@@ -360,7 +368,7 @@ def test_a_compiled_step_equals_the_eager_one(settings):
     dynamo.utils.counters.clear()
     model, twin = net(), net()
     compiled, eager = RMSprop(model.parameters(), **settings), RMSprop(twin.parameters(), **settings)
-    step = torch.compile(compiled.step)
+    step = torch.compile(compiled.step, backend=backend)
     for t in range(4):
         for optimizer in (compiled, eager):
             optimizer.zero_grad()

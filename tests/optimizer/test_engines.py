@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from cases import mostly_long
 from paths import DOCS
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vmap
@@ -50,7 +51,11 @@ def dynamo() -> Iterator[Any]:
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's compiler warns of torch's own parts
-@pytest.mark.parametrize(("lr", "graphs"), [(0.01, 2), (torch.tensor(0.01), 1)], ids=["float", "tensor"])
+@pytest.mark.parametrize(
+    ("lr", "graphs"),
+    mostly_long([(0.01, 2), (torch.tensor(0.01), 1)], lambda i, _: i == 1, unpack=True),
+    ids=["float", "tensor"],
+)
 def test_a_compiled_training_step_is_compiled_once_or_twice(dynamo: Any, lr: float | Tensor, graphs: int) -> None:
     """While a schedule moves lr: a float is a constant first and a variable from then on, a tensor always one."""
     model, twin = net(), net()
@@ -260,7 +265,9 @@ def trained(start: Tensor, lr: Tensor, loss: Callable[[Tensor], Tensor], **setti
     return p.clone()
 
 
-@pytest.mark.parametrize("switches", SWITCHES, ids=lambda s: "-".join(map(str, s.values())))
+@pytest.mark.parametrize(
+    "switches", mostly_long(SWITCHES, lambda i, _: i % 3 == 0), ids=lambda s: "-".join(map(str, s.values()))
+)
 def test_derivatives_through_an_inner_loop_are_finite_differences(switches: dict[str, Any]) -> None:
     """First and second ones, with respect to lr and to the start, for every rule."""
     start = torch.tensor([1.0, -0.6], dtype=F64, requires_grad=True)

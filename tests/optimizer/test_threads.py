@@ -1,10 +1,9 @@
 """What a process does to threads (their modes, a fork) changes no number and stops no step."""
 
 import os
-import subprocess
-import sys
 import textwrap
 
+import alone
 import pytest
 import torch
 from cases import mostly_long
@@ -16,15 +15,8 @@ SECONDS = 120
 
 
 def _alone(script: str, timeout: int = SECONDS) -> str:
-    """What a script prints in a process of its own, with two threads; it is killed where it hangs."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(script)],
-        timeout=timeout,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    """What a script prints in a process of its own; it is killed where it hangs."""
+    done = alone.run(textwrap.dedent(script), timeout=timeout)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -73,7 +73,7 @@ def test_options_reach_the_race(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["ravine.png"]
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(len(LANDSCAPES), marks=pytest.mark.long)])
+@pytest.mark.parametrize("count", [2, pytest.param(len(LANDSCAPES), marks=pytest.mark.long)])
 def test_all_races_every_landscape(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """`rmsprop race all` draws each landscape of the table."""
     for name in list(LANDSCAPES)[count:]:

@@ -4,12 +4,11 @@ import copy
 import multiprocessing
 import os
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
 
+import alone
 import pytest
 import torch
 from paths import ROOT
@@ -43,7 +42,8 @@ def elsewhere(start: str, work: Callable[..., None], *args: Any) -> None:
     """Run the work in another process, to its end."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork in a process with threads
-        process = torch.multiprocessing.get_context(start).Process(target=work, args=args)
+        context = alone.context() if start == "forkserver" else torch.multiprocessing.get_context(start)
+        process = context.Process(target=work, args=args)
         process.start()
     process.join(120)
     alive = process.is_alive()
@@ -60,7 +60,8 @@ def tensors(optimizer: RMSprop) -> list[torch.Tensor]:
     ("start", "settings"),
     [
         *(pytest.param("fork", settings, marks=FORK) for settings in ({}, EVERYTHING, {"backend": "eager"})),
-        ("spawn", EVERYTHING),
+        pytest.param("forkserver", EVERYTHING, marks=FORK),
+        pytest.param("spawn", EVERYTHING, marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -279,10 +280,8 @@ def test_several_processes_step_at_once_without_locks(size: int) -> None:
 def test_the_example_learns(episodes: int) -> None:
     """Two workers of examples/a3c_cartpole.py play; in 120 episodes they learn to balance longer than by chance."""
     script = ROOT / "examples" / "a3c_cartpole.py"
-    asked = ["--episodes", str(episodes), "--workers", "2", "--start", "fork"]
-    done = subprocess.run(
-        [sys.executable, str(script), *asked], capture_output=True, text=True, timeout=120, check=True
-    )
+    done = alone.run(script, "--episodes", episodes, "--workers", 2, "--start", "fork", timeout=120)
+    done.check_returncode()
     lines = re.findall(r"^ *(\d+) episodes: the last (\d+) returned (\d+) on average$", done.stdout, re.MULTILINE)
     step = max(1, episodes // 10)
     assert [int(played) for played, *_ in lines] == list(range(step, episodes + 1, step))

@@ -4,8 +4,6 @@ What several processes do: test_distributed.py.
 """
 
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -362,21 +360,6 @@ def test_a_compiled_step_takes_distributed_parameters(mesh):
         compiled()
         pair[1].step()
     torch.testing.assert_close(shards.shard(p).detach(), q.detach(), rtol=1e-6, atol=1e-7)
-
-
-def test_nothing_is_imported_before_there_is_a_distributed_tensor():
-    """torch.distributed.tensor costs a second to import, and where it was not imported there is no DTensor."""
-    source = (
-        "import sys, torch, rmsprop.optimizer\n"
-        "from rmsprop.tensors import bucket, shards\n"
-        "class Own(torch.Tensor): pass\n"
-        "x = torch.ones(3).as_subclass(Own)\n"
-        "assert not shards.is_dtensor(x) and shards.shard(x) is x\n"
-        "own = bucket.Bucket(param=[x], grad=[x])\n"
-        "assert shards.localized(own) is own and len(shards.norms(own)) == 1\n"
-        "assert 'torch.distributed.tensor' not in sys.modules, 'imported'\n"
-    )
-    subprocess.run([sys.executable, "-c", source], check=True)
 
 
 def test_lazy_parameters_are_explained():

@@ -26,14 +26,14 @@ from torch import nn
 
 from rmsprop import RMSprop, checkpoint
 
-STEPS, EVERY = 120, 3
+EVERY = 3  # steps from a save to the next
 WRITERS, READERS = 2, 2
 LONGEST = 0.3  # seconds of a life on a quiet machine, on average half of it
 LAST = 600.0  # of the last ones, which are not to be killed
 PHASES = ("start", "load", "step", "save")
 
 
-def train(path: Path, end: Path, saves: bool, phase: mmap.mmap) -> None:
+def train(path: Path, end: Path, steps: int, saves: bool, phase: mmap.mmap) -> None:
     """Train to the end from where the checkpoint is, on data, dropout and noise from the random generators."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -43,14 +43,14 @@ def train(path: Path, end: Path, saves: bool, phase: mmap.mmap) -> None:
     settings = dict(momentum=0.9, centered=True, clip_global_norm=0.5, ema=0.95, ema_warmup="tensorflow")
     optimizer = RMSprop(groups, lr=0.001, **settings)
     optimizer.average_buffers(model)
-    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.01, 0.005], total_steps=STEPS + 1)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.01, 0.005], total_steps=steps + 1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=7)
     run = dict(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler)
     step = 0
     if path.exists():
         phase[0] = PHASES.index("load")
         step = checkpoint.load(path, rng=True, **run)["step"]
-    for now in range(step, STEPS):
+    for now in range(step, steps):
         phase[0] = PHASES.index("step")
         optimizer.zero_grad()
         loss = (model(torch.randn(32, 16)) - torch.randn(32, 200)).square().mean()
@@ -99,10 +99,10 @@ class Life:
         killed: the phase in which it was killed, once it has ended; None if it came to its end.
     """
 
-    def __init__(self, path: Path, end: Path, saves: bool = True, seconds: float = math.inf) -> None:
+    def __init__(self, path: Path, end: Path, steps: int, saves: bool = True, seconds: float = math.inf) -> None:
         self.phase = mmap.mmap(-1, 1)
         self.ends = time.perf_counter() + seconds
-        self.child = fork(lambda: train(path, end, saves, self.phase))
+        self.child = fork(lambda: train(path, end, steps, saves, self.phase))
         self.killed: str | None = None
 
     def ended(self) -> bool:
@@ -170,6 +170,7 @@ def main(argv: list[str] | None = None) -> None:
     """Kill, resume and compare; raise if one run ends otherwise."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=120, help="of a run")
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args(argv)
     draw = random.Random(asked.seed)
@@ -179,7 +180,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         undisturbed = folder / "undisturbed"
-        Life(folder / "none", undisturbed, saves=False).ended()
+        Life(folder / "none", undisturbed, asked.steps, saves=False).ended()
         longest = max(LONGEST, (time.perf_counter() - begun) / 2)  # on a busy machine a life takes longer
         readers = [Reader(folder) for _ in range(READERS)]
         try:
@@ -199,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
                         if end in lives:
                             killed[str(lives[end].killed)] += 1
                         limit = draw.uniform(0, longest) if killed.total() < asked.kills else LAST
-                        lives[end] = Life(path, end, seconds=limit)
+                        lives[end] = Life(path, end, asked.steps, seconds=limit)
                     time.sleep(0.001)
                 for end in ends:
                     if not same(end, undisturbed):
@@ -213,8 +214,8 @@ def main(argv: list[str] | None = None) -> None:
             loads = sum(reader.stop() for reader in readers)
     where = ", ".join(f"{killed[phase]} in {phase}" for phase in PHASES)
     print(
-        f"{killed.total()} kills ({where}) over {runs} runs of {STEPS} steps by {WRITERS} writers of one path in "
-        f"{time.perf_counter() - begun:.0f} s, {loads} loads by {READERS} readers: 0 failures, "
+        f"{killed.total()} kills ({where}) over {runs} runs of {asked.steps} steps by {WRITERS} writers of one path "
+        f"in {time.perf_counter() - begun:.0f} s, {loads} loads by {READERS} readers: 0 failures, "
         "every run ended as the undisturbed one, to the last bit"
     )
 
