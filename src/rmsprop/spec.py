@@ -211,7 +211,7 @@ class Hyper:
     (decoupled, corrected); eps in units of g ("outside", "floor") or g² ("inside").
 
     `lr` is a float or, in the torch backends, a tensor with one element. `reference_lr` applies to "corrected" decay.
-    `max_update`, in units of lr, bounds the step of every element and the growth of v, in [2], [7] and [9].
+    `max_update`, in units of lr, bounds the step of every element in [7] and [9]; with it, v at most doubles in [2].
     `clip_weights` bounds every element of p after [9], in units of p. `average` is the decay of [10], if it runs.
     """
 
@@ -227,11 +227,11 @@ class Hyper:
 
     @property
     def cap(self) -> float:
-        """M in [2], [7] and [9]: max_update, or infinity without it."""
+        """M in [7] and [9]: max_update, or infinity without it."""
         return math.inf if self.max_update is None else self.max_update
 
     def carried(self) -> float:
-        """Return the largest |g|/√v that enters the averages under max_update; it doubles v in [2]."""
+        """Return the |g|/√v at which v doubles in [2]; under max_update, no larger g enters [3]."""
         return math.sqrt((2 - self.alpha) / (1 - self.alpha))
 
     def shrinkage(self, rule: Rule) -> Any:

@@ -257,7 +257,7 @@ def ignored_key():
 
 
 @trigger
-def zero_grad():  # rmsprop check sees it: test_check_script.py
+def zero_grad():  # rmsprop check sees it: tests/inspection/test_script.py
     optimizer = RMSprop([("w", weight(4, 4))], lr=1e-4)
     optimizer.lint = lambda steps: lint(optimizer.param_groups, optimizer.state, steps, History(kept=(0, "w")))
     return optimizer, "warning", "backward() added to the gradient of w that the step before had used"

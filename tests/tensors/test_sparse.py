@@ -10,6 +10,7 @@ from paths import GOLDEN
 from torch import nn
 
 from rmsprop import RMSprop
+from rmsprop.spec import Hyper
 from rmsprop.tensors import sparse
 
 with np.load(GOLDEN / "sparse.npz") as file:
@@ -102,7 +103,7 @@ def test_lazy_gathers_only_the_rows_that_have_a_gradient():
     """The cost follows the touched rows: the bucket that a kernel sees holds no more."""
     table = nn.Parameter(torch.ones(1000, 8))
     bucket = bucket_of([table], [grads((1000, 8), [5, 5, 7])], [torch.zeros(1000, 8)], [], [], [torch.tensor(0.0)])
-    ((rows, write_back),) = sparse.parts({"sparse": "lazy", "differentiable": False}, bucket)
+    ((rows, write_back),) = sparse.parts({"sparse": "lazy", "differentiable": False}, Hyper(0.1, 0.9, 1e-8), bucket)
     assert write_back is not None
     assert [x.shape for values in rows.tensors() for x in values] == [(2, 8)] * 3
 

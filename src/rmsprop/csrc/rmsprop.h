@@ -15,7 +15,7 @@ enum Warmup : int32_t { kConstant, kTensorFlow, kTimm };
 struct Work {
   double lr, alpha, eps, momentum, weight_decay;  // numbers of the step; has_momentum, not momentum, enables [8]
   double scale;                                   // factor of every gradient: 1/loss scale
-  double cap;                                     // max_update, which bounds [2], [7] and [9]; infinity if not given
+  double cap;                                     // max_update, M in [7] and [9]; infinity if not given; else [2] too
   double clip_value, clip_norm, clip_global_norm, clip_weights;  // tensors/clipping.py; infinity if not given
   double ema_decay;                               // [10]: spec.py Averaging
   int32_t param_type, state_type, step_type;

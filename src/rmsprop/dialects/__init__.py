@@ -1,7 +1,8 @@
 """RMSprop as each framework computes it, one row per dialect, with the framework's own argument names.
 
-A row is the whole definition. The constructor, the command line, the conversions and the docs read it; no other code
-depends on a framework's name. To add a dialect, add one row and its golden vectors.
+A row is the whole definition of the rule. The constructor, the command line, the conversions and the docs read it.
+Beside it, conversion/layout.py names the frameworks whose tensors have another layout. To add a dialect, see "Where
+to edit" in CONTRIBUTING.md.
 """
 
 import difflib

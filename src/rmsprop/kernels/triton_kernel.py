@@ -1,4 +1,4 @@
-"""Computes the nine lines by one Triton kernel over a table of addresses. Imported on first use.
+"""Computes the nine lines by one Triton kernel over a table of addresses. Imported when it is requested.
 
 The table is int64 in device memory: COLUMNS of `count` entries each, one per tensor, then an int32 per block, the
 index of its tensor. `kernels/triton.py` makes it.
