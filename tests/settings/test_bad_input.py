@@ -20,6 +20,7 @@ def params():
         ({"lr": -0.1}, ValueError, r"Invalid learning rate: -0\.1; lr takes a finite number >= 0"),
         ({"lr": math.nan}, ValueError, "Invalid learning rate: nan"),
         ({"lr": math.inf}, ValueError, "Invalid learning rate: inf"),
+        ({"lr": 10**400, "weight_decay_mode": "corrected"}, ValueError, "Invalid learning rate: <int of 1329 bits>"),
         ({"lr": "0.1"}, TypeError, r"'0\.1' is a str; lr takes"),
         ({"lr": None}, TypeError, "None is a NoneType; lr takes"),
         ({"lr": True}, TypeError, "True is a bool"),

@@ -182,8 +182,11 @@ def own_group(
 
 
 def _checked(read: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings, validating objects among them before other settings are derived from them."""
-    return {name: value if is_plain(value) else check_setting(name, value) for name, value in read.items()}
+    """Return the settings, validating objects and huge integers before other settings are derived from them."""
+    usual = {
+        name: is_plain(value) and not (type(value) is int and abs(value) >= 2**63) for name, value in read.items()
+    }
+    return {name: value if usual[name] else check_setting(name, value) for name, value in read.items()}
 
 
 def _check_complex(row: Dialect, params: Any) -> None:
