@@ -21,7 +21,7 @@ from rmsprop import RMSprop, kernels
 from rmsprop.kernels import Backend, cpu, native, triton
 from rmsprop.kernels.cpu import refuse_call
 from rmsprop.kernels.triton_plan import DevicePlan
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import Averaging, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
 
 pytestmark = [
@@ -33,6 +33,7 @@ KERNELS = triton.load()
 SIZES = (0, 1, 1000, triton.BLOCK, 2 * triton.BLOCK + 5)
 FULL = Rule(centered=True, momentum=True, nesterov=True, bias_correction=True)
 FULL_HYPER = Hyper(lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8, weight_decay=0.05)
+AVERAGES = (Averaging(0.9, "tensorflow", 2, 2), Averaging(0.9, "timm"), Averaging(0.9))
 ALL_TYPES = pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0]}-{t[1]}".replace("torch.", ""))
 
 
@@ -155,6 +156,35 @@ def test_a_bounded_step_is_the_cpu_kernels(rule: Rule, gpu) -> None:
         g[::3] *= 40
         v[::7] = 0
     assert identical(stepped(gpu, rule, hyper, before), cpus(rule, hyper, before))
+
+
+@pytest.mark.parametrize(
+    ("types", "capturable", "average"),
+    mostly_long(
+        product([(F32, F32), (BF16, F32), (BF16, BF16), (F64, F64)], [False, True], AVERAGES),
+        lambda i, _: i in (4, 9),
+        unpack=True,
+    ),
+    ids=str,
+)
+def test_bounded_parameters_and_their_average_are_the_cpu_kernels(
+    types: tuple, capturable: bool, average: Averaging, gpu
+) -> None:
+    """clip_weights and [10], whichever side counts; an average that is not aligned ends in the same bits."""
+    rule, hyper = Rule(momentum=True), Hyper(0.03, 0.9, 1e-3, 0.8, clip_weights=0.7, average=average)
+    before = tensors(rule, types, SIZES, seed=3)
+    before.slots["ema"] = [(p * 1.25).to(types[1]) for p in before.param]
+    before.capturable = capturable
+    here = stepped(gpu, rule, hyper, before)
+    moved = again(before)
+    memory = [torch.ones(n + 8, dtype=types[1]) for n in SIZES]
+    moved.slots["ema"] = [x[1:-7].copy_(e) for x, e in zip(memory, before.slots["ema"], strict=True)]
+    triton.step(rule, hyper, moved)
+    before.capturable = False
+    expected = cpus(rule, hyper, before)
+    assert identical(here, expected)
+    assert identical(moved, expected)
+    assert all(x[0] == 1 and (x[-7:] == 1).all() for x in memory)
 
 
 @pytest.mark.parametrize("which", ["param", "grad", "square_avg"])

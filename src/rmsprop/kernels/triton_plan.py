@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.kernels.plan import Due, Plan, Scaling
-from rmsprop.spec import SLOTS, Hyper, Rule
+from rmsprop.spec import SLOTS, Averaging, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
 from rmsprop.tensors.nonfinite import Guard
 
@@ -33,10 +33,11 @@ class _Lists:
         own = cpu.Lists(rule, bucket)
         self._own = own  # keeps its scratch arrays alive
         columns = self.table.columns
-        for name, column in zip(_NAMES, columns, strict=False):
+        for name, column in (*zip(_NAMES, columns, strict=False), ("ema", columns[triton.EMA])):
             if name == "size" or name in own.address:
                 setattr(own.work, name, column.ctypes.data)
         own.work.correction = columns[triton.CORRECTION].ctypes.data
+        own.work.ema_weight = columns[triton.SHARE].ctypes.data
         if self.launched.clock is None:
             own.work.key = columns[triton.RANDOM].ctypes.data
         self.work = own.work
@@ -46,11 +47,17 @@ class _Lists:
         self._no_elements = np.zeros(len(self.size), np.int64)
         self.counted.size = self._no_elements.ctypes.data
 
-    def bounds(self, *_bounds: object) -> None:
-        """Do nothing: the launch takes them as arguments."""
+    def bounds(self, max_update: float | None, clip_weights: float | None, average: Averaging | None) -> None:
+        """Write the average of the weights into the counters. The bounds are arguments of the launch."""
+        self._own.bounds(max_update, clip_weights, average)
+        for name in ("ema_decay", "ema_start", "ema_interval", "ema_warmup"):
+            setattr(self.counted, name, getattr(self.work, name))
 
     def count(self, loaded: native.Native, alpha: float) -> None:
-        """Count the steps of tensors with a gradient on the host, and compute 1 − αᵗ of [4] and the random keys."""
+        """Count the steps of tensors with a gradient on the host, and what depends on the counts.
+
+        That is 1 − αᵗ of [4], 1 − d of [10] and the keys of random bits.
+        """
         np.minimum(self.size, 0, out=self._no_elements)
         self.counted.alpha = alpha
         loaded.step(ctypes.byref(self.counted), 1, 0.0, None, 0)
@@ -74,7 +81,12 @@ class DevicePlan(Plan):
 
     def _write(self, known: Any, group: Mapping[str, Any], hyper: Hyper) -> None:
         """Store the numbers, which are arguments of the launch."""
-        known.hyper = replace(hyper, max_update=group["max_update"])
+        known.hyper = replace(
+            hyper,
+            max_update=group["max_update"],
+            clip_weights=group["clip_weights"],
+            average=Averaging.of(group),
+        )
 
     def _run(
         self,
