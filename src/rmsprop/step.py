@@ -196,7 +196,7 @@ class Stepper:
                 self.made.clear()
             raise
         if in_kernel:
-            norm = kernels.clip_and_step(works)
+            norm = kernels.clip_and_step(backends, works)
         else:
             _step(works, backends, returns)
         if not compiling:

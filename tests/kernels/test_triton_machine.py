@@ -39,7 +39,7 @@ ALL_TYPES = pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0]}-{t[1]
 
 @pytest.fixture(scope="module")
 def h100() -> Iterator[type[Launcher]]:
-    with machine(KERNELS.advance, KERNELS.count_steps) as launcher:
+    with machine(*(getattr(KERNELS, name) for name in KERNELS.__all__)) as launcher:
         yield launcher
 
 
@@ -185,6 +185,67 @@ def test_bounded_parameters_and_their_average_are_the_cpu_kernels(
     assert identical(here, expected)
     assert identical(moved, expected)
     assert all(x[0] == 1 and (x[-7:] == 1).all() for x in memory)
+
+
+@pytest.mark.parametrize(
+    ("types", "last"),
+    mostly_long(product([(F32, F32), (BF16, F32), (F64, F64)], [False, True]), lambda i, _: i == 2, unpack=True),
+    ids=str,
+)
+def test_clipped_elements_are_the_cpu_kernels(types: tuple, last: bool, gpu) -> None:
+    """clip_value before or after a norm's place, with [1] before it; gradients stay as they are."""
+    runs = []
+    for backend in ("triton", "cpu"):
+        params = [nn.Parameter(p.detach().to(types[0])) for p in network()]
+        words = dict(clip_value=0.3, clip_after_decay=True, clip_value_last=last, weight_decay=0.1, momentum=0.9)
+        optimizer = RMSprop(params, lr=0.01, backend=backend, **words)
+        for t in range(3):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(t)).to(types[0])
+            optimizer.step()
+        runs.append(held(params, optimizer))
+    assert same(*runs)
+    assert gpu.ran == ["advance"] * 3
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("rest", mostly_long([1.0, 0.25], lambda _, rest: rest == 1))
+def test_factors_join_the_scale(rest: float) -> None:
+    """Those of a power of two give the bits of gradients that were scaled by it."""
+    before, hyper = tensors(Rule(), (F32, F32), SIZES, seed=8), Hyper(0.03, 0.9, 1e-3)
+    factors = torch.tensor([[2.0 ** -(i + 1), rest] for i in range(len(SIZES))], dtype=F64)
+    scaled = copied(before)
+    for g, both in zip(scaled.grad, factors, strict=True):
+        g *= float(both.prod())
+    table = triton.table_of(before)
+    triton.count(Rule(), hyper, before, table)
+    triton.Work(Rule(), before).launch(hyper, table, bounds=triton.Bounds(factors, clips=True))
+    expected = cpus(Rule(), hyper, scaled)
+    scaled.grad[:] = before.grad
+    assert identical(before, replace(expected, grad=before.grad))
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("dtype", mostly_long([F32, F64, BF16, F16], lambda i, _: i == 1), ids=str)
+@pytest.mark.parametrize("capability", mostly_long([80, 90], lambda _, value: value == 90))
+def test_norms_compile(dtype: torch.dtype, capability: int) -> None:
+    """Sums cross threads, which run one after the other here: so they are compiled, and not run."""
+    params = [nn.Parameter(p.detach().to(dtype)) for p in network()]
+    words = dict(clip_norm=1.0, clip_global_norm=1.0, clip_after_decay=True, weight_decay=0.1, capturable=True)
+    optimizer = RMSprop(params, lr=0.01, backend="triton", amp_in_step=True, **words)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    kernels_ = (getattr(KERNELS, name) for name in KERNELS.__all__)
+    with machine(*kernels_, capability=capability) as launcher, kept(launcher) as launches:
+        for _ in range(3):
+            optimizer.step()
+    assert isinstance(optimizer._stepper.plan, DevicePlan)
+    assert [launch.kernel.name for launch in launches] == ["squares", "norms", "bound", "advance"] * 3
+    assert launches[4:8] == launches[8:]  # those of a plan skip Triton's search from the second on
+    assert not [launch for launch in launches if ".local" in launch.kernel.ptx]
+    assert "ld.global.v" in launches[0].kernel.ptx
+    assert "shared" not in launches[-1].kernel.ptx
 
 
 @pytest.mark.parametrize("which", ["param", "grad", "square_avg"])

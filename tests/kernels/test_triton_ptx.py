@@ -67,9 +67,10 @@ def compiled(
     fixed = {**work.fixed, **work.extras(hyper)}
     options = {name: fixed.pop(name) for name in ("num_warps", "enable_fp_fusion", "sanitize_overflow")}
     names = ("lr", "alpha", "beta", "log_alpha", "eps", "mu", "wd", "cap", "carried")
-    numbers = dict.fromkeys((*names, "wall", "decay", "start", "interval"), "fp64")
+    numbers = dict.fromkeys((*names, "wall", "decay", "start", "interval", "early", "value", "last"), "fp64")
     places = ("lr_at", "grad_scale", "found_inf")
     signature = {"table": "*i64", "count": "i32", **numbers}
+    fixed["coefficients"] = None
     signature |= dict.fromkeys(places, "*fp32" if scaled else "constexpr") | dict.fromkeys(fixed, "constexpr")
     assert set(signature) == set(kernel.arg_names)
     constants = fixed if scaled else fixed | dict.fromkeys(places)

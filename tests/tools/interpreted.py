@@ -21,7 +21,7 @@ from rmsprop.tensors.bucket import Bucket
 triton = pytest.importorskip("triton", reason="triton is not installed, and its interpreter runs these tests")
 BLOCK = 32  # of the interpreted kernel: full blocks, pieces of 8 and tails in small tensors
 SOURCES = Path(backend.__file__).parent
-MODULES = ("triton_numbers", "triton_kernel")  # each imports from those before it
+MODULES = ("triton_numbers", "triton_kernel", "triton_norms")  # each imports from those before it
 
 
 class _Launched:
@@ -29,6 +29,7 @@ class _Launched:
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
+        self.arg_names = kernel.arg_names
         self.grids: list[tuple[int, ...]] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
@@ -85,7 +86,7 @@ def kernel_module(folder: Path = SOURCES) -> ModuleType:
             module = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
             patch.setitem(sys.modules, f"rmsprop.kernels.{name}", module)
-    for name in ("advance", "count_steps"):
+    for name in module.__all__:
         setattr(module, name, _Launched(getattr(module, name)))
     return module
 
@@ -113,5 +114,6 @@ def interpreter(module: ModuleType, block: int = BLOCK) -> Iterator[None]:
         patch.setattr(backend, "refuse", refuse)
         patch.setattr(backend, "load", lambda: module)
         patch.setattr(backend, "BLOCK", block)
+        patch.setattr(backend, "LANES", 4)
         patch.setattr(backend, "_tables", type(backend._tables)())
         yield

@@ -17,11 +17,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.refusals import count_writes, refuse_call, refuse_memory, refuse_rule, refuse_slots
+from rmsprop.kernels.triton_bounds import NONE, Bounds, averaging
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
 
 # Elements and warps of one program, with which a prototype reached an H100's copy rate.
 BLOCK, WARPS = 4096, 8
+LANES = 256  # tensors, or sums of blocks, that a program of the other kernels takes at once
 
 # Triton's names of the dtypes that the kernel takes.
 _NAMES = {
@@ -60,7 +62,7 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     table = _tables[bucket.param[0]] = table_of(bucket)
     work = Work(rule, bucket)
     if not work.clock:
-        _count(rule, hyper, bucket, table)
+        count(rule, hyper, bucket, table)
     work.launch(hyper, table, bucket.grad_scale, bucket.found_inf)
     count_writes(bucket.param)
 
@@ -85,6 +87,7 @@ class Table:
         self.columns[CORRECTION] = np.ones(count).view(np.int64)
         owner = self.host[COLUMNS * count :].view(np.int32)
         owner[: self.blocks] = np.repeat(np.arange(count, dtype=np.int32), blocks)
+        self.clipping: Any = None  # the buffers of triton_clipping.py, for this table's work and those after it
         self._sent: tuple[bytes, int] = (b"", 0)
         self._there: tuple[Tensor, ...] = ()
         self._spares: list[Tensor] = []
@@ -173,7 +176,7 @@ class Work:
         first, state = bucket.param[0], bucket.slots["square_avg"][0].dtype
         self.device, self.count, self.capturable = first.device, len(bucket.param), bucket.capturable
         self.clock = counter(bucket)
-        self.rule = rule
+        self.rule, self.arithmetic = rule, arithmetic_dtype(first.dtype)
         self.stochastic = bool(bucket.random_keys)
         self.averaged = bool(bucket.slots["ema"])
         self._counts_for_all = rule.bias_correction or self.stochastic
@@ -183,7 +186,7 @@ class Work:
             "state": _type(state),
             "widest": _type(widest),
             "clock": None if self.clock is None else _type(self.clock),
-            "arithmetic": _type(arithmetic_dtype(first.dtype)),
+            "arithmetic": _type(self.arithmetic),
             "eps_mode": rule.eps_mode,
             "centered": rule.centered,
             "momentum": rule.momentum,
@@ -202,22 +205,34 @@ class Work:
         self._ready: dict[Any, tuple[Any, list[Any]]] = {}  # compiled kernels with their constants in order
 
     def launch(
-        self, hyper: Hyper, table: Table, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
+        self,
+        hyper: Hyper,
+        table: Table,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        bounds: Bounds = NONE,
+        there: Tensor | None = None,
     ) -> None:
-        """Launch once on the current stream, or twice if [4], [10] or random bits need steps the device counts."""
+        """Launch once on the current stream, or twice if [4], [10] or random bits need steps the device counts.
+
+        Args:
+            there: the table on the device, if it is there already.
+        """
         device = self.device
         if device.type == "cuda" and torch.cuda.current_device() != device.index:
             with torch.cuda.device(device):
-                return self.launch(hyper, table, grad_scale, found_inf)
-        there = table.on_device(self.capturable)
+                return self.launch(hyper, table, grad_scale, found_inf, bounds, there)
+        there = table.on_device(self.capturable) if there is None else there
         lr, lr_at = _learning_rate(hyper.lr, device)
         grad_scale, found_inf = (
             None if x is None else x.to(device, non_blocking=True) for x in (grad_scale, found_inf)
         )
-        extras = self.extras(hyper)
+        extras = self.extras(hyper, bounds)
         if self.counted_before(extras):
-            self._start("count_steps", {}, -(-self.count // 256), (there, self.count, found_inf), (found_inf,))
+            self.start("count_steps", {}, -(-self.count // LANES), (there, self.count, found_inf), (found_inf,))
         alpha = hyper.alpha
+        decay = float(hyper.shrinkage(self.rule))
+        early = bounds.early(self.rule, hyper)
         arguments = (
             there,
             self.count,
@@ -227,19 +242,23 @@ class Work:
             math.log(alpha) if alpha else -math.inf,
             hyper.eps,
             hyper.momentum,
-            float(hyper.shrinkage(self.rule)),
+            0.0 if early else decay,
             lr_at,
             grad_scale,
             found_inf,
             hyper.cap,
             hyper.carried(),
             math.inf if hyper.clip_weights is None else hyper.clip_weights,
-            *_averaging(hyper),
+            *averaging(hyper),
+            bounds.coefficients,
+            early,
+            bounds.value,
+            bounds.last,
         )
-        self._start("advance", extras, table.blocks, arguments, (lr_at, grad_scale, found_inf))
+        self.start("advance", extras, table.blocks, arguments, (lr_at, grad_scale, found_inf, bounds.coefficients))
         return None
 
-    def _start(
+    def start(
         self,
         name: str,
         extras: dict[str, Any],
@@ -262,12 +281,12 @@ class Work:
         kernels = load()
         if isinstance(kernels, str):
             raise RuntimeError(kernels)
-        if name == "count_steps":
-            source = kernels.count_steps
-            # Triton 3.9 warns if fusion is not set, though nothing here could be fused
-            named = {"clock": self.fixed["clock"], "block": 256, "enable_fp_fusion": False}
-        else:
-            source, named = kernels.advance, {**self.fixed, **extras}
+        source = getattr(kernels, name)
+        named = {**self.fixed, **extras}
+        if name != "advance":
+            own = {"block": BLOCK if name == "squares" else LANES, "summed": BLOCK, "num_warps": WARPS}
+            options = ("enable_fp_fusion", "sanitize_overflow", "num_warps")
+            named = {key: x for key, x in {**named, **own}.items() if key in options or key in source.arg_names}
         kernel = source[(blocks,)](*arguments, **named)
         if isinstance(kernel, _compiled()):  # the interpreter has none
             self._ready[key] = kernel, [named[arg] for arg in source.arg_names[len(arguments) :]]
@@ -276,7 +295,7 @@ class Work:
         """Return whether the device counts steps in a launch of its own, since all programs need the counts."""
         return self.clock is not None and (self._counts_for_all or extras["averaged"])
 
-    def extras(self, hyper: Hyper) -> dict[str, Any]:
+    def extras(self, hyper: Hyper, bounds: Bounds = NONE) -> dict[str, Any]:
         """Return the arguments of a launch that depend on which bounds and averages its numbers ask for.
 
         Kernels that need more registers per element (up to 184 for 16 elements) get twice the warps. A multiprocessor
@@ -289,6 +308,8 @@ class Work:
             "walled": hyper.clip_weights is not None,
             "averaged": averaged,
             "warm_up": hyper.average.warmup if averaged and hyper.average is not None else None,
+            "clipped": bounds.kind(self.rule, capped),
+            "pulled": bounds.early(self.rule, hyper) != 0,
             "num_warps": 2 * WARPS if many else WARPS,
         }
 
@@ -299,7 +320,7 @@ def counter(bucket: Bucket) -> torch.dtype | None:
     return first.dtype if bucket.capturable or not first.is_cpu else None
 
 
-def _count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
+def count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
     """Increment the step counters on the host. Compute 1 − αᵗ of [4], 1 − d of [10] and the keys of random bits."""
     torch._foreach_add_(
         bucket.slots["step"], torch.tensor(1.0, dtype=bucket.slots["step"][0].dtype, device="cpu"), alpha=1.0
@@ -316,13 +337,6 @@ def _count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
         table.columns[SHARE] = np.array([-1.0 if d is None else 1 - d for d in decays]).view(np.int64)
 
 
-def _averaging(hyper: Hyper) -> tuple[float, float, float]:
-    """Return the numbers of [10]. No counter on a device reaches 2⁵³."""
-    if hyper.average is None:
-        return 0.0, 0.0, 1.0
-    return hyper.average.decay, float(min(hyper.average.start, 2**53)), float(min(hyper.average.interval, 2**53))
-
-
 def _learning_rate(lr: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
     """Return the learning rate as a number, or as a tensor on the device."""
     if not isinstance(lr, Tensor):
@@ -336,13 +350,13 @@ def _learning_rate(lr: float | Tensor, device: torch.device) -> tuple[float, Ten
 def load() -> Any:
     """Return the module of the kernels, or why it cannot be imported. Triton is not imported earlier."""
     try:
-        from rmsprop.kernels import triton_kernel
+        from rmsprop.kernels import triton_norms
     except ImportError as error:
         return (
             f"Triton cannot be imported ({error}): install it with `pip install triton` (torch for CUDA on Linux "
             "brings it; on Windows `pip install triton-windows`)"
         )
-    return triton_kernel
+    return triton_norms
 
 
 @cache

@@ -20,6 +20,7 @@ from rmsprop.kernels.triton_numbers import (
     _load,
     _mix,
     _narrow,
+    _prepared,
     _put,
     _sqrt,
     _store,
@@ -109,6 +110,11 @@ def _lines(
     cap,
     carried,
     wall,
+    early,
+    value,
+    last,
+    factor,
+    rest,
     correction,
     share,
     first,  # keys of the random bits
@@ -128,6 +134,8 @@ def _lines(
     compensated: tl.constexpr,
     walled: tl.constexpr,
     averaged: tl.constexpr,
+    clipped: tl.constexpr,
+    pulled: tl.constexpr,
     block: tl.constexpr,
     vector: tl.constexpr,  # elements that may be read at once; 1: some of the block's may be missing
 ):
@@ -153,6 +161,9 @@ def _lines(
         mean = p
         if share >= 0:
             mean = _load(e_at, offset, at, mask, vector, state, arithmetic)
+    if clipped is not None:
+        g = _prepared(g, p, early, value, pulled, arithmetic)
+        g = _within(g * tl.cast(factor, arithmetic) * tl.cast(rest, arithmetic), tl.cast(last, arithmetic))
     # [1] decay
     if decoupled:
         p = p * tl.cast(1 - lr * wd, arithmetic)
@@ -241,7 +252,7 @@ def _lines(
 
 
 # The alignment of a tensor lr must not compile another kernel.
-@triton.jit(do_not_specialize=["count", "lr_at", "grad_scale", "found_inf"])
+@triton.jit(do_not_specialize=["count", "lr_at", "grad_scale", "found_inf", "coefficients"])
 def advance(
     table,  # int64, as described above
     count,  # tensors
@@ -261,6 +272,10 @@ def advance(
     decay: "fp64",  # [10]: the largest d, and the steps from which and between which it averages; read if averaged
     start: "fp64",
     interval: "fp64",
+    coefficients,  # address of two factors of each gradient, or None: triton_norms.py
+    early: "fp64",  # weight decay of [1] that comes before clipping; it and the next two are read if clipped
+    value: "fp64",  # clip_value before the factors, or infinity
+    last: "fp64",  # clip_value after them, or infinity
     param: tl.constexpr,
     state: tl.constexpr,
     widest: tl.constexpr,  # the wider of the two: 16 bytes of it are read at once, and as many elements of the other,
@@ -281,6 +296,8 @@ def advance(
     walled: tl.constexpr,  # the parameter is bounded after [9]
     averaged: tl.constexpr,  # [10] runs
     warm_up: tl.constexpr,  # of the decay in [10], or None
+    clipped: tl.constexpr,  # None; "scaled": by one factor that joins the scale, if one suffices; or "whole"
+    pulled: tl.constexpr,  # early is not 0
     block: tl.constexpr,
     piece: tl.constexpr,  # size of the parts of a block that is not full or not aligned
 ):
@@ -303,6 +320,13 @@ def advance(
         scale = tl.cast(-1.0 if maximize else 1.0, tl.float64)
         if grad_scale is not None:
             scale = scale / tl.load(grad_scale).to(tl.float64)
+        factor, rest = tl.cast(1.0, tl.float64), tl.cast(1.0, tl.float64)
+        if coefficients is not None:
+            factor = tl.load(coefficients + 2 * owner)
+            rest = tl.load(coefficients + 2 * owner + 1)
+            if clipped == "scaled":
+                scale = tl.where(rest == 1, scale * factor, scale)
+                factor = tl.where(rest == 1, 1.0, factor)
         correction = tl.cast(1.0, tl.float64)
         if bias_correction:
             correction = _correction(row, count, log_alpha, clock)
@@ -326,10 +350,10 @@ def advance(
         left = size - offset
         if (left >= block) & (together % 16 == 0):
             _lines(
-                row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, cap, carried, wall,
-                correction, share, first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov,
-                lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated, walled, averaged,
-                block, 16 // (widest.primitive_bitwidth // 8),
+                row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, cap, carried, wall, early, value, last,
+                factor, rest, correction, share, first, second, param, state, arithmetic, eps_mode, centered,
+                momentum, nesterov, lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated, walled,
+                averaged, clipped, pulled, block, 16 // (widest.primitive_bitwidth // 8),
             )  # fmt: skip
         else:
             # in pieces of another shape, since Triton would give loads of the same shape the 16-byte layout
@@ -338,9 +362,9 @@ def advance(
             while begin < end:
                 _lines(
                     row, count, offset + begin, left - begin, scale, lr, alpha, beta, eps, mu, wd, cap, carried, wall,
-                    correction, share, first, second, param, state, arithmetic, eps_mode, centered, momentum,
-                    nesterov, lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated, walled,
-                    averaged, piece, 1,
+                    early, value, last, factor, rest, correction, share, first, second, param, state, arithmetic,
+                    eps_mode, centered, momentum, nesterov, lr_in_buffer, decoupled, bias_correction, capped,
+                    stochastic, compensated, walled, averaged, clipped, pulled, piece, 1,
                 )  # fmt: skip
                 begin += piece
 

@@ -125,6 +125,14 @@ def _bounded(bits, wall, kept: tl.constexpr, arithmetic: tl.constexpr):
 
 
 @triton.jit
+def _prepared(g, p, early, value, pulled: tl.constexpr, arithmetic: tl.constexpr):
+    """Return a gradient as its norm is taken: after [1] where clip_after_decay asks for it, and after clip_value."""
+    if pulled:
+        g = _fused(tl.cast(early, arithmetic), p, g)
+    return _within(g, tl.cast(value, arithmetic))
+
+
+@triton.jit
 def _sqrt(x):
     """Return the IEEE-rounded root. tl.sqrt is approximate in float32, and tl.sqrt_rn takes only float32."""
     if x.dtype == tl.float64:
