@@ -196,7 +196,7 @@ class Stepper:
                 self.made.clear()
             raise
         if in_kernel:
-            norm = kernels.clip_and_step(works)
+            norm = kernels.clip_and_step(backends, works)
         else:
             _step(works, backends, returns)
         if not compiling:
@@ -229,8 +229,6 @@ class Stepper:
         names = {backend.name for backend in backends}
         if type(optimizer)._init_group is not self._init_group or not names:
             return None
-        if "cpu" not in names and any(hyper.clip_weights is not None or hyper.average for _, _, hyper, _ in works):
-            return None  # on a GPU, torch's operators bound and average the parameters
         others = [work for work, backend in zip(works, backends, strict=True) if backend.name != "cpu"]
         left: list[Tensor] = []
         if len(names) > 1:

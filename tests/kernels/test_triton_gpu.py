@@ -31,10 +31,10 @@ FULL_HYPER = Hyper(lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8, weight_decay=0.05
 
 def moved(bucket: Bucket, device: str, steps: bool = False) -> Bucket:
     """The bucket on another device; its step counters too, if asked."""
-    *lists, rests = ([x.to(device, copy=True) for x in values] for values in bucket.tensors())
+    *lists, rests, averages = ([x.to(device, copy=True) for x in values] for values in bucket.tensors())
     counters = [t.to(device if steps else "cpu", copy=True) for t in bucket.slots["step"]]
     words = dict(capturable=steps, rounding=bucket.rounding, random_keys=list(bucket.random_keys))
-    return bucket_of(*lists, counters, rests, **words)
+    return bucket_of(*lists, counters, rests, averages, **words)
 
 
 @pytest.mark.parametrize("capturable", [False, True])
@@ -95,6 +95,25 @@ def test_a_bounded_step_is_the_references(types: tuple) -> None:
         there = moved(before, "cuda")
         triton.step(rule, replace(hyper, max_update=1.5), there)
         assert worst(rule, replace(hyper, max_update=1.5), before, moved(there, "cpu")) <= BOUND[types], rule
+
+
+@pytest.mark.parametrize("capturable", [False, True])
+def test_a_run_that_clips_and_averages_is_the_cpu_kernels(capturable: bool) -> None:
+    """To the rounding of a norm's sum and of a device's exponential."""
+    bounds = dict(clip_value=0.9, clip_norm=20.0, clip_global_norm=25.0, clip_weights=2.0, clip_after_decay=True)
+    runs = []
+    for device, backend in (("cuda", "triton"), ("cpu", "cpu")):
+        draw = torch.Generator().manual_seed(0)
+        params = [nn.Parameter(torch.randn(n, generator=draw).to(device)) for n in SIZES]
+        words = dict(momentum=0.9, weight_decay=0.1, ema=0.9, ema_warmup="timm", capturable=capturable)
+        optimizer = RMSprop(params, lr=0.01, backend=backend, **words, **bounds)
+        for _ in range(4):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=draw).to(device)
+            optimizer.step()
+        kept = [x for p in params for x in (p.detach(), *optimizer.state[p].values())]
+        runs.append([x.cpu() for x in (*kept, torch.as_tensor(optimizer.grad_norm, dtype=torch.float64))])
+    assert all(torch.allclose(a, b, rtol=1e-6, atol=1e-7) for a, b in zip(*runs, strict=True))
 
 
 def test_alignment_does_not_matter() -> None:
@@ -321,6 +340,7 @@ def no_synchronisation() -> Iterator[None]:
         {"capturable": True},
         {"bias_correction": True, "centered": True},
         {"capturable": True, "nonfinite": "skip"},
+        {"clip_norm": 1.0, "clip_global_norm": 1.0, "ema": 0.9},
     ],
 )
 @pytest.mark.parametrize("planned", [True, False])
@@ -358,7 +378,9 @@ def test_one_kernel_and_no_copy_a_step() -> None:
     assert ran == ["advance"] * 5
 
 
-@pytest.mark.parametrize("settings", [{}, {"momentum": 0.9, "centered": True}, {"capturable": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"momentum": 0.9, "centered": True}, {"capturable": True}, {"clip_norm": 1.0, "ema": 0.9}]
+)
 def test_a_step_needs_no_memory(settings: dict) -> None:
     """The peak during a step is what was there before it, but for a table of some words per tensor and block."""
     p = nn.Parameter(torch.ones(1 << 22, device="cuda"))

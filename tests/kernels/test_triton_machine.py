@@ -21,7 +21,7 @@ from rmsprop import RMSprop, kernels
 from rmsprop.kernels import Backend, cpu, native, triton
 from rmsprop.kernels.cpu import refuse_call
 from rmsprop.kernels.triton_plan import DevicePlan
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import Averaging, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
 
 pytestmark = [
@@ -33,12 +33,13 @@ KERNELS = triton.load()
 SIZES = (0, 1, 1000, triton.BLOCK, 2 * triton.BLOCK + 5)
 FULL = Rule(centered=True, momentum=True, nesterov=True, bias_correction=True)
 FULL_HYPER = Hyper(lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8, weight_decay=0.05)
+AVERAGES = (Averaging(0.9, "tensorflow", 2, 2), Averaging(0.9, "timm"), Averaging(0.9))
 ALL_TYPES = pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0]}-{t[1]}".replace("torch.", ""))
 
 
 @pytest.fixture(scope="module")
 def h100() -> Iterator[type[Launcher]]:
-    with machine(KERNELS.advance, KERNELS.count_steps) as launcher:
+    with machine(*(getattr(KERNELS, name) for name in KERNELS.__all__)) as launcher:
         yield launcher
 
 
@@ -164,6 +165,96 @@ def test_a_bounded_step_is_the_cpu_kernels(rule: Rule, gpu) -> None:
         g[::3] *= 40
         v[::7] = 0
     assert identical(stepped(gpu, rule, hyper, before), cpus(rule, hyper, before))
+
+
+@pytest.mark.parametrize(
+    ("types", "capturable", "average"),
+    mostly_long(
+        product([(F32, F32), (BF16, F32), (BF16, BF16), (F64, F64)], [False, True], AVERAGES),
+        lambda i, _: i in (4, 9),
+        unpack=True,
+    ),
+    ids=str,
+)
+def test_bounded_parameters_and_their_average_are_the_cpu_kernels(
+    types: tuple, capturable: bool, average: Averaging, gpu
+) -> None:
+    """clip_weights and [10], whichever side counts; an average that is not aligned ends in the same bits."""
+    rule, hyper = Rule(momentum=True), Hyper(0.03, 0.9, 1e-3, 0.8, clip_weights=0.7, average=average)
+    before = tensors(rule, types, SIZES, seed=3)
+    before.slots["ema"] = [(p * 1.25).to(types[1]) for p in before.param]
+    before.capturable = capturable
+    here = stepped(gpu, rule, hyper, before)
+    moved = again(before)
+    memory = [torch.ones(n + 8, dtype=types[1]) for n in SIZES]
+    moved.slots["ema"] = [x[1:-7].copy_(e) for x, e in zip(memory, before.slots["ema"], strict=True)]
+    triton.step(rule, hyper, moved)
+    before.capturable = False
+    expected = cpus(rule, hyper, before)
+    assert identical(here, expected)
+    assert identical(moved, expected)
+    assert all(x[0] == 1 and (x[-7:] == 1).all() for x in memory)
+
+
+@pytest.mark.parametrize(
+    ("types", "last"),
+    mostly_long(product([(F32, F32), (BF16, F32), (F64, F64)], [False, True]), lambda i, _: i == 2, unpack=True),
+    ids=str,
+)
+def test_clipped_elements_are_the_cpu_kernels(types: tuple, last: bool, gpu) -> None:
+    """clip_value before or after a norm's place, with [1] before it; gradients stay as they are."""
+    runs = []
+    for backend in ("triton", "cpu"):
+        params = [nn.Parameter(p.detach().to(types[0])) for p in network()]
+        words = dict(clip_value=0.3, clip_after_decay=True, clip_value_last=last, weight_decay=0.1, momentum=0.9)
+        optimizer = RMSprop(params, lr=0.01, backend=backend, **words)
+        for t in range(3):
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(t)).to(types[0])
+            optimizer.step()
+        runs.append(held(params, optimizer))
+    assert same(*runs)
+    assert gpu.ran == ["advance"] * 3
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("rest", mostly_long([1.0, 0.25], lambda _, rest: rest == 1))
+def test_factors_join_the_scale(rest: float) -> None:
+    """Those of a power of two give the bits of gradients that were scaled by it."""
+    before, hyper = tensors(Rule(), (F32, F32), SIZES, seed=8), Hyper(0.03, 0.9, 1e-3)
+    factors = torch.tensor([[2.0 ** -(i + 1), rest] for i in range(len(SIZES))], dtype=F64)
+    scaled = copied(before)
+    for g, both in zip(scaled.grad, factors, strict=True):
+        g *= float(both.prod())
+    table = triton.table_of(before)
+    triton.count(Rule(), hyper, before, table)
+    triton.Work(Rule(), before).launch(hyper, table, bounds=triton.Bounds(factors, clips=True))
+    expected = cpus(Rule(), hyper, scaled)
+    scaled.grad[:] = before.grad
+    assert identical(before, replace(expected, grad=before.grad))
+
+
+@pytest.mark.usefixtures("gpu")
+@pytest.mark.parametrize("dtype", mostly_long([F32, F64, BF16, F16], lambda i, _: i == 1), ids=str)
+@pytest.mark.parametrize("capability", mostly_long([80, 90], lambda _, value: value == 90))
+def test_norms_compile(dtype: torch.dtype, capability: int) -> None:
+    """Sums cross threads, which run one after the other here: so they are compiled, and not run."""
+    params = [nn.Parameter(p.detach().to(dtype)) for p in network()]
+    words = dict(clip_norm=1.0, clip_global_norm=1.0, clip_after_decay=True, weight_decay=0.1, capturable=True)
+    optimizer = RMSprop(params, lr=0.01, backend="triton", amp_in_step=True, **words)
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(2.0), torch.tensor(0.0)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    kernels_ = (getattr(KERNELS, name) for name in KERNELS.__all__)
+    with machine(*kernels_, capability=capability) as launcher, kept(launcher) as launches:
+        for _ in range(3):
+            optimizer.step()
+    assert isinstance(optimizer._stepper.plan, DevicePlan)
+    assert [launch.kernel.name for launch in launches] == ["squares", "norms", "bound", "advance"] * 3
+    assert launches[4:8] == launches[8:]  # those of a plan skip Triton's search from the second on
+    assert not [launch for launch in launches if ".local" in launch.kernel.ptx]
+    assert "ld.global.v" in launches[0].kernel.ptx
+    assert "shared" not in launches[-1].kernel.ptx
 
 
 @pytest.mark.parametrize("which", ["param", "grad", "square_avg"])

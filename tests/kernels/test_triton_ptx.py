@@ -16,7 +16,7 @@ from cases import bucket_of, mostly_long
 from ptx_machine import Launcher, kept, machine, triton
 
 from rmsprop.kernels import triton as backend
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import Averaging, Hyper, Rule
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 TYPES = ((F32, F32), (BF16, F32), (BF16, BF16), (F16, F32), (F32, F64), (F64, F64), (F64, F32))
@@ -49,6 +49,8 @@ def compiled(
     scaled: bool = False,
     capped: bool = False,
     rounding: tuple[bool, bool] = (False, False),
+    wall: float | None = None,
+    average: Averaging | None = None,
 ) -> Any:
     """The kernel as a launch would have it compiled; scaled: with GradScaler's tensors and lr on the device."""
     from triton.backends.compiler import GPUTarget
@@ -58,13 +60,17 @@ def compiled(
     one, kept = torch.ones(1, dtype=param), torch.ones(1, dtype=state)
     bucket = bucket_of([one], [one], [kept], [], [], [torch.tensor(0.0)], capturable=scaled)
     bucket.random_keys, bucket.slots["compensation"] = [1] * rounding[0], [one] * rounding[1]
+    bucket.slots["ema"] = [kept] * (average is not None)
     kernel = KERNELS.advance
     work = backend.Work(rule, bucket)
-    fixed = {**work.fixed, **work.bounded(capped)}
+    hyper = Hyper(0.1, 0.9, 1e-8, max_update=3.0 if capped else None, clip_weights=wall, average=average)
+    fixed = {**work.fixed, **work.extras(hyper)}
     options = {name: fixed.pop(name) for name in ("num_warps", "enable_fp_fusion", "sanitize_overflow")}
-    numbers = dict.fromkeys(("lr", "alpha", "beta", "log_alpha", "eps", "mu", "wd", "cap", "carried"), "fp64")
+    names = ("lr", "alpha", "beta", "log_alpha", "eps", "mu", "wd", "cap", "carried")
+    numbers = dict.fromkeys((*names, "wall", "decay", "start", "interval", "early", "value", "last"), "fp64")
     places = ("lr_at", "grad_scale", "found_inf")
     signature = {"table": "*i64", "count": "i32", **numbers}
+    fixed["coefficients"] = None
     signature |= dict.fromkeys(places, "*fp32" if scaled else "constexpr") | dict.fromkeys(fixed, "constexpr")
     assert set(signature) == set(kernel.arg_names)
     constants = fixed if scaled else fixed | dict.fromkeys(places)
@@ -137,6 +143,25 @@ def test_other_roundings_read_16_bytes_at_once_too(types: tuple, rounding: str) 
     width, accesses = (".v4.b32", 1) if types[1] == F16 else (".v2.b32", 2)
     more = Counter({f"{way}.global{width}": accesses for way in ("ld", "st")})
     assert wide[ROUNDINGS[rounding]] == wide[False, False] + (more if ROUNDINGS[rounding][1] else Counter())
+
+
+@pytest.mark.parametrize(
+    ("types", "scaled"),
+    mostly_long(product([(F32, F32), (BF16, F32), (BF16, BF16)], [False, True]), lambda i, _: i == 3, unpack=True),
+    ids=str,
+)
+def test_an_average_is_one_more_read_and_write(types: tuple, scaled: bool) -> None:
+    """As wide as those of the other state, in registers, for a block that is full and aligned."""
+    wide = []
+    for average in (None, Averaging(0.9, "timm")):
+        built = compiled(types, RULES["momentum"], 90, scaled=scaled, wall=0.5, average=average)
+        assert built.metadata.shared == 0
+        found = operations(built.asm["ptx"])
+        assert not [name for name in found if "shared" in name or "local" in name or name.startswith("bar")]
+        wide.append(Counter({name: n for name, n in found.items() if ".global.v" in name}))
+    count = THREAD * types[1].itemsize // 16
+    more = Counter({f"{way}.global.v4.b32": count for way in ("ld", "st")})
+    assert wide[1] == wide[0] + more
 
 
 @pytest.mark.long
@@ -255,7 +280,7 @@ def test_later_launches_skip_tritons_search(rule: str, capturable: bool, h100: t
     def launched(hyper: Hyper, *scaling: torch.Tensor) -> list[Any]:
         with kept(h100) as launches:
             work.launch(hyper, table, *scaling)
-        assert len(launches) == (2 if work.counted_before else 1)
+        assert len(launches) == (2 if work.counted_before(work.extras(hyper)) else 1)
         return launches
 
     plain = Hyper(0.1, 0.9, 1e-8, 0.9 if work.rule.momentum else 0.0)

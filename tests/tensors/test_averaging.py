@@ -18,9 +18,9 @@ from rmsprop import RMSprop, checkpoint, reference, step_in_backward
 from rmsprop.kernels import native
 from rmsprop.spec import Averaging
 
-# In units of the largest number that takes part. Measured: .92 in the CPU kernel and 1.01 by torch's operators in
-# float32 and half precision; 2 in float64, where the reference rounds as often.
-BUDGET = {torch.float32: 1.2, torch.float64: 2.5}
+# In units of the largest number that takes part. Measured: .92 in the CPU kernel; by torch's operators, which round the
+# distance, its share and the sum, 1.3 in float32 and half precision; 2 in float64, where the reference rounds too.
+BUDGET = {torch.float32: 1.6, torch.float64: 3.0}
 
 KINDS = [
     {"ema": 0.9},

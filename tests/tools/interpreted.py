@@ -20,7 +20,8 @@ from rmsprop.tensors.bucket import Bucket
 
 triton = pytest.importorskip("triton", reason="triton is not installed, and its interpreter runs these tests")
 BLOCK = 32  # of the interpreted kernel: full blocks, pieces of 8 and tails in small tensors
-SOURCE = Path(backend.__file__).with_name("triton_kernel.py")
+SOURCES = Path(backend.__file__).parent
+MODULES = ("triton_numbers", "triton_kernel", "triton_norms")  # each imports from those before it
 
 
 class _Launched:
@@ -28,6 +29,7 @@ class _Launched:
 
     def __init__(self, kernel: Any) -> None:
         self.kernel = kernel
+        self.arg_names = kernel.arg_names
         self.grids: list[tuple[int, ...]] = []
 
     def __getitem__(self, grid: tuple[int, ...]) -> Any:
@@ -73,18 +75,29 @@ def _patched_once() -> Iterator[None]:
         yield
 
 
-def kernel_module(path: Path | None = None) -> ModuleType:
-    """The kernel's module once more, interpreted; or the source in another file."""
-    spec = importlib.util.spec_from_file_location("interpreted_kernel", path or SOURCE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with triton.knobs.runtime.scope():
+def kernel_module(folder: Path = SOURCES) -> ModuleType:
+    """The kernel's module once more, interpreted; or with the sources in another folder."""
+    with triton.knobs.runtime.scope(), pytest.MonkeyPatch.context() as patch:
         triton.knobs.runtime.interpret = True
-        spec.loader.exec_module(module)
-    for name in ("advance", "count_steps"):
+        for name in MODULES:
+            spec = importlib.util.spec_from_file_location(f"interpreted_{name}", folder / f"{name}.py")
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            spec.loader.exec_module(module)
+            patch.setitem(sys.modules, f"rmsprop.kernels.{name}", module)
+    for name in module.__all__:
         setattr(module, name, _Launched(getattr(module, name)))
     return module
+
+
+def broken(says: str, instead: str, folder: Path) -> ModuleType:
+    """The kernel with other words in its source, which is written to an empty folder."""
+    sources = {name: (SOURCES / f"{name}.py").read_text() for name in MODULES}
+    assert any(says in source for source in sources.values()), f"the kernel no longer says {says!r}; restate it"
+    for name, source in sources.items():
+        (folder / f"{name}.py").write_text(source.replace(says, instead))
+    return kernel_module(folder)
 
 
 def refuse(rule: Rule, bucket: Bucket) -> str | None:
@@ -101,5 +114,6 @@ def interpreter(module: ModuleType, block: int = BLOCK) -> Iterator[None]:
         patch.setattr(backend, "refuse", refuse)
         patch.setattr(backend, "load", lambda: module)
         patch.setattr(backend, "BLOCK", block)
+        patch.setattr(backend, "LANES", 4)
         patch.setattr(backend, "_tables", type(backend._tables)())
         yield

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from rmsprop.kernels import cpu, native
+from rmsprop.kernels import cpu, native, triton_clipping
 from rmsprop.kernels.base import Backend
-from rmsprop.kernels.cpu import CPU, clip_and_step
+from rmsprop.kernels.cpu import CPU
 from rmsprop.kernels.eager import EAGER
 from rmsprop.kernels.parts import Stepped
 from rmsprop.kernels.plan import Plan, Settings
@@ -113,10 +113,17 @@ def separate(taken: Bucket, left: Bucket) -> bool:
 
 
 def clips(backends: Sequence[Backend], works: Sequence[Work]) -> bool:
-    """Return whether `clip_and_step` can take these works: the CPU kernel takes all of them, and none is a shard."""
-    return all(backend is CPU for backend in backends) and not any(
-        bucket.whole or any(map(shards.of_fsdp1, bucket.param)) for *_, bucket in works
-    )
+    """Return whether `clip_and_step` can take these works: one native kernel and device, and none is a shard."""
+    names = {backend.name for backend in backends}
+    if names not in ({"cpu"}, {"triton"}) or len({p.device for *_, bucket in works for p in bucket.param[:1]}) > 1:
+        return False
+    return not any(bucket.whole or any(map(shards.of_fsdp1, bucket.param)) for *_, bucket in works)
+
+
+def clip_and_step(backends: Sequence[Backend], works: Sequence[Work]) -> Tensor | float | None:
+    """Advance works that `clips` accepts by one step, clipping in the same pass. Return the global norm, or None."""
+    taken = cpu.clip_and_step if backends[0].name == "cpu" else triton_clipping.clip_and_step
+    return taken(works)
 
 
 def explain(rule: Rule, bucket: Bucket) -> list[tuple[str, str | None]]:

@@ -222,7 +222,7 @@ class Plan:
                 work.scale = scale
 
     @property
-    def norm(self) -> float | None:
+    def norm(self) -> Tensor | float | None:
         """The norm that clip_global_norm bounded in the last step by this plan. None if there was none."""
         return None if not self._together or self._plan.norm < 0 else self._plan.norm
 

@@ -1,4 +1,4 @@
-"""Computes the nine lines by one launch over all tensors of a bucket on an NVIDIA GPU: triton_kernel.py.
+"""Computes the lines by one launch over all tensors of a bucket on an NVIDIA GPU: triton_kernel.py.
 
 It has not been run on a GPU yet. Under Triton's interpreter it reproduces the reference's numbers. Its PTX for sm_80
 and sm_90, run on a CPU by tests/tools/ptx_machine.py, reproduces the CPU kernel's bits. bench/gpu.py checks and times
@@ -17,12 +17,13 @@ from torch.utils.weak import WeakIdKeyDictionary
 from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
 from rmsprop.kernels.refusals import count_writes, refuse_call, refuse_memory, refuse_rule, refuse_slots
+from rmsprop.kernels.triton_bounds import NONE, Bounds, averaging
 from rmsprop.spec import Hyper, Rule
-from rmsprop.tensors.averaging import finish
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
 
 # Elements and warps of one program, with which a prototype reached an H100's copy rate.
 BLOCK, WARPS = 4096, 8
+LANES = 256  # tensors, or sums of blocks, that a program of the other kernels takes at once
 
 # Triton's names of the dtypes that the kernel takes.
 _NAMES = {
@@ -33,7 +34,7 @@ _NAMES = {
 }
 
 # Columns of the table, and the indices of some of them: triton_kernel.py.
-COLUMNS, ADDRESSES, SIZE, FIRST, CORRECTION, RANDOM = 11, 7, 7, 8, 9, 10
+COLUMNS, ADDRESSES, SIZE, FIRST, CORRECTION, RANDOM, EMA, SHARE = 13, 7, 7, 8, 9, 10, 11, 12
 
 # Tensors that captured graphs read at every replay, by id. They are never freed, since a graph's end is not known.
 _REPLAYED: dict[int, Tensor] = {}
@@ -61,9 +62,8 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     table = _tables[bucket.param[0]] = table_of(bucket)
     work = Work(rule, bucket)
     if not work.clock:
-        _count(rule, hyper, bucket, table)
+        count(rule, hyper, bucket, table)
     work.launch(hyper, table, bucket.grad_scale, bucket.found_inf)
-    finish(hyper, bucket)
     count_writes(bucket.param)
 
 
@@ -87,6 +87,7 @@ class Table:
         self.columns[CORRECTION] = np.ones(count).view(np.int64)
         owner = self.host[COLUMNS * count :].view(np.int32)
         owner[: self.blocks] = np.repeat(np.arange(count, dtype=np.int32), blocks)
+        self.clipping: Any = None  # the buffers of triton_clipping.py, for this table's work and those after it
         self._sent: tuple[bytes, int] = (b"", 0)
         self._there: tuple[Tensor, ...] = ()
         self._spares: list[Tensor] = []
@@ -94,7 +95,7 @@ class Table:
 
     def update(self, bucket: Bucket) -> None:
         """Write the current addresses of a bucket's tensors into the table."""
-        for k, values in enumerate(bucket.lists()[:ADDRESSES]):  # without `ema`, which `finish` advances
+        for k, values in zip((*range(ADDRESSES), EMA), bucket.lists(), strict=True):
             self.columns[k] = [x.data_ptr() for x in values] if values else 0
         self.columns[SIZE] = self.sizes
         if bucket.random_keys:
@@ -175,16 +176,17 @@ class Work:
         first, state = bucket.param[0], bucket.slots["square_avg"][0].dtype
         self.device, self.count, self.capturable = first.device, len(bucket.param), bucket.capturable
         self.clock = counter(bucket)
-        self.rule = rule
+        self.rule, self.arithmetic = rule, arithmetic_dtype(first.dtype)
         self.stochastic = bool(bucket.random_keys)
-        self.counted_before = (rule.bias_correction or self.stochastic) and self.clock is not None
+        self.averaged = bool(bucket.slots["ema"])
+        self._counts_for_all = rule.bias_correction or self.stochastic
         widest = max(first.dtype, state, key=lambda dtype: dtype.itemsize)
         self.fixed = {
             "param": _type(first.dtype),
             "state": _type(state),
             "widest": _type(widest),
             "clock": None if self.clock is None else _type(self.clock),
-            "arithmetic": _type(arithmetic_dtype(first.dtype)),
+            "arithmetic": _type(self.arithmetic),
             "eps_mode": rule.eps_mode,
             "centered": rule.centered,
             "momentum": rule.momentum,
@@ -203,21 +205,34 @@ class Work:
         self._ready: dict[Any, tuple[Any, list[Any]]] = {}  # compiled kernels with their constants in order
 
     def launch(
-        self, hyper: Hyper, table: Table, grad_scale: Tensor | None = None, found_inf: Tensor | None = None
+        self,
+        hyper: Hyper,
+        table: Table,
+        grad_scale: Tensor | None = None,
+        found_inf: Tensor | None = None,
+        bounds: Bounds = NONE,
+        there: Tensor | None = None,
     ) -> None:
-        """Launch once on the current stream, or twice if [4] or random bits need steps that the device counts."""
+        """Launch once on the current stream, or twice if [4], [10] or random bits need steps the device counts.
+
+        Args:
+            there: the table on the device, if it is there already.
+        """
         device = self.device
         if device.type == "cuda" and torch.cuda.current_device() != device.index:
             with torch.cuda.device(device):
-                return self.launch(hyper, table, grad_scale, found_inf)
-        there = table.on_device(self.capturable)
+                return self.launch(hyper, table, grad_scale, found_inf, bounds, there)
+        there = table.on_device(self.capturable) if there is None else there
         lr, lr_at = _learning_rate(hyper.lr, device)
         grad_scale, found_inf = (
             None if x is None else x.to(device, non_blocking=True) for x in (grad_scale, found_inf)
         )
-        if self.counted_before:
-            self._start("count_steps", -(-self.count // 256), (there, self.count, found_inf), (found_inf,))
+        extras = self.extras(hyper, bounds)
+        if self.counted_before(extras):
+            self.start("count_steps", {}, -(-self.count // LANES), (there, self.count, found_inf), (found_inf,))
         alpha = hyper.alpha
+        decay = float(hyper.shrinkage(self.rule))
+        early = bounds.early(self.rule, hyper)
         arguments = (
             there,
             self.count,
@@ -227,25 +242,38 @@ class Work:
             math.log(alpha) if alpha else -math.inf,
             hyper.eps,
             hyper.momentum,
-            float(hyper.shrinkage(self.rule)),
+            0.0 if early else decay,
             lr_at,
             grad_scale,
             found_inf,
             hyper.cap,
             hyper.carried(),
+            math.inf if hyper.clip_weights is None else hyper.clip_weights,
+            *averaging(hyper),
+            bounds.coefficients,
+            early,
+            bounds.value,
+            bounds.last,
         )
-        name = "advance" if hyper.max_update is None else "advance capped"
-        self._start(name, table.blocks, arguments, (lr_at, grad_scale, found_inf))
+        self.start("advance", extras, table.blocks, arguments, (lr_at, grad_scale, found_inf, bounds.coefficients))
         return None
 
-    def _start(self, name: str, blocks: int, arguments: tuple[Any, ...], read: tuple[Tensor | None, ...]) -> None:
+    def start(
+        self,
+        name: str,
+        extras: dict[str, Any],
+        blocks: int,
+        arguments: tuple[Any, ...],
+        read: tuple[Tensor | None, ...],
+    ) -> None:
         """Launch a kernel. Compiled kernels are cached here, since Triton's own look-up takes 20 µs on the host.
 
         Args:
-            name: the kernel's name, and "capped" for a bounded step.
+            name: the kernel's name.
+            extras: the arguments of `extras`.
             read: the arguments that may be a tensor or None.
         """
-        key = (name, *(None if x is None else x.dtype for x in read))
+        key = (name, *extras.values(), *(None if x is None else x.dtype for x in read))
         if key in self._ready:
             kernel, constants = self._ready[key]
             kernel[blocks, 1, 1](*arguments, *constants)
@@ -253,24 +281,37 @@ class Work:
         kernels = load()
         if isinstance(kernels, str):
             raise RuntimeError(kernels)
-        if name == "count_steps":
-            source = kernels.count_steps
-            # Triton 3.9 warns if fusion is not set, though nothing here could be fused
-            named = {"clock": self.fixed["clock"], "block": 256, "enable_fp_fusion": False}
-        else:
-            source, named = kernels.advance, {**self.fixed, **self.bounded(name == "advance capped")}
+        source = getattr(kernels, name)
+        named = {**self.fixed, **extras}
+        if name != "advance":
+            own = {"block": BLOCK if name == "squares" else LANES, "summed": BLOCK, "num_warps": WARPS}
+            options = ("enable_fp_fusion", "sanitize_overflow", "num_warps")
+            named = {key: x for key, x in {**named, **own}.items() if key in options or key in source.arg_names}
         kernel = source[(blocks,)](*arguments, **named)
         if isinstance(kernel, _compiled()):  # the interpreter has none
             self._ready[key] = kernel, [named[arg] for arg in source.arg_names[len(arguments) :]]
 
-    def bounded(self, capped: bool) -> dict[str, Any]:
-        """Return the arguments of a launch that depend on whether max_update is given.
+    def counted_before(self, extras: dict[str, Any]) -> bool:
+        """Return whether the device counts steps in a launch of its own, since all programs need the counts."""
+        return self.clock is not None and (self._counts_for_all or extras["averaged"])
+
+    def extras(self, hyper: Hyper, bounds: Bounds = NONE) -> dict[str, Any]:
+        """Return the arguments of a launch that depend on which bounds and averages its numbers ask for.
 
         Kernels that need more registers per element (up to 184 for 16 elements) get twice the warps. A multiprocessor
         then runs 16 warps of one block, instead of two blocks.
         """
+        capped, averaged = hyper.max_update is not None, self.averaged and hyper.average is not None
         many = self.stochastic or self.fixed["compensated"] or (capped and self.rule.centered)
-        return {"capped": capped, "num_warps": 2 * WARPS if many else WARPS}
+        return {
+            "capped": capped,
+            "walled": hyper.clip_weights is not None,
+            "averaged": averaged,
+            "warm_up": hyper.average.warmup if averaged and hyper.average is not None else None,
+            "clipped": bounds.kind(self.rule, capped),
+            "pulled": bounds.early(self.rule, hyper) != 0,
+            "num_warps": 2 * WARPS if many else WARPS,
+        }
 
 
 def counter(bucket: Bucket) -> torch.dtype | None:
@@ -279,8 +320,8 @@ def counter(bucket: Bucket) -> torch.dtype | None:
     return first.dtype if bucket.capturable or not first.is_cpu else None
 
 
-def _count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
-    """Increment the step counters on the host, and compute 1 − αᵗ of [4] and the keys of random bits."""
+def count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
+    """Increment the step counters on the host. Compute 1 − αᵗ of [4], 1 − d of [10] and the keys of random bits."""
     torch._foreach_add_(
         bucket.slots["step"], torch.tensor(1.0, dtype=bucket.slots["step"][0].dtype, device="cpu"), alpha=1.0
     )
@@ -291,6 +332,9 @@ def _count(rule: Rule, hyper: Hyper, bucket: Bucket, table: Table) -> None:
     if bucket.random_keys:
         keys = [rounding.keys(own, int(t)) for own, t in zip(bucket.random_keys, bucket.slots["step"], strict=True)]
         table.columns[RANDOM] = np.array([a | b << 32 for a, b in keys], np.uint64).view(np.int64)
+    if hyper.average is not None and bucket.slots["ema"]:
+        decays = [hyper.average.decay_at(int(t)) for t in bucket.slots["step"]]
+        table.columns[SHARE] = np.array([-1.0 if d is None else 1 - d for d in decays]).view(np.int64)
 
 
 def _learning_rate(lr: float | Tensor, device: torch.device) -> tuple[float, Tensor | None]:
@@ -306,13 +350,13 @@ def _learning_rate(lr: float | Tensor, device: torch.device) -> tuple[float, Ten
 def load() -> Any:
     """Return the module of the kernels, or why it cannot be imported. Triton is not imported earlier."""
     try:
-        from rmsprop.kernels import triton_kernel
+        from rmsprop.kernels import triton_norms
     except ImportError as error:
         return (
             f"Triton cannot be imported ({error}): install it with `pip install triton` (torch for CUDA on Linux "
             "brings it; on Windows `pip install triton-windows`)"
         )
-    return triton_kernel
+    return triton_norms
 
 
 @cache

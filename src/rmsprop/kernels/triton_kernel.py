@@ -1,4 +1,4 @@
-"""Computes the nine lines by one Triton kernel over a table of addresses. Imported when it is requested.
+"""Computes the lines of the equation by one Triton kernel over a table of addresses. Imported when it is requested.
 
 The table is int64 in device memory: COLUMNS of `count` entries each, one per tensor, then an int32 per block, the
 index of its tensor. `kernels/triton.py` makes it.
@@ -11,79 +11,30 @@ index of its tensor. `kernels/triton.py` makes it.
 import triton
 import triton.language as tl
 
+from rmsprop.kernels.triton_numbers import (
+    _as,
+    _at_random,
+    _bounded,
+    _divide,
+    _fused,
+    _load,
+    _mix,
+    _narrow,
+    _prepared,
+    _put,
+    _sqrt,
+    _store,
+    _widen,
+    _within,
+)
+
 # Columns of the table: seven addresses, the number of elements (-1: no gradient), the first block, 1 − αᵗ of [4] as
-# the bits of a float64 if the host counts steps, and the source of random bits. The source is the two keys of this
-# step if the host counts steps, else the parameter's random key.
+# the bits of a float64 if the host counts steps, the source of random bits, the address of the average, and 1 − d of
+# [10] as such bits (-1: this step does not average). The source is the two keys of this step if the host counts
+# steps, else the parameter's random key.
 PARAM, GRAD, SQUARE_AVG, GRAD_AVG, MOMENTUM_BUFFER, STEP, COMPENSATION = map(tl.constexpr, range(7))
-SIZE, FIRST, CORRECTION, RANDOM = map(tl.constexpr, range(7, 11))
-COLUMNS = tl.constexpr(11)
-
-# Triton's interpreter truncates to bfloat16 and misreads its subnormals, so the conversion is explicit under it.
-INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
-
-
-@triton.jit
-def _places(address, kept: tl.constexpr, offset, at, vector: tl.constexpr):
-    """Return pointers to the elements of a block, of which `vector` may be read or written at once."""
-    first = address.to(tl.pointer_type(kept))
-    if vector > 1:
-        first = tl.multiple_of(first, vector * (kept.primitive_bitwidth // 8))
-    return first + offset + at
-
-
-@triton.jit
-def _load(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, arithmetic: tl.constexpr):
-    """Return a block of numbers, widened to the arithmetic's dtype."""
-    if INTERPRETED and kept == tl.bfloat16:
-        return _widen(tl.load(_places(address, tl.int16, offset, at, vector), mask=mask), kept, arithmetic)
-    else:
-        return tl.load(_places(address, kept, offset, at, vector), mask=mask).to(arithmetic)
-
-
-@triton.jit
-def _store(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, x):
-    """Write a block of numbers, rounded once to nearest even."""
-    if INTERPRETED and kept == tl.bfloat16:
-        tl.store(_places(address, tl.int16, offset, at, vector), _narrow(x, kept), mask=mask)
-    else:
-        tl.store(_places(address, kept, offset, at, vector), x.to(kept), mask=mask)
-
-
-@triton.jit
-def _put(address, offset, at, mask, vector: tl.constexpr, x):
-    """Write a block of bits."""
-    tl.store(_places(address, x.dtype, offset, at, vector), x, mask=mask)
-
-
-@triton.jit
-def _narrow(x, kept: tl.constexpr):
-    """Return a number in its storage dtype, rounded once to nearest even."""
-    if INTERPRETED and kept == tl.bfloat16:
-        u = x.to(tl.int32, bitcast=True)
-        rounded = (u + 0x7FFF + ((u >> 16) & 1)) >> 16
-        return tl.where(x != x, (u >> 16) | 0x40, rounded).to(tl.int16)
-    else:
-        return x.to(kept)
-
-
-@triton.jit
-def _widen(x, kept: tl.constexpr, arithmetic: tl.constexpr):
-    """Return a stored number in the arithmetic's dtype."""
-    if INTERPRETED and kept == tl.bfloat16:
-        return (x.to(tl.int32) << 16).to(tl.float32, bitcast=True).to(arithmetic)
-    else:
-        return x.to(arithmetic)
-
-
-@triton.jit
-def _mix(x, key):
-    """Return a hash of 32 bits. Source: the finalizer `lowbias32` of C. Wellons, with a second key added halfway."""
-    x = x ^ (x >> 16)
-    x = x * 0x7FEB352D
-    x = x ^ (x >> 15)
-    x = x + key
-    x = x * 0x846CA68B
-    return x ^ (x >> 16)
+SIZE, FIRST, CORRECTION, RANDOM, EMA, SHARE = map(tl.constexpr, range(7, 13))
+COLUMNS = tl.constexpr(13)
 
 
 @triton.jit
@@ -100,65 +51,6 @@ def _keys(row, count, clock: tl.constexpr):
 
 
 @triton.jit
-def _at_random(x, random, kept: tl.constexpr):
-    """Return the bits of x rounded to a neighbor in half precision, up with a probability of the dropped fraction.
-
-    Random bits are added to the dropped bits, and the carry decides. NaN and infinity stay.
-    """
-    signed = x.to(tl.uint32, bitcast=True)
-    u = signed & 0x7FFFFFFF
-    if kept == tl.bfloat16:
-        h = (u + (random & 0xFFFF)) >> 16
-        special = tl.where(u > 0x7F800000, (u >> 16) | 0x40, 0x7F80)
-    else:
-        normal = ((u + (random & 0x1FFF)) >> 13) - ((127 - 15) << 10)
-        # below 2⁻¹⁴ neighbors are 2⁻²⁴ apart: smaller numbers drop more bits
-        exponent = (u >> 23).to(tl.int32)
-        dropped = tl.minimum(tl.maximum(126 - exponent, 14), 31).to(tl.uint32)
-        room = (tl.full(x.shape, 1, tl.uint32) << dropped) - 1
-        units = (((u & 0x7FFFFF) | 0x800000) + (random & room)) >> dropped
-        h = tl.where(exponent < 113, tl.where(exponent < 95, 0, units), tl.minimum(normal, 0x7C00))
-        special = tl.where(u > 0x7F800000, 0x7E00, 0x7C00)
-    return (tl.where(u >= 0x7F800000, special, h) | (signed >> 16 & 0x8000)).to(tl.int16)
-
-
-@triton.jit
-def _within(x, bound):
-    """Return x with each element bounded to ±bound. NaN stays."""
-    x = tl.where(x > bound, bound, x)
-    return tl.where(x < -bound, -bound, x)
-
-
-@triton.jit
-def _sqrt(x):
-    """Return the IEEE-rounded root. tl.sqrt is approximate in float32, and tl.sqrt_rn takes only float32."""
-    if x.dtype == tl.float64:
-        return tl.sqrt(x)
-    else:
-        return tl.sqrt_rn(x)
-
-
-@triton.jit
-def _divide(x, y):
-    """Return the IEEE-rounded quotient."""
-    if x.dtype == tl.float64:
-        return x / y
-    else:
-        return tl.div_rn(x, y)
-
-
-@triton.jit
-def _fused(x, y, z):
-    """Return x·y + z, rounded once in float32 as in the CPU kernel. The interpreter computes it in float64."""
-    if x.dtype == tl.float64:
-        return x * y + z
-    elif INTERPRETED:
-        return (x.to(tl.float64) * y.to(tl.float64) + z.to(tl.float64)).to(tl.float32)
-    else:
-        return tl.fma(x, y, z)
-
-
-@triton.jit
 def _correction(row, count, log_alpha, clock: tl.constexpr):
     """Return 1 − αᵗ of [4] in float64, from the host or from a step counter on the device."""
     if clock is None:
@@ -169,6 +61,37 @@ def _correction(row, count, log_alpha, clock: tl.constexpr):
         x = t * log_alpha
         y = tl.exp(x)
         return tl.where(y == 1.0, -x, tl.where(y == 0.0, 1.0, (1.0 - y) * x / tl.log(tl.where(y == 0.0, 0.5, y))))
+
+
+@triton.jit
+def _share(row, count, decay, start, interval, warm_up: tl.constexpr, clock: tl.constexpr):
+    """Return 1 − d of [10] in float64, from the host or from a step counter on the device: spec.py Averaging."""
+    if clock is None:
+        return tl.load(row + SHARE * count).to(tl.float64, bitcast=True)
+    else:
+        t = tl.load(tl.load(row + STEP * count).to(tl.pointer_type(clock))).to(tl.int64)
+        since, interval = t - start.to(tl.int64), interval.to(tl.int64)
+        k = tl.maximum(since, 0) // interval
+        n = tl.maximum(k, 1).to(tl.float64)
+        if warm_up == "tensorflow":
+            d = tl.minimum(decay, (1 + n) / (10 + n))
+        elif warm_up == "timm":
+            d = tl.minimum(decay, 1 - tl.exp(tl.log(n) * (-2 / 3)))
+        else:
+            d = tl.where(k > 1, decay, 0.0)
+        return tl.where(since <= 0, 1.0, tl.where(since == k * interval, 1 - d, -1.0))
+
+
+@triton.jit
+def _averaged(e, p, share, arithmetic: tl.constexpr):
+    """[10] Return the average that a parameter as stored enters with a share of 1 − d."""
+    # from the nearer of the two: a share of 1 copies, and equal weights stay equal
+    apart = p - e
+    near = tl.where(share > 0.5, p, e)
+    near = _fused(tl.cast(tl.where(share > 0.5, -(1 - share), share), arithmetic), apart, near)
+    # inf and NaN as in the equation
+    plain = tl.cast(1 - share, arithmetic) * e + tl.cast(share, arithmetic) * p
+    return tl.where(apart - apart == 0, near, plain)
 
 
 @triton.jit
@@ -186,7 +109,14 @@ def _lines(
     wd,
     cap,
     carried,
+    wall,
+    early,
+    value,
+    last,
+    factor,
+    rest,
     correction,
+    share,
     first,  # keys of the random bits
     second,
     param: tl.constexpr,
@@ -202,6 +132,10 @@ def _lines(
     capped: tl.constexpr,
     stochastic: tl.constexpr,
     compensated: tl.constexpr,
+    walled: tl.constexpr,
+    averaged: tl.constexpr,
+    clipped: tl.constexpr,
+    pulled: tl.constexpr,
     block: tl.constexpr,
     vector: tl.constexpr,  # elements that may be read at once; 1: some of the block's may be missing
 ):
@@ -222,6 +156,14 @@ def _lines(
         c_at = tl.load(row + COMPENSATION * count)
         scale_of_rest: tl.constexpr = 2048.0 if param == tl.float16 else 1.0  # csrc/types.h kRestScale
         p = p + _load(c_at, offset, at, mask, vector, param, arithmetic) * (1 / scale_of_rest)
+    if averaged:
+        e_at = tl.load(row + EMA * count)
+        mean = p
+        if share >= 0:
+            mean = _load(e_at, offset, at, mask, vector, state, arithmetic)
+    if clipped is not None:
+        g = _prepared(g, p, early, value, pulled, arithmetic)
+        g = _within(g * tl.cast(factor, arithmetic) * tl.cast(rest, arithmetic), tl.cast(last, arithmetic))
     # [1] decay
     if decoupled:
         p = p * tl.cast(1 - lr * wd, arithmetic)
@@ -286,18 +228,31 @@ def _lines(
         random = _mix((offset.to(tl.uint32) + at.to(tl.uint32)) * 0x9E3779B1 ^ first, second)
     if compensated:
         near = _narrow(p, param)
-        _put(p_at, offset, at, mask, vector, near)
         rest = (p - _widen(near, param, arithmetic)) * scale_of_rest
+        if walled:
+            near = _bounded(near, wall, param, arithmetic)
+        _put(p_at, offset, at, mask, vector, near)
         rest = tl.where(tl.abs(rest) < float("inf"), rest, 0.0)  # the parameter may be infinite or NaN
         _put(c_at, offset, at, mask, vector, _at_random(rest, random, param) if stochastic else _narrow(rest, param))
     elif stochastic:
-        _put(p_at, offset, at, mask, vector, _at_random(p, random, param))
+        near = _at_random(p, random, param)
+        if walled:
+            near = _bounded(near, wall, param, arithmetic)
+        _put(p_at, offset, at, mask, vector, near)
     else:
-        _store(p_at, offset, at, mask, vector, param, p)
+        if walled:
+            p = _within(p, wall.to(arithmetic))
+        near = _narrow(p, param)
+        _put(p_at, offset, at, mask, vector, near)
+    # [10] average
+    if averaged:
+        if share >= 0:
+            new = _averaged(mean, _widen(_as(near, param), param, arithmetic), share, arithmetic)
+            _store(e_at, offset, at, mask, vector, state, new)
 
 
 # The alignment of a tensor lr must not compile another kernel.
-@triton.jit(do_not_specialize=["count", "lr_at", "grad_scale", "found_inf"])
+@triton.jit(do_not_specialize=["count", "lr_at", "grad_scale", "found_inf", "coefficients"])
 def advance(
     table,  # int64, as described above
     count,  # tensors
@@ -313,6 +268,14 @@ def advance(
     found_inf,  # address of a number, or None: if not 0, nothing is written and no step is counted
     cap: "fp64",  # max_update; read if capped
     carried: "fp64",  # the largest |g|/√v that enters [3] if capped
+    wall: "fp64",  # clip_weights; read if walled
+    decay: "fp64",  # [10]: the largest d, and the steps from which and between which it averages; read if averaged
+    start: "fp64",
+    interval: "fp64",
+    coefficients,  # address of two factors of each gradient, or None: triton_norms.py
+    early: "fp64",  # weight decay of [1] that comes before clipping; it and the next two are read if clipped
+    value: "fp64",  # clip_value before the factors, or infinity
+    last: "fp64",  # clip_value after them, or infinity
     param: tl.constexpr,
     state: tl.constexpr,
     widest: tl.constexpr,  # the wider of the two: 16 bytes of it are read at once, and as many elements of the other,
@@ -330,12 +293,17 @@ def advance(
     capped: tl.constexpr,
     stochastic: tl.constexpr,  # the parameter, or its remainder if compensated, is rounded stochastically
     compensated: tl.constexpr,  # the parameter has a Kahan remainder
+    walled: tl.constexpr,  # the parameter is bounded after [9]
+    averaged: tl.constexpr,  # [10] runs
+    warm_up: tl.constexpr,  # of the decay in [10], or None
+    clipped: tl.constexpr,  # None; "scaled": by one factor that joins the scale, if one suffices; or "whole"
+    pulled: tl.constexpr,  # early is not 0
     block: tl.constexpr,
     piece: tl.constexpr,  # size of the parts of a block that is not full or not aligned
 ):
     """One program advances one block of one tensor by one RMSprop step, in place.
 
-    Equation: spec.py, lines [1]-[9].
+    Equation: spec.py, lines [1]-[10].
     Mutates:  parameters, slots and remainders. Also step counters on the device, unless `count_steps` has counted
         them because all programs of a tensor need the count. Never gradients.
     """
@@ -352,13 +320,23 @@ def advance(
         scale = tl.cast(-1.0 if maximize else 1.0, tl.float64)
         if grad_scale is not None:
             scale = scale / tl.load(grad_scale).to(tl.float64)
+        factor, rest = tl.cast(1.0, tl.float64), tl.cast(1.0, tl.float64)
+        if coefficients is not None:
+            factor = tl.load(coefficients + 2 * owner)
+            rest = tl.load(coefficients + 2 * owner + 1)
+            if clipped == "scaled":
+                scale = tl.where(rest == 1, scale * factor, scale)
+                factor = tl.where(rest == 1, 1.0, factor)
         correction = tl.cast(1.0, tl.float64)
         if bias_correction:
             correction = _correction(row, count, log_alpha, clock)
         first, second = 0, 0
         if stochastic:
             first, second = _keys(row, count, clock)
-        if clock is not None and not (bias_correction or stochastic):
+        share = tl.cast(0.0, tl.float64)
+        if averaged:
+            share = _share(row, count, decay, start, interval, warm_up, clock)
+        if clock is not None and not (bias_correction or stochastic or averaged):
             if number == 0:
                 t = tl.load(row + STEP * count).to(tl.pointer_type(clock))
                 tl.store(t, tl.load(t) + 1)
@@ -366,14 +344,16 @@ def advance(
         together |= tl.load(row + GRAD_AVG * count) | tl.load(row + MOMENTUM_BUFFER * count)
         if compensated:
             together |= tl.load(row + COMPENSATION * count)
+        if averaged:
+            together |= tl.load(row + EMA * count)
         offset = number * block
         left = size - offset
         if (left >= block) & (together % 16 == 0):
             _lines(
-                row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, cap, carried,
-                correction, first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov,
-                lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated,
-                block, 16 // (widest.primitive_bitwidth // 8),
+                row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, cap, carried, wall, early, value, last,
+                factor, rest, correction, share, first, second, param, state, arithmetic, eps_mode, centered,
+                momentum, nesterov, lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated, walled,
+                averaged, clipped, pulled, block, 16 // (widest.primitive_bitwidth // 8),
             )  # fmt: skip
         else:
             # in pieces of another shape, since Triton would give loads of the same shape the 16-byte layout
@@ -381,10 +361,10 @@ def advance(
             end = tl.minimum(left, block).to(tl.int32)
             while begin < end:
                 _lines(
-                    row, count, offset + begin, left - begin, scale, lr, alpha, beta, eps, mu, wd, cap, carried,
-                    correction, first, second, param, state, arithmetic, eps_mode, centered, momentum, nesterov,
-                    lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated,
-                    piece, 1,
+                    row, count, offset + begin, left - begin, scale, lr, alpha, beta, eps, mu, wd, cap, carried, wall,
+                    early, value, last, factor, rest, correction, share, first, second, param, state, arithmetic,
+                    eps_mode, centered, momentum, nesterov, lr_in_buffer, decoupled, bias_correction, capped,
+                    stochastic, compensated, walled, averaged, clipped, pulled, piece, 1,
                 )  # fmt: skip
                 begin += piece
 
