@@ -18,8 +18,8 @@ from rmsprop import RMSprop, checkpoint, reference, step_in_backward
 from rmsprop.kernels import native
 from rmsprop.spec import Averaging
 
-# In units of the largest number that takes part. Measured: .92 in the CPU kernel; 1.3 by torch's operators, which round
-# the distance, its share and the sum, in float32 and half precision; 2 in float64, where the reference rounds too.
+# In units of the largest number that takes part. Measured: .92 in the CPU kernel; 1.3 by torch, which rounds the
+# distance, its share and the sum, in float32 and half precision; 2 in float64, where the reference rounds too.
 BUDGET = {torch.float32: 1.6, torch.float64: 3.0}
 
 KINDS = [
