@@ -166,7 +166,10 @@ def child(target: str, folder: Path, arguments: list[str]) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["rmsprop"], enable_loader_override=False):
-        pass
+        import rmsprop.checkpoint
+        import rmsprop.conversion.file
+        import rmsprop.conversion.formats
+        import rmsprop.in_backward  # noqa: F401
     import torch
     import torch._dynamo  # the first optimizer imports it, which takes longer than the time limit of an input
 
@@ -230,6 +233,8 @@ def run(target: str, seconds: int, keep: bool) -> str | None:
         found = report.read_text() if report.exists() else ""
         for crashed in folder.glob("*-*"):
             found += f"--- {crashed.name}\n{crashed.read_bytes()[:300]!r}\n{ran.stderr[-3000:]}\n"
+        if not after and not found:
+            found = f"--- no edge is covered, so the package is not instrumented\n{ran.stderr[-3000:]}"
         if ran.returncode and not found:
             found = f"--- the fuzzer ended with {ran.returncode}\n{ran.stderr[-3000:]}"
         if found:
