@@ -58,7 +58,7 @@ class RMSprop(Optimizer):
         reference_lr: highest learning rate of the run, for "corrected". None: lr at construction.
         sparse: sparse gradients: "lazy" steps only rows that have one (TensorFlow 1), "dense" decays averages
             everywhere (Keras). None under torch's rule: refuse them.
-        recipe: name of the published result that these settings follow, see `RMSprop.recipe`.
+        recipe: name of the published result that these settings follow. `RMSprop.recipe` also sets its average (ema).
         dialect_arguments: arguments under the dialect's own names, such as learning_rate and beta of "textbook".
 
     Gradient and weight clipping (None: off):
@@ -350,7 +350,8 @@ class RMSprop(Optimizer):
         names = ("backend", "_step_supports_amp_scaling", "_explicit", "_given_names", "_whole_optimizer")
         own = {name: getattr(self, name) for name in names}
         averages.refuse_swapped(self, "a copy")
-        return {**super().__getstate__(), **own, "_shared": self._stepper.shared}
+        buffers = averages.saved_buffers(self).get(averages.KEY)
+        return {**super().__getstate__(), **own, "_shared": self._stepper.shared, "_buffers": buffers}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         stepper: Stepper | None = self.__dict__.get("_stepper")
@@ -367,6 +368,7 @@ class RMSprop(Optimizer):
             )
             stepper = Stepper(RMSprop._init_group, guard)
         self._stepper = stepper
+        averages.load_buffers(self, self.__dict__.pop("_buffers", None))
         stepper.forget()
         loading.complete(self.param_groups, self.state)
         self._initial_momentum = [(group["momentum"], False) for group in self.param_groups]
@@ -411,7 +413,8 @@ class RMSprop(Optimizer):
         """Average the buffers of a model too, such as BatchNorm's running statistics, at each step from now on.
 
         The decay is that of the first group with an average. Integer buffers are copied. `state_dict` holds the
-        averages under "ema_buffers", which a load restores before or after this call.
+        averages under "ema_buffers", which a load restores before or after this call. A copy of the optimizer holds
+        them too, and averages on once it is called there.
 
         Raises: ValueError, before anything changes, if no group has an average, or loaded averages do not fit.
         """

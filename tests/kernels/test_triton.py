@@ -8,7 +8,7 @@ import pytest
 import torch
 from cases import bucket_of, change, mostly_long
 from cpu_parity import BF16, BOUND, COVERING, EVERY, F16, F32, F64, TYPES, copied, rules, tensors, worst
-from interpreted import BLOCK, broken, interpreter, kernel_module
+from interpreted import BLOCK, interpreter, kernel_module, mistake_tests
 from torch import Tensor
 
 from rmsprop import RMSprop, kernels
@@ -220,39 +220,30 @@ def _padded(bucket: Bucket) -> list[Tensor]:
     return memory
 
 
-def _caught(module: ModuleType) -> bool:
+def _caught() -> bool:
     """Whether a handful of rules, a zero step and a counted one, find the mistake."""
-    with interpreter(module):
-        try:
-            test_nothing_over_nothing_is_nothing((F32, F32), "outside")
-            bucket = tensors(PLAIN, (F32, F32), (9,), seed=7)
-            bucket.capturable = True
-            triton.step(PLAIN, HYPER, bucket)
-            if float(bucket.slots["step"][0]) != 10:
-                return True
-            for i, (rule, hyper) in enumerate(COVERING):
-                types = ((F32, F32), (BF16, BF16))[i % 2]
-                bucket = tensors(rule, types, (9, 2 * BLOCK), seed=6)
-                bucket.grad[1][5] = bucket.slots["square_avg"][1][6] = float("nan")
-                memory = _padded(bucket)
-                if stepped(rule, hyper, bucket) > BOUND[types]:
-                    return True
-                if any((x[-64:] != 7).any() for x in memory):
-                    return True
-            return False
-        except AssertionError:
+    try:
+        test_nothing_over_nothing_is_nothing((F32, F32), "outside")
+        bucket = tensors(PLAIN, (F32, F32), (9,), seed=7)
+        bucket.capturable = True
+        triton.step(PLAIN, HYPER, bucket)
+        if float(bucket.slots["step"][0]) != 10:
             return True
+        for i, (rule, hyper) in enumerate(COVERING):
+            types = ((F32, F32), (BF16, BF16))[i % 2]
+            bucket = tensors(rule, types, (9, 2 * BLOCK), seed=6)
+            bucket.grad[1][5] = bucket.slots["square_avg"][1][6] = float("nan")
+            memory = _padded(bucket)
+            if stepped(rule, hyper, bucket) > BOUND[types]:
+                return True
+            if any((x[-64:] != 7).any() for x in memory):
+                return True
+        return False
+    except AssertionError:
+        return True
 
 
-def test_the_kernel_as_it_stands_is_not_caught(module: ModuleType) -> None:
-    """The comparison passes what is right, so a catch below means something."""
-    assert not _caught(module)
-
-
-@pytest.mark.parametrize(("name", "says", "instead"), MISTAKES, ids=[m[0] for m in MISTAKES])
-def test_each_mistake_is_caught(name: str, says: str, instead: str, tmp_path) -> None:
-    """The kernel with one mistake in it is refused."""
-    assert _caught(broken(says, instead, tmp_path)), f"nothing noticed: {name}"
+test_the_kernel_as_it_stands_is_not_caught, test_each_mistake_is_caught = mistake_tests(MISTAKES, _caught)
 
 
 def trained(backend: str, steps: int = 4, **settings: object) -> list[Tensor]:

@@ -9,7 +9,7 @@ import torch
 from cases import as64, spacing
 from cpu_parity import BF16, COVERING, F16, F32, F64, TYPES, copied, tensors
 from halves import rounded_as
-from interpreted import BLOCK, broken, interpreter, kernel_module
+from interpreted import BLOCK, interpreter, kernel_module, mistake_tests
 from torch import Tensor, nn
 
 from rmsprop import RMSprop, reference
@@ -227,13 +227,4 @@ def _caught() -> bool:
     return False
 
 
-def test_the_kernel_as_it_stands_is_not_caught() -> None:
-    """The comparison passes what is right, so a catch below means something."""
-    assert not _caught()
-
-
-@pytest.mark.parametrize(("name", "says", "instead"), MISTAKES, ids=[m[0] for m in MISTAKES])
-def test_each_mistake_is_caught(name: str, says: str, instead: str, tmp_path) -> None:
-    """The kernel with one mistake in it is refused."""
-    with interpreter(broken(says, instead, tmp_path)):
-        assert _caught(), f"nothing noticed: {name}"
+test_the_kernel_as_it_stands_is_not_caught, test_each_mistake_is_caught = mistake_tests(MISTAKES, _caught)

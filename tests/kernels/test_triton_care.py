@@ -10,7 +10,7 @@ import torch
 from cases import bucket_of, mostly_long
 from cpu_parity import BF16, BOUND, COVERING, EVERY, F16, F32, TYPES, copied, tensors, worst
 from halves import KINDS, SCALE, SEED, check_written, rounded_as, twin
-from interpreted import BLOCK, broken, interpreter, kernel_module
+from interpreted import BLOCK, interpreter, kernel_module, mistake_tests
 from torch import Tensor, nn
 
 from rmsprop import RMSprop, kernels, reference
@@ -354,19 +354,6 @@ def _caught() -> bool:
     return False
 
 
-@NEEDS_NATIVE
-def test_the_kernel_as_it_stands_is_not_caught() -> None:
-    """The comparison passes what is right, so a catch below means something."""
-    assert not _caught()
-
-
-@NEEDS_NATIVE
-@pytest.mark.parametrize(
-    ("name", "says", "instead"),
-    mostly_long(MISTAKES, lambda i, _: i % 3 == 0 or i == 19, unpack=True),
-    ids=[m[0] for m in MISTAKES],
+test_the_kernel_as_it_stands_is_not_caught, test_each_mistake_is_caught = map(
+    NEEDS_NATIVE, mistake_tests(MISTAKES, _caught, quick=lambda i, _: i % 3 == 0 or i == 19)
 )
-def test_each_mistake_is_caught(name: str, says: str, instead: str, tmp_path) -> None:
-    """The kernel with one mistake in it is refused."""
-    with interpreter(broken(says, instead, tmp_path)):
-        assert _caught(), f"nothing noticed: {name}"

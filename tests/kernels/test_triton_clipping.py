@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from cases import CASES, SCHEDULE, Case, as64, errors, mostly_long, state64, within
-from interpreted import BLOCK, broken, interpreter, kernel_module
+from interpreted import BLOCK, interpreter, kernel_module, mistake_tests
 from test_cpu_clipping import BUDGET, CLIPS, DTYPES, clipped64, within_bounds
 from torch import Tensor, nn
 
@@ -241,13 +241,4 @@ def _caught() -> bool:
     return False
 
 
-def test_the_kernel_as_it_stands_is_not_caught() -> None:
-    """The comparison passes what is right, so a catch below means something."""
-    assert not _caught()
-
-
-@pytest.mark.parametrize(("name", "says", "instead"), MISTAKES, ids=[m[0] for m in MISTAKES])
-def test_each_mistake_is_caught(name: str, says: str, instead: str, tmp_path) -> None:
-    """The kernels with one mistake in them are refused."""
-    with interpreter(broken(says, instead, tmp_path)):
-        assert _caught(), f"nothing noticed: {name}"
+test_the_kernel_as_it_stands_is_not_caught, test_each_mistake_is_caught = mistake_tests(MISTAKES, _caught)

@@ -243,16 +243,58 @@ def test_a_skipped_step_leaves_the_average(backend: str) -> None:
     assert torch.equal(optimizer.state[p]["ema"], kept[0])
 
 
-def test_a_skipped_step_leaves_the_buffers() -> None:
+@pytest.mark.parametrize("registered", ["before", "after"])
+def test_a_skipped_step_leaves_the_buffers(registered: str) -> None:
+    """In the middle of a run, and as the first step after a load."""
     model = network()
     optimizer = RMSprop(model.parameters(), ema=0.9, nonfinite="skip")
     optimizer.average_buffers(model)
     trained(model, optimizer, 3)
-    kept = {name: x.clone() for name, x in optimizer.state_dict()["ema_buffers"].items()}
-    model[1].running_mean += 1
-    model[0].weight.grad[0, 0] = math.inf
-    optimizer.step()
-    assert all(torch.equal(x, kept[name]) for name, x in optimizer.state_dict()["ema_buffers"].items())
+    saved = copy.deepcopy(optimizer.state_dict())
+    again = network()
+    resumed = RMSprop(again.parameters(), ema=0.9, nonfinite="skip")
+    if registered == "before":
+        resumed.average_buffers(again)
+    resumed.load_state_dict(saved)
+    if registered == "after":
+        resumed.average_buffers(again)
+    for net, own in ((model, optimizer), (again, resumed)):
+        net(torch.randn(16, 5)).square().sum().backward()
+        net[1].running_mean += 1
+        net[0].weight.grad[0, 0] = math.inf
+        own.step()
+        assert own.skipped.total == 1
+        held = own.state_dict()["ema_buffers"]
+        assert all(torch.equal(x, held[name]) for name, x in saved["ema_buffers"].items())
+
+
+def test_buffers_follow_while_some_parameters_are_frozen() -> None:
+    """As torch's AveragedModel averages them, also if the first layer no longer steps."""
+    model = network()
+    optimizer = RMSprop(model.parameters(), lr=0.01, ema=0.9)
+    optimizer.average_buffers(model)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=True)
+    optimizer.register_step_post_hook(lambda *_: theirs.update_parameters(model))
+    trained(model, optimizer, 3)
+    model[0].requires_grad_(False)
+    trained(model, optimizer, 4, seed=1)
+    model[0].requires_grad_(True)
+    model[3].requires_grad_(False)
+    trained(model, optimizer, 2, seed=2)
+    with optimizer.averaged():
+        for (name, x), y in zip(model.named_buffers(), theirs.module.buffers(), strict=True):
+            if x.is_floating_point():
+                torch.testing.assert_close(x, y, rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_a_copy_of_the_optimizer_keeps_the_buffers_averages() -> None:
+    model = network()
+    optimizer = RMSprop(model.parameters(), ema=0.9)
+    optimizer.average_buffers(model)
+    trained(model, optimizer, 3)
+    for other in (copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        held, kept = (own.state_dict()["ema_buffers"] for own in (other, optimizer))
+        assert all(torch.equal(x, held[name]) for name, x in kept.items())
 
 
 @pytest.mark.parametrize("sparse", ["lazy", "dense"])
@@ -501,7 +543,10 @@ def test_buffers_of_another_model_are_refused() -> None:
         ({"ema": math.nan}, "Invalid ema: nan"),
         ({"ema": "0.9"}, "Invalid ema: '0.9' is a str"),
         ({"ema": True}, "Invalid ema: True is a bool"),
-        ({"ema": 0.9, "ema_warmup": "keras"}, "Invalid ema_warmup: 'keras'; choose one of 'tensorflow', 'timm'"),
+        (
+            {"ema": 0.9, "ema_warmup": "keras"},
+            "Invalid ema_warmup: 'keras'; choose one of 'tensorflow', 'timm', or None",
+        ),
         ({"ema": 0.9, "ema_start": -1}, "Invalid ema_start: -1; ema_start takes an integer from 0"),
         ({"ema": 0.9, "ema_interval": 0}, "Invalid ema_interval: 0; ema_interval takes an integer from 1"),
         ({"ema": 0.9, "ema_interval": 1.5}, "Invalid ema_interval: 1.5 is a float"),

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from cases import mostly_long
 
 from rmsprop import kernels
 from rmsprop.kernels import Backend
@@ -98,6 +99,35 @@ def broken(says: str, instead: str, folder: Path) -> ModuleType:
     for name, source in sources.items():
         (folder / f"{name}.py").write_text(source.replace(says, instead))
     return kernel_module(folder)
+
+
+def mistake_tests(
+    mistakes: Sequence[tuple[str, str, str]],
+    caught: Callable[[], bool],
+    quick: Callable[[int, Any], bool] = lambda *_: True,
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return two tests of a comparison: it passes the kernel as it stands, and catches each mistake in its source.
+
+    Args:
+        mistakes: name, words of the source, and the words that replace them.
+        caught: whether the comparison finds the running kernel wrong.
+        quick: chooses the mistakes of `make test`, as in `mostly_long`.
+    """
+
+    def as_it_stands() -> None:
+        """The comparison passes what is right, so a catch means something."""
+        with interpreter(kernel_module()):
+            assert not caught()
+
+    rows = mostly_long(mistakes, quick, unpack=True)
+
+    @pytest.mark.parametrize(("name", "says", "instead"), rows, ids=[name for name, *_ in mistakes])
+    def each_is_caught(name: str, says: str, instead: str, tmp_path: Path) -> None:
+        """The kernels with one mistake in them are refused."""
+        with interpreter(broken(says, instead, tmp_path)):
+            assert caught(), f"nothing noticed: {name}"
+
+    return as_it_stands, each_is_caught
 
 
 def refuse(rule: Rule, bucket: Bucket) -> str | None:

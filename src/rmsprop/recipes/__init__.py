@@ -116,8 +116,8 @@ def recipe(name: str, **changes: Any) -> dict[str, Any]:
     if "lr" not in given:
         del settings["lr"]
     written = dialects.write_arguments(dialect, settings)
-    averaging = {} if "ema" in running and running["ema"] is None else row.averaging
-    return {"recipe": row.name, "dialect": dialect.name, **written, **averaging, **running}
+    average = {} if running.get("ema", 0) is None else row.averaging
+    return {"recipe": row.name, "dialect": dialect.name, **written, **average, **running}
 
 
 def follow(name: Any, dialect: str, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -55,6 +55,7 @@ CARE: Mapping[str, Any] = {
 }
 
 SPARSE = (None, *SPARSE_MODES)
+_CHOICES: Mapping[str, tuple[str, ...]] = {"rounding": ROUNDINGS, "ema_warmup": EMA_WARMUPS}
 _OPTIONAL = (
     *CLIPS,
     "reference_lr",
@@ -277,21 +278,16 @@ def check_setting(name: str, value: Any) -> Any:
         return check_switch(name, value)
     if name in ("seed", "ema_start", "ema_interval"):
         return check_integer(name, value, least=int(name == "ema_interval"))
-    if name == "rounding":
-        if not isinstance(value, str) or value not in ROUNDINGS:
-            raise ValueError(f"Invalid rounding: {shown(value)}; choose one of {', '.join(map(repr, ROUNDINGS))}")
-        return value
     if value is None and name in _OPTIONAL:
         return None
+    if name in _CHOICES:
+        if not isinstance(value, str) or value not in _CHOICES[name]:
+            other = ", or None" if name in _OPTIONAL else ""
+            listed = ", ".join(map(repr, _CHOICES[name]))
+            raise ValueError(f"Invalid {name}: {shown(value)}; choose one of {listed}{other}")
+        return value
     if name in (*CLIPS, "reference_lr", "max_update", "ema"):
         return check_number(name, value)
-    if name == "ema_warmup":
-        if not isinstance(value, str) or value not in EMA_WARMUPS:
-            raise ValueError(
-                f"Invalid ema_warmup: {shown(value)}; choose one of {', '.join(map(repr, EMA_WARMUPS))}, or None for "
-                "a constant decay"
-            )
-        return value
     if name == "sparse":
         if not isinstance(value, str) or value not in SPARSE:
             raise ValueError(

@@ -26,7 +26,7 @@ class BufferAverages:
         averages: the averages by the buffers' names in the model.
     """
 
-    def __init__(self, model: nn.Module, saved: Mapping[str, Tensor] | None) -> None:
+    def __init__(self, optimizer: Any, model: nn.Module, saved: Mapping[str, Tensor] | None) -> None:
         self._names = {id(p): name for name, p in model.named_parameters()}
         self._owners = {
             f"{prefix}.{key}" if prefix else key: (module, key)
@@ -42,7 +42,16 @@ class BufferAverages:
                 name: saved.get(name, x).detach().to(device=x.device, dtype=_dtype(x), copy=True)
                 for name, x in current.items()
             }
-        self._last: Tensor | None = None
+        self.count_from(optimizer)
+
+    def count_from(self, optimizer: Any) -> None:
+        """Begin to count updates from the optimizer's present state, which a load may have replaced.
+
+        A step moves the sum of its counts, whichever parameters have a gradient, and a skipped one does not.
+        """
+        steps = _steps(optimizer)
+        self._sum = None if steps is None else steps.sum()
+        self._count = None if steps is None else steps.max()
 
     def current(self) -> dict[str, Tensor]:
         """Return the model's buffers by name. Modules may have replaced the tensors."""
@@ -56,25 +65,32 @@ class BufferAverages:
     @torch.no_grad()
     def update(self, optimizer: Any) -> None:
         """Advance the averages after a step, unless it was skipped."""
-        found = _first_averaged(optimizer)
-        if found is None:
+        group = next((group for group in optimizer.param_groups if group["ema"] is not None), None)
+        steps = _steps(optimizer)
+        if group is None or steps is None:
             return
-        averaging, group, t = found
-        before, self._last = self._last, t.clone()
-        found_inf = None
-        if before is not None:
-            same = before.to(t.device) == t
-            if same.is_cpu and bool(same):
-                return
-            found_inf = None if same.is_cpu else same
-        current = self.current()
-        kinds = [name for name, x in current.items() if x.is_floating_point() or x.is_complex()]
-        for name in current.keys() - set(kinds):
-            self.averages[name].copy_(current[name])
-        if kinds:
-            slots = {"ema": [self.averages[name] for name in kinds], "step": [t] * len(kinds)}
-            buffers = [current[name] for name in kinds]
-            average(averaging, Bucket(buffers, slots=slots, capturable=group["capturable"], found_inf=found_inf))
+        total = steps.sum()
+        last = torch.zeros_like(total) if self._sum is None else self._sum.to(total.device)
+        skipped = total == last
+        if skipped.is_cpu and bool(skipped):
+            return
+        count = torch.zeros_like(total) if self._count is None else self._count.to(total.device)
+        self._sum, self._count = total, count + (~skipped).to(count.dtype)
+        skips = None if skipped.is_cpu else skipped
+        averaged = []
+        for name, x in self.current().items():
+            own = self.averages.get(name)
+            if own is None or own.shape != x.shape:  # a module has made or resized it
+                self.averages[name] = x.detach().to(_dtype(x), copy=True)
+            elif x.is_floating_point() or x.is_complex():
+                averaged.append((x, own))
+            else:
+                own.copy_(x if skips is None else torch.where(skips.to(x.device), own, x))
+        if averaged:
+            buffers, own_averages = map(list, zip(*averaged, strict=True))
+            slots = {"ema": own_averages, "step": [self._count] * len(averaged)}
+            bucket = Bucket(buffers, slots=slots, capturable=group["capturable"], found_inf=skips)
+            average(Averaging.of(group), bucket)
 
 
 def _dtype(x: Tensor) -> torch.dtype:
@@ -92,15 +108,11 @@ def _check_buffers(current: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -
             )
 
 
-def _first_averaged(optimizer: Any) -> tuple[Averaging, Mapping[str, Any], Tensor] | None:
-    """Return the first average's settings and group, and the step count of its first parameter that has stepped."""
-    for group in optimizer.param_groups:
-        averaging = Averaging.of(group)
-        for p in group["params"] if averaging is not None else ():
-            entry = optimizer.state.get(p)
-            if averaging is not None and entry and isinstance(entry.get("step"), Tensor):
-                return averaging, group, entry["step"]
-    return None
+def _steps(optimizer: Any) -> Tensor | None:
+    """Return the step counts of all parameters in a tensor. None if none has stepped."""
+    entries = [optimizer.state.get(p) for group in optimizer.param_groups for p in group["params"]]
+    found = [entry["step"] for entry in entries if entry and isinstance(entry.get("step"), Tensor)]
+    return torch.stack([t.detach().reshape(()).to(found[0]) for t in found]) if found else None
 
 
 def _averages(optimizer: Any, call: str) -> list[tuple[Tensor, Tensor]]:
@@ -129,7 +141,7 @@ def average_buffers(optimizer: Any, model: nn.Module) -> None:
     _averages(optimizer, "average_buffers()")
     stepper = optimizer._stepper
     saved = stepper.loaded_buffers if stepper.buffers is None else stepper.buffers.averages
-    buffers = BufferAverages(model, saved)
+    buffers = BufferAverages(optimizer, model, saved)
     if stepper.buffers is None:
         optimizer.register_step_post_hook(_advance_buffers)
     stepper.buffers, stepper.loaded_buffers = buffers, None
@@ -169,12 +181,11 @@ def check_buffers(optimizer: Any, state_dict: Mapping[str, Any]) -> dict[str, Te
 def load_buffers(optimizer: Any, loaded: dict[str, Tensor] | None) -> None:
     """Replace the averages of buffers by loaded ones, or keep them until `average_buffers` names the model."""
     stepper = optimizer._stepper
-    if loaded is None:
-        return
     if stepper.buffers is None:
-        stepper.loaded_buffers = loaded
+        stepper.loaded_buffers = stepper.loaded_buffers if loaded is None else loaded
         return
-    for name, x in loaded.items():
+    stepper.buffers.count_from(optimizer)
+    for name, x in (loaded or {}).items():
         own = stepper.buffers.averages[name]
         stepper.buffers.averages[name] = x.to(device=own.device, dtype=own.dtype)
 

@@ -111,8 +111,7 @@ def load(
     known = {*lost, *(key for group in saved for key in group["params"])}
     held = place_state(optimizer.state, matched, merged, state, known, reshaped, writes)
     writes.carry_out()
-    averages.load_buffers(optimizer, buffers)
-    optimizer.__setstate__({"state": held, "param_groups": merged.groups})
+    optimizer.__setstate__({"state": held, "param_groups": merged.groups, "_buffers": buffers})
     if optimizer._stepper.guard is not None:
         optimizer._stepper.guard.restart()
     for hook in optimizer._optimizer_load_state_dict_post_hooks.values():

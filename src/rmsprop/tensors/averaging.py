@@ -11,18 +11,13 @@ from rmsprop.tensors.bucket import Bucket, arithmetic_dtype
 
 
 def finish(hyper: Hyper, bucket: Bucket) -> None:
-    """Bound the parameters by clip_weights after [9], and advance [10], unless the step was skipped.
+    """Bound the parameters by clip_weights after [9], and advance [10].
 
     Mutates: bucket.param and the slot `ema`.
     """
-    bound = hyper.clip_weights
-    for p in bucket.as_real().param:
-        if bound is None:
-            break
-        if bucket.found_inf is None:
-            p.clamp_(-bound, bound)
-        else:
-            p.copy_(torch.where(bucket.found_inf.to(p.device) == 0, p.clamp(-bound, bound), p))
+    if hyper.clip_weights is not None:
+        for p in bucket.param:
+            p.clamp_(-hyper.clip_weights, hyper.clip_weights)
     average(hyper.average, bucket)
 
 
@@ -32,22 +27,28 @@ def average(averaging: Averaging | None, bucket: Bucket) -> None:
 
     Mutates: the slot `ema`, unless found_inf shows that the step was skipped.
     """
-    emas = bucket.slots["ema"]
-    if averaging is None or not emas:
+    if averaging is None or not bucket.slots["ema"]:
         return
     bucket = bucket.as_real()
-    shares = _shares(averaging, bucket)
-    for p, e, share in zip(bucket.param, bucket.slots["ema"], shares, strict=True):
+    alike: dict[float, tuple[list[Tensor], list[Tensor]]] = {}  # averages and parameters with one share
+    for p, e, share in zip(bucket.param, bucket.slots["ema"], _shares(averaging, bucket), strict=True):
+        dtype = arithmetic_dtype(p.dtype)
         if share is None:
             continue
-        dtype = arithmetic_dtype(p.dtype)
-        # torch's lerp takes the nearer of the two: a share of 1 copies, and equal weights stay equal
+        if isinstance(share, float) and e.dtype == dtype and bucket.found_inf is None:
+            averages, params = alike.setdefault(share, ([], []))
+            averages.append(e)
+            params.append(p.detach().to(dtype))
+            continue
         new = torch.lerp(e.to(dtype), p.detach().to(dtype), share if isinstance(share, float) else share.to(dtype))
         if isinstance(share, Tensor):
             new = torch.where(share == 0, e, new)
         if bucket.found_inf is not None:
             new = torch.where(bucket.found_inf.to(p.device) == 0, new, e)
         e.copy_(new)
+    for share, (averages, params) in alike.items():
+        # torch's lerp takes the nearer of the two: a share of 1 copies, and equal weights stay equal
+        torch._foreach_lerp_(averages, params, share)
 
 
 def _shares(averaging: Averaging, bucket: Bucket) -> Sequence[float | Tensor | None]:
