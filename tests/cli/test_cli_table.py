@@ -34,7 +34,6 @@ def made(heads: list[str], rows: list[list[str]], **words) -> Table:
     return table
 
 
-@given(st.data(), st.integers(20, 120))
 def check_words(data: st.DataObject, width: int) -> None:
     """Assert that no word is missing."""
     heads = data.draw(st.lists(WORD, min_size=1, max_size=6))
@@ -54,7 +53,7 @@ def check_words(data: st.DataObject, width: int) -> None:
 @pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.long)])
 def test_every_word_is_there_whole(count: int) -> None:
     """Cells are side by side or on lines; only a word that is wider than the terminal is broken."""
-    settings(max_examples=count)(check_words)()
+    settings(max_examples=count)(given(st.data(), st.integers(20, 120))(check_words))()
 
 
 def test_a_file_has_no_width_to_wrap_at() -> None:
