@@ -2,7 +2,7 @@
 
 `make test` takes a sample of the rows that hold every pair of rule, clipping, guard and average, and `make test-long`
 a larger one. Run as a script, this module steps the whole product and prints the largest errors:
-python tests/kernels/test_whole_iteration.py cpu eager
+PYTHONPATH=tests/tools python tests/kernels/test_whole_iteration.py cpu eager
 """
 
 import itertools
