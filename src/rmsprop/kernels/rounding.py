@@ -50,6 +50,39 @@ def _mix(x: Any, key: Any) -> Any:
     return x ^ (x >> 16)
 
 
+def state_bits(random: Tensor, slot: str) -> Tensor:
+    """Return the random bits of a slot of the state from those of the parameter, as reference.state_bits."""
+    if slot != "square_avg":
+        random = (random ^ (random >> 15)) * 0x2C1B3C6D & _WORD
+        random = random ^ (random >> 12)
+    return random if slot == "grad_avg" else random >> 16 | (random << 16 & _WORD)
+
+
+# float8: 6 bits of exponent, 2 of fraction; see reference.py
+_SMALLEST_NORMAL = 2.0**-49
+NEAREST = 1 << 20
+
+
+def to_float8(v: Tensor, random: Tensor | int = NEAREST) -> Tensor:
+    """Return the codes of float32 v in uint8, rounded with the lowest 21 random bits, or to nearest without any."""
+    small = v < _SMALLEST_NORMAL
+    pattern = torch.where(small, v + _SMALLEST_NORMAL, v).view(torch.int32)  # of a number below zero: replaced below
+    drawn = random & 0x1FFFFF
+    drawn = drawn.to(torch.int32) if isinstance(drawn, Tensor) else drawn
+    code = torch.where(v.isinf(), 254, ((pattern + drawn >> 21) - torch.where(small, 312, 308)).clamp(max=253))
+    return torch.where(v >= 0, code, 255).to(torch.uint8)
+
+
+def from_float8(codes: Tensor) -> Tensor:
+    """Return the numbers of float8 codes, in float32."""
+    c = codes.to(torch.int32)
+    small = c < 4
+    number = (torch.where(small, c + 312, c + 308) << 21).view(torch.float32) - torch.where(
+        small, _SMALLEST_NORMAL, 0.0
+    )
+    return torch.where(c == 255, torch.nan, torch.where(c == 254, torch.inf, number))
+
+
 def stochastically(x: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float32 x to one of its two neighbors in a dtype, up with a probability equal to the dropped fraction."""
     signed = x.view(torch.int32).to(torch.int64)
