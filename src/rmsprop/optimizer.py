@@ -13,7 +13,17 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 from rmsprop import kernels, recipes, settings
 from rmsprop.diagnose import explain, lint
 from rmsprop.settings import group_keys, is_unset, unset
-from rmsprop.spec import BackendName, EmaWarmup, EpsMode, Nonfinite, Rounding, SparseMode, WeightDecayMode, check_flag
+from rmsprop.spec import (
+    BackendName,
+    EmaWarmup,
+    EpsMode,
+    Nonfinite,
+    Rounding,
+    SparseMode,
+    StateDtype,
+    WeightDecayMode,
+    check_flag,
+)
 from rmsprop.state import averages, loading, placing, shared_memory, slots
 from rmsprop.step import CAPTURE_CHECK, Stepper, drop_scaling, profile_only_if_needed, scaling
 from rmsprop.tensors import shards
@@ -82,6 +92,8 @@ class RMSprop(Optimizer):
         compensation: Kahan summation: keep what rounding drops in the state `compensation`, and add it to the next
             step. With stochastic rounding, the remainder is rounded stochastically and the parameter to nearest.
         seed: seed of the random bits, which depend on it, the parameter's index, its step and the element alone.
+        state_dtype: precision of the averages between steps, for float32 and half-precision parameters. "bfloat16":
+            two bytes each. "float8": one byte for `square_avg`, two for the others. Both round stochastically.
 
     Robustness and execution:
         nonfinite: on a NaN or infinity in a gradient: "propagate" it, "skip" the whole step, or "raise".
@@ -148,6 +160,7 @@ class RMSprop(Optimizer):
         rounding: Rounding = "nearest",
         compensation: bool = False,
         seed: int = 0,
+        state_dtype: StateDtype = "float32",
         nonfinite: Nonfinite = "propagate",
         nonfinite_limit: int | None = 100,
         amp_in_step: bool = False,

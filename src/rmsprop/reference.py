@@ -194,7 +194,7 @@ def state_bits(random: RandomBits, slot: str) -> RandomBits:
 
 
 def to_float8(v: NDArray[np.float32], random: RandomBits) -> NDArray[np.uint8]:
-    """Return the codes of v, each rounded stochastically to one of its neighbors, with the lowest 21 bits of `random`.
+    """Return the codes of v, rounded stochastically to one of two neighbors by the lowest 21 random bits.
 
     The probability of rounding up is the dropped fraction, to 2⁻²¹ of a code's width. Random bits of 2²⁰ round to
     nearest. A number below zero, whose root is NaN, is NaN.

@@ -9,6 +9,7 @@ import torch
 from rmsprop import reference
 from rmsprop.kernels import rounding
 from rmsprop.spec import NARROWED
+from rmsprop.tensors import float8
 
 CODES = np.arange(256, dtype=np.uint8)
 
@@ -32,7 +33,7 @@ def test_every_code_is_the_number_that_the_format_names() -> None:
     assert np.all(number[8:254] == 2 * number[4:250])
     assert number[254] == np.inf
     assert math.isnan(number[255])
-    assert np.array_equal(rounding.from_float8(torch.from_numpy(CODES)).double().numpy(), number, equal_nan=True)
+    assert np.array_equal(float8.from_float8(torch.from_numpy(CODES)).double().numpy(), number, equal_nan=True)
 
 
 def test_every_code_encodes_to_itself_under_all_random_bits() -> None:
@@ -49,7 +50,7 @@ def test_torch_has_the_references_bits() -> None:
     words = generator.integers(0, 2**32, len(x), dtype=np.uint64).astype(np.uint32)
     words[::64], words[1::64], words[2::64] = 0, 0x1FFFFF, 0xFFFFFFFF
     expected = reference.to_float8(x, words)
-    got = rounding.to_float8(torch.from_numpy(x), torch.from_numpy(words.astype(np.int64)))
+    got = float8.to_float8(torch.from_numpy(x), torch.from_numpy(words.astype(np.int64)))
     assert np.array_equal(got.numpy(), expected)
 
 
@@ -57,7 +58,7 @@ def test_rounding_to_nearest_takes_the_nearer_code() -> None:
     """Without random bits a number becomes the nearer of its neighbors, and the upper one from their middle on."""
     x = numbers_around_codes()
     x = x[np.isfinite(x) & (x >= 0) & (x < 1.25 * 2.0**13)]
-    got = reference.from_float8(rounding.to_float8(torch.from_numpy(x)).numpy())
+    got = reference.from_float8(float8.to_float8(torch.from_numpy(x)).numpy())
     number = reference.from_float8(CODES[:254])
     wide = x.astype(np.float64)
     best = np.abs(wide[:, None] - number[None, :]).min(axis=1)
@@ -67,7 +68,7 @@ def test_rounding_to_nearest_takes_the_nearer_code() -> None:
 def test_a_number_outside_the_range_is_kept_in_it() -> None:
     """Above the largest code the largest is kept, infinity and NaN stay, and a number below zero is NaN."""
     x = torch.tensor([20000.0, 3.4e38, math.inf, math.nan, -1.0, -math.inf, -0.0])
-    assert rounding.to_float8(x, torch.full((7,), 0x1FFFFF)).tolist() == [253, 253, 254, 255, 255, 255, 0]
+    assert float8.to_float8(x, torch.full((7,), 0x1FFFFF)).tolist() == [253, 253, 254, 255, 255, 255, 0]
 
 
 @pytest.mark.parametrize(

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.tensors.bucket import dense
+from rmsprop.tensors.bucket import Bucket, dense
+from rmsprop.tensors.float8 import to_float8
 
 _WORD = 0xFFFFFFFF
 
 # Exact scale of stored remainders: the smallest float16, 2⁻²⁴, is above the remainders of small parameters.
 SCALE = {torch.float16: 2048.0, torch.bfloat16: 1.0}
+
+
+def bits_of(bucket: Bucket, i: int) -> Tensor:
+    """Return the random bits of the elements of parameter i of a bucket with random keys."""
+    p = bucket.param[i]
+    return random_bits(bucket.random_keys[i], bucket.slots["step"][i], p.shape, p.device, p.stride())
 
 
 def random_bits(
@@ -58,31 +65,6 @@ def state_bits(random: Tensor, slot: str) -> Tensor:
     return random if slot == "grad_avg" else random >> 16 | (random << 16 & _WORD)
 
 
-# float8: 6 bits of exponent, 2 of fraction; see reference.py
-_SMALLEST_NORMAL = 2.0**-49
-NEAREST = 1 << 20
-
-
-def to_float8(v: Tensor, random: Tensor | int = NEAREST) -> Tensor:
-    """Return the codes of float32 v in uint8, rounded with the lowest 21 random bits, or to nearest without any."""
-    small = v < _SMALLEST_NORMAL
-    pattern = torch.where(small, v + _SMALLEST_NORMAL, v).view(torch.int32)  # of a number below zero: replaced below
-    drawn = random & 0x1FFFFF
-    drawn = drawn.to(torch.int32) if isinstance(drawn, Tensor) else drawn
-    code = torch.where(v.isinf(), 254, ((pattern + drawn >> 21) - torch.where(small, 312, 308)).clamp(max=253))
-    return torch.where(v >= 0, code, 255).to(torch.uint8)
-
-
-def from_float8(codes: Tensor) -> Tensor:
-    """Return the numbers of float8 codes, in float32."""
-    c = codes.to(torch.int32)
-    small = c < 4
-    number = (torch.where(small, c + 312, c + 308) << 21).view(torch.float32) - torch.where(
-        small, _SMALLEST_NORMAL, 0.0
-    )
-    return torch.where(c == 255, torch.nan, torch.where(c == 254, torch.inf, number))
-
-
 def stochastically(x: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
     """Round float32 x to one of its two neighbors in a dtype, up with a probability equal to the dropped fraction."""
     signed = x.view(torch.int32).to(torch.int64)
@@ -122,3 +104,9 @@ def write(into: Tensor, x: Tensor, rest: Tensor | None, random: Tensor | None) -
 def whole(param: Tensor, rest: Tensor) -> Tensor:
     """Return the sum of a parameter and its Kahan remainder, in float32."""
     return param.to(torch.float32) + rest.to(torch.float32) / SCALE[param.dtype]
+
+
+def write_state(into: Tensor, x: Tensor, random: Tensor, slot: str) -> None:
+    """Write the float32 average x into a slot of fewer bytes, rounded stochastically. Mutates: into."""
+    own = state_bits(random, slot)
+    into.copy_(to_float8(x, own) if into.dtype == torch.uint8 else stochastically(x, own, into.dtype))

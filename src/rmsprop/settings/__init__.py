@@ -22,6 +22,7 @@ from rmsprop.spec import (
     EMA_WARMUPS,
     ROUNDINGS,
     SPARSE_MODES,
+    STATE_DTYPES,
     Averaging,
     Hyper,
     Rule,
@@ -50,12 +51,17 @@ CARE: Mapping[str, Any] = {
     "rounding": "nearest",
     "compensation": False,
     "seed": 0,
+    "state_dtype": "float32",
     "max_update": None,
     **AVERAGING,
 }
 
 SPARSE = (None, *SPARSE_MODES)
-_CHOICES: Mapping[str, tuple[str, ...]] = {"rounding": ROUNDINGS, "ema_warmup": EMA_WARMUPS}
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "rounding": ROUNDINGS,
+    "state_dtype": STATE_DTYPES,
+    "ema_warmup": EMA_WARMUPS,
+}
 _OPTIONAL = (
     *CLIPS,
     "reference_lr",
