@@ -316,19 +316,23 @@ class RMSprop(Optimizer):
         made = [] if torch.compiler.is_compiling() else self._stepper.made  # a compiler would guard on the list
         return slots.fill(group, self.state, lists, first, made)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, full_precision: bool = False) -> dict[str, Any]:
         """Return the state under torch's keys, and the groups as plain numbers, strings and tensors.
 
         torch.optim.RMSprop loads it, and `torch.load(weights_only=True)` reads it back from a file. As in torch,
         later steps write its tensors. Loads do not: lr tensors, and state that capturable=True or shared memory keeps
         in place, are copies.
 
+        Args:
+            full_precision: return averages of state_dtype "bfloat16" or "float8" in float32, as copies. torch's
+                optimizer and other tools need it: to them the codes of "float8" are numbers from 0 to 255.
         Raises: ValueError if a parameter with state is in no group any more.
         """
+        full_precision = check_flag("full_precision", full_precision)
         averages.refuse_swapped(self, "state_dict()")
         check_groups(self.param_groups)
         loading.check_listed(self.param_groups, self.state)
-        return {**placing.exported(super().state_dict()), **averages.saved_buffers(self)}
+        return {**placing.exported(super().state_dict(), full_precision), **averages.saved_buffers(self)}
 
     @_disable_dynamo
     def load_state_dict(  # type: ignore[override]  # torch's returns nothing
@@ -344,7 +348,8 @@ class RMSprop(Optimizer):
 
         Parameters are matched by name if both sides have names, such as from `model.named_parameters()`, in any order
         and grouping; otherwise by order. State is copied, and written in place if capturable=True or shared memory
-        needs the same tensors. State of half-precision parameters stays float32.
+        needs the same tensors. The averages are converted to this optimizer's state_dtype, whatever the saved one: by
+        default they stay float32 for half-precision parameters. Rounding them, to nearest, warns.
 
         Args:
             strict: raise if anything does not fit. False: load what fits, and leave the rest as it is.

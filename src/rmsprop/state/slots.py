@@ -152,6 +152,15 @@ def check(group: Mapping[str, Any], bucket: Bucket) -> None:
         own = {name: values[k] for name, values in bucket.slots.items() if values}
         for name, x in own.items():
             fault = _fault(name, x, p, bucket)
+            if fault == f"of {getattr(x, 'dtype', None)}" and name in NARROWED and _is_narrowed(x, bucket):
+                kept = slot_dtype(name, p.dtype, bucket.state_dtype)
+                codes = ", the codes of state_dtype='float8'" if x.dtype == torch.uint8 else ""
+                raise RuntimeError(
+                    f"{name} of parameter {_label(group, bucket.whole.get(id(p), p))} is {x.dtype}{codes}, but "
+                    f"state_dtype={group['state_dtype']!r} of its group keeps it in {kept}; set the group's state_dtype "
+                    "back, or convert the state: "
+                    "optimizer.load_state_dict(optimizer.state_dict(full_precision=True))"
+                )
             if fault is not None:
                 label = _label(group, bucket.whole.get(id(p), p))
                 expected = f"a dense {_dtype(name, p, bucket)} tensor of shape {tuple(p.shape)} on {p.device}"
@@ -188,6 +197,11 @@ def _fault(name: str, x: Any, p: Tensor, bucket: Bucket) -> str | None:
     if bucket.differentiable and x.requires_grad and x.is_leaf:
         return "a leaf that requires grad, which differentiable=True cannot write"
     return None
+
+
+def _is_narrowed(x: Tensor, bucket: Bucket) -> bool:
+    """Return whether `state_dtype` explains a slot of another dtype than the bucket's."""
+    return bucket.state_dtype != "float32" or x.dtype == torch.uint8
 
 
 def _dtype(name: str, p: Tensor, bucket: Bucket) -> str:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 _SMALLEST_NORMAL = 2.0**-49
 NEAREST = 1 << 20
+SMALLEST, LARGEST = 2.0**-51, 1.25 * 2.0**13  # of the numbers above 0
 
 
 def to_float8(v: Tensor, random: Tensor | int = NEAREST) -> Tensor:
@@ -30,3 +31,12 @@ def from_float8(codes: Tensor) -> Tensor:
 def widened(x: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a slot of the state in the arithmetic's dtype: the tensor itself if it has it, else a copy."""
     return from_float8(x).to(dtype) if x.dtype == torch.uint8 else x.to(dtype)
+
+
+def converted(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a slot of the state in another dtype, rounded to nearest. uint8 stands for the codes of float8."""
+    if x.dtype == dtype:
+        return x
+    if dtype == torch.uint8:
+        return to_float8(x.to(torch.float32))
+    return widened(x, dtype)
