@@ -369,7 +369,7 @@ def _check(filled: list[tuple[Group, Bucket]]) -> None:
 
 
 def _is_usual(bucket: Bucket) -> bool:
-    """Return whether C accepts all tensors of a bucket. State of fewer bytes is checked against the group's setting."""
+    """Return whether C accepts all tensors of a bucket. It does not know which state a `state_dtype` needs."""
     return not bucket.differentiable and bucket.state_dtype == "float32" and refusals.plain(bucket)
 
 

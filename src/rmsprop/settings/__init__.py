@@ -263,7 +263,7 @@ def _check_together(checked: dict[str, Any]) -> dict[str, Any]:
         )
     if checked["differentiable"] and checked["state_dtype"] != "float32":
         raise ValueError(
-            f"differentiable=True records the step for autograd, but state_dtype={checked['state_dtype']!r} rounds the "
+            f"differentiable=True records the step for autograd, but state_dtype={checked['state_dtype']!r} rounds "
             "averages, which has no derivative; leave it as 'float32'"
         )
     if checked["foreach"] and checked["differentiable"]:

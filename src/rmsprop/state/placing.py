@@ -16,8 +16,8 @@ from torch import Tensor
 from rmsprop.spec import AVERAGES, plain
 from rmsprop.state.entries import PLAIN, SHAPED
 from rmsprop.state.matching import Match, Pair
-from rmsprop.state.saved_groups import Group, MergedGroups
 from rmsprop.state.precision import Conversion, Losses, to_full_precision
+from rmsprop.state.saved_groups import Group, MergedGroups
 from rmsprop.state.slots import step_tensor
 from rmsprop.tensors import shards
 from rmsprop.tensors.bucket import fresh_slot, slot_dtype

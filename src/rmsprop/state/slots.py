@@ -157,9 +157,8 @@ def check(group: Mapping[str, Any], bucket: Bucket) -> None:
                 codes = ", the codes of state_dtype='float8'" if x.dtype == torch.uint8 else ""
                 raise RuntimeError(
                     f"{name} of parameter {_label(group, bucket.whole.get(id(p), p))} is {x.dtype}{codes}, but "
-                    f"state_dtype={group['state_dtype']!r} of its group keeps it in {kept}; set the group's state_dtype "
-                    "back, or convert the state: "
-                    "optimizer.load_state_dict(optimizer.state_dict(full_precision=True))"
+                    f"state_dtype={group['state_dtype']!r} of its group keeps it in {kept}; set state_dtype back, or "
+                    "convert the state: optimizer.load_state_dict(optimizer.state_dict(full_precision=True))"
                 )
             if fault is not None:
                 label = _label(group, bucket.whole.get(id(p), p))

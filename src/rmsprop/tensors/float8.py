@@ -3,15 +3,15 @@
 import torch
 from torch import Tensor
 
-_SMALLEST_NORMAL = 2.0**-49
+SMALLEST_NORMAL = 2.0**-49
 NEAREST = 1 << 20
 SMALLEST, LARGEST = 2.0**-51, 1.25 * 2.0**13  # of the numbers above 0
 
 
 def to_float8(v: Tensor, random: Tensor | int = NEAREST) -> Tensor:
     """Return the codes of float32 v in uint8, rounded with the lowest 21 random bits, or to nearest without any."""
-    small = v < _SMALLEST_NORMAL
-    pattern = torch.where(small, v + _SMALLEST_NORMAL, v).view(torch.int32)  # of a number below zero: replaced below
+    small = v < SMALLEST_NORMAL
+    pattern = torch.where(small, v + SMALLEST_NORMAL, v).view(torch.int32)  # of a number below zero: replaced below
     drawn = random & 0x1FFFFF
     drawn = drawn.to(torch.int32) if isinstance(drawn, Tensor) else drawn
     code = torch.where(v.isinf(), 254, ((pattern + drawn >> 21) - torch.where(small, 312, 308)).clamp(max=253))
@@ -23,7 +23,7 @@ def from_float8(codes: Tensor) -> Tensor:
     c = codes.to(torch.int32)
     small = c < 4
     number = (torch.where(small, c + 312, c + 308) << 21).view(torch.float32) - torch.where(
-        small, _SMALLEST_NORMAL, 0.0
+        small, SMALLEST_NORMAL, 0.0
     )
     return torch.where(c == 255, torch.nan, torch.where(c == 254, torch.inf, number))
 
