@@ -52,6 +52,6 @@ ALL = list(distributed_narrow.CASES[4])
     ],
 )
 def test_on_several_processes(world, names, tmp_path):
-    """Each case of distributed_cases.py, distributed_state.py and distributed_narrow.py, in its words; processes start once for many."""
+    """Each case of the three modules distributed_*.py, in its words; processes start once for many."""
     said = processes.outcomes("distributed_narrow", world, tmp_path, names)
     assert {name: text for name, text in said.items() if text} == {}

@@ -73,6 +73,11 @@ class Conversion:
         return kept
 
 
+def decoded(codes: Any) -> Any:
+    """Return the numbers of a NumPy array of float8 codes, in float32."""
+    return widened(torch.from_numpy(codes), torch.float32).numpy()
+
+
 def to_full_precision(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return a parameter's state with averages of fewer bytes in float32, in new tensors."""
     return {name: _wide(x) if _is_narrow(name, x) else x for name, x in entry.items()}
