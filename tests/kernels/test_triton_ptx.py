@@ -59,7 +59,7 @@ def compiled(
     param, state = types
     one, kept = torch.ones(1, dtype=param), torch.ones(1, dtype=state)
     bucket = bucket_of([one], [one], [kept], [], [], [torch.tensor(0.0)], capturable=scaled)
-    bucket.random_keys, bucket.slots["compensation"] = [1] * rounding[0], [one] * rounding[1]
+    bucket.rounding, bucket.slots["compensation"] = "stochastic" if rounding[0] else "nearest", [one] * rounding[1]
     bucket.slots["ema"] = [kept] * (average is not None)
     kernel = KERNELS.advance
     work = backend.Work(rule, bucket)
@@ -250,7 +250,8 @@ def test_a_launch_compiles_to_the_same(
     """What `launch` hands to Triton, from Python's numbers and tensors, is what these tests compile and look at."""
     one = torch.ones(5, dtype=dtype)
     bucket = bucket_of([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=scaled)
-    bucket.random_keys, bucket.slots["compensation"] = [(1 << 64) - 1] * how[0], [one] * how[1]
+    bucket.rounding, bucket.slots["compensation"] = "stochastic" if how[0] else "nearest", [one] * how[1]
+    bucket.random_keys = [(1 << 64) - 1] * how[0]
     rule = RULES["full"]
     table = backend.Table((5,), torch.device("cpu"))
     table.update(bucket)
