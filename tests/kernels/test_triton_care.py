@@ -321,7 +321,7 @@ MISTAKES = [
     ("random sign", "u = signed & 0x7FFFFFFF", "u = signed"),
     (
         "NaN as a number",
-        "tl.where(x != x, signed | 0x400000, signed + (random & 0xFFFF))",
+        "tl.where(x != x, 0x7FC00000, signed + (random & 0xFFFF))",
         "signed + (random & 0xFFFF)",
     ),
     ("subnormals as normal ones", "tl.where(exponent < 113, ", "tl.where(exponent < 0, "),

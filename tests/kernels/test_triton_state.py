@@ -110,7 +110,7 @@ def test_every_code_is_read_and_written() -> None:
 
 
 def test_every_average_is_rounded_to_a_neighbor() -> None:
-    """Codes and midpoints, numbers some ULPs from them, and those below and above the range: the reference's codes."""
+    """Codes and midpoints, numbers close to them, and what is below and above the range: the reference's codes."""
     number = reference.from_float8(np.arange(254, dtype=np.uint8))
     middle = (number[1:] + number[:-1]) / 2
     root = np.sqrt(np.concatenate([number, middle])).astype(np.float32)
@@ -163,7 +163,7 @@ def test_a_device_that_counts_draws_the_same_bits(state_dtype: str, param: str, 
 
 @STATE
 def test_a_skipped_step_leaves_the_state(state_dtype: str) -> None:
-    """found_inf: no code is drawn again, and no step is counted; scaled gradients are those of the scale divided out."""
+    """found_inf: no code is drawn again, and no step is counted. A loss scale is divided out."""
     before = replace(made(FULL, "bfloat16-stochastic", state_dtype), capturable=True)
     before.grad = [g.nan_to_num(0, 0, 0) * 2.0**-10 for g in before.grad]
     expected = check(FULL, FULL_HYPER, before)
@@ -205,7 +205,7 @@ MISTAKES = [
     ("infinity read as NaN", "(c << 22) | 0x40000000", "0x7FC00000"),
     ("codes read an octave off", "* 2.0**77", "* 2.0**78"),
     ("a step of its own", "w = v * unbias if bias_correction else v", "w = tl.where(narrowed, v * 1.1, v)"),
-    ("the block's own words", "random = offset.to(tl.uint32) + at", "random = at"),
+    ("the block's own words", "offset.to(tl.uint32) + at.to(tl.uint32)", "at.to(tl.uint32)"),
     ("counted while it is read", "stochastic or narrowed or averaged)", "stochastic or averaged)"),
     ("keys of no step", "if stochastic or narrowed:\n            first", "if stochastic:\n            first"),
     (

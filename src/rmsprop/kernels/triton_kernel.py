@@ -16,6 +16,7 @@ from rmsprop.kernels.triton_numbers import (
     _at_random,
     _bounded,
     _divide,
+    _drawn,
     _fused,
     _keep,
     _load,
@@ -165,9 +166,9 @@ def _lines(
         mean = p
         if share >= 0:
             mean = _load(e_at, offset, at, mask, vector, ema, arithmetic)
-    random = offset.to(tl.uint32) + at.to(tl.uint32)
-    if stochastic or narrowed:
-        random = _mix(random * 0x9E3779B1 ^ first, second)
+    random = first
+    if narrowed:
+        random = _drawn(offset, at, first, second)
     if clipped is not None:
         g = _prepared(g, p, early, value, pulled, arithmetic)
         g = _within(g * tl.cast(factor, arithmetic) * tl.cast(rest, arithmetic), tl.cast(last, arithmetic))
@@ -231,6 +232,8 @@ def _lines(
             u = _within(u, tl.cast(cap * tl.abs(lr) if lr_in_buffer else cap, arithmetic))
     # [9] parameter
     p = p - u if momentum and lr_in_buffer else _fused(-tl.cast(lr, arithmetic), u, p)
+    if stochastic and not narrowed:  # as late as it can be, since it occupies registers
+        random = _drawn(offset, at, first, second)
     if compensated:
         near = _narrow(p, param)
         rest = (p - _widen(near, param, arithmetic)) * scale_of_rest
@@ -349,11 +352,10 @@ def advance(
             if number == 0:
                 t = tl.load(row + STEP * count).to(tl.pointer_type(clock))
                 tl.store(t, tl.load(t) + 1)
-        # zero bits at the end of an address, where all elements that are read at once need them
+        # slots of fewer bytes need fewer zero bits at the end of an address
         together = tl.load(row + PARAM * count) | tl.load(row + GRAD * count)
         if compensated:
             together |= tl.load(row + COMPENSATION * count)
-        together *= width // param.primitive_bitwidth
         together |= tl.load(row + SQUARE_AVG * count) * (width // square.primitive_bitwidth)
         moments = tl.load(row + GRAD_AVG * count) | tl.load(row + MOMENTUM_BUFFER * count)
         together |= moments * (width // state.primitive_bitwidth)

@@ -104,6 +104,12 @@ def _mix(x, key):
 
 
 @triton.jit
+def _drawn(offset, at, first, second):
+    """Return the random bits of the elements of a block, from the keys of this step."""
+    return _mix((offset.to(tl.uint32) + at.to(tl.uint32)) * 0x9E3779B1 ^ first, second)
+
+
+@triton.jit
 def _at_random(x, random, kept: tl.constexpr):
     """Return the bits of x rounded to a neighbor in half precision, up with a probability of the dropped fraction.
 
@@ -112,7 +118,7 @@ def _at_random(x, random, kept: tl.constexpr):
     signed = x.to(tl.uint32, bitcast=True)
     if kept == tl.bfloat16:
         # the low bits of infinity are 0, so that nothing is carried into it
-        return (tl.where(x != x, signed | 0x400000, signed + (random & 0xFFFF)) >> 16).to(tl.int16)
+        return (tl.where(x != x, 0x7FC00000, signed + (random & 0xFFFF)) >> 16).to(tl.int16)
     else:
         u = signed & 0x7FFFFFFF
         normal = ((u + (random & 0x1FFF)) >> 13) - ((127 - 15) << 10)
@@ -139,7 +145,7 @@ def _state_bits(random, slot: tl.constexpr):
 
 @triton.jit
 def _to_float8(v, random):
-    """Return the codes of v, at least 0, rounded to a neighbor by the lowest 21 random bits: reference.py to_float8."""
+    """Return the codes of v (at least 0), rounded by the lowest 21 random bits: reference.py to_float8."""
     small = v < SMALLEST_NORMAL
     pattern = tl.where(small, v + SMALLEST_NORMAL, v).to(tl.uint32, bitcast=True) + (random & 0x1FFFFF)
     code = tl.minimum((pattern - tl.where(small, 312 << 21, 308 << 21).to(tl.uint32)) >> 21, 253)
