@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from rmsprop import RMSprop, reference
+from rmsprop import RMSprop, checkpoint, reference
+from rmsprop.functional import rmsprop
+from rmsprop.in_backward import step_in_backward
 from rmsprop.spec import STATE_DTYPES
 from rmsprop.tensors.bucket import slot_dtype
-from rmsprop.tensors.float8 import from_float8, to_float8, widened
+from rmsprop.tensors.float8 import converted, from_float8, to_float8, widened
 
 KEPT = {
     "float32": dict.fromkeys(("square_avg", "grad_avg", "momentum_buffer"), torch.float32),
@@ -406,3 +408,133 @@ def test_every_slot_has_one_dtype_by_one_function():
             assert slot_dtype(name, torch.float64, state_dtype) == torch.float64
             assert slot_dtype(name, torch.complex64, state_dtype) == torch.complex64
         assert slot_dtype("ema", torch.bfloat16, state_dtype) == torch.float32
+
+
+@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("sparse_dim", [1, 2])
+def test_lazy_rows_are_rounded_by_themselves(state_dtype, sparse_dim):
+    """Rows without a gradient keep their bytes; those with one have the bits of a parameter of these rows alone."""
+    rows = torch.tensor([4, 1])
+    table, alone = nn.Parameter(torch.ones(6, 3)), nn.Parameter(torch.ones(2, 3))
+    settings = {"lr": 0.01, "momentum": 0.9, "state_dtype": state_dtype, "seed": 2, "backend": "eager"}
+    lazy, dense = RMSprop([table], sparse="lazy", **settings), RMSprop([alone], **settings)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        alone.grad = torch.randn(2, 3, generator=generator)
+        grad = torch.zeros(6, 3)
+        grad[rows.sort().values] = alone.grad
+        table.grad = grad.to_sparse(sparse_dim)
+        lazy.step()
+        dense.step()
+    for name, x in lazy.state[table].items():
+        if name != "step":
+            assert x.dtype == KEPT[state_dtype][name]
+            assert not x[[0, 2, 3, 5]].any()
+            if sparse_dim == 1:
+                assert torch.equal(x[rows.sort().values], dense.state[alone][name])
+
+
+@pytest.mark.parametrize("state_dtype", NARROW)
+def test_state_in_shared_memory_stays_there(state_dtype):
+    """share_memory makes narrow slots; a load of float32 state writes into the same bytes."""
+    params = network()
+    for p in params:
+        p.share_memory_()
+    optimizer = build(state_dtype, params).share_memory()
+    train(optimizer)
+    kept = optimizer.state[params[0]]["square_avg"]
+    assert kept.is_shared()
+    assert kept.dtype == KEPT[state_dtype]["square_avg"]
+    source = train(build("float32"), seed=9)
+    with pytest.warns(UserWarning, match="is rounded to"):
+        optimizer.load_state_dict(source.state_dict())
+    assert optimizer.state[params[0]]["square_avg"] is kept
+    wanted = converted(source.state[source.param_groups[0]["params"][0]]["square_avg"], kept.dtype)
+    assert torch.equal(kept, wanted)
+    with pytest.warns(UserWarning, match="replaces"):  # slots that the state lacks start fresh, in place
+        optimizer.load_state_dict(RMSprop(network(), lr=0.5, eps=1.0).state_dict())
+    assert optimizer.state[params[0]]["square_avg"] is kept
+    assert not kept.any()
+
+
+@pytest.mark.parametrize("state_dtype", NARROW)
+def test_capturable_state_is_loaded_in_place_and_exported_as_copies(state_dtype):
+    """A captured graph reads the same bytes; a state dict of either precision is not written by later loads."""
+    optimizer = train(build(state_dtype, capturable=True))
+    p = optimizer.param_groups[0]["params"][0]
+    kept, saved, full = (
+        optimizer.state[p]["square_avg"],
+        optimizer.state_dict(),
+        optimizer.state_dict(full_precision=True),
+    )
+    before = saved["state"][0]["square_avg"].clone()
+    with pytest.warns(UserWarning, match="is rounded to"):
+        optimizer.load_state_dict(train(build("float32"), seed=9).state_dict(), hparams="keep")
+    assert optimizer.state[p]["square_avg"] is kept
+    assert not torch.equal(kept, before)
+    assert torch.equal(saved["state"][0]["square_avg"], before)
+    assert torch.equal(full["state"][0]["square_avg"], widened(before, torch.float32))
+
+
+@pytest.mark.parametrize("state_dtype", NARROW)
+def test_stepping_in_backward_keeps_the_same_bits(state_dtype):
+    """Parameters that move during backward() have the bits of a step after it, and so has their state."""
+    settings = {"lr": 0.01, "momentum": 0.9, "state_dtype": state_dtype, "seed": 4, "backend": "eager"}
+    ends = []
+    for inside in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+        optimizer = step_in_backward(model, **settings) if inside else RMSprop(model.named_parameters(), **settings)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.ones(2, 5)).square().sum().backward()
+            optimizer.step()
+        ends.append((optimizer.state_dict(), optimizer.state_dict(full_precision=True), list(model.parameters())))
+    for one, other in zip(ends[0][:2], ends[1][:2], strict=True):
+        assert_same(one["state"], other["state"])
+    assert all(torch.equal(p, q) for p, q in zip(ends[0][2], ends[1][2], strict=True))
+
+
+@pytest.mark.parametrize("state_dtype", STATE_DTYPES)
+def test_the_function_steps_explicit_state_of_each_precision(state_dtype):
+    """As the class does, with its seed; state of another precision is refused by the name of its slot."""
+    optimizer = build(state_dtype, seed=6)
+    params = [p.detach().clone() for p in optimizer.param_groups[0]["params"]]
+    slots = {
+        name: [torch.zeros_like(p, dtype=slot_dtype(name, p.dtype, state_dtype)) for p in params]
+        for name in ("square_avg", "grad_avg", "momentum_buffer")
+    }
+    steps = [torch.tensor(0.0) for _ in params]
+    settings = dict(lr=0.01, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.9, centered=True, backend="eager")
+
+    def step(grads, **more):
+        rmsprop(params, grads, *slots.values(), steps, **settings, **{"state_dtype": state_dtype, "seed": 6, **more})
+
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        grads = [torch.randn(p.shape, generator=generator) for p in params]
+        for p, g in zip(optimizer.param_groups[0]["params"], grads, strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+        step(grads)
+    for i, p in enumerate(optimizer.param_groups[0]["params"]):
+        assert torch.equal(p, params[i])
+        assert all(torch.equal(optimizer.state[p][name], values[i]) for name, values in slots.items())
+    for other in STATE_DTYPES:
+        if other != state_dtype and (state_dtype, other) != ("bfloat16", "float32"):
+            with pytest.raises(ValueError, match=r"the square_avg of params\[0\] is .* but state_dtype='" + other):
+                step(grads, state_dtype=other)
+    with pytest.raises(ValueError, match="differentiable=True"):
+        step(grads, differentiable=True, state_dtype="float8")
+
+
+@pytest.mark.parametrize("state_dtype", NARROW)
+def test_a_run_is_resumed_from_one_file_to_the_last_bit(state_dtype, tmp_path):
+    """rmsprop.checkpoint keeps bytes as bytes, and converts into another precision as load_state_dict does."""
+    optimizer = train(build(state_dtype))
+    checkpoint.save(tmp_path / "run", optimizer=optimizer)
+    same, wide = build(state_dtype), build("float32")
+    checkpoint.load(tmp_path / "run", optimizer=same)
+    checkpoint.load(tmp_path / "run", optimizer=wide)
+    assert_same(same.state_dict()["state"], optimizer.state_dict()["state"])
+    assert_same(numbers(wide), numbers(optimizer))
