@@ -48,8 +48,8 @@ def rmsprop(
     Equation: spec.py, lines [1]-[9].
     Shapes:   params[i], grads[i], square_avgs[i] and, where the rule keeps them, grad_avgs[i] (centered) and
               momentum_buffer_list[i] (momentum > 0) share one shape; state_steps[i] has no dimensions.
-    State:    with state_dtype, square_avgs, grad_avgs and momentum_buffer_list are bfloat16, under "float8" square_avgs
-              uint8, for float32 and half-precision params. `seed` and the index in the lists determine the rounding.
+    State:    square_avgs, grad_avgs and momentum_buffer_list in the dtypes of state_dtype: bfloat16, or for "float8"
+              square_avgs in uint8. `seed` and the index in the lists determine how they are rounded.
     Mutates:  params, square_avgs, grad_avgs, momentum_buffer_list, state_steps. Never grads.
     Raises:   ValueError or TypeError, before any change: a setting is out of range, the lists have unequal lengths,
               or an entry of state_steps is not a tensor or, with bias_correction, is float32 and has reached 2²⁴,

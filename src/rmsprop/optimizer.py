@@ -106,8 +106,8 @@ class RMSprop(Optimizer):
     Equation: spec.py, lines [1]-[10].
     State:    per parameter `step` (a float64 count) and `square_avg`, with momentum `momentum_buffer`, if centered
               `grad_avg`, with ema `ema`, each of the parameter's shape, in float32 for half-precision parameters and
-              else in the parameter's dtype. With compensation, `compensation` in the dtype of half-precision
-              parameters.
+              else in the parameter's dtype, unless state_dtype narrows it. With compensation, `compensation` in the
+              dtype of half-precision parameters.
     Raises:   ValueError or TypeError, before anything changes, naming what was given and what would work.
     Source:   torch/optim/rmsprop.py; Tieleman and Hinton, lecture 6e, 2012; Graves, arXiv:1308.0850 (centered).
 
