@@ -76,6 +76,7 @@ fuzz-native:
 
 kill-test: $(VENV)/ready
 	$(BIN)/python tests/tools/kill_and_resume.py --kills 200
+	$(BIN)/python tests/tools/kill_and_resume.py --kills 200 --state-dtype float8
 
 wheel: $(VENV)/ready
 	tests/tools/check_wheel.sh $(abspath $(BIN))/python

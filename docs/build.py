@@ -138,6 +138,9 @@ def equation_page() -> str:
     }
     slots = (*Rule(momentum=True, centered=True).slots(), "compensation", "ema")
     page += table(["state key", "kept", "unit", "symbol", "meaning"], [[f"`{slot}`", *kept[slot]] for slot in slots])
+    page += "\n`square_avg`, `grad_avg` and `momentum_buffer` are float32 for half-precision parameters. "
+    page += "`state_dtype=` keeps them in\ntwo bytes, or `square_avg` in one, between steps "
+    page += "([robust.md](robust.md#averages-in-two-bytes-or-in-one)).\n"
     page += "\nTo choose settings, see [choosing.md](choosing.md). "
     return page + "For the rule of each framework, see [dialects.md](dialects.md).\n"
 

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from rmsprop import kernels, settings
-from rmsprop.spec import EpsMode, WeightDecayMode
+from rmsprop.spec import NARROWED, EpsMode, StateDtype, WeightDecayMode, random_key
 from rmsprop.tensors import shards
-from rmsprop.tensors.bucket import Bucket, resolved
+from rmsprop.tensors.bucket import Bucket, is_narrowable, is_random, resolved, slot_dtype
 from rmsprop.tensors.forked import serial_after_fork
 
 
@@ -39,6 +39,8 @@ def rmsprop(
     weight_decay_mode: WeightDecayMode = "l2",
     reference_lr: float | None = None,
     max_update: float | None = None,
+    state_dtype: StateDtype = "float32",
+    seed: int = 0,
     backend: str = "auto",
 ) -> None:
     """Advance the parameters by one step, in place, given their gradients and state.
@@ -46,6 +48,8 @@ def rmsprop(
     Equation: spec.py, lines [1]-[9].
     Shapes:   params[i], grads[i], square_avgs[i] and, where the rule keeps them, grad_avgs[i] (centered) and
               momentum_buffer_list[i] (momentum > 0) share one shape; state_steps[i] has no dimensions.
+    State:    square_avgs, grad_avgs and momentum_buffer_list in the dtypes of state_dtype: bfloat16, or for "float8"
+              square_avgs in uint8. `seed` and the index in the lists determine how they are rounded.
     Mutates:  params, square_avgs, grad_avgs, momentum_buffer_list, state_steps. Never grads.
     Raises:   ValueError or TypeError, before any change: a setting is out of range, the lists have unequal lengths,
               or an entry of state_steps is not a tensor or, with bias_correction, is float32 and has reached 2²⁴,
@@ -77,6 +81,8 @@ def rmsprop(
             "weight_decay_mode": weight_decay_mode,
             "reference_lr": reference_lr,
             "max_update": max_update,
+            "state_dtype": state_dtype,
+            "seed": seed,
             "foreach": foreach,
             "differentiable": differentiable,
             "capturable": capturable,
@@ -106,6 +112,9 @@ def rmsprop(
                 f"{name}[{lazy}] is conjugated lazily, so a step cannot write it as pairs of reals; give its "
                 "resolve_conj()"
             )
+    for slot, values in zip(NARROWED, (square_avgs, grad_avgs, momentum_buffer_list), strict=True):
+        if slot in rule.slots():
+            _refuse_precision(slot, values, params, group["state_dtype"])
     whole = Bucket(
         list(params),
         list(map(resolved, grads)),
@@ -118,6 +127,8 @@ def rmsprop(
         foreach=foreach,
         capturable=capturable,
         differentiable=differentiable,
+        state_dtype=group["state_dtype"],
+        random_keys=[random_key(group["seed"], i) for i in range(len(params))] if is_random(group) else [],
     )
     work = [
         (kernels.pick(kernels.check_backend(backend), rule, part), part) for part in shards.localized(whole).split()
@@ -125,6 +136,19 @@ def rmsprop(
     for chosen, part in work:
         chosen.step(rule, hyper, part)
         shards.written(part)
+
+
+def _refuse_precision(slot: str, values: list[Tensor], params: list[Tensor], state_dtype: StateDtype) -> None:
+    """Raise for an average whose dtype is not that of state_dtype: codes would pass for numbers, or the reverse."""
+    for i, (x, p) in enumerate(zip(values, params, strict=True)):
+        kept = slot_dtype(slot, p.dtype, state_dtype)
+        if x.dtype != kept and (
+            torch.uint8 in (x.dtype, kept) or (state_dtype != "float32" and is_narrowable(p.dtype))
+        ):
+            raise ValueError(
+                f"the {slot} of params[{i}] is {x.dtype}, but state_dtype={state_dtype!r} keeps it in {kept}; give "
+                "state of that dtype, or the state_dtype that it was made with"
+            )
 
 
 def _refuse_stopped(steps: list[Tensor]) -> None:

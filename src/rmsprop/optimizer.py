@@ -13,7 +13,17 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 from rmsprop import kernels, recipes, settings
 from rmsprop.diagnose import explain, lint
 from rmsprop.settings import group_keys, is_unset, unset
-from rmsprop.spec import BackendName, EmaWarmup, EpsMode, Nonfinite, Rounding, SparseMode, WeightDecayMode, check_flag
+from rmsprop.spec import (
+    BackendName,
+    EmaWarmup,
+    EpsMode,
+    Nonfinite,
+    Rounding,
+    SparseMode,
+    StateDtype,
+    WeightDecayMode,
+    check_flag,
+)
 from rmsprop.state import averages, loading, placing, shared_memory, slots
 from rmsprop.step import CAPTURE_CHECK, Stepper, drop_scaling, profile_only_if_needed, scaling
 from rmsprop.tensors import shards
@@ -82,6 +92,8 @@ class RMSprop(Optimizer):
         compensation: Kahan summation: keep what rounding drops in the state `compensation`, and add it to the next
             step. With stochastic rounding, the remainder is rounded stochastically and the parameter to nearest.
         seed: seed of the random bits, which depend on it, the parameter's index, its step and the element alone.
+        state_dtype: precision of the averages between steps, for float32 and half-precision parameters. "bfloat16":
+            two bytes each. "float8": one byte for `square_avg`, two for the others. Both round stochastically.
 
     Robustness and execution:
         nonfinite: on a NaN or infinity in a gradient: "propagate" it, "skip" the whole step, or "raise".
@@ -94,8 +106,8 @@ class RMSprop(Optimizer):
     Equation: spec.py, lines [1]-[10].
     State:    per parameter `step` (a float64 count) and `square_avg`, with momentum `momentum_buffer`, if centered
               `grad_avg`, with ema `ema`, each of the parameter's shape, in float32 for half-precision parameters and
-              else in the parameter's dtype. With compensation, `compensation` in the dtype of half-precision
-              parameters.
+              else in the parameter's dtype, unless state_dtype narrows it. With compensation, `compensation` in the
+              dtype of half-precision parameters.
     Raises:   ValueError or TypeError, before anything changes, naming what was given and what would work.
     Source:   torch/optim/rmsprop.py; Tieleman and Hinton, lecture 6e, 2012; Graves, arXiv:1308.0850 (centered).
 
@@ -148,6 +160,7 @@ class RMSprop(Optimizer):
         rounding: Rounding = "nearest",
         compensation: bool = False,
         seed: int = 0,
+        state_dtype: StateDtype = "float32",
         nonfinite: Nonfinite = "propagate",
         nonfinite_limit: int | None = 100,
         amp_in_step: bool = False,
@@ -303,19 +316,23 @@ class RMSprop(Optimizer):
         made = [] if torch.compiler.is_compiling() else self._stepper.made  # a compiler would guard on the list
         return slots.fill(group, self.state, lists, first, made)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, full_precision: bool = False) -> dict[str, Any]:
         """Return the state under torch's keys, and the groups as plain numbers, strings and tensors.
 
         torch.optim.RMSprop loads it, and `torch.load(weights_only=True)` reads it back from a file. As in torch,
         later steps write its tensors. Loads do not: lr tensors, and state that capturable=True or shared memory keeps
         in place, are copies.
 
+        Args:
+            full_precision: return averages of state_dtype "bfloat16" or "float8" in float32, as copies. torch's
+                optimizer and other tools need it: to them the codes of "float8" are numbers from 0 to 255.
         Raises: ValueError if a parameter with state is in no group any more.
         """
+        full_precision = check_flag("full_precision", full_precision)
         averages.refuse_swapped(self, "state_dict()")
         check_groups(self.param_groups)
         loading.check_listed(self.param_groups, self.state)
-        return {**placing.exported(super().state_dict()), **averages.saved_buffers(self)}
+        return {**placing.exported(super().state_dict(), full_precision), **averages.saved_buffers(self)}
 
     @_disable_dynamo
     def load_state_dict(  # type: ignore[override]  # torch's returns nothing
@@ -331,7 +348,8 @@ class RMSprop(Optimizer):
 
         Parameters are matched by name if both sides have names, such as from `model.named_parameters()`, in any order
         and grouping; otherwise by order. State is copied, and written in place if capturable=True or shared memory
-        needs the same tensors. State of half-precision parameters stays float32.
+        needs the same tensors. The averages are converted to this optimizer's state_dtype, whatever the saved one: by
+        default they stay float32 for half-precision parameters. Rounding them, to nearest, warns.
 
         Args:
             strict: raise if anything does not fit. False: load what fits, and leave the rest as it is.

@@ -170,3 +170,47 @@ def round_stochastically(x: NDArray[np.float32], random: RandomBits, kind: str) 
     rounded = np.where(small, tiny, near)
     rounded = np.where((kind == "float16") & (np.abs(rounded) > 65504), np.copysign(np.inf, rounded), rounded)
     return np.where(np.isfinite(x), rounded, np.asarray(x, np.float64))
+
+
+# State in fewer bytes. bfloat16 is rounded as above. float8, for `square_avg` alone, has 6 bits of exponent, 2 of
+# fraction and no sign: 0, then steps of 2⁻⁵¹ up to 2⁻⁴⁹, then four codes to the octave up to 1.25·2¹³ (253), infinity
+# (254) and NaN (255). A number above the range is kept as the largest, so that it can decay again.
+
+_SMALLEST_NORMAL = np.float32(2.0**-49)
+
+
+def state_bits(random: RandomBits, slot: str) -> RandomBits:
+    """Return the random bits of a slot of the state, from those of the parameter; rounding takes the lowest.
+
+    The parameter's own rounding takes the lowest bits of `random`, so that the two do not go together.
+    """
+    with np.errstate(over="ignore"):
+        if slot != "square_avg":
+            random = (random ^ (random >> np.uint32(15))) * np.uint32(0x2C1B3C6D)
+            random = random ^ (random >> np.uint32(12))
+        if slot != "grad_avg":
+            random = random >> np.uint32(16) | random << np.uint32(16)
+    return random
+
+
+def to_float8(v: NDArray[np.float32], random: RandomBits) -> NDArray[np.uint8]:
+    """Return the codes of v, rounded stochastically to one of two neighbors by the lowest 21 random bits.
+
+    The probability of rounding up is the dropped fraction, to 2⁻²¹ of a code's width. Random bits of 2²⁰ round to
+    nearest. A number below zero, whose root is NaN, is NaN.
+    """
+    v = np.asarray(v, np.float32)
+    small = v < _SMALLEST_NORMAL
+    with np.errstate(invalid="ignore"):
+        pattern = np.where(small, v + _SMALLEST_NORMAL, v).view(np.uint32).astype(np.int64)
+    code = (pattern + (random & np.uint32(0x1FFFFF)).astype(np.int64) >> 21) - np.where(small, 312, 308)
+    code = np.where(v == np.inf, 254, np.minimum(code, 253))
+    return np.where(v >= 0, code, 255).astype(np.uint8)
+
+
+def from_float8(codes: NDArray[np.uint8]) -> Array:
+    """Return the numbers that the codes stand for."""
+    c = codes.astype(np.float64)
+    octave, quarter = np.floor(c / 4), c % 4
+    number = np.where(c < 4, np.ldexp(quarter, -51), np.ldexp(4 + quarter, (octave - 52).astype(np.int64)))
+    return np.where(c == 255, np.nan, np.where(c == 254, np.inf, number))

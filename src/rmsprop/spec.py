@@ -36,6 +36,9 @@ SparseMode = Literal["lazy", "dense"]
 Rounding = Literal["nearest", "stochastic"]
 """The rounding of a half-precision parameter in [9]."""
 
+StateDtype = Literal["float32", "bfloat16", "float8"]
+"""The precisions of the averages between two steps. Float32 stands for the dtype of the arithmetic."""
+
 EmaWarmup = Literal["tensorflow", "timm"]
 """The warm-ups of the decay in [10]."""
 
@@ -51,12 +54,16 @@ SPARSE_MODES: tuple[SparseMode, ...] = get_args(SparseMode)
 ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 NONFINITE: tuple[Nonfinite, ...] = get_args(Nonfinite)
 EMA_WARMUPS: tuple[EmaWarmup, ...] = get_args(EmaWarmup)
+STATE_DTYPES: tuple[StateDtype, ...] = get_args(StateDtype)
 
 SLOTS = ("square_avg", "grad_avg", "momentum_buffer", "step", "compensation", "ema")
 """The names of the state, in torch's spelling and in the order of `Bucket.slots`."""
 
 AVERAGES = tuple(name for name in SLOTS if name not in ("step", "compensation"))
 """The slots that the equation averages, in the dtype of the arithmetic."""
+
+NARROWED = ("square_avg", "grad_avg", "momentum_buffer")
+"""The slots that `state_dtype` keeps in fewer bytes. `ema` stays in the dtype of the arithmetic: it is a result."""
 
 GRADIENT_CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
 """The bounds on gradients, which apply before the equation."""

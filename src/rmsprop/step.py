@@ -21,7 +21,7 @@ from rmsprop.spec import Hyper, Rule
 from rmsprop.state import shared_memory, slots
 from rmsprop.state.averages import BufferAverages, refuse_swapped
 from rmsprop.tensors import clipping, shards
-from rmsprop.tensors.bucket import Bucket, bucket_for
+from rmsprop.tensors.bucket import Bucket, bucket_for, is_random
 from rmsprop.tensors.forked import serial_after_fork
 from rmsprop.tensors.nonfinite import Guard
 from rmsprop.tensors.params import are_lists, check_groups
@@ -250,7 +250,7 @@ class Stepper:
         return (
             self.guard is None
             and scaling(optimizer) is None
-            and not any(clipping.clips(group) or group["rounding"] != "nearest" for group in optimizer.param_groups)
+            and not any(clipping.clips(group) or is_random(group) for group in optimizer.param_groups)
             and not any(bucket.whole for *_, bucket in works)
             and all(kernels.separate(bucket, other) for *_, bucket in works for *_, other in others)
         )
@@ -312,7 +312,7 @@ class Stepper:
         bucket = bucket_for(group, [])
         if self.shared:
             shared_memory.refuse_new(group, optimizer.state)
-        more = group["ema"] is not None or group["compensation"] or group["rounding"] != "nearest"
+        more = group["ema"] is not None or group["compensation"] or is_random(group)
         state = bucket.slots
         optimizer._init_group(
             group,
@@ -362,10 +362,15 @@ def _step(
 
 def _check(filled: list[tuple[Group, Bucket]]) -> None:
     """Raise RuntimeError for edited state of any group that cannot step."""
-    odd = [part for part in filled if part[1].differentiable or not refusals.plain(part[1])]
+    odd = [part for part in filled if not _is_usual(part[1])]
     for group, bucket in odd:
         slots.check(group, bucket)
     slots.check_apart(filled, plain=not odd)
+
+
+def _is_usual(bucket: Bucket) -> bool:
+    """Return whether C accepts all tensors of a bucket. It does not know which state a `state_dtype` needs."""
+    return not bucket.differentiable and bucket.state_dtype == "float32" and refusals.plain(bucket)
 
 
 def only_makes_state(groups: list[Group]) -> bool:

@@ -21,6 +21,7 @@ from torch import nn
 
 from rmsprop import RMSprop, checkpoint, files
 from rmsprop.checkpoint import packing
+from rmsprop.spec import STATE_DTYPES
 
 safetensors_torch = pytest.importorskip(
     "safetensors.torch", reason="safetensors is not installed, and checkpoints need it"
@@ -602,10 +603,14 @@ def test_a_link_to_a_checkpoint_stays_a_link(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="lives are forked")
-@pytest.mark.parametrize(("kills", "steps"), [(1, 30), pytest.param(6, 120, marks=pytest.mark.long)])
-def test_a_killed_run_ends_as_one_that_nobody_killed(kills, steps):
+@pytest.mark.parametrize(
+    ("kills", "steps", "state_dtype"),
+    [(1, 30, "float8"), *(pytest.param(6, 120, name, marks=pytest.mark.long) for name in STATE_DTYPES)],
+)
+def test_a_killed_run_ends_as_one_that_nobody_killed(kills, steps, state_dtype):
     """A few kills at random moments; `make kill-test` makes 200."""
-    done = alone.run(TESTS / "tools" / "kill_and_resume.py", "--kills", kills, "--steps", steps)
+    tool = TESTS / "tools" / "kill_and_resume.py"
+    done = alone.run(tool, "--kills", kills, "--steps", steps, "--state-dtype", state_dtype)
     assert done.returncode == 0, done.stderr
     assert "every run ended as the undisturbed one, to the last bit" in done.stdout
 

@@ -217,6 +217,35 @@ def updates_lost():  # D7
 
 
 @trigger
+def state_rounding():
+    p = weight(20, 20, value=1.0, grad=0.1, dtype=torch.bfloat16)
+    optimizer = RMSprop([p], lr=1e-2, alpha=0.999, rounding="stochastic", backend="eager")
+    optimizer.step()
+    optimizer.state[p]["square_avg"] = optimizer.state[p]["square_avg"].bfloat16()
+    return (
+        optimizer,
+        "warning",
+        "square_avg is bfloat16 in group0.param0 and rounded to nearest, while a step changes it",
+    )
+
+
+@trigger
+def state_range():
+    p = weight(20, 20, value=1e4, grad=2e3)
+    optimizer = RMSprop([p], lr=1e-2, state_dtype="float8", backend="eager")
+    optimizer.step()
+    return optimizer, "warning", "square_avg is at float8's largest number, 10240, in 100% of the elements, worst in"
+
+
+@trigger
+def state_eps():
+    p = weight(20, 20, value=1.0, grad=1e-8)
+    optimizer = RMSprop([p], lr=1e-2, eps=1e-12, state_dtype="float8", backend="eager")
+    optimizer.step()
+    return optimizer, "warning", "and eps=1e-12 is below 4.2e-08, where it would bound them"
+
+
+@trigger
 def schedule_in_buffer():
     optimizer = RMSprop([weight(4, 4, grad=1.0)], dialect="timm", lr=1e-3, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)

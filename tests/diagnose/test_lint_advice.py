@@ -29,6 +29,7 @@ GRID = {
     "taken": [0, 0, 1, 50],
     "run": [None, 1, 2, 5, 10, 30, 99, 100, 1000, 10**6],
     "spike": [False, False, True],
+    "state_dtype": ["float32", "float32", "bfloat16", "float8"],
 }
 
 
@@ -40,6 +41,8 @@ def draw(seed):
     case["bias_correction"] &= not case["centered"]
     if case["spike"]:  # it shortens steps too
         case["dtype"] = torch.float32
+    if case["dtype"] == torch.float64 or case["centered"]:  # centered steps from fewer bytes are noise, as lint finds
+        case["state_dtype"] = "float32"
     return case
 
 
@@ -50,7 +53,8 @@ def optimizer_of(case):
     del words["run"]
     random_numbers = torch.Generator().manual_seed(0)
     p = nn.Parameter((size * torch.randn(20, 10, generator=random_numbers)).to(dtype))
-    optimizer, weights = RMSprop([p], **words), p.detach().clone()
+    backend = "auto" if case["state_dtype"] == "float32" else "eager"
+    optimizer, weights = RMSprop([p], **words, backend=backend), p.detach().clone()
     for t in range(taken + 1):
         p.grad = (g * torch.randn(20, 10, generator=random_numbers) * (1e5 if spike and t == 40 else 1)).to(dtype)
         if t < taken:
@@ -66,7 +70,8 @@ def followed(case, change):
         if settings:
             yield {**case, **settings}
         elif re.search("float(32|64)", part):
-            yield {**case, "dtype": torch.float64 if "float64" in part else torch.float32}
+            wide = {"dtype": torch.float64, "state_dtype": "float32"}
+            yield {**case, **(wide if "float64" in part else {"dtype": torch.float32})}
 
 
 @pytest.mark.parametrize("first", mostly_long(range(0, 400, 100), lambda i, _: i == 0))
@@ -81,6 +86,10 @@ def test_advice_that_is_followed_ends_the_finding_and_brings_no_other(first):
                 after = {other.name for other in optimizer_of(changed).lint(changed["run"])}
                 if finding.name == "stuck":  # a spike hides what its absence shows
                     after &= {"stuck"}
+                if finding.name == "state_range":  # v at its largest hides how far a spike went beyond it
+                    after -= {"stuck"}
+                elif case["gradient"] == 100.0:  # v at the end of the range of float8, sooner with a smaller alpha
+                    after -= {"state_range"}
                 assert after <= before - {finding.name}, (seed, str(finding), changed, after - before)
 
 

@@ -27,6 +27,7 @@ FULL = Rule(centered=True, momentum=True, nesterov=True, bias_correction=True)
 FULL_HYPER = Hyper(0.03, 0.9, 1e-3, 0.8, 0.05, max_update=1.5)
 NEEDS_NATIVE = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 HOW = pytest.mark.parametrize("how", HOWS)
+NVIDIAS = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(F32)  # the NaN that its GPUs compute
 DTYPE = pytest.mark.parametrize("dtype", KINDS, ids=KINDS.get)
 HALF = pytest.mark.parametrize("types", HALVES, ids=lambda t: f"{t[0]}-{t[1]}".replace("torch.", ""))
 
@@ -139,7 +140,7 @@ def test_every_number_is_rounded_to_a_neighbour(dtype: torch.dtype, compensated:
         between = every.view(torch.int32) + (0x5A5A if dtype == BF16 else 0x0B4B)
         tiny = torch.randn(4096) * 2.0 ** torch.linspace(-60, -14, 4096)
         wide = torch.cat([every, between.view(F32), tiny, torch.tensor([65519.9, 65520.0, 3e38, -0.0])])
-        wide[wide.isnan()] = float("nan")  # NumPy warns of the signalling ones
+        wide[wide.isnan()] = NVIDIAS  # NumPy warns of the signalling ones
         # g = −0 leaves u = −0: the parameter becomes −lr·b, and zeros keep their signs
         p, zero = -torch.zeros(len(wide), dtype=dtype), -torch.zeros(len(wide), dtype=dtype)
         bucket = bucket_of([p], [zero], [torch.ones_like(wide)], [], [wide.clone()], [torch.tensor(6.0)])
@@ -318,6 +319,11 @@ MISTAKES = [
     ("the block's own words", "offset.to(tl.uint32) + at.to(tl.uint32)", "at.to(tl.uint32)"),
     ("keys exchanged", "* 0x9E3779B1 ^ first, second)", "* 0x9E3779B1 ^ second, first)"),
     ("random sign", "u = signed & 0x7FFFFFFF", "u = signed"),
+    (
+        "NaN as a number",
+        "tl.where(x != x, 0x7FC00000, signed + (random & 0xFFFF))",
+        "signed + (random & 0xFFFF)",
+    ),
     ("subnormals as normal ones", "tl.where(exponent < 113, ", "tl.where(exponent < 0, "),
     ("infinity for the largest", "tl.minimum(normal, 0x7C00)", "normal"),
     ("remainder not added", "* (1 / scale_of_rest)", "* 0"),
@@ -325,7 +331,11 @@ MISTAKES = [
     ("float16's remainder not scaled", "2048.0 if param == tl.float16", "1.0 if param == tl.float16"),
     ("NaN as a remainder", 'tl.where(tl.abs(rest) < float("inf"), rest, 0.0)', "rest"),
     ("remainder rounded to nearest", "_at_random(rest, random, param) if stochastic else", ""),
-    ("counted while it is read", "not (bias_correction or stochastic or averaged)", "not bias_correction"),
+    (
+        "counted while it is read",
+        "not (bias_correction or stochastic or narrowed or averaged)",
+        "not bias_correction",
+    ),
     ("the step forgotten", "low + t.to(tl.uint32) * 0x9E3779B9", "low"),
 ]
 
@@ -338,6 +348,7 @@ def _caught() -> bool:
                 for rule in (FULL, Rule(momentum=True, lr_in_buffer=True)):
                     here = careful(rule, types, how, (9, 2 * BLOCK + 3))
                     here.grad[0][1] = float("inf")
+                    here.slots["momentum_buffer"][0][2] = NVIDIAS
                     here.param[1][:9], here.slots["momentum_buffer"][1][:9] = 1e-6, 0.0
                     here.param[1][9], here.slots["momentum_buffer"][1][9] = 6.5e4, -1e10
                     here.grad[1][:9] = 0.0

@@ -14,12 +14,13 @@ import torch
 from cases import mostly_long
 from cpu_parity import BF16, BOUND, EVERY, F16, F32, F64, TYPES, copied, tensors, worst
 from halves import check_written, rounded_as, twin
+from narrowed import again, identical
 from ptx_machine import COMPILER, Launcher, kept, machine, translate
+from stand_in import KERNELS, cpu_as_gpu, stepped
 from torch import Tensor, nn
 
-from rmsprop import RMSprop, kernels
-from rmsprop.kernels import Backend, cpu, native, triton
-from rmsprop.kernels.cpu import refuse_call
+from rmsprop import RMSprop
+from rmsprop.kernels import cpu, native, triton
 from rmsprop.kernels.triton_plan import DevicePlan
 from rmsprop.spec import Averaging, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
@@ -29,7 +30,6 @@ pytestmark = [
     pytest.mark.skipif(native.missing() is not None, reason=str(native.missing())),
 ]
 
-KERNELS = triton.load()
 SIZES = (0, 1, 1000, triton.BLOCK, 2 * triton.BLOCK + 5)
 FULL = Rule(centered=True, momentum=True, nesterov=True, bias_correction=True)
 FULL_HYPER = Hyper(lr=0.03, alpha=0.9, eps=1e-3, momentum=0.8, weight_decay=0.05)
@@ -44,44 +44,9 @@ def h100() -> Iterator[type[Launcher]]:
 
 
 @pytest.fixture
-def gpu(h100: type[Launcher], monkeypatch: pytest.MonkeyPatch) -> type[Launcher]:
-    """The machine, with the CPU as the device that backend="triton" takes."""
-    others = (own for own in kernels.BACKENDS if own.name != "triton")
-
-    def refuse(rule: Rule, bucket: Bucket) -> str | None:
-        return refuse_call(bucket) or triton.refuse_tensors(rule, bucket)
-
-    monkeypatch.setattr(triton, "refuse", refuse)
-    monkeypatch.setattr(kernels, "BACKENDS", (Backend("triton", refuse, triton.step), *others))
-    monkeypatch.setattr(triton, "_tables", type(triton._tables)())
-    monkeypatch.setattr(h100, "backwards", False)
-    h100.ran.clear()
-    return h100
-
-
-def again(bucket: Bucket) -> Bucket:
-    """A copy that is rounded with the same random bits, and counted in the same place."""
-    other = copied(bucket)
-    other.rounding, other.random_keys, other.capturable = bucket.rounding, list(bucket.random_keys), bucket.capturable
-    return other
-
-
-def identical(a: Bucket, b: Bucket) -> bool:
-    """Whether two buckets hold the same bits, NaN equal to NaN."""
-    pairs = [pair for values in zip(a.lists(), b.lists(), strict=True) for pair in zip(*values, strict=True)]
-    return all(torch.equal(x.isnan(), y.isnan()) and torch.equal(x.nan_to_num(9), y.nan_to_num(9)) for x, y in pairs)
-
-
-def stepped(launcher: type[Launcher], rule: Rule, hyper: Hyper, before: Bucket) -> Bucket:
-    """The step of the compiled kernel, whose threads may run in any order."""
-    found = []
-    for launcher.backwards in (True, False):
-        found.append(again(before))
-        triton.step(rule, hyper, found[-1])
-    assert identical(*found)
-    for mine, given in zip(found[0].grad, before.grad, strict=True):
-        assert torch.equal(mine.nan_to_num(), given.nan_to_num()), "the step edited a gradient"
-    return found[0]
+def gpu(h100: type[Launcher]) -> Iterator[type[Launcher]]:
+    with cpu_as_gpu(h100):
+        yield h100
 
 
 def cpus(rule: Rule, hyper: Hyper, before: Bucket) -> Bucket:

@@ -16,7 +16,8 @@ from cases import bucket_of, mostly_long
 from ptx_machine import Launcher, kept, machine, triton
 
 from rmsprop.kernels import triton as backend
-from rmsprop.spec import Averaging, Hyper, Rule
+from rmsprop.spec import Averaging, Hyper, Rule, StateDtype
+from rmsprop.tensors.bucket import slot_dtype
 
 F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
 TYPES = ((F32, F32), (BF16, F32), (BF16, BF16), (F16, F32), (F32, F64), (F64, F64), (F64, F32))
@@ -51,6 +52,7 @@ def compiled(
     rounding: tuple[bool, bool] = (False, False),
     wall: float | None = None,
     average: Averaging | None = None,
+    state_dtype: StateDtype = "float32",
 ) -> Any:
     """The kernel as a launch would have it compiled; scaled: with GradScaler's tensors and lr on the device."""
     from triton.backends.compiler import GPUTarget
@@ -58,8 +60,10 @@ def compiled(
 
     param, state = types
     one, kept = torch.ones(1, dtype=param), torch.ones(1, dtype=state)
-    bucket = bucket_of([one], [one], [kept], [], [], [torch.tensor(0.0)], capturable=scaled)
-    bucket.random_keys, bucket.slots["compensation"] = [1] * rounding[0], [one] * rounding[1]
+    square = kept.to(slot_dtype("square_avg", param, state_dtype) if state_dtype != "float32" else state)
+    words = dict(capturable=scaled, state_dtype=state_dtype)
+    bucket = bucket_of([one], [one], [square], [], [], [torch.tensor(0.0)], **words)
+    bucket.rounding, bucket.slots["compensation"] = "stochastic" if rounding[0] else "nearest", [one] * rounding[1]
     bucket.slots["ema"] = [kept] * (average is not None)
     kernel = KERNELS.advance
     work = backend.Work(rule, bucket)
@@ -164,6 +168,30 @@ def test_an_average_is_one_more_read_and_write(types: tuple, scaled: bool) -> No
     assert wide[1] == wide[0] + more
 
 
+@pytest.mark.parametrize(
+    ("dtype", "state_dtype"),
+    mostly_long(product([F32, BF16, F16], ["bfloat16", "float8"]), lambda i, _: i == 1, unpack=True),
+    ids=str,
+)
+def test_state_of_fewer_bytes_is_read_beside_its_parameter(dtype: torch.dtype, state_dtype: StateDtype) -> None:
+    """As many elements at once as 16 bytes of the parameter have; a thread has half as many, and exchanges none."""
+    built = compiled((dtype, F32), RULES["centered"], 90, state_dtype=state_dtype)
+    assert built.metadata.shared == 0
+    assert built.metadata.num_warps == 2 * backend.WARPS
+    found = operations(built.asm["ptx"])
+    assert not [name for name in found if "shared" in name or "local" in name or name.startswith("bar")]
+    square = slot_dtype("square_avg", dtype, state_dtype)
+    loads, stores, vector = Counter(), Counter(), 16 // dtype.itemsize
+    for kind, read, written in ((dtype, 2, 1), (square, 1, 1), (BF16, 2, 2)):
+        width = {16: ".v4.b32", 8: ".v2.b32", 4: ".b32"}[vector * kind.itemsize]
+        loads[width] += read * THREAD // 2 // vector
+        stores[width] += written * THREAD // 2 // vector
+    for way, counts in (("ld.global", loads), ("st.global", stores)):
+        wide = {width: n for width, n in counts.items() if width.startswith(".v")}
+        assert {width: found[way + width] for width in wide} == wide
+        assert all(found[way + width] >= n for width, n in counts.items())
+
+
 @pytest.mark.long
 def test_what_is_off_costs_nothing() -> None:
     """Without bound, random bits and remainder the code has no instruction of theirs; each of them adds its own."""
@@ -203,26 +231,43 @@ def test_rounding_is_ieee(types: tuple) -> None:
         assert inexact <= libdevice
 
 
+def resources(built: Any, folder: Path) -> dict[str, int]:
+    """The registers of a thread, and the bytes of its stack and local memory."""
+    binary = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    tool = str(binary) if binary.exists() else shutil.which("cuobjdump")
+    if tool is None:
+        pytest.skip("this triton brings no cuobjdump")
+    path = folder / "kernel.cubin"
+    path.write_bytes(built.asm["cubin"])
+    usage = subprocess.run([tool, "-res-usage", str(path)], check=True, capture_output=True, text=True).stdout
+    return {name: int(count) for name, count in re.findall(r"(REG|STACK|LOCAL):(\d+)", usage)}
+
+
 @pytest.mark.parametrize("rule", mostly_long(RULES, lambda _, rule: rule == "plain"))
 def test_registers_suffice(rule: str, tmp_path: Path) -> None:
     """Nothing spills, and 16 warps fit a multiprocessor, but for the rule that has everything.
 
     With random bits, remainder and bound they fit too, and at most four numbers spill.
     """
-    binary = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    tool = str(binary) if binary.exists() else shutil.which("cuobjdump")
-    if tool is None:
-        pytest.skip("this triton brings no cuobjdump")
     for types in TYPES[:3]:
-        path = tmp_path / "kernel.cubin"
         for how in ((False, False), *([(True, True)] if types[0] == BF16 else [])):
             built = compiled(types, RULES[rule], 90, scaled=rule == "full", capped=any(how), rounding=how)
-            path.write_bytes(built.asm["cubin"])
-            usage = subprocess.run([tool, "-res-usage", str(path)], check=True, capture_output=True, text=True).stdout
-            words = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", usage))
-            assert int(words["LOCAL"]) == 0
-            assert int(words["STACK"]) <= (16 if any(how) else 0), (types, how, words)
-            assert int(words["REG"]) <= (168 if rule == "full" and not any(how) else 128), (types, how, words)
+            words = resources(built, tmp_path)
+            assert words["LOCAL"] == 0
+            assert words["STACK"] <= (16 if any(how) else 0), (types, how, words)
+            assert words["REG"] <= (168 if rule == "full" and not any(how) else 128), (types, how, words)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("state_dtype", ["bfloat16", "float8"])
+def test_registers_suffice_for_state_of_fewer_bytes(state_dtype: StateDtype, tmp_path: Path) -> None:
+    """Nothing spills, and a block of 16 warps fits a multiprocessor, also with random bits, remainder and bound."""
+    for rule, dtype, how in product(RULES, (F32, BF16), ((False, False), (True, True))):
+        if dtype == BF16 or not any(how):
+            words = dict(scaled=rule == "full", capped=any(how), rounding=how, state_dtype=state_dtype)
+            found = resources(compiled((dtype, F32), RULES[rule], 90, **words), tmp_path)
+            assert (found["LOCAL"], found["STACK"]) == (0, 0), (rule, dtype, how, found)
+            assert found["REG"] <= 128, (rule, dtype, how, found)
 
 
 @pytest.fixture
@@ -250,7 +295,8 @@ def test_a_launch_compiles_to_the_same(
     """What `launch` hands to Triton, from Python's numbers and tensors, is what these tests compile and look at."""
     one = torch.ones(5, dtype=dtype)
     bucket = bucket_of([one], [one], [one], [one], [one], [torch.tensor(0.0)], capturable=scaled)
-    bucket.random_keys, bucket.slots["compensation"] = [(1 << 64) - 1] * how[0], [one] * how[1]
+    bucket.rounding, bucket.slots["compensation"] = "stochastic" if how[0] else "nearest", [one] * how[1]
+    bucket.random_keys = [(1 << 64) - 1] * how[0]
     rule = RULES["full"]
     table = backend.Table((5,), torch.device("cpu"))
     table.update(bucket)

@@ -46,6 +46,9 @@ CASES = {
     "cycled": (dict(momentum=0.9, nesterov=True, weight_decay=0.1), ("lr", "momentum", "weight_decay"), (), False),
     "max_update": (dict(max_update=1.0, centered=True, bias_correction=True), ("lr", "alpha"), (), False),
     "stochastic": (dict(rounding="stochastic", compensation=True), ("lr",), (), False),
+    "two bytes": (dict(state_dtype="bfloat16", momentum=0.9), ("lr",), (), False),
+    "one byte": (dict(state_dtype="float8", nonfinite="skip"), ("lr",), (3,), False),
+    "one byte, amp": (dict(state_dtype="float8", amp_in_step=True, capturable=True), ("lr",), (3,), True),
     "keras3": (dict(dialect="keras3"), ("lr",), (), False),
 }
 

@@ -512,9 +512,10 @@ def test_the_page_is_fresh_and_runs():
 
 
 def test_a_recipe_takes_how_half_precision_is_kept_and_what_guards_it():
-    """rounding, compensation, seed and nonfinite are no change of a recipe; max_update is one, and is noted."""
+    """rounding, state_dtype, seed and nonfinite are no change of a recipe; max_update is one, and is noted."""
     weight = torch.nn.Parameter(torch.ones(2, dtype=torch.bfloat16))
     words = dict(rounding="stochastic", compensation=True, seed=3, nonfinite="skip", nonfinite_limit=5)
+    words["state_dtype"] = "float8"
     optimizer = RMSprop.recipe("dpo", [weight], lr=1e-6, max_update=3.0, **words)
     group = optimizer.param_groups[0]
     assert (group["rounding"], group["compensation"], group["seed"], group["max_update"]) == (
@@ -523,8 +524,10 @@ def test_a_recipe_takes_how_half_precision_is_kept_and_what_guards_it():
         3,
         3.0,
     )
+    assert group["state_dtype"] == "float8"
     assert "max_update=3.0" in group["recipe"]
     assert "rounding" not in group["recipe"]
+    assert "state_dtype" not in group["recipe"]
     assert "nonfinite='skip'" in repr(optimizer)
 
 

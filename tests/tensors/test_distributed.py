@@ -17,6 +17,7 @@ one process; L: test_defects_loading.py):
 - State dicts in all modes on uneven shards, frozen parameters, empty groups, several dtypes: every_mode; on another
   number of processes: resharded.
 - float32 state of bfloat16 parameters stays float32: fsdp2_half_precision, every_mode, own_state_dicts.
+- State of one byte or two keeps its codes on another number of processes, and torch's casts are found: narrow_*.
 - load_state_dict(state_dict()) of a fresh optimizer works: own_state_dicts.
 - Norms over shards are norms of the whole: clipped_by_norm; refused where they cannot be: norms_that_cannot_be_seen.
 - Shards and state may be replaced between steps, by load_state_dict(assign=True) or a hook: what_moved_is_seen.
@@ -27,16 +28,18 @@ import pytest
 
 pytest.importorskip("torch.distributed.fsdp", reason="this torch is built without torch.distributed")
 
-import distributed_state
+import distributed_narrow
 import processes
 
 # Quick ones that between them shard, mix, clip, round, skip, save and load; `make test` runs these on 2 processes.
 QUICK = [
     "fsdp2", "mixed_group", "guard_fsdp2", "guard_raise_fsdp2", "half_rounded_fsdp2", "clipped_by_norm",
     "norms_that_cannot_be_seen", "own_state_dicts", "state_put_there_before", "autograd_sees_the_step",
+    "narrow_fsdp2", "narrow_state_dicts", "narrow_cast_by_dcp",
 ]  # fmt: skip
-REST = [name for name in distributed_state.CASES[2] if name not in QUICK]
-ALL = list(distributed_state.CASES[4])
+REST = [name for name in distributed_narrow.CASES[2] if name not in QUICK]
+THREE = list(distributed_narrow.CASES[3])
+ALL = list(distributed_narrow.CASES[4])
 
 
 @pytest.mark.parametrize(
@@ -44,10 +47,11 @@ ALL = list(distributed_state.CASES[4])
     [
         pytest.param(2, QUICK, id="2-quick"),
         pytest.param(2, REST, id="2-rest", marks=pytest.mark.long),
+        pytest.param(3, THREE, id="3-all", marks=pytest.mark.long),
         pytest.param(4, ALL, id="4-all", marks=pytest.mark.long),
     ],
 )
 def test_on_several_processes(world, names, tmp_path):
-    """Each case of distributed_cases.py and distributed_state.py, in its words; processes start once for many."""
-    said = processes.outcomes("distributed_state", world, tmp_path, names)
+    """Each case of the three modules distributed_*.py, in its words; processes start once for many."""
+    said = processes.outcomes("distributed_narrow", world, tmp_path, names)
     assert {name: text for name, text in said.items() if text} == {}

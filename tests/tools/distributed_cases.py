@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rmsprop import RMSprop
 from rmsprop.in_backward import step_in_backward
 
-CASES: dict[int, dict[str, Callable[[Here], None]]] = {2: {}, 4: {}}
+CASES: dict[int, dict[str, Callable[[Here], None]]] = {2: {}, 3: {}, 4: {}}
 
 # Every slot, and numbers at which a wrong one shows.
 EVERYTHING = dict(lr=0.01, alpha=0.9, momentum=0.9, centered=True, weight_decay=0.02, bias_correction=True, eps=1e-3)

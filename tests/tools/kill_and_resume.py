@@ -5,6 +5,7 @@ Each life is a process of its own that reads the checkpoint if there is one, tra
 ended by SIGKILL, wherever it is: in a step, in a save, in a load. Two lives at a time train one run and save to one
 path, and two readers load from it without end: every load must be whole, of one save. A life that reaches its end
 must have the weights, and the optimizer's state, of the undisturbed run to the last bit; then the next run begins.
+With `--state-dtype float8` the state is one byte, rounded by random bits that a resumed run must draw again.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 
 from rmsprop import RMSprop, checkpoint
+from rmsprop.spec import STATE_DTYPES
 
 EVERY = 3  # steps from a save to the next
 WRITERS, READERS = 2, 2
@@ -33,7 +35,7 @@ LAST = 600.0  # of the last ones, which are not to be killed
 PHASES = ("start", "load", "step", "save")
 
 
-def train(path: Path, end: Path, steps: int, saves: bool, phase: mmap.mmap) -> None:
+def train(path: Path, end: Path, steps: int, saves: bool, phase: mmap.mmap, state_dtype: str) -> None:
     """Train to the end from where the checkpoint is, on data, dropout and noise from the random generators."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -41,7 +43,7 @@ def train(path: Path, end: Path, steps: int, saves: bool, phase: mmap.mmap) -> N
     named = list(model.named_parameters())
     groups = [{"params": named[:1], "lr": 0.002}, {"params": named[1:], "weight_decay": 0.01}]
     settings = dict(momentum=0.9, centered=True, clip_global_norm=0.5, ema=0.95, ema_warmup="tensorflow")
-    optimizer = RMSprop(groups, lr=0.001, **settings)
+    optimizer = RMSprop(groups, lr=0.001, state_dtype=state_dtype, **settings)
     optimizer.average_buffers(model)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, [0.01, 0.005], total_steps=steps + 1)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=7)
@@ -99,10 +101,18 @@ class Life:
         killed: the phase in which it was killed, once it has ended; None if it came to its end.
     """
 
-    def __init__(self, path: Path, end: Path, steps: int, saves: bool = True, seconds: float = math.inf) -> None:
+    def __init__(
+        self,
+        path: Path,
+        end: Path,
+        steps: int,
+        saves: bool = True,
+        seconds: float = math.inf,
+        state_dtype: str = "float32",
+    ) -> None:
         self.phase = mmap.mmap(-1, 1)
         self.ends = time.perf_counter() + seconds
-        self.child = fork(lambda: train(path, end, steps, saves, self.phase))
+        self.child = fork(lambda: train(path, end, steps, saves, self.phase, state_dtype))
         self.killed: str | None = None
 
     def ended(self) -> bool:
@@ -172,6 +182,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--steps", type=int, default=120, help="of a run")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--state-dtype", choices=STATE_DTYPES, default="float32")
     asked = parser.parse_args(argv)
     draw = random.Random(asked.seed)
     killed, runs = Counter[str](), 0
@@ -180,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         undisturbed = folder / "undisturbed"
-        Life(folder / "none", undisturbed, asked.steps, saves=False).ended()
+        Life(folder / "none", undisturbed, asked.steps, saves=False, state_dtype=asked.state_dtype).ended()
         longest = max(LONGEST, (time.perf_counter() - begun) / 2)  # on a busy machine a life takes longer
         readers = [Reader(folder) for _ in range(READERS)]
         try:
@@ -200,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
                         if end in lives:
                             killed[str(lives[end].killed)] += 1
                         limit = draw.uniform(0, longest) if killed.total() < asked.kills else LAST
-                        lives[end] = Life(path, end, asked.steps, seconds=limit)
+                        lives[end] = Life(path, end, asked.steps, seconds=limit, state_dtype=asked.state_dtype)
                     time.sleep(0.001)
                 for end in ends:
                     if not same(end, undisturbed):

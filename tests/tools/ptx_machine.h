@@ -91,6 +91,9 @@ template <class T> T op_shl(T x, uint32_t n) { return n < 8 * sizeof(T) ? T(x <<
 template <class T> T op_shr(T x, uint32_t n) {
   return n < 8 * sizeof(T) ? T(x >> n) : std::is_signed_v<T> && x < 0 ? T(-1) : T(0);
 }
+inline uint32_t op_shf_l_wrap(uint32_t low, uint32_t high, uint32_t n) {
+  return uint32_t(((uint64_t(high) << 32 | low) << (n & 31)) >> 32);
+}
 inline uint32_t op_bfe(uint32_t x, uint32_t from, uint32_t count) { return x >> from & ((1ull << count) - 1); }
 inline uint32_t op_prmt(uint32_t a, uint32_t b, uint32_t chosen) {
   uint64_t bytes = uint64_t(b) << 32 | a;

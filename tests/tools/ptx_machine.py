@@ -37,7 +37,7 @@ COMPILER = shutil.which("g++") or shutil.which("clang++")
 PRELUDE = Path(__file__).with_name("ptx_machine.h")
 
 CTYPE = {
-    **{f"{kind}{bits}": f"{'int' if kind == 's' else 'uint'}{bits}_t" for kind in "bus" for bits in (16, 32, 64)},
+    **{f"{kind}{bits}": f"{'int' if kind == 's' else 'uint'}{bits}_t" for kind in "bus" for bits in (8, 16, 32, 64)},
     "pred": "bool",
     "f32": "float",
     "f64": "double",
@@ -140,7 +140,7 @@ def _operation(op: list[str], args: list[str], parameters: list[str]) -> str:
         return f"put({_name(args[0])}, {values[0]});"
     if name in INFIX and not said:
         return f"put({_name(args[0])}, {values[0]} {INFIX[name]} {values[1]});"
-    if not said or (name, *said) in (("abs", "ftz"), ("rcp", "approx", "ftz")):
+    if not said or (name, *said) in (("abs", "ftz"), ("rcp", "approx", "ftz"), ("shf", "l", "wrap")):
         amounts = [f"uint32_t({_name(x)})" for x in args[2:]] if name in ("shl", "shr", "bfe", "prmt") else values[1:]
         return f"put({_name(args[0])}, op_{'_'.join([name, *said])}({', '.join([values[0], *amounts])}));"
     raise NotImplementedError(f"PTX: {'.'.join(op)} {', '.join(args)}")
@@ -149,6 +149,8 @@ def _operation(op: list[str], args: list[str], parameters: list[str]) -> str:
 def _compared(compare: str, form: str, args: list[str], named: bool = True) -> str:
     """A comparison; one that ends with u is true for NaN too."""
     a, b = (form.format(_name(x) if named else x) for x in args)
+    if compare in ("nan", "num"):
+        return f"({a} != {a} || {b} != {b})" if compare == "nan" else f"({a} == {a} && {b} == {b})"
     if compare in COMPARED:
         # != of PTX is false for NaN
         return f"({a} {COMPARED[compare]} {b}" + (f" && {a} == {a} && {b} == {b})" if compare == "ne" else ")")

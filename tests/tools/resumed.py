@@ -53,6 +53,12 @@ CASES: dict[str, Case] = {
     "rounded-and-scaled": Case({**FULL, "rounding": "stochastic"}, dtype=torch.bfloat16, scaled=True),
     "scaled": Case(FULL, {"lr": 0.1}, scaled=True),
     "scaled-in-step": Case({**FULL, "capturable": True, "amp_in_step": True}, scaled=True),
+    "two-bytes": Case({**FULL, "state_dtype": "bfloat16", "seed": 5}, {"lr": 0.002, "state_dtype": "float32"}),
+    "one-byte": Case({"state_dtype": "float8", "momentum": 0.9}, {"state_dtype": "bfloat16"}, scaled=True),
+    "one-byte-rounded": Case(
+        {"state_dtype": "float8", "rounding": "stochastic", "compensation": True, "capturable": True},
+        dtype=torch.bfloat16,
+    ),
     "sequential": Case(
         FULL,
         None,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rmsprop import dialects
 from rmsprop.conversion import averages, pairing
 from rmsprop.conversion import layout as layouts
@@ -126,7 +128,13 @@ def _check(checkpoint: Checkpoint, path: Path) -> None:
             raise Unreadable(
                 f"{path.name}: the state of {shown(name)} holds {', '.join(slots)} and no average of squares"
             )
-        shapes = {value.shape for slot, value in slots.items() if states[slot] != "step"}
+        own = {slot: value for slot, value in slots.items() if states[slot] != "step"}
+        coded = next((slot for slot, value in own.items() if value.dtype == np.uint8), None)
+        if coded is not None:
+            raise Unreadable(
+                f"{path.name}: {coded} of {shown(name)} is uint8, codes whose numbers the file does not show"
+            )
+        shapes = {value.shape for value in own.values()}
         shapes |= {checkpoint.params[name].shape} if name in checkpoint.params else set()
         if len(shapes) > 1:
             raise Unreadable(

@@ -71,7 +71,8 @@ def convert(
         target: a dialect's name or such a mapping. Momentum and centering default to what the state has.
         lr: the learning rate of the next step, or one for each parameter; needed where the units of momentum change.
         step: the number of steps taken, where the state has no counter and the target needs one.
-    Returns: the state, as arrays of the type and dtype given, and a report.
+    Returns: the state, as arrays of the type and dtype given, or of float32 for that of state_dtype="float8", and a
+        report.
     Raises: ValueError or TypeError for what is missing or does not fit.
 
     >>> import numpy as np
@@ -145,9 +146,28 @@ def _one(
         raise ValueError(
             f"{start.name} has no state {', '.join(map(repr, unknown[:5]))}; its state is {', '.join(start.states)}"
         )
-    state = {states[name]: value for name, value in slots.items() if value is not None}
+    state = _numbers({states[name]: value for name, value in slots.items() if value is not None}, start)
     begin, end = _side(start, arguments, set(state)), _side(*_row_and_arguments(target), set(state), target=True)
     return between(state, begin, end, lr, step, report)
+
+
+def _numbers(state: Slots, start: Dialect) -> Slots:
+    """Return the state, in float32 if its `square_avg` holds the codes of float8.
+
+    Raises: ValueError for the codes of a quantization other than ours.
+    """
+    v = state.get("square_avg")
+    coded = v is not None and str(v.dtype).removeprefix("torch.") == "uint8"
+    if coded and start.name == "bitsandbytes":
+        raise ValueError(
+            "state1 is uint8, codes whose numbers depend on qmap1 and absmax1; give the numbers, or convert the "
+            "checkpoint file with `rmsprop convert`, which reads these tables"
+        )
+    if not coded:
+        return state
+    from rmsprop.state.precision import decoded, to_full_precision
+
+    return to_full_precision(state) if hasattr(v, "detach") else {**state, "square_avg": decoded(v)}
 
 
 def between(

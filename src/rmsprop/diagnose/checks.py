@@ -8,6 +8,7 @@ import torch
 
 from rmsprop import analysis
 from rmsprop.diagnose.facts import Facts
+from rmsprop.diagnose.precision import state_eps, state_range, state_rounding
 from rmsprop.diagnose.readings import STUCK, Reading
 from rmsprop.diagnose.usage import (
     Found,
@@ -339,11 +340,15 @@ def _stuck(f: Facts) -> Found:
 def _centered_cancels(f: Facts) -> Found:
     share = f.share("cancelled", "touched")
     if f.rule.centered and f.oldest > 1 and share > CANCELLING:
+        kept = f.group.get("state_dtype", "float32")
+        why = "their gradient hardly varies"
+        if kept != "float32":
+            why = f"state_dtype={kept!r} keeps v too coarsely for how little their gradient varies"
         yield (
             "warning",
-            f"v − m² is rounding noise in {share:.0%} of the elements: their gradient hardly varies, so a step is up "
-            f"to {f.lr * analysis.most(f.rule, f.hyper):.3g} times the gradient",
-            "Use centered=False",
+            f"v − m² is rounding noise in {share:.0%} of the elements: {why}, so a step is up to "
+            f"{f.lr * analysis.most(f.rule, f.hyper):.3g} times the gradient",
+            "Use centered=False" + (" or state_dtype='float32'" if kept != "float32" else ""),
         )
 
 
@@ -392,6 +397,9 @@ CHECKS: Mapping[str, Callable[[Facts], Found]] = {
     "zero_grad": zero_grad,
     "momentum_switched": momentum_switched,
     "updates_lost": _updates_lost,
+    "state_rounding": state_rounding,
+    "state_range": state_range,
+    "state_eps": state_eps,
     "schedule_in_buffer": _schedule_in_buffer,
     "stuck": _stuck,
     "centered_cancels": _centered_cancels,

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from rmsprop.analysis import denominator
 from rmsprop.tensors import shards
+from rmsprop.tensors.float8 import widened
 from rmsprop.tensors.forked import serial_after_fork
 from rmsprop.tensors.names import names
 
@@ -123,7 +124,7 @@ def _real(tensor: Tensor) -> Tensor:
     tensor = shards.shard(tensor.detach())
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
-    return tensor if tensor.dtype == torch.float64 else tensor.float()
+    return tensor if tensor.dtype == torch.float64 else widened(tensor, torch.float32)
 
 
 def _quantiles(values: Tensor, at: tuple[float, ...]) -> list[float]:

@@ -13,9 +13,9 @@ from rmsprop import analysis, kernels, settings
 from rmsprop.diagnose.usage import counted, detour, detours
 from rmsprop.dialects import DIALECTS, SWITCHES, find_dialect
 from rmsprop.printing import printable, shown
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import NARROWED, Hyper, Rule, StateDtype
 from rmsprop.tensors import clipping, shards
-from rmsprop.tensors.bucket import arithmetic_dtype, bucket_for, is_half, kind, state_names
+from rmsprop.tensors.bucket import bucket_for, is_half, kind, slot_dtype, state_names
 from rmsprop.tensors.nonfinite import Guard
 
 Groups = Sequence[Mapping[str, Any]]
@@ -106,7 +106,7 @@ def _value(value: Any) -> str:
 def equation(group: Mapping[str, Any]) -> list[str]:
     """Return the lines of the equation with the group's numbers, and its clipping and rounding."""
     rule, hyper = settings.read(group)
-    return [*rule.equation(hyper), *clipping.describe(group), *_rounding(group)]
+    return [*rule.equation(hyper), *clipping.describe(group), *_rounding(group), *_narrowing(group, rule)]
 
 
 def _rounding(group: Mapping[str, Any]) -> Iterator[str]:
@@ -118,6 +118,17 @@ def _rounding(group: Mapping[str, Any]) -> Iterator[str]:
         yield f"half precision: `compensation` keeps what rounding drops in [9] and adds it back{rest}"
     elif stochastic:
         yield f"half precision: [9] is rounded {how}"
+
+
+def _narrowing(group: Mapping[str, Any], rule: Rule) -> Iterator[str]:
+    """Yield the precision of the averages between steps, unless it is that of the arithmetic."""
+    if group["state_dtype"] == "float32":
+        return
+    slots = [name for name in rule.slots() if name in NARROWED]
+    coded = slots[:1] if group["state_dtype"] == "float8" else []
+    parts = [("float8", coded), ("bfloat16", [name for name in slots if name not in coded])]
+    listed = ", ".join(f"{' and '.join(own)} in {dtype}" for dtype, own in parts if own)
+    yield f"between steps: {listed}, rounded stochastically (seed {group['seed']})"
 
 
 def meaning(rule: Rule, hyper: Hyper) -> list[str]:
@@ -208,7 +219,7 @@ def _state(group: Mapping[str, Any], rule: Rule, state: State) -> str:
     """Return the bytes of a group's state in a sentence, with missing slots as the next step makes them."""
     names = [name for name in state_names(rule, group, half=True) if name != "step"]
     per = {
-        sum(_size(name, state.get(p, {}).get(name), p) for name in names)
+        sum(_size(name, state.get(p, {}).get(name), p, group["state_dtype"]) for name in names)
         for p in group["params"]
         if not torch.nn.parameter.is_lazy(p)
     }
@@ -220,7 +231,7 @@ def _state(group: Mapping[str, Any], rule: Rule, state: State) -> str:
         made += "square_avg" in slots
         count = shards.shard(p).numel()
         elements += count
-        total += sum(count * _size(name, slots.get(name), p) for name in names)
+        total += sum(count * _size(name, slots.get(name), p, group["state_dtype"]) for name in names)
     each = " or ".join(f"{size:g}" for size in sorted(per)) or "0"
     of = counted(len(group["params"]), "tensor has", "tensors have")
     when = "" if made == len(group["params"]) else f"; {made} of {of} state so far"
@@ -230,10 +241,10 @@ def _state(group: Mapping[str, Any], rule: Rule, state: State) -> str:
     )
 
 
-def _size(name: str, slot: Any, param: Tensor) -> int:
+def _size(name: str, slot: Any, param: Tensor, state_dtype: StateDtype) -> int:
     """Return the bytes of an element of a slot, or of the slot that the next step would make."""
     if isinstance(slot, Tensor):
         return slot.element_size()
     if name == "compensation":
         return param.element_size() if is_half(param.dtype) else 0
-    return torch.empty(0, dtype=arithmetic_dtype(param.dtype), device="meta").element_size()
+    return slot_dtype(name, param.dtype, state_dtype).itemsize

@@ -17,6 +17,7 @@ from rmsprop.analysis import denominator
 from rmsprop.printing import printable
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors import shards
+from rmsprop.tensors.float8 import LARGEST, SMALLEST_NORMAL, widened
 from rmsprop.tensors.forked import serial_after_fork
 from rmsprop.tensors.names import names
 
@@ -24,6 +25,10 @@ PART = 1 << 18  # elements: a megabyte of each of some twenty temporaries
 SAMPLE = 1 << 14
 STUCK = 100.0  # an element is stuck where √w is this many times its present gradient
 CANCELLED = 1e-5  # a centered variance below this share of v is rounding noise
+# With v in fewer bytes: its spacing.
+_CANCELLED = {torch.bfloat16: 2.0**-7, torch.uint8: 0.25}
+# An average that no gradient has met exceeds αᵗ·v₀ by less than this factor: stochastic rounding adds up.
+_SLACK = {torch.bfloat16: 1.1, torch.uint8: 4.0}
 DECADES = 40  # powers of ten from 1 down to float32's smallest number
 
 
@@ -34,6 +39,7 @@ class Reading:
     Attributes:
         elements: how many numbers this process holds of the parameter.
         steps: the number of steps it has taken; 0 without state.
+        state_dtype: the dtype of its square_avg, uint8 for the codes of float8. None without state.
         has_grad: whether it has a gradient now.
         is_lazy: whether averages of rows without a gradient wait.
         sums: the sums over its elements that `_sums` lists.
@@ -50,6 +56,7 @@ class Reading:
     has_grad: bool
     has_state: bool
     has_buffer: bool
+    state_dtype: torch.dtype | None
     is_lazy: bool
     requires_grad: bool
     sums: Mapping[str, float]
@@ -97,6 +104,7 @@ def take_readings(groups: Sequence[Mapping[str, Any]], state: Mapping[Any, Mappi
                 "has_grad": p.grad is not None,
                 "has_state": "square_avg" in slots,
                 "has_buffer": "momentum_buffer" in slots,
+                "state_dtype": getattr(slots.get("square_avg"), "dtype", None),
                 "is_lazy": group["sparse"] == "lazy" and p.grad is not None and p.grad.is_sparse,
                 "requires_grad": p.requires_grad,
             }
@@ -152,7 +160,8 @@ def _numbers(
     total: dict[str, Tensor] = {}
     for begin in range(0, max(flat["p"].numel(), 1), PART):
         part = {name: _wide(x[begin : begin + PART]) for name, x in flat.items()}
-        sums = {name: x.to(wide) for name, x in _sums(rule, hyper, peak, part, p.dtype, t).items()}
+        kept = getattr(flat.get("square_avg"), "dtype", None)
+        sums = {name: x.to(wide) for name, x in _sums(rule, hyper, peak, part, p.dtype, kept, t).items()}
         total = {name: total[name] + x for name, x in sums.items()} if total else sums
     if sparse is not None:  # its zeros are not stored
         total["with_grad"] = total["touched_with_grad"] = torch.count_nonzero(sparse).to(wide)
@@ -169,7 +178,7 @@ def _flat(x: Tensor) -> Tensor:
 
 
 def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype == torch.float64 else widened(x, torch.float32)
 
 
 def _bounded(number: float) -> float:
@@ -178,9 +187,19 @@ def _bounded(number: float) -> float:
 
 
 def _sums(
-    rule: Rule, hyper: Hyper, peak: float, part: Mapping[str, Tensor], dtype: torch.dtype, t: int
+    rule: Rule,
+    hyper: Hyper,
+    peak: float,
+    part: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    kept: torch.dtype | None,
+    t: int,
 ) -> dict[str, Tensor]:
-    """Return what is summed over one part of a parameter. A new reading is one entry of the dict at the end."""
+    """Return what is summed over one part of a parameter. A new reading is one entry of the dict at the end.
+
+    Args:
+        dtype, kept: the dtypes of the parameter and of its square_avg.
+    """
     p, g = part["p"], part.get("g")
     zero = torch.zeros((), dtype=p.dtype, device=p.device)
     nowhere, everywhere = torch.zeros_like(p, dtype=torch.bool), torch.ones_like(p, dtype=torch.bool)
@@ -202,17 +221,22 @@ def _sums(
     if v is not None and not (rule.centered and m is None):
         c = 1 - alpha**t if rule.bias_correction else 1.0  # [4]
         left = _bounded(alpha**t * rule.square_avg_init)
-        touched = v > (1.01 * left + (1e-37 if rule.square_avg_init else 0.0))  # below, float32 rounds coarsely
+        slack = _SLACK.get(kept, 1.01)  # type: ignore[arg-type]
+        touched = v > (slack * left + (1e-37 if rule.square_avg_init else 0.0))  # below, float32 rounds coarsely
         w = v / c
         if rule.centered and m is not None:
             w = (w - (m / c).square()).clamp(min=0)  # [5]
-            cancelled = touched & (w < CANCELLED * v / c) & stepped
+            cancelled = touched & (w < _CANCELLED.get(kept, CANCELLED) * v / c) & stepped  # type: ignore[arg-type]
         root = w.sqrt()
         below_eps = ((w if inside else root) < eps) & ~cancelled
         d = denominator(rule.eps_mode, eps, w)  # [6]
         u = None if h is None else torch.where((h == 0) & (d == 0), 0.0, h / d)  # [7]
     move = _move(rule, hyper, u, b, stepped, lr)
     present = nowhere if g is None else g != 0
+    coded, at_bottom, at_top = nowhere, nowhere, nowhere
+    if kept == torch.uint8 and stepped and v is not None:
+        coded = (v > 0) | present
+        at_bottom, at_top = coded & (v < SMALLEST_NORMAL), (v >= LARGEST) & v.isfinite()
     stuck = nowhere
     if h is not None and stepped:
         stuck = touched & (h != 0) & (root > STUCK * h.abs())
@@ -250,6 +274,11 @@ def _sums(
         "stuck": count(stuck),
         "stuck_roots": torch.where(stuck, root, 0.0).sum(),
         "stuck_grads": zero if h is None else torch.where(stuck, h.abs(), 0.0).sum(),
+        # Elements whose square_avg is kept in float8 and not 0 for want of a gradient; those of them with the
+        # smallest codes, 0 to 3, and with the largest number.
+        "coded": count(coded),
+        "at_bottom": count(at_bottom),
+        "at_top": count(at_top),
         # Touched elements whose variance v − m² is rounding noise.
         "cancelled": count(cancelled),
         # Elements that would move, and those of them whose steady step rounds away in their dtype and in float32.

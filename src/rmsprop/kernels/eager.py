@@ -10,9 +10,10 @@ from torch import Tensor
 
 from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
-from rmsprop.spec import Hyper, Rule
+from rmsprop.spec import NARROWED, Hyper, Rule
 from rmsprop.tensors.averaging import finish
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
+from rmsprop.tensors.float8 import widened
 
 Lists = list[Tensor]
 
@@ -146,13 +147,14 @@ _ONE = Ops(*(getattr(Tensor, name) for name in Ops._fields))
 def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     """Compute the nine lines in place, with as few temporaries as torch's own optimizer."""
     dtype = arithmetic_dtype(part.param[0].dtype)
-    averages = [part.slots[name] for name in ("square_avg", "grad_avg", "momentum_buffer")]
-    widened = [_widened(values, dtype) for values in (part.param, part.grad, *averages)]
+    averages = [part.slots[name] for name in NARROWED]
+    wide = [_widened(values, dtype) for values in (part.param, part.grad, *averages)]
+    random = [rounding.bits_of(part, i) for i in range(len(part.random_keys))]
     if part.slots["compensation"]:
-        widened[0] = [rounding.whole(p, c) for p, c in zip(part.param, part.slots["compensation"], strict=True)]
+        wide[0] = [rounding.whole(p, c) for p, c in zip(part.param, part.slots["compensation"], strict=True)]
     one = len(part.param) == 1
     do = _ONE if one else _LISTS
-    p, g, v, m, b = ((values[0] if one and values else values) for values in widened)
+    p, g, v, m, b = ((values[0] if one and values else values) for values in wide)
     alpha, eps, mu = hyper.alpha, _held(hyper.eps, dtype), hyper.momentum
     lr = _held(_learning_rate(hyper.lr, part.capturable or torch.compiler.is_compiling()), dtype)
     wd = _held(replace(hyper, lr=lr).shrinkage(rule), dtype)
@@ -218,9 +220,9 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
             do.add_(p, b, alpha=-out * mu)
         else:
             do.add_(p, b, alpha=-out)
-    for into, worked in zip(averages, widened[2:], strict=True):
-        _narrow(into, worked)
-    _write(part, widened[0], hyper)
+    for slot, into, worked in zip(NARROWED, averages, wide[2:], strict=True):
+        _keep(part, slot, into, worked, random)
+    _write(part, wide[0], hyper, random)
 
 
 class _Spikes:
@@ -270,15 +272,24 @@ def _within(bound: Any, u: Any) -> Any:
     return u.clamp(-bound, bound) if isinstance(u, Tensor) else [x.clamp(-bound, bound) for x in u]
 
 
-def _write(part: Bucket, worked: Lists, hyper: Hyper) -> None:
+def _keep(part: Bucket, slot: str, kept: Lists, worked: Lists, random: Lists) -> None:
+    """Write the averages back into a slot, rounded as the bucket's state_dtype is."""
+    if part.state_dtype == "float32":
+        _narrow(kept, worked)
+        return
+    for i, (into, x) in enumerate(zip(kept, worked, strict=True)):
+        rounding.write_state(into, x, random[i], slot)
+
+
+def _write(part: Bucket, worked: Lists, hyper: Hyper, random: Lists) -> None:
     """Write the results of [9] into the parameters, under the bucket's rounding, and advance [10]."""
-    keys, steps, remainders = part.random_keys, part.slots["step"], part.slots["compensation"]
+    remainders = part.slots["compensation"]
     if part.rounding == "nearest" and not remainders:
         _narrow(part.param, worked)
     else:
         for i, (p, x) in enumerate(zip(part.param, worked, strict=True)):
-            random = rounding.random_bits(keys[i], steps[i], p.shape, p.device, p.stride()) if keys else None
-            rounding.write(p, x, remainders[i] if remainders else None, random)
+            drawn = random[i] if part.rounding == "stochastic" else None
+            rounding.write(p, x, remainders[i] if remainders else None, drawn)
     # [10] average
     finish(hyper, part)
 
@@ -286,7 +297,8 @@ def _write(part: Bucket, worked: Lists, hyper: Hyper) -> None:
 def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     """Compute the nine lines out of place, since autograd needs the values and a compiler fuses the operators."""
     dtype = arithmetic_dtype(part.param[0].dtype)
-    g, v = part.grad[0].to(dtype), part.slots["square_avg"][0].to(dtype)
+    g, v = part.grad[0].to(dtype), widened(part.slots["square_avg"][0], dtype)
+    random = [rounding.bits_of(part, 0)] if part.random_keys else []
     p = part.param[0].to(dtype, copy=True)  # overwritten below, but the derivative with respect to lr may need it
     if part.slots["compensation"]:
         p = rounding.whole(part.param[0], part.slots["compensation"][0])
@@ -311,12 +323,12 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         v = torch.where(spike, 2 * before, v)
         root = torch.where(spike, before, 1.0).sqrt()
         entering = torch.where(spike, (hyper.carried() * root).copysign(g), g)
-    part.slots["square_avg"][0].copy_(v)
+    _keep(part, "square_avg", part.slots["square_avg"], [v], random)
     # [3] first moment
     m = v
     if rule.centered:
         m = alpha * part.slots["grad_avg"][0].to(dtype) + (1 - alpha) * entering
-        part.slots["grad_avg"][0].copy_(m)
+        _keep(part, "grad_avg", part.slots["grad_avg"], [m], random)
     # [4] bias
     c = _corrections(part, alpha, dtype)[0] if rule.bias_correction else 1.0
     # [5] variance
@@ -336,12 +348,12 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         if rule.lr_in_buffer:
             u = lr * u
         b = mu * part.slots["momentum_buffer"][0].to(dtype) + u
-        part.slots["momentum_buffer"][0].copy_(b)
+        _keep(part, "momentum_buffer", part.slots["momentum_buffer"], [b], random)
         u = u + mu * b if rule.nesterov else b
         if cap is not None:
             u = _within(cap * lr if rule.lr_in_buffer else cap, u)
     # [9] parameter
-    _write(part, [p - u if rule.momentum and rule.lr_in_buffer else p - lr * u], hyper)
+    _write(part, [p - u if rule.momentum and rule.lr_in_buffer else p - lr * u], hyper, random)
 
 
 def _learning_rate(lr: float | Tensor, on_device: bool) -> float | Tensor:
@@ -391,7 +403,7 @@ def _widened(values: Lists, dtype: torch.dtype) -> Lists:
     """Return the list itself if all tensors have the arithmetic's dtype, else copies in it."""
     if all(x.dtype == dtype for x in values):
         return values
-    return [x.to(dtype) for x in values]
+    return [widened(x, dtype) for x in values]
 
 
 def _narrow(kept: Lists, worked: Lists) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from rmsprop.kernels.cpu import laid_out
 from rmsprop.spec import Rule, random_key
-from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, state_names
+from rmsprop.tensors.bucket import Bucket, bucket_for, is_half, is_random, state_names
 
 Stepped = Sequence[tuple[Mapping[str, Any], Bucket]]  # group and bucket of each work of a step
 # the group's index, its rule, the bucket, and the parameters' indices among all parameters
@@ -58,7 +58,7 @@ def parts_of(groups: list[tuple[dict[str, Any], Rule]], state: Any, left: set[in
                     bucket.grad.append(p if p.grad is None else laid_out(p, p.grad))
                     for name, x in zip(names[is_half(p.dtype)], slots, strict=True):
                         bucket.slots[name].append(x)
-                    if group["rounding"] == "stochastic":
+                    if is_random(group):
                         bucket.random_keys.append(random_key(group["seed"], index))
                     indices.append(index)
             index += 1

@@ -8,12 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.tensors.bucket import dense
+from rmsprop.tensors.bucket import Bucket, dense
+from rmsprop.tensors.float8 import to_float8
 
 _WORD = 0xFFFFFFFF
 
 # Exact scale of stored remainders: the smallest float16, 2⁻²⁴, is above the remainders of small parameters.
 SCALE = {torch.float16: 2048.0, torch.bfloat16: 1.0}
+
+
+def bits_of(bucket: Bucket, i: int) -> Tensor:
+    """Return the random bits of the elements of parameter i of a bucket with random keys."""
+    p = bucket.param[i]
+    return random_bits(bucket.random_keys[i], bucket.slots["step"][i], p.shape, p.device, p.stride())
 
 
 def random_bits(
@@ -48,6 +55,14 @@ def _mix(x: Any, key: Any) -> Any:
     x = (x + key) & _WORD
     x = x * 0x846CA68B & _WORD
     return x ^ (x >> 16)
+
+
+def state_bits(random: Tensor, slot: str) -> Tensor:
+    """Return the random bits of a slot of the state from those of the parameter, as reference.state_bits."""
+    if slot != "square_avg":
+        random = (random ^ (random >> 15)) * 0x2C1B3C6D & _WORD
+        random = random ^ (random >> 12)
+    return random if slot == "grad_avg" else random >> 16 | (random << 16 & _WORD)
 
 
 def stochastically(x: Tensor, random: Tensor, dtype: torch.dtype) -> Tensor:
@@ -89,3 +104,9 @@ def write(into: Tensor, x: Tensor, rest: Tensor | None, random: Tensor | None) -
 def whole(param: Tensor, rest: Tensor) -> Tensor:
     """Return the sum of a parameter and its Kahan remainder, in float32."""
     return param.to(torch.float32) + rest.to(torch.float32) / SCALE[param.dtype]
+
+
+def write_state(into: Tensor, x: Tensor, random: Tensor, slot: str) -> None:
+    """Write the float32 average x into a slot of fewer bytes, rounded stochastically. Mutates: into."""
+    own = state_bits(random, slot)
+    into.copy_(to_float8(x, own) if into.dtype == torch.uint8 else stochastically(x, own, into.dtype))

@@ -25,13 +25,8 @@ from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
 BLOCK, WARPS = 4096, 8
 LANES = 256  # tensors, or sums of blocks, that a program of the other kernels takes at once
 
-# Triton's names of the dtypes that the kernel takes.
-_NAMES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.bfloat16: "bfloat16",
-    torch.float16: "float16",
-}
+# The dtypes of parameters that the kernel takes.
+_TAKEN = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 # Columns of the table, and the indices of some of them: triton_kernel.py.
 COLUMNS, ADDRESSES, SIZE, FIRST, CORRECTION, RANDOM, EMA, SHARE = 13, 7, 7, 8, 9, 10, 11, 12
@@ -173,17 +168,21 @@ class Work:
     """The arguments of a launch that stay the same from step to step."""
 
     def __init__(self, rule: Rule, bucket: Bucket) -> None:
-        first, state = bucket.param[0], bucket.slots["square_avg"][0].dtype
+        first, square = bucket.param[0], bucket.slots["square_avg"][0].dtype
+        state = square if bucket.state_dtype == "float32" else torch.bfloat16  # of grad_avg and momentum_buffer
         self.device, self.count, self.capturable = first.device, len(bucket.param), bucket.capturable
         self.clock = counter(bucket)
         self.rule, self.arithmetic = rule, arithmetic_dtype(first.dtype)
-        self.stochastic = bool(bucket.random_keys)
+        self.stochastic, self.narrowed = bucket.rounding == "stochastic", bucket.state_dtype != "float32"
         self.averaged = bool(bucket.slots["ema"])
-        self._counts_for_all = rule.bias_correction or self.stochastic
-        widest = max(first.dtype, state, key=lambda dtype: dtype.itemsize)
+        self._counts_for_all = rule.bias_correction or self.stochastic or self.narrowed
+        ema = bucket.slots["ema"][0].dtype if self.averaged else square
+        widest = max(first.dtype, square, ema, key=lambda dtype: dtype.itemsize)
         self.fixed = {
             "param": _type(first.dtype),
+            "square": _type(square),
             "state": _type(state),
+            "ema": _type(ema),
             "widest": _type(widest),
             "clock": None if self.clock is None else _type(self.clock),
             "arithmetic": _type(self.arithmetic),
@@ -195,6 +194,7 @@ class Work:
             "decoupled": rule.weight_decay_mode in ("decoupled", "corrected"),
             "bias_correction": rule.bias_correction,
             "maximize": rule.maximize,
+            "narrowed": self.narrowed,
             "stochastic": self.stochastic,
             "compensated": bool(bucket.slots["compensation"]),
             "block": BLOCK,
@@ -302,7 +302,7 @@ class Work:
         then runs 16 warps of one block, instead of two blocks.
         """
         capped, averaged = hyper.max_update is not None, self.averaged and hyper.average is not None
-        many = self.stochastic or self.fixed["compensated"] or (capped and self.rule.centered)
+        many = self.stochastic or self.narrowed or self.fixed["compensated"] or (capped and self.rule.centered)
         return {
             "capped": capped,
             "walled": hyper.clip_weights is not None,
@@ -373,7 +373,12 @@ def _type(dtype: torch.dtype) -> Any:
     """Return Triton's object for a dtype."""
     import triton.language
 
-    return getattr(triton.language, _NAMES[dtype])
+    return getattr(triton.language, _name(dtype))
+
+
+def _name(dtype: torch.dtype) -> str:
+    """Return the name of a dtype, which is Triton's too."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _refuse_device(bucket: Bucket) -> str | None:
@@ -413,8 +418,8 @@ def refuse_tensors(rule: Rule, bucket: Bucket) -> str | None:
     device, dtype, family = kind(bucket.param[0])
     if family is not Tensor:
         return f"the parameters are {family.__name__}, a subclass of Tensor whose memory means something else"
-    if dtype not in _NAMES:
-        return f"the parameters are {dtype}, and it takes {', '.join(_NAMES.values())}"
+    if dtype not in _TAKEN:
+        return f"the parameters are {dtype}, and it takes {', '.join(map(_name, _TAKEN))}"
     for name, values in (("parameters", bucket.param), ("gradients", bucket.grad), *bucket.shaped().items()):
         for x in values:
             if x.layout != torch.strided:

@@ -16,7 +16,9 @@ from rmsprop.kernels.triton_numbers import (
     _at_random,
     _bounded,
     _divide,
+    _drawn,
     _fused,
+    _keep,
     _load,
     _mix,
     _narrow,
@@ -120,7 +122,9 @@ def _lines(
     first,  # keys of the random bits
     second,
     param: tl.constexpr,
+    square: tl.constexpr,
     state: tl.constexpr,
+    ema: tl.constexpr,
     arithmetic: tl.constexpr,
     eps_mode: tl.constexpr,
     centered: tl.constexpr,
@@ -130,6 +134,7 @@ def _lines(
     decoupled: tl.constexpr,
     bias_correction: tl.constexpr,
     capped: tl.constexpr,
+    narrowed: tl.constexpr,
     stochastic: tl.constexpr,
     compensated: tl.constexpr,
     walled: tl.constexpr,
@@ -147,7 +152,7 @@ def _lines(
     # all reads come before the first write, which a compiler must assume to alias them
     p = _load(p_at, offset, at, mask, vector, param, arithmetic)
     g = _load(g_at, offset, at, mask, vector, param, arithmetic) * tl.cast(scale, arithmetic)
-    v = _load(v_at, offset, at, mask, vector, state, arithmetic)
+    v = _load(v_at, offset, at, mask, vector, square, arithmetic)
     if centered:
         m = _load(m_at, offset, at, mask, vector, state, arithmetic)
     if momentum:
@@ -160,7 +165,10 @@ def _lines(
         e_at = tl.load(row + EMA * count)
         mean = p
         if share >= 0:
-            mean = _load(e_at, offset, at, mask, vector, state, arithmetic)
+            mean = _load(e_at, offset, at, mask, vector, ema, arithmetic)
+    random = first
+    if narrowed:
+        random = _drawn(offset, at, first, second)
     if clipped is not None:
         g = _prepared(g, p, early, value, pulled, arithmetic)
         g = _within(g * tl.cast(factor, arithmetic) * tl.cast(rest, arithmetic), tl.cast(last, arithmetic))
@@ -179,7 +187,7 @@ def _lines(
         if centered:
             largest = tl.cast(carried, arithmetic) * _sqrt(before)
             entering = tl.where(spike, tl.where(g < 0, -largest, largest), g)
-    _store(v_at, offset, at, mask, vector, state, v)
+    _keep(v_at, offset, at, mask, vector, square, narrowed, "square_avg", random, v)
     # [4] bias
     unbias = tl.cast(1 / correction, arithmetic)
     w = v * unbias if bias_correction else v
@@ -192,7 +200,7 @@ def _lines(
         # inf and NaN as in the equation
         plain = tl.cast(alpha, arithmetic) * m + tl.cast(beta, arithmetic) * entering
         m = tl.where(apart - apart == 0, near, plain)
-        _store(m_at, offset, at, mask, vector, state, m)
+        _keep(m_at, offset, at, mask, vector, state, narrowed, "grad_avg", random, m)
         # [4] bias
         m = m * unbias if bias_correction else m
         # [5] variance: rounded below zero it is zero; NaN stays
@@ -218,14 +226,14 @@ def _lines(
         if lr_in_buffer:
             u = tl.cast(lr, arithmetic) * u
         b = _fused(tl.cast(mu, arithmetic), b, u)
-        _store(b_at, offset, at, mask, vector, state, b)
+        _keep(b_at, offset, at, mask, vector, state, narrowed, "momentum_buffer", random, b)
         u = _fused(tl.cast(mu, arithmetic), b, u) if nesterov else b
         if capped:
             u = _within(u, tl.cast(cap * tl.abs(lr) if lr_in_buffer else cap, arithmetic))
     # [9] parameter
     p = p - u if momentum and lr_in_buffer else _fused(-tl.cast(lr, arithmetic), u, p)
-    if stochastic:
-        random = _mix((offset.to(tl.uint32) + at.to(tl.uint32)) * 0x9E3779B1 ^ first, second)
+    if stochastic and not narrowed:  # as late as it can be, since it occupies registers
+        random = _drawn(offset, at, first, second)
     if compensated:
         near = _narrow(p, param)
         rest = (p - _widen(near, param, arithmetic)) * scale_of_rest
@@ -248,7 +256,7 @@ def _lines(
     if averaged:
         if share >= 0:
             new = _averaged(mean, _widen(_as(near, param), param, arithmetic), share, arithmetic)
-            _store(e_at, offset, at, mask, vector, state, new)
+            _store(e_at, offset, at, mask, vector, ema, new)
 
 
 # The alignment of a tensor lr must not compile another kernel.
@@ -277,9 +285,11 @@ def advance(
     value: "fp64",  # clip_value before the factors, or infinity
     last: "fp64",  # clip_value after them, or infinity
     param: tl.constexpr,
-    state: tl.constexpr,
-    widest: tl.constexpr,  # the wider of the two: 16 bytes of it are read at once, and as many elements of the other,
-    # since threads that hold different elements of each would exchange them through shared memory
+    square: tl.constexpr,  # dtype of the second moment; uint8: float8
+    state: tl.constexpr,  # dtype of the first moment and the momentum buffer
+    ema: tl.constexpr,  # dtype of the average
+    widest: tl.constexpr,  # of these: 16 bytes of it are read at once, and as many elements of the others, since
+    # threads that hold different elements of each would exchange them through shared memory
     clock: tl.constexpr,  # dtype of step counters on the device; None: the host counts
     arithmetic: tl.constexpr,
     eps_mode: tl.constexpr,
@@ -291,6 +301,7 @@ def advance(
     bias_correction: tl.constexpr,
     maximize: tl.constexpr,
     capped: tl.constexpr,
+    narrowed: tl.constexpr,  # the moments and the buffer are rounded stochastically
     stochastic: tl.constexpr,  # the parameter, or its remainder if compensated, is rounded stochastically
     compensated: tl.constexpr,  # the parameter has a Kahan remainder
     walled: tl.constexpr,  # the parameter is bounded after [9]
@@ -307,6 +318,7 @@ def advance(
     Mutates:  parameters, slots and remainders. Also step counters on the device, unless `count_steps` has counted
         them because all programs of a tensor need the count. Never gradients.
     """
+    width: tl.constexpr = widest.primitive_bitwidth
     owner = tl.load((table + COLUMNS * count).to(tl.pointer_type(tl.int32)) + tl.program_id(0))
     row = table + owner
     size = tl.load(row + SIZE * count)
@@ -331,29 +343,32 @@ def advance(
         if bias_correction:
             correction = _correction(row, count, log_alpha, clock)
         first, second = 0, 0
-        if stochastic:
+        if stochastic or narrowed:
             first, second = _keys(row, count, clock)
         share = tl.cast(0.0, tl.float64)
         if averaged:
             share = _share(row, count, decay, start, interval, warm_up, clock)
-        if clock is not None and not (bias_correction or stochastic or averaged):
+        if clock is not None and not (bias_correction or stochastic or narrowed or averaged):
             if number == 0:
                 t = tl.load(row + STEP * count).to(tl.pointer_type(clock))
                 tl.store(t, tl.load(t) + 1)
-        together = tl.load(row + PARAM * count) | tl.load(row + GRAD * count) | tl.load(row + SQUARE_AVG * count)
-        together |= tl.load(row + GRAD_AVG * count) | tl.load(row + MOMENTUM_BUFFER * count)
+        # slots of fewer bytes need fewer zero bits at the end of an address
+        together = tl.load(row + PARAM * count) | tl.load(row + GRAD * count)
         if compensated:
             together |= tl.load(row + COMPENSATION * count)
+        together |= tl.load(row + SQUARE_AVG * count) * (width // square.primitive_bitwidth)
+        moments = tl.load(row + GRAD_AVG * count) | tl.load(row + MOMENTUM_BUFFER * count)
+        together |= moments * (width // state.primitive_bitwidth)
         if averaged:
-            together |= tl.load(row + EMA * count)
+            together |= tl.load(row + EMA * count) * (width // ema.primitive_bitwidth)
         offset = number * block
         left = size - offset
         if (left >= block) & (together % 16 == 0):
             _lines(
                 row, count, offset, left, scale, lr, alpha, beta, eps, mu, wd, cap, carried, wall, early, value, last,
-                factor, rest, correction, share, first, second, param, state, arithmetic, eps_mode, centered,
-                momentum, nesterov, lr_in_buffer, decoupled, bias_correction, capped, stochastic, compensated, walled,
-                averaged, clipped, pulled, block, 16 // (widest.primitive_bitwidth // 8),
+                factor, rest, correction, share, first, second, param, square, state, ema, arithmetic, eps_mode,
+                centered, momentum, nesterov, lr_in_buffer, decoupled, bias_correction, capped, narrowed, stochastic,
+                compensated, walled, averaged, clipped, pulled, block, 16 // (width // 8),
             )  # fmt: skip
         else:
             # in pieces of another shape, since Triton would give loads of the same shape the 16-byte layout
@@ -362,9 +377,9 @@ def advance(
             while begin < end:
                 _lines(
                     row, count, offset + begin, left - begin, scale, lr, alpha, beta, eps, mu, wd, cap, carried, wall,
-                    early, value, last, factor, rest, correction, share, first, second, param, state, arithmetic,
-                    eps_mode, centered, momentum, nesterov, lr_in_buffer, decoupled, bias_correction, capped,
-                    stochastic, compensated, walled, averaged, clipped, pulled, piece, 1,
+                    early, value, last, factor, rest, correction, share, first, second, param, square, state, ema,
+                    arithmetic, eps_mode, centered, momentum, nesterov, lr_in_buffer, decoupled, bias_correction,
+                    capped, narrowed, stochastic, compensated, walled, averaged, clipped, pulled, piece, 1,
                 )  # fmt: skip
                 begin += piece
 

@@ -12,6 +12,7 @@ import triton.language as tl
 
 # Triton's interpreter truncates to bfloat16 and misreads its subnormals, so the conversion is explicit under it.
 INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
+SMALLEST_NORMAL = tl.constexpr(2.0**-49)  # of float8
 
 
 @triton.jit
@@ -28,6 +29,8 @@ def _load(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, a
     """Return a block of numbers, widened to the arithmetic's dtype."""
     if INTERPRETED and kept == tl.bfloat16:
         return _widen(tl.load(_places(address, tl.int16, offset, at, vector), mask=mask), kept, arithmetic)
+    elif kept == tl.uint8:
+        return _from_float8(tl.load(_places(address, kept, offset, at, vector), mask=mask))
     else:
         return tl.load(_places(address, kept, offset, at, vector), mask=mask).to(arithmetic)
 
@@ -45,6 +48,19 @@ def _store(address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, 
 def _put(address, offset, at, mask, vector: tl.constexpr, x):
     """Write a block of bits."""
     tl.store(_places(address, x.dtype, offset, at, vector), x, mask=mask)
+
+
+@triton.jit
+def _keep(
+    address, offset, at, mask, vector: tl.constexpr, kept: tl.constexpr, narrowed: tl.constexpr,
+    slot: tl.constexpr, random, x,
+):  # fmt: skip
+    """Write a block of an average, rounded to nearest or, if it is narrowed, by the random bits of its slot."""
+    if narrowed:
+        own = _state_bits(random, slot)
+        _put(address, offset, at, mask, vector, _to_float8(x, own) if kept == tl.uint8 else _at_random(x, own, kept))
+    else:
+        _store(address, offset, at, mask, vector, kept, x)
 
 
 @triton.jit
@@ -88,17 +104,23 @@ def _mix(x, key):
 
 
 @triton.jit
+def _drawn(offset, at, first, second):
+    """Return the random bits of the elements of a block, from the keys of this step."""
+    return _mix((offset.to(tl.uint32) + at.to(tl.uint32)) * 0x9E3779B1 ^ first, second)
+
+
+@triton.jit
 def _at_random(x, random, kept: tl.constexpr):
     """Return the bits of x rounded to a neighbor in half precision, up with a probability of the dropped fraction.
 
     Random bits are added to the dropped bits, and the carry decides. NaN and infinity stay.
     """
     signed = x.to(tl.uint32, bitcast=True)
-    u = signed & 0x7FFFFFFF
     if kept == tl.bfloat16:
-        h = (u + (random & 0xFFFF)) >> 16
-        special = tl.where(u > 0x7F800000, (u >> 16) | 0x40, 0x7F80)
+        # the low bits of infinity are 0, so that nothing is carried into it
+        return (tl.where(x != x, 0x7FC00000, signed + (random & 0xFFFF)) >> 16).to(tl.int16)
     else:
+        u = signed & 0x7FFFFFFF
         normal = ((u + (random & 0x1FFF)) >> 13) - ((127 - 15) << 10)
         # below 2⁻¹⁴ neighbors are 2⁻²⁴ apart: smaller numbers drop more bits
         exponent = (u >> 23).to(tl.int32)
@@ -107,7 +129,35 @@ def _at_random(x, random, kept: tl.constexpr):
         units = (((u & 0x7FFFFF) | 0x800000) + (random & room)) >> dropped
         h = tl.where(exponent < 113, tl.where(exponent < 95, 0, units), tl.minimum(normal, 0x7C00))
         special = tl.where(u > 0x7F800000, 0x7E00, 0x7C00)
-    return (tl.where(u >= 0x7F800000, special, h) | (signed >> 16 & 0x8000)).to(tl.int16)
+        return (tl.where(u >= 0x7F800000, special, h) | (signed >> 16 & 0x8000)).to(tl.int16)
+
+
+@triton.jit
+def _state_bits(random, slot: tl.constexpr):
+    """Return the random bits of a slot from those of the parameter: reference.py state_bits."""
+    if slot != "square_avg":
+        random = (random ^ (random >> 15)) * 0x2C1B3C6D
+        random = random ^ (random >> 12)
+    if slot != "grad_avg":
+        random = (random >> 16) | (random << 16)
+    return random
+
+
+@triton.jit
+def _to_float8(v, random):
+    """Return the codes of v (at least 0), rounded by the lowest 21 random bits: reference.py to_float8."""
+    small = v < SMALLEST_NORMAL
+    pattern = tl.where(small, v + SMALLEST_NORMAL, v).to(tl.uint32, bitcast=True) + (random & 0x1FFFFF)
+    code = tl.minimum((pattern - tl.where(small, 312 << 21, 308 << 21).to(tl.uint32)) >> 21, 253)
+    return tl.where(v < float("inf"), code, tl.where(v == float("inf"), 254, 255)).to(tl.uint8)
+
+
+@triton.jit
+def _from_float8(code):
+    """Return the numbers of float8 codes: reference.py from_float8."""
+    c = code.to(tl.int32)
+    # the product makes normal numbers of float32's subnormals too; infinity and NaN stay
+    return tl.where(c < 254, c << 21, (c << 22) | 0x40000000).to(tl.float32, bitcast=True) * 2.0**77
 
 
 @triton.jit

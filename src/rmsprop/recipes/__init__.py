@@ -60,7 +60,7 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
 # Settings of execution, which do not change the rule; recipes leave them open.
 _RUNNING = (
     *("capturable", "foreach", "fused", "differentiable", "backend", "amp_in_step", "maximize"),
-    *("rounding", "compensation", "seed", "max_update", "nonfinite", "nonfinite_limit"),
+    *("rounding", "compensation", "seed", "state_dtype", "max_update", "nonfinite", "nonfinite_limit"),
     *AVERAGING,
 )
 

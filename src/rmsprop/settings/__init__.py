@@ -22,6 +22,7 @@ from rmsprop.spec import (
     EMA_WARMUPS,
     ROUNDINGS,
     SPARSE_MODES,
+    STATE_DTYPES,
     Averaging,
     Hyper,
     Rule,
@@ -33,7 +34,7 @@ from rmsprop.spec import (
     plain,
 )
 from rmsprop.tensors import params
-from rmsprop.tensors.bucket import is_half
+from rmsprop.tensors.bucket import is_half, is_narrowable
 
 # Settings of how a step runs, not of what it computes. "fused" is torch's name: False excludes native kernels, None
 # leaves the choice to the backend.
@@ -50,12 +51,17 @@ CARE: Mapping[str, Any] = {
     "rounding": "nearest",
     "compensation": False,
     "seed": 0,
+    "state_dtype": "float32",
     "max_update": None,
     **AVERAGING,
 }
 
 SPARSE = (None, *SPARSE_MODES)
-_CHOICES: Mapping[str, tuple[str, ...]] = {"rounding": ROUNDINGS, "ema_warmup": EMA_WARMUPS}
+_CHOICES: Mapping[str, tuple[str, ...]] = {
+    "rounding": ROUNDINGS,
+    "state_dtype": STATE_DTYPES,
+    "ema_warmup": EMA_WARMUPS,
+}
 _OPTIONAL = (
     *CLIPS,
     "reference_lr",
@@ -255,6 +261,11 @@ def _check_together(checked: dict[str, Any]) -> dict[str, Any]:
             "differentiable=True records the step for autograd, but rounding='stochastic' and compensation=True have "
             "no derivative; leave them out, or keep the parameters in float32"
         )
+    if checked["differentiable"] and checked["state_dtype"] != "float32":
+        raise ValueError(
+            f"differentiable=True records the step for autograd, but state_dtype={checked['state_dtype']!r} rounds "
+            "averages, which has no derivative; leave it as 'float32'"
+        )
     if checked["foreach"] and checked["differentiable"]:
         raise ValueError(
             "foreach=True keeps no autograd graph, so it cannot be combined with differentiable=True; "
@@ -345,7 +356,7 @@ def to_caller() -> int:
 
 
 def check_effect(groups: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse settings without effect: of an average without one, and of half precision without such a parameter.
+    """Refuse settings without effect: of an average without one, and of a precision that no parameter has.
 
     Raises: ValueError.
     """
@@ -364,6 +375,13 @@ def check_effect(groups: Sequence[Mapping[str, Any]]) -> None:
         raise ValueError(
             f"{arguments} applies to half-precision parameters only, and these are {dtypes}; leave it out, or build "
             "the optimizer after model.to(torch.bfloat16)"
+        )
+    narrowed = next((group["state_dtype"] for group in groups if group["state_dtype"] != "float32"), None)
+    if narrowed and params and not any(is_lazy(p) or is_narrowable(p.dtype) for p in params):
+        dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in params}))
+        raise ValueError(
+            f"state_dtype={narrowed!r} applies to float32, bfloat16 and float16 parameters only, and these are "
+            f"{dtypes}, whose averages stay {dtypes}; leave it out"
         )
 
 

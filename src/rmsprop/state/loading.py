@@ -20,6 +20,7 @@ from rmsprop.state import averages, other_optimizers
 from rmsprop.state.entries import misfits
 from rmsprop.state.matching import MATCHES, Match, hint, match, rekeyed
 from rmsprop.state.placing import Writes, continues, place_lr, place_state
+from rmsprop.state.precision import Losses
 from rmsprop.state.saved_groups import HPARAMS, ChangedSetting, Group, MergedGroups, merge_saved, show
 from rmsprop.state.slots import step_tensor, stops
 from rmsprop.tensors.forked import serial_after_fork
@@ -98,18 +99,19 @@ def load(
     matched = match(groups, saved, rename, by)
     merged = merge_saved(groups, saved, matched, optimizer._explicit, hparams == "keep")
     _check_steps(optimizer, groups, merged.groups)
-    reshaped = misfits(matched, merged, state)
+    reshaped = misfits(matched, merged, saved, state)
     ownerless = [f"state under the key {shown(key, 40)}" for key in lost]
     if strict and (matched.missing or matched.unexpected or reshaped or lost):
         raise ValueError(_does_not_fit(matched, [x for found in reshaped.values() for x in found], ownerless))
     notes = (*merged.notes, *_lost_slots(matched, merged, state), *_surprise(optimizer, merged, hparams))
-    for note in notes:
-        warnings.warn(note, stacklevel=settings.to_caller())
     writes = Writes()
     if hparams != "keep":
         place_lr(groups, merged.groups, writes)
     known = {*lost, *(key for group in saved for key in group["params"])}
-    held = place_state(optimizer.state, matched, merged, state, known, reshaped, writes)
+    losses = Losses()
+    held = place_state(optimizer.state, matched, merged, state, known, reshaped, writes, losses)
+    for note in (*notes, *losses.notes()):
+        warnings.warn(note, stacklevel=settings.to_caller())
     writes.carry_out()
     optimizer.__setstate__({"state": held, "param_groups": merged.groups, "_buffers": buffers})
     if optimizer._stepper.guard is not None:

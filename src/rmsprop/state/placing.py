@@ -16,10 +16,11 @@ from torch import Tensor
 from rmsprop.spec import AVERAGES, plain
 from rmsprop.state.entries import PLAIN, SHAPED
 from rmsprop.state.matching import Match, Pair
+from rmsprop.state.precision import Conversion, Losses, to_full_precision
 from rmsprop.state.saved_groups import Group, MergedGroups
 from rmsprop.state.slots import step_tensor
 from rmsprop.tensors import shards
-from rmsprop.tensors.bucket import arithmetic_dtype, fresh_slot
+from rmsprop.tensors.bucket import fresh_slot, slot_dtype
 
 
 class Writes:
@@ -72,6 +73,7 @@ def place_state(
     known: set[Any],
     reshaped: Mapping[Tensor, Any],
     writes: Writes,
+    losses: Losses,
 ) -> Any:
     """Return the new state, keyed by the present parameters, on their devices, each slot in its own dtype.
 
@@ -94,7 +96,7 @@ def place_state(
                 continue
             own = before.get(id(pair.param), {})
             try:
-                held[pair.param] = _placed(pair, entry, own, merged.groups[pair.group], writes)
+                held[pair.param] = _placed(pair, entry, own, merged.groups[pair.group], writes, losses)
             except (RuntimeError, NotImplementedError) as error:
                 if isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -115,7 +117,9 @@ def _left(param: Tensor, entry: Any, groups: list[Group]) -> Any:
     return {name: value for name, value in entry.items() if continues(name, value, param, group)}
 
 
-def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any], group: Group, writes: Writes) -> Any:
+def _placed(
+    pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any], group: Group, writes: Writes, losses: Losses
+) -> Any:
     """Return one parameter's saved entry, placed in the optimizer.
 
     Args:
@@ -123,13 +127,14 @@ def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any], group:
     """
     param = pair.param
     usual = not group["capturable"] and type(param) in PLAIN and param.is_contiguous()
-    dtype, device = arithmetic_dtype(param.dtype), param.device
     made = {}
     for name, value in entry.items():
         if not continues(name, value, param, group):
             continue
+        dtype = slot_dtype(name, param.dtype, group["state_dtype"]) if name in AVERAGES else param.dtype
+        as_kept = Conversion(name, dtype, group["state_dtype"], losses)
         if name in own and _is_read_elsewhere(own[name], group):
-            made[name] = _written(name, value, own[name], param, group, writes)
+            made[name] = _written(name, value, own[name], param, group, writes, as_kept)
         elif name == "step":
             kept = (
                 usual and type(value) is Tensor and value.dtype == torch.float64 and value.is_cpu and not value.dim()
@@ -140,12 +145,12 @@ def _placed(pair: Pair, entry: Mapping[str, Any], own: Mapping[str, Any], group:
             and type(value) is Tensor
             and value.dtype == dtype
             and name in SHAPED
-            and value.device == device
+            and value.device == param.device
             and value.is_contiguous()
         ):
             made[name] = value.clone()
         else:
-            made[name] = _new(name, value, param, writes)
+            made[name] = _new(name, value, param, writes, as_kept)
     return made
 
 
@@ -157,37 +162,41 @@ def _is_read_elsewhere(present: Any, group: Group) -> bool:
     return type(present) in PLAIN and present.is_cpu and present.untyped_storage().is_shared()
 
 
-def _written(name: str, value: Any, present: Tensor, param: Tensor, group: Group, writes: Writes) -> Any:
+def _written(
+    name: str, value: Any, present: Tensor, param: Tensor, group: Group, writes: Writes, as_kept: Conversion
+) -> Any:
     """Schedule a write of a saved value into the present tensor if it fits, and return the tensor, else a new one."""
     if name == "step":
         count = step_tensor(float(value), param, group)
         return writes.into(present, count) if _takes(present, count, count.dtype) else count
-    dtype = arithmetic_dtype(param.dtype) if name in AVERAGES else getattr(value, "dtype", None)
+    dtype = as_kept.dtype if name in AVERAGES else getattr(value, "dtype", None)
     if name in SHAPED and shards.is_dtensor(param):
         fits = shards.is_dtensor(present) and present.dtype == dtype and shards.same_placements(present, param)
         if not fits or present.is_inference():
-            return _new(name, value, param, writes)
-        writes.into(shards.shard(present), shards.part_for(param, value.detach()))
+            return _new(name, value, param, writes, as_kept)
+        writes.into(shards.shard(present), as_kept(shards.part_for(param, value.detach())))
         return present
     if isinstance(value, Tensor) and present.device == param.device and _takes(present, value, dtype):
-        return writes.into(present, value.detach().to(device=param.device, dtype=dtype))
-    return _new(name, value, param, writes)
+        value = value.detach()
+        return writes.into(present, (as_kept(value) if name in AVERAGES else value).to(param.device))
+    return _new(name, value, param, writes, as_kept)
 
 
-def _new(name: str, value: Any, param: Tensor, writes: Writes) -> Any:
+def _new(name: str, value: Any, param: Tensor, writes: Writes, as_kept: Conversion) -> Any:
     """Return a copy of a saved value in a new tensor of the parameter's layout."""
     if not isinstance(value, Tensor):
         return deepcopy(value)
     value = value.detach()
     if name not in SHAPED:
         return value.to(device=param.device, copy=True)
-    fresh = fresh_slot(param, 0.0) if name in AVERAGES else torch.zeros_like(param)
+    fresh = fresh_slot(param, 0.0, as_kept.dtype) if name in AVERAGES else torch.zeros_like(param)
     if shards.is_dtensor(param):
-        writes.into(shards.shard(fresh), shards.part_for(param, value))
+        writes.into(shards.shard(fresh), as_kept(shards.part_for(param, value)))
         return fresh.detach()
+    value = as_kept(value)
     if type(value) in PLAIN and type(param) in PLAIN:
         return fresh.detach().copy_(value)
-    return value.to(device=param.device, dtype=fresh.dtype, copy=True)
+    return value.to(device=param.device, copy=True)
 
 
 def _takes(present: Tensor, value: Tensor, dtype: torch.dtype | None) -> bool:
@@ -217,15 +226,22 @@ def continues(name: str, value: Any, param: Tensor, group: Group) -> bool:
     return bool(group["compensation"]) and isinstance(value, Tensor) and value.dtype == param.dtype
 
 
-def exported(packed: dict[str, Any]) -> dict[str, Any]:
+def exported(packed: dict[str, Any], full_precision: bool) -> dict[str, Any]:
     """Return a state dict that no later load writes into: lr tensors and state read elsewhere are copied.
 
     NumPy numbers in groups become Python's, since torch.load(weights_only=True) does not read NumPy's.
 
+    Args:
+        full_precision: whether to return state of fewer bytes in the dtype of the arithmetic, in copies.
     Mutates: packed.
     """
     state = packed.get("state", {})
     for group in packed.get("param_groups", ()):
+        if full_precision:
+            group["state_dtype"] = "float32"
+            for key in group["params"]:
+                if key in state:
+                    state[key] = to_full_precision(state[key])
         for name, value in group.items():
             pair = type(value) in (list, tuple) and name != "params"
             group[name] = type(value)(map(plain, value)) if pair else plain(value)

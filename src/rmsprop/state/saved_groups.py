@@ -129,6 +129,8 @@ def _load_group(group: Group, kept: Mapping[str, Any]) -> Group:
     own = {name: value for name, value in kept.items() if name not in ("params", "param_names")}
     notes = {name: value if is_plain(value) else deepcopy(value) for name, value in own.items()}
     merged = {name: notes.get(name, group[name]) for name in settings.TORCH_GROUP}
+    settings.check_setting("state_dtype", merged["state_dtype"])
+    merged["state_dtype"] = group["state_dtype"]  # a choice of memory: loaded state is converted to it
     named = {"param_names": group["param_names"]} if "param_names" in group else {}
     return {**notes, **settings.check_saved(merged), **named, "params": group["params"]}
 

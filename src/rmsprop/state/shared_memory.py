@@ -70,17 +70,20 @@ def refuse_new(group: Mapping[str, Any], state: Any) -> None:
 def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:
     """Write loaded state into the shared tensors of before, and make them the state again.
 
-    Slots that the loaded state lacks start fresh, in place.
+    Slots that the loaded state lacks start fresh, in place. A slot that has another dtype now is a new tensor.
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
             for name, tensor in before.get(p, {}).items():
                 own = optimizer.state[p]
                 if own.get(name) is not tensor and isinstance(tensor, Tensor):
-                    start = (
-                        fresh_slot(p, group["square_avg_init"]) if name == "square_avg" else torch.zeros_like(tensor)
-                    )
-                    tensor.copy_(own.get(name, start))
+                    start = torch.zeros_like(tensor)
+                    if name == "square_avg":
+                        start = fresh_slot(p, group["square_avg_init"], tensor.dtype)
+                    loaded = own.get(name, start)
+                    if torch.uint8 in (tensor.dtype, loaded.dtype) and tensor.dtype != loaded.dtype:
+                        continue  # codes are not numbers
+                    tensor.copy_(loaded)
                     own[name] = tensor
             if p.requires_grad:
                 make(group, optimizer.state[p], p, state_names(read(group)[0], group, is_half(p.dtype)), [])

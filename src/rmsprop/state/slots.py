@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rmsprop.printing import shown
 from rmsprop.settings import read
-from rmsprop.spec import random_key
+from rmsprop.spec import NARROWED, random_key
 from rmsprop.tensors.bucket import (
     STEPPED,
     Bucket,
@@ -18,7 +18,9 @@ from rmsprop.tensors.bucket import (
     dense,
     fresh_slot,
     is_half,
+    is_random,
     resolved,
+    slot_dtype,
     state_names,
 )
 from rmsprop.tensors.names import parameter_name
@@ -109,7 +111,7 @@ def fill(group: Mapping[str, Any], state: Any, into: Bucket, first: int, made: M
             into.slots[name].append(own[name])
         if group["compensation"]:
             into.slots["compensation"].append(own.get("compensation", p))  # Bucket.split drops it where p is not half
-        if group["rounding"] == "stochastic":
+        if is_random(group):
             into.random_keys.append(random_key(group["seed"], first + i))
     return has_complex
 
@@ -149,10 +151,18 @@ def check(group: Mapping[str, Any], bucket: Bucket) -> None:
     for k, p in enumerate(bucket.param):
         own = {name: values[k] for name, values in bucket.slots.items() if values}
         for name, x in own.items():
-            fault = _fault(name, x, p, bucket.differentiable)
+            fault = _fault(name, x, p, bucket)
+            if fault == f"of {getattr(x, 'dtype', None)}" and name in NARROWED and _is_narrowed(x, bucket):
+                kept = slot_dtype(name, p.dtype, bucket.state_dtype)
+                codes = ", the codes of state_dtype='float8'" if x.dtype == torch.uint8 else ""
+                raise RuntimeError(
+                    f"{name} of parameter {_label(group, bucket.whole.get(id(p), p))} is {x.dtype}{codes}, but "
+                    f"state_dtype={group['state_dtype']!r} of its group keeps it in {kept}; set state_dtype back, or "
+                    "convert the state: optimizer.load_state_dict(optimizer.state_dict(full_precision=True))"
+                )
             if fault is not None:
                 label = _label(group, bucket.whole.get(id(p), p))
-                expected = f"a dense {_dtype(name, p)} tensor of shape {tuple(p.shape)} on {p.device}"
+                expected = f"a dense {_dtype(name, p, bucket)} tensor of shape {tuple(p.shape)} on {p.device}"
                 expected = "a tensor of one number" if name == "step" else expected
                 raise RuntimeError(
                     f"{name} of parameter {label} is {fault}, but it must be {expected}, in its own memory; replace "
@@ -160,7 +170,7 @@ def check(group: Mapping[str, Any], bucket: Bucket) -> None:
                 )
 
 
-def _fault(name: str, x: Any, p: Tensor, recorded: bool) -> str | None:
+def _fault(name: str, x: Any, p: Tensor, bucket: Bucket) -> str | None:
     """Return why a slot cannot step. None if it can."""
     if not isinstance(x, Tensor):
         return shown(x)
@@ -173,6 +183,8 @@ def _fault(name: str, x: Any, p: Tensor, recorded: bool) -> str | None:
         fits = x.is_floating_point()
     elif name == "compensation":
         fits = x.dtype == p.dtype
+    elif bucket.state_dtype != "float32" and name in NARROWED:
+        fits = x.dtype == slot_dtype(name, p.dtype, bucket.state_dtype)
     else:
         fits = x.dtype in STEPPED and x.is_complex() == p.is_complex()
     if not fits:
@@ -181,13 +193,18 @@ def _fault(name: str, x: Any, p: Tensor, recorded: bool) -> str | None:
         return "a lazy view (of zeros, or negated or conjugated when it is read)"
     if not x.is_contiguous() and not dense(x.shape, x.stride()) and shares_elements(x):
         return f"a view whose elements share memory (strides {x.stride()})"
-    if recorded and x.requires_grad and x.is_leaf:
+    if bucket.differentiable and x.requires_grad and x.is_leaf:
         return "a leaf that requires grad, which differentiable=True cannot write"
     return None
 
 
-def _dtype(name: str, p: Tensor) -> str:
-    dtype = p.dtype if name == "compensation" else arithmetic_dtype(p.dtype)
+def _is_narrowed(x: Tensor, bucket: Bucket) -> bool:
+    """Return whether `state_dtype` explains a slot of another dtype than the bucket's."""
+    return bucket.state_dtype != "float32" or x.dtype == torch.uint8
+
+
+def _dtype(name: str, p: Tensor, bucket: Bucket) -> str:
+    dtype = p.dtype if name == "compensation" else slot_dtype(name, p.dtype, bucket.state_dtype)
     return str(dtype).removeprefix("torch.")
 
 
@@ -285,7 +302,8 @@ def _fresh(name: str, group: Mapping[str, Any], p: Tensor) -> Tensor:
         return torch.zeros_like(p, memory_format=torch.preserve_format).detach()
     if name == "ema":
         return p.detach().to(arithmetic_dtype(p.dtype), copy=True)
-    return fresh_slot(p, group["square_avg_init"] if name == "square_avg" else 0.0)
+    dtype = slot_dtype(name, p.dtype, group["state_dtype"])
+    return fresh_slot(p, group["square_avg_init"] if name == "square_avg" else 0.0, dtype)
 
 
 def step_tensor(count: float, param: Tensor, group: Mapping[str, Any]) -> Tensor:

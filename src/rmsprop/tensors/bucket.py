@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rmsprop.spec import SLOTS, Rounding, Rule
+from rmsprop.spec import NARROWED, SLOTS, Rounding, Rule, StateDtype
+from rmsprop.tensors.float8 import to_float8
 
 _WIDER = {
     torch.float16: torch.float32,
@@ -35,7 +36,9 @@ class Bucket:
         grad_scale: loss scale of the gradients, or None if they are unscaled.
         found_inf: not 0 if a gradient overflowed on some device, so that the step is skipped; or None.
         rounding: rounding of half-precision parameters, "nearest" or "stochastic".
-        random_keys: for stochastic rounding, the 64 bits of each parameter from which its random bits are derived.
+        state_dtype: precision of the averages between steps; below "float32" they are rounded stochastically.
+        random_keys: for stochastic rounding of parameters or state, the 64 bits of each parameter from which its
+            random bits are derived.
         whole: the DTensor of each shard in `param`, by the id of the shard (shards.py).
     """
 
@@ -49,6 +52,7 @@ class Bucket:
     grad_scale: Tensor | None = None
     found_inf: Tensor | None = None
     rounding: Rounding = "nearest"
+    state_dtype: StateDtype = "float32"
     random_keys: list[int] = field(default_factory=list)
     whole: Mapping[int, Tensor] = field(default_factory=dict)
 
@@ -114,9 +118,14 @@ class Bucket:
             yield own.of_its_width()
 
     def of_its_width(self) -> "Bucket":
-        """Return this bucket of one kind, without options for half precision if it has none. Mutates: the bucket."""
-        if not is_half(self.param[0].dtype):
-            self.rounding, self.random_keys, self.slots["compensation"] = "nearest", [], []
+        """Return this bucket of one kind, without the options that its dtype does not have. Mutates: the bucket."""
+        dtype = self.param[0].dtype
+        if not is_half(dtype):
+            self.rounding, self.slots["compensation"] = "nearest", []
+        if not is_narrowable(dtype):
+            self.state_dtype = "float32"
+        if self.rounding == "nearest" and self.state_dtype == "float32":
+            self.random_keys = []
         return self
 
 
@@ -129,7 +138,13 @@ def bucket_for(group: Mapping[str, Any], params: list[Tensor]) -> Bucket:
         differentiable=group["differentiable"],
         fused=group["fused"],
         rounding=group["rounding"],
+        state_dtype=group["state_dtype"],
     )
+
+
+def is_random(group: Mapping[str, Any]) -> bool:
+    """Return whether a group's settings round stochastically, where its parameters' dtype has it."""
+    return bool(group["rounding"] == "stochastic" or group["state_dtype"] != "float32")
 
 
 def kind(param: Tensor) -> tuple[torch.device, torch.dtype, type]:
@@ -173,10 +188,29 @@ def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
     return _WIDER.get(dtype, dtype)
 
 
-def fresh_slot(param: Tensor, value: float) -> Tensor:
-    """Return a new state tensor of the parameter's shape, layout and device, in the arithmetic's dtype."""
-    slot = torch.zeros_like(param, dtype=arithmetic_dtype(param.dtype), memory_format=torch.preserve_format)
-    if value != 0:
+def is_narrowable(dtype: torch.dtype) -> bool:
+    """Return whether `state_dtype` applies to parameters of a dtype: real ones whose arithmetic is float32."""
+    return arithmetic_dtype(dtype) == torch.float32
+
+
+def slot_dtype(name: str, dtype: torch.dtype, state_dtype: StateDtype) -> torch.dtype:
+    """Return the dtype of a slot but `step` and `compensation`, of parameters of a dtype: uint8 for float8."""
+    if state_dtype == "float32" or name not in NARROWED or not is_narrowable(dtype):
+        return arithmetic_dtype(dtype)
+    return torch.uint8 if state_dtype == "float8" and name == "square_avg" else torch.bfloat16
+
+
+def fresh_slot(param: Tensor, value: float, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a new state tensor of the parameter's shape, layout and device.
+
+    Args:
+        dtype: of the slot. None: the arithmetic's.
+    """
+    dtype = dtype or arithmetic_dtype(param.dtype)
+    slot = torch.zeros_like(param, dtype=dtype, memory_format=torch.preserve_format)
+    if value != 0 and dtype == torch.uint8:
+        slot.fill_(int(to_float8(torch.tensor(value, dtype=torch.float32))))
+    elif value != 0:
         real = torch.view_as_real(slot) if slot.is_complex() else slot
         real.fill_(value if value <= torch.finfo(real.dtype).max else math.inf)
     return slot

@@ -38,7 +38,7 @@ _UNIVERSAL = (
 _ASIDE = ("params", "param_names", "capturable", "foreach", "fused", "differentiable", "initial_lr", "dialect")
 # Settings that only this package has, each with the value that has no effect: settings.CARE, without importing torch.
 # Those of the average of the weights are converted.
-_OWN_CARE = {"rounding": "nearest", "compensation": False, "seed": 0, "max_update": None}
+_OWN_CARE = {"rounding": "nearest", "compensation": False, "seed": 0, "state_dtype": "float32", "max_update": None}
 
 
 def sniff(path: Path) -> bool:
@@ -146,10 +146,14 @@ def understand(
         if not params and key in states.MODELS
     ]
     counts = {key: {"step": group["step"]} for group in groups if "step" in group for key in group["params"]}
+    precisions = {key: group.get("state_dtype", "float32") for group in groups for key in group["params"]}
     for key in order:
         if state.get(key):
             entry = {**counts.get(key, {}), **state[key]}
-            made.slots[names[key]] = _slots(owner.name, entry, names[key], arrays, path)
+            slots = _slots(owner.name, entry, names[key], arrays, path)
+            if "square_avg" in slots:
+                slots["square_avg"] = _decoded(slots["square_avg"], precisions[key], names[key], arrays, path)
+            made.slots[names[key]] = slots
     decay: dict[str, float | str] = {}
     if parameters != _TIMM_AVERAGES:
         made.averages, decay = _timm_averages(whole, params, arrays)
@@ -356,6 +360,26 @@ def _slots(source: str, entry: Mapping[Any, Any], name: str, arrays: Arrays, pat
     if len(shapes) > 1:
         raise Unreadable(f"{path.name}: the state of {shown(name)} has several shapes, {sorted(shapes)[:3]}")
     return found
+
+
+def _decoded(value: Any, state_dtype: Any, name: str, arrays: Arrays, path: Path) -> Any:
+    """Return the numbers of a `square_avg`, which this package keeps as codes under state_dtype="float8".
+
+    Raises: Unreadable if its dtype is not that of the group's state_dtype.
+    """
+    coded, is_float8 = value.dtype == np.uint8, isinstance(state_dtype, str) and state_dtype == "float8"
+    if coded != is_float8 and (coded or value.dtype in (np.float32, np.float16)):
+        kept = "uint8, the codes of state_dtype='float8'" if coded else f"{value.dtype} and not uint8"
+        raise Unreadable(
+            f"{path.name}: square_avg of {shown(name)} is {kept}, but its group has state_dtype={shown(state_dtype)}"
+        )
+    if not coded:
+        return value
+    from rmsprop.state.precision import decoded
+
+    arrays.left -= 4 * value.size
+    arrays._note("square_avg of state_dtype='float8' is read, and written, as float32")
+    return decoded(value)
 
 
 def _count(value: Any, name: str, arrays: Arrays, path: Path) -> int:

@@ -1,0 +1,112 @@
+"""State in fewer bytes in the Triton kernel as it is compiled for a GPU, run on the CPU by ptx_machine.py."""
+
+import re
+from collections.abc import Iterator
+from copy import copy
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from cases import mostly_long
+from cpu_parity import BF16, F16, F32, tensors
+from halves import rounded_as
+from narrowed import STATES, again, check_narrowed, identical, in_float32, narrowed
+from ptx_machine import COMPILER, Launcher, kept, machine
+from stand_in import KERNELS, cpu_as_gpu, stepped
+
+from rmsprop.kernels import triton
+from rmsprop.spec import Hyper, Rule
+from rmsprop.tensors.bucket import Bucket
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here to build what stands for a GPU")
+
+SIZES = (0, 1, 1000, triton.BLOCK, 2 * triton.BLOCK + 5)
+
+
+@pytest.fixture(scope="module")
+def h100() -> Iterator[type[Launcher]]:
+    with machine(*(getattr(KERNELS, name) for name in KERNELS.__all__)) as launcher:
+        yield launcher
+
+
+@pytest.fixture
+def gpu(h100: type[Launcher]) -> Iterator[type[Launcher]]:
+    with cpu_as_gpu(h100):
+        yield h100
+
+
+def spread(bucket: Bucket) -> Bucket:
+    """The bucket with averages over the range of a byte and beyond, zeros, infinities and NaN."""
+    for g, v in zip(bucket.grad, bucket.slots["square_avg"], strict=True):
+        scale = torch.exp2(torch.linspace(-30, 8, len(v)))
+        v *= scale**2
+        v[::7] = 0
+        g *= scale.to(g.dtype)
+        g[2:8:5] = torch.tensor([float("inf"), float("nan")])[: len(g[2:8:5])]
+    return bucket
+
+
+@pytest.mark.parametrize(
+    ("state_dtype", "dtype", "how", "capturable"),
+    mostly_long(
+        [
+            *product(STATES, [F32], [(False, False)], [False, True]),
+            *product(STATES, [BF16, F16], [(False, False), (True, False), (True, True)], [True]),
+        ],
+        lambda i, _: i == 2,
+        unpack=True,
+    ),
+    ids=str,
+)
+def test_state_is_rounded_with_the_references_bits(
+    state_dtype: str, dtype: torch.dtype, how: tuple, capturable: bool, gpu
+) -> None:
+    """Of the kernel's own averages in float32, over the range of a byte and beyond; also where nothing is aligned."""
+    rule, hyper = Rule(momentum=True, centered=True), Hyper(0.03, 0.9, 1e-3, 0.8, max_update=1.5)
+    before = spread(tensors(rule, (dtype, F32), SIZES, seed=1))
+    draw = torch.Generator().manual_seed(1)
+    before = rounded_as(before, stochastic=how[0], compensated=how[1], generator=draw)
+    before = replace(narrowed(before, state_dtype), capturable=capturable)
+    here, wide = stepped(gpu, rule, hyper, before), stepped(gpu, rule, hyper, in_float32(before))
+    check_narrowed(here, wide, before)
+    for begin in (3, 4):  # at an address between words of four codes, and at one of a word
+        moved = again(before)
+        memory = [torch.ones(n + 8, dtype=before.slots["square_avg"][0].dtype) for n in SIZES]
+        pairs = zip(memory, before.slots["square_avg"], strict=True)
+        moved.slots["square_avg"] = [x[begin : begin - 8].copy_(v) for x, v in pairs]
+        triton.step(rule, hyper, moved)
+        assert identical(here, moved)
+        assert all((x[:begin] == 1).all() and (x[begin - 8 :] == 1).all() for x in memory)
+
+
+BYTE_MISTAKES = (
+    ("min.u32", "max.u32"),
+    ("0x7772U", "0x7773U"),  # the byte of a word that is read
+    ("0x3340U", "0x3341U"),  # the bytes that become half a word
+    (r"(shf\.l\.wrap\.b32 .*), 16", r"\1, 15"),
+)
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"), mostly_long([("", ""), *BYTE_MISTAKES], lambda i, _: i == 1, unpack=True)
+)
+def test_each_mistake_in_bytes_is_caught(right: str, wrong: str, gpu) -> None:
+    """Another instruction where codes are read, drawn or written gives other codes than the reference's."""
+    hyper = Hyper(0.03, 0.9, 1e-3)
+    before = narrowed(spread(tensors(Rule(), (F32, F32), (triton.BLOCK,), seed=7)), "float8")
+    here, wide = again(before), in_float32(before)
+    triton.step(Rule(), hyper, wide)
+    with kept(gpu) as launches:
+        triton.step(Rule(), hyper, here)
+    (launch,) = launches
+    kernel = copy(launch.kernel)
+    kernel.ptx, count = re.subn(right, wrong, kernel.ptx) if right else (kernel.ptx, 1)
+    assert count
+    replace(launch, kernel=kernel).run()
+    try:
+        check_narrowed(here, wide, before)
+    except AssertionError:
+        assert right
+    else:
+        assert not right
