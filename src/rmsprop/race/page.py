@@ -14,6 +14,9 @@ from rmsprop.race.figures import Races, loss_range, moments, surface
 from rmsprop.race.landscapes import TARGET, Landscape, Trajectory
 from rmsprop.style import CSS, LOOKS, REFERENCE, YELLOW
 
+CASES = 6000
+"""The settings on which the engine has the reference's bits, in tests/race/test_engine.py."""
+
 
 def page(landscape: Landscape, runs: Races, path: Path) -> Path:
     """Write the race as one HTML file, which includes plotly.js. Returns: the path written."""
