@@ -219,6 +219,7 @@ const live = (() => {
   function look() {
     const box = $("view"), canvas = box.firstElementChild;
     view.w = box.clientWidth;
+    if (!view.w) return; // not shown
     view.h = Math.round(Math.min(Math.max(view.w * (shown.panels ? 0.6 : 0.58), 250), 540));
     let [left, right, low, high] = land.window;
     if (land.ravine && now.angle) {
@@ -244,48 +245,47 @@ const live = (() => {
   // Paint bands and contours of the loss, evenly spaced in its logarithm. The lowest lies far enough above the
   // minimum to be wider than a pixel, so that no valley breaks up into beads.
   function paint(canvas) {
-    const { w, h, unit, x0, y0 } = view, dpr = Math.min(devicePixelRatio || 1, 2), LEVELS = 12;
+    if (!view.w) return;
+    const { w, h, unit, x0, y0 } = view, dpr = Math.min(devicePixelRatio || 1, 2), LEVELS = 14;
     canvas.width = Math.round(w * dpr);
     canvas.height = Math.round(h * dpr);
     const style = getComputedStyle(canvas), part = (css) => css.match(/[\d.]+/g).map(Number);
     const [deep, high, ink] = [style.color, style.backgroundColor, style.outlineColor].map(part);
-    const values = new Float64Array(w * h);
+    const GRID = 2, across = Math.ceil(w / GRID) + 1, down = Math.ceil(h / GRID) + 1; // a value for every second pixel
+    const values = new Float64Array(across * down);
     let top = 0;
-    for (let j = 0, i = 0; j < h; j++)
-      for (let k = 0; k < w; k++, i++) {
-        values[i] = land.f(x0 + k / unit, y0 + (h - j) / unit);
+    for (let j = 0, i = 0; j < down; j++)
+      for (let k = 0; k < across; k++, i++) {
+        values[i] = land.f(x0 + (k * GRID) / unit, y0 + (h - j * GRID) / unit);
         if (values[i] > top) top = values[i];
       }
-    const image = new ImageData(w, h), floor = Math.log10(top) - LEVELS / 4;
+    const image = new ImageData(across, down), floor = Math.log10(top) - LEVELS / 4;
+    const ramp = Array.from({ length: LEVELS }, (_, level) => deep.map((c, i) => c + (high[i] - c) * (level / (LEVELS - 1))));
     for (let i = 0; i < values.length; i++) {
       const level = (values[i] = Math.max((Math.log10(values[i]) - floor) * 4, 0)); // 0 to LEVELS
-      const share = Math.min(Math.floor(level), LEVELS - 1) / (LEVELS - 1);
-      for (let c = 0; c < 3; c++) image.data[4 * i + c] = deep[c] + (high[c] - deep[c]) * share;
-      image.data[4 * i + 3] = 255;
+      const color = ramp[Math.min(Math.floor(level), LEVELS - 1)];
+      image.data.set([color[0], color[1], color[2], 255], 4 * i);
     }
-    const raster = new OffscreenCanvas(w, h), pen = canvas.getContext("2d");
+    const raster = new OffscreenCanvas(across, down), pen = canvas.getContext("2d");
     raster.getContext("2d").putImageData(image, 0, 0);
-    pen.drawImage(raster, 0, 0, canvas.width, canvas.height);
     pen.scale(dpr, dpr);
-    pen.strokeStyle = `rgba(${ink.slice(0, 3)}, .55)`;
+    pen.drawImage(raster, -GRID / 2, -GRID / 2, across * GRID, down * GRID);
+    pen.strokeStyle = `rgba(${ink.slice(0, 3)}, .7)`;
     pen.lineWidth = 0.8;
     pen.beginPath();
-    const STEP = 4, at = (k, j) => values[Math.min(j, h - 1) * w + Math.min(k, w - 1)];
-    for (let j = 0; j < h; j += STEP)
-      for (let k = 0; k < w; k += STEP) {
-        const corner = [at(k, j), at(k + STEP, j), at(k + STEP, j + STEP), at(k, j + STEP)];
-        const [low, highest] = [Math.min(...corner), Math.max(...corner)];
-        for (let level = Math.max(1, Math.ceil(low)); level <= highest && level < LEVELS; level++) {
-          const crossings = [];
-          for (let e = 0; e < 4; e++) {
-            const [a, b] = [corner[e], corner[(e + 1) % 4]];
-            if (a < level === b < level) continue;
-            const s = STEP * ((level - a) / (b - a));
-            crossings.push([[k + s, j], [k + STEP, j + s], [k + STEP - s, j + STEP], [k, j + STEP - s]][e]);
-          }
-          for (let e = 0; e + 1 < crossings.length; e += 2) {
-            pen.moveTo(...crossings[e]);
-            pen.lineTo(...crossings[e + 1]);
+    for (let j = 0; j + 1 < down; j++)
+      for (let k = 0; k + 1 < across; k++) {
+        const i = j * across + k, a = values[i], b = values[i + 1], c = values[i + across + 1], d = values[i + across];
+        const highest = Math.min(Math.max(a, b, c, d), LEVELS - 1e-9);
+        for (let level = Math.max(1, Math.ceil(Math.min(a, b, c, d))); level <= highest; level++) {
+          const [x, y] = [k * GRID, j * GRID], at = (from, to) => GRID * ((level - from) / (to - from)), ends = [];
+          if (a < level !== b < level) ends.push(x + at(a, b), y);
+          if (b < level !== c < level) ends.push(x + GRID, y + at(b, c));
+          if (c < level !== d < level) ends.push(x + at(d, c), y + GRID);
+          if (d < level !== a < level) ends.push(x, y + at(a, d));
+          for (let e = 0; e + 3 < ends.length; e += 4) {
+            pen.moveTo(ends[e], ends[e + 1]);
+            pen.lineTo(ends[e + 2], ends[e + 3]);
           }
         }
       }
@@ -301,6 +301,7 @@ const live = (() => {
   const inside = ([x, y]) => x >= 0 && x <= view.w && y >= 0 && y <= view.h;
 
   function drawLand() {
+    if (!view.w) return;
     const { w, h } = view, t = now.t, names = labels();
     let s = "";
     for (const value of linearTicks(view.x0, view.x0 + w / view.unit, w / 90)) {
@@ -373,11 +374,11 @@ const live = (() => {
       const head = `M${ex} ${ey}L${ex - 9 * ux + 4 * uy} ${ey - 9 * uy - 4 * ux}L${ex - 9 * ux - 4 * uy} ${ey - 9 * uy + 4 * ux}z`;
       const [tx, ty] = [ex + 12 * ux, ey + 12 * uy + 4];
       return `<path class="${cls}" stroke="currentColor" stroke-width="2.4" fill="currentColor" d="M${x} ${y}L${ex - 7 * ux} ${ey - 7 * uy}"/><path class="${cls}" fill="currentColor" d="${head}"/>` +
-        text(tx, ty, name, `class="halo strong" text-anchor="${ux > 0.3 ? "start" : ux < -0.3 ? "end" : "middle"}"`);
+        (name && text(tx, ty, name, `class="halo strong" text-anchor="${ux > 0.3 ? "start" : ux < -0.3 ? "end" : "middle"}"`));
     };
     return `<g id="ellipse"><circle cx="${x}" cy="${y}" r="${R}" fill="none" class="now" stroke-dasharray="1 4"/>
       <ellipse cx="${x}" cy="${y}" rx="${Math.max(rates[0] * length * unit, 1)}" ry="${Math.max(rates[1] * length * unit, 1)}" class="rmsprop" fill="currentColor" fill-opacity=".22" stroke="currentColor"/>` +
-      arrow((-g[0] / length) * R, (g[1] / length) * R, "", "−g") + arrow(move[0] * unit, -move[1] * unit, "rmsprop", "step") + "</g>";
+      arrow((-g[0] / length) * R, (g[1] / length) * R, "", "−g") + arrow(move[0] * unit, -move[1] * unit, "rmsprop", "") + "</g>";
   }
   // Return the effective rate of each weight, lr/d, with lr/ε at most where v is 0.
   const rate2 = (seen) => seen.d.map((d) => rate("rmsprop") / d);
@@ -391,7 +392,7 @@ const live = (() => {
       low = Math.min(low, Math.max(runs[way].losses[t], first * 1e-6));
       high = Math.max(high, Math.min(runs[way].losses[t], first * 1e3));
     }
-    const edge = [46, 26, w - 104, h - 34], x = scale(0, steps, edge[0], edge[2]), y = scale(low / 1.5, high * 1.5, edge[3], edge[1], true);
+    const edge = [46, 26, w - 112, h - 34], x = scale(0, steps, edge[0], edge[2]), y = scale(low / 1.5, high * 1.5, edge[3], edge[1], true);
     let s = axes({ x, y, box: edge, xs: linearTicks(0, steps, Math.max(2, w / 110)).filter(Number.isInteger).map((v) => [v, v]),
       ys: decades(low / 1.5, high * 1.5, 5).map((k) => [10 ** k, tickName(k)]), xname: "step", yname: "loss" });
     s += line(edge[0], y(target), edge[2], y(target), "now") + text(edge[0] + 4, y(target) - 5, "target", 'class="halo"');
@@ -400,9 +401,13 @@ const live = (() => {
       const run = runs[way], points = [];
       for (let t = 0; t <= run.last; t++) points.push([x(t), y(run.losses[t])]);
       s += `<path class="track ${way}" ${dash(way)} stroke-width="1.8" d="${poly(points)}"/>`;
-      const beyond = run.divergedAt !== null || run.losses[run.last] > high * 1.5;
-      if (beyond) s += `<path class="mark ${way} out" d="M0 -7L6 4H-6z" transform="translate(${points.at(-1)[0]} ${edge[1]})"><title>continues above</title></path>`;
-      if (run.losses[run.last] < low / 1.5) s += `<path class="mark ${way} out" d="M0 7L6 -4H-6z" transform="translate(${points.at(-1)[0]} ${edge[3]})"><title>continues below</title></path>`;
+      const [least, most] = [low / 1.5, high * 1.5], beyond = run.divergedAt !== null || run.losses[run.last] > most;
+      const out = (t, below) => `<path class="mark ${way} out" d="${below ? "M0 8L5 -1H-5z" : "M0 -8L5 1H-5z"}" transform="translate(${x(t)} ${below ? edge[3] : edge[1]})"><title>continues beyond the axis</title></path>`;
+      for (let t = 1; t <= run.last; t++) {
+        if (run.losses[t] < least && run.losses[t - 1] >= least) s += out(t, true);
+        if (run.losses[t] > most && run.losses[t - 1] <= most) s += out(t, false);
+      }
+      if (run.divergedAt !== null) s += out(run.last, false);
       tags.push([beyond ? edge[1] : points.at(-1)[1] + 4, way]);
     }
     for (const [ty, way] of apart(tags, 14, edge[1] + 4, edge[3] + 4)) s += text(edge[2] + 8, ty, names[way], `class="name ${way}"`);
@@ -413,6 +418,8 @@ const live = (() => {
     };
   }
 
+  // A run stays below the target if it is below it for the last tenth of the steps at least.
+  const settled = (run) => run.settledAt !== null && run.last - run.settledAt >= run.last / 10;
   function drawResults() {
     const names = labels(), rows = WAYS.filter((way) => way !== "second" || now.other).map((way) => {
       const run = runs[way], on = racing().includes(way);
@@ -421,7 +428,7 @@ const live = (() => {
       const lr = way === "second" ? now.lr2 ?? rate("rmsprop") : rate(way);
       const input = `<input type="number" step="any" min="0" data-rate="${way === "second" ? "lr2" : way === "rmsprop" ? "lr" : "lr_" + way}" value="${round(lr, 6)}" aria-label="lr of ${names[way]}">`;
       const cells = !on || !run ? ["", "", ""] : run.divergedAt !== null ? [`diverged at ${run.divergedAt}`, "–", "–"]
-        : [run.targetAt === null ? "never" : `step ${run.targetAt}`, run.settledAt === null ? "never" : `step ${run.settledAt}`, show(run.losses[run.last])];
+        : [run.targetAt === null ? "never" : `step ${run.targetAt}`, settled(run) ? `step ${run.settledAt}` : "no", show(run.losses[run.last])];
       return `<tr><th><label>${box}${swatch}${names[way]}</label></th><td>${input}</td>${cells.map((c) => `<td>${c}</td>`).join("")}</tr>`;
     });
     $("results").tBodies[0].innerHTML = rows.join("");
@@ -453,7 +460,7 @@ const live = (() => {
     const rates = seen ? rate2(seen) : null;
     $("bars-note").innerHTML = !seen ? "Make a step to see its numbers." :
       `The gradients of the two weights differ by a factor of <b>${show(ratio(seen.g))}</b>, their steps by <b>${show(ratio(seen.moved))}</b>. ` +
-      `Each weight has its own rate lr/d: ${show(rates[0])} and ${show(rates[1])}. The ellipse in the landscape has these rates as its axes.`;
+      `Each weight has its own rate lr/d: ${show(rates[0])} and ${show(rates[1])}. In the landscape, the ellipse has these rates as its axes; the arrow −g points down the gradient, and the orange one along the step.`;
   }
   const ratio = ([a, b]) => Math.max(Math.abs(a / b), Math.abs(b / a));
 
@@ -470,8 +477,8 @@ const live = (() => {
     const at = (g) => [x(g), edge[3] + ((edge[1] - edge[3]) * Math.log(Math.max((root * g) / low, 1e-300))) / Math.log(high / low)];
     const [from, to] = [at(Math.min(low / root, high)), at(high)];
     s += `<path class="forbidden" d="${poly([from, to, [edge[2], edge[3]]])}z"/>` + line(...from, ...to, "now");
-    s += text(edge[2] - 4, Math.min(to[1] + 34, edge[3] - 20), "v keeps at least (1−α)g²:", 'text-anchor="end"') +
-      text(edge[2] - 4, Math.min(to[1] + 50, edge[3] - 5), `|g|/√v ≤ 1/√(1−α) = ${show(1 / root)}`, 'text-anchor="end"');
+    s += text(edge[2] - 6, edge[3] - 24, "v keeps at least (1−α)g²:", 'text-anchor="end"') +
+      text(edge[2] - 6, edge[3] - 8, `|g|/√v ≤ 1/√(1−α) = ${show(1 / root)}`, 'text-anchor="end"');
     for (const i of [0, 1]) {
       const points = lines.flatMap((l, t) => (l && t <= now.t && Math.abs(l.g[i]) > 0 ? [[x(Math.abs(l.g[i])), y(Math.sqrt(l.v[i]))]] : []));
       s += `<path class="track w${i + 1}" stroke-width="1.3" opacity=".7" d="${poly(points)}"/>`;
@@ -484,7 +491,7 @@ const live = (() => {
     }
     box.innerHTML = svg(w, h, "Root of v against the gradient, for both weights", s);
     const at2 = now.kick || Math.min(now.t + 1, stepsOf(now));
-    $("kick").textContent = now.kick ? `Take back the kick at step ${now.kick}` : `Kick: make the gradient of step ${at2} 30 times as large`;
+    $("kick").textContent = now.kick ? `Take back the kick at step ${now.kick}` : `Kick: multiply the gradient of step ${at2} by 30`;
     $("kick").setAttribute("aria-pressed", String(now.kick > 0));
     $("phase-note").innerHTML = now.kick ? kicked() : "Each point is one step. No step can lie in the shaded corner, so no step is longer than lr/√(1−α), whatever the gradient" +
       (now.init || now.bias || now.momentum ? ", before momentum and bias correction" : "") + ". One large gradient lifts v at once; v then forgets it only as fast as α allows.";
@@ -551,7 +558,7 @@ const live = (() => {
       const aim = data.target * place.f(...start);
       ways.forEach((way, i) => (found[way][angle] = lands.descend(place, { ...entrants[i], start, steps, seed: now.seed, kick: now.kick, target: aim }).targetAt));
     }, () => {
-      const w = box.clientWidth, h = 230, edge = [46, 46, w - 104, h - 36], x = scale(0, 45, edge[0], edge[2]), y = scale(0, steps, edge[3], edge[1]), top = edge[1] - 16;
+      const w = box.clientWidth, h = 230, edge = [46, 46, w - 112, h - 36], x = scale(0, 45, edge[0], edge[2]), y = scale(0, steps, edge[3], edge[1]), top = edge[1] - 16;
       let out = axes({ x, y, box: edge, xs: [0, 15, 30, 45].map((v) => [v, v + "°"]), ys: linearTicks(0, steps, 4).map((v) => [v, v]), xname: "angle of the ravine", yname: "" });
       out += text(0, 14, "step that first reaches the target") + line(edge[0], top, edge[2], top, "axis") + text(edge[0] - 6, top + 4, "never", 'text-anchor="end"');
       const tags = [], names = labels();

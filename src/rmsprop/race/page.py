@@ -38,6 +38,8 @@ from rmsprop.race.landscapes import (
     TARGET,
     Landscape,
     Trajectory,
+    find_landscape,
+    race,
     ravine,
     tilted_ravine,
     turn,
@@ -87,9 +89,7 @@ def live(**settings: Any) -> str:
     unknown = sorted(set(settings) - set(SETTINGS))
     if unknown:
         raise ValueError(f"setting {unknown[0]!r} is unknown; the page has {', '.join(SETTINGS)}.")
-    from rmsprop.race.landscapes import race
-
-    landscape = LANDSCAPES[settings.get("land", "ravine")]
+    landscape = find_landscape(settings.get("land", "ravine"))
     return _filled(settings, landscape, race(landscape))
 
 
@@ -100,8 +100,10 @@ def figure(*panels: str, controls: Sequence[str] = (), **settings: Any) -> str:
     """
     for kind, given, known in (("panel", panels, PANELS), ("control", controls, CONTROLS)):
         unknown = [name for name in given if name not in known]
-        if unknown or (kind == "panel" and not given):
-            raise ValueError(f"{kind} {', '.join(map(repr, unknown))} is unknown; choose from {', '.join(known)}.")
+        if unknown:
+            raise ValueError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}.")
+    if not panels:
+        raise ValueError(f"A figure needs a panel; choose from {', '.join(PANELS)}.")
     text = live(**settings)
     shown = {"figure": ",".join(panels), **({"controls": ",".join(controls)} if controls else {})}
     before, after = fragment(settings), fragment({**settings, **shown})
