@@ -2,10 +2,11 @@
 
     python bench/race_lr.py [LANDSCAPE ...]
 
-Each optimizer runs at each rate of the grid: 1, 1.3, 1.6, 1.9, 2.5, 3.2, 4, 5, 6.5 and 8 times a power of ten from 1e-4 to 1. The best rate
-has the lowest mean over the steps of log10 loss, where a loss below `FLOOR` times the starting loss counts as that,
-so that being fast and ending low both count, and a lucky touch of the target does not. On the noisy ravine the mean is
-over eight seeds. A run that diverges loses. d2l is left out, since its rate is the book's.
+Each optimizer runs at each rate of the grid: 1, 1.3, 1.6, 1.9, 2.5, 3.2, 4, 5, 6.5 and 8 times a power of ten from
+1e-4 to 1. The best rate has the lowest mean over the steps of log10 loss, where a loss below `FLOOR` times the
+starting loss counts as that, so that being fast and ending low both count, and a lucky touch of the target does not.
+On the noisy ravine the mean is over eight seeds. A run that diverges loses. d2l is left out, since its rate is the
+book's.
 
 Prints a line per optimizer and landscape: the rate that the landscape suggests, the best one, and what each reaches.
 Takes about two minutes on two cores.

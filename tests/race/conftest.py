@@ -14,7 +14,7 @@ def browser() -> Iterator[Any]:
     if path is None:
         pytest.skip("no Chromium or Chrome here to run the page in")
     api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
-    with api.sync_playwright() as playwright:
-        # the sandbox needs privileges that a container lacks; the pages are ours and fetch nothing
-        with playwright.chromium.launch(executable_path=path, args=["--no-sandbox"]) as chromium:
-            yield chromium
+    # the sandbox needs privileges that a container lacks; the pages are ours and fetch nothing
+    options = {"executable_path": path, "args": ["--no-sandbox"]}
+    with api.sync_playwright() as playwright, playwright.chromium.launch(**options) as chromium:
+        yield chromium

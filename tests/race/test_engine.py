@@ -134,7 +134,8 @@ def test_other_optimizers_have_torchs_arithmetic(blank: Any) -> None:
     wanted = unpacked(done.stdout, 3, runs, steps, 2)
     run = """(text) => { ENGINE UNPACK
       const g = unpack(text), out = [];
-      for (const [way, hyper] of [["sgd", { lr: 0.013 }], ["sgd", { lr: 0.013, momentum: 0.9 }], ["adam", { lr: 0.013 }]])
+      const lr = 0.013;
+      for (const [way, hyper] of [["sgd", { lr }], ["sgd", { lr, momentum: 0.9 }], ["adam", { lr }]])
         for (let k = 0; k < g.length; k += 2 * STEPS) {
           const p = new Float64Array([-4, 1]), state = engine[way].start(hyper, p);
           for (let t = 0; t < STEPS; t++) {

@@ -241,7 +241,7 @@ def test_noise_affects_sgd_most() -> None:
 
 
 def test_noise_is_noise() -> None:
-    """The noise has mean 0 and variance 1, its two coordinates are unrelated, and it is not a constant of the seed."""
+    """The noise has mean 0 and variance 1, its coordinates are unrelated, and so are its steps and seeds."""
     drawn = noise(7, 20_000)
     assert drawn.shape == (20_000, 2)
     assert abs(drawn.mean(axis=0)).max() < 0.03

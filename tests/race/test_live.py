@@ -1,7 +1,8 @@
-"""The live page: its arithmetic, every control, and that it works alone, by keyboard, on phones and without scripts."""
+"""The live page: its arithmetic, every control, and its work alone, by keyboard, on phones and without scripts."""
 
 import csv
 import io
+import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
@@ -57,6 +58,15 @@ def settings(opened: Any) -> dict[str, Any]:
 
 def path_of(opened: Any, way: str = "rmsprop") -> list[float]:
     return opened.evaluate(f"[...live.runs().{way}.xs, ...live.runs().{way}.ys]")
+
+
+def wait(opened: Any, condition: str) -> None:
+    """Wait until an expression is true; the page's policy keeps the browser's driver from doing so in the page."""
+    for _ in range(600):
+        if opened.evaluate(condition):
+            return
+        opened.wait_for_timeout(50)
+    raise AssertionError(f"{condition} is still false")
 
 
 def painted(opened: Any) -> str:
@@ -162,7 +172,7 @@ def test_noise_is_pythons(visit: Open) -> None:
 
 @pytest.mark.parametrize("name", mostly_long(LANDSCAPES, lambda k, _: k == 1))
 def test_paths_are_the_librarys(visit: Open, name: str, tmp_path: Path) -> None:
-    """The page opens at the race, and RMSprop's path in it has the bits of rmsprop.RMSprop's; the others are close."""
+    """The page opens at the race; RMSprop's path in it has the bits of rmsprop.RMSprop's, and others are close."""
     landscape = find_landscape(name, 50) if name in RAVINES else LANDSCAPES[name]
     runs = race(landscape, ["sgd", "momentum", "adam", "rmsprop", "rmsprop-textbook"], steps=90, seed=3)
     opened = visit(path=page(landscape, runs, tmp_path / "race.html", seed=3))
@@ -213,7 +223,7 @@ def test_each_control_moves_its_setting(visit: Open, name: str) -> None:
         control.press("Enter")
     assert settings(opened)[setting] == value
     assert name == "other" or path_of(opened) != before
-    opened.wait_for_function("name => location.hash.includes(name + '=')", arg=setting)
+    wait(opened, f"location.hash.includes('{setting}=')")
     assert colors(opened) > 10
 
 
@@ -240,7 +250,9 @@ def test_switches_of_momentum_need_momentum(visit: Open) -> None:
         before = path_of(opened)
         opened.locator(f"#{name}").check()
         assert settings(opened)[name] is True
-        assert (path_of(opened) != before) == (name == "nesterov")  # lr is constant, so its place hardly matters
+        # lr is constant, so its place changes the last digits alone
+        assert path_of(opened) != before
+        assert np.allclose(path_of(opened), before) == (name == "buffer")
 
 
 @pytest.mark.long
@@ -278,7 +290,7 @@ def test_play_moves_and_contours_stay(visit: Open, motion: str) -> None:
     opened = visit("t=97", reduced_motion=motion)
     before = painted(opened)
     opened.click("#go")
-    opened.wait_for_function("live.settings().t === 100")
+    wait(opened, "live.settings().t === 100")
     assert opened.inner_text("#go") == "▶ Play"
     assert painted(opened) == before
     opened.locator("#time").fill("30")
@@ -317,7 +329,7 @@ def test_page_works_by_keyboard(visit: Open) -> None:
         opened.keyboard.press(key)
         assert settings(opened)["t"] == t
     opened.keyboard.press(" ")
-    opened.wait_for_function("live.settings().t > 2")
+    wait(opened, "live.settings().t > 2")
     opened.keyboard.press(" ")
     assert opened.inner_text("#go") == "▶ Play"
     opened.focus("#start")
@@ -387,9 +399,9 @@ def test_map_goes_where_it_is_clicked(visit: Open) -> None:
     assert opened.locator("#map .cell").count() == 29 * 13
     for kind in ("arrived", "hovers", "short", "diverged"):
         assert opened.locator(f"#map .cell.{kind}").count() > 0
-    opened.locator('#map [data-cell="130"]').click()
+    opened.locator('#map [data-cell="131"]').click()
     assert (settings(opened)["lr"], settings(opened)["memory"]) == (0.14, 10)
-    title = opened.locator('#map [data-cell="130"] title').text_content()
+    title = opened.locator('#map [data-cell="131"] title').text_content()
     losses, target = opened.evaluate("[[...live.runs().rmsprop.losses], data.target * live.runs().rmsprop.losses[0]]")
     assert ("ends below the target" in title) == (losses[-1] < target)
     assert opened.locator("#here").count() == 1
@@ -425,31 +437,35 @@ def test_far_starts_and_paths_that_leave_are_seen(visit: Open) -> None:
 @pytest.mark.long
 def test_both_axes_have_the_same_scale(visit: Open) -> None:
     """A ravine at 45 degrees is drawn at 45 degrees: one unit is as many pixels along both axes."""
-    opened = visit("angle=45&hidden=sgd,momentum,adam")
-    spots = [(opened.evaluate("live.set({x: %d, y: %d}, {view: false})" % at), opened.locator("#start").get_attribute("transform"))[1] for at in ((-3, -3), (0, 0.5), (-3, 0))]
-    (a, b), (_, _), (c, d) = ([float(n) for n in re.findall(r"-?[\d.]+", spot)] for spot in spots)
-    assert a == pytest.approx(c)
+    opened = visit("angle=45")
     unit = opened.evaluate("live.view.unit")
-    assert b - d == pytest.approx(3 * unit)
+    spots = []
+    for x, y in ((-3, -3), (-1, -1)):
+        opened.evaluate(f"live.set({{ x: {x}, y: {y} }})")
+        spots.append([float(n) for n in re.findall(r"-?[\d.]+", opened.get_attribute("#start", "transform"))])
+    (left, below), (right, above) = spots
+    assert right - left == pytest.approx(2 * unit)
+    assert below - above == pytest.approx(2 * unit)
 
 
 # ---- frameworks, code, links, files ----
 
 
-@pytest.mark.parametrize("name", mostly_long(DIALECTS, lambda k, _: k < 0))
-def test_code_makes_these_steps(visit: Open, name: str) -> None:
+@pytest.mark.long
+def test_code_makes_these_steps(visit: Open) -> None:
     """The code constructs an RMSprop of the rule and the numbers that the page runs, in every dialect."""
-    for extra in ("", "&momentum=0.9"):
-        opened = visit(f"first={name}&eps=1e-6{extra}")
-        scope = {"params": [torch.nn.Parameter(torch.zeros(2))]}
+    opened = visit()
+    for name, extra in itertools.product(DIALECTS, ("", "&momentum=0.9")):
+        opened.evaluate("settings => live.open(settings)", f"first={name}&eps=1e-6{extra}")
+        scope: dict[str, Any] = {"params": [torch.nn.Parameter(torch.zeros(2))]}
         exec(opened.evaluate("live.code()"), scope)
         rule, hyper = read(scope["optimizer"].param_groups[0])
         entry = opened.evaluate("live.entrant('rmsprop')")
-        if not hyper.momentum:
-            entry["rule"] |= {"lr_in_buffer": rule.lr_in_buffer, "momentum": False, "nesterov": rule.nesterov}
-        assert {key: getattr(rule, key) for key in entry["rule"]} == entry["rule"]
-        momentum = hyper.momentum if hyper.momentum or "momentum" in opened.evaluate("live.code()") else entry["hyper"]["momentum"]
-        assert (hyper.lr, hyper.alpha, hyper.eps, momentum) == tuple(entry["hyper"].values())
+        idle = () if hyper.momentum else ("lr_in_buffer", "nesterov")
+        assert {key: getattr(rule, key) for key in entry["rule"] if key not in idle} == {
+            key: value for key, value in entry["rule"].items() if key not in idle
+        }, name
+        assert {key: getattr(hyper, key) for key in entry["hyper"]} == entry["hyper"], name
 
 
 @pytest.mark.long
@@ -497,7 +513,9 @@ def test_permalink_brings_everything_back(visit: Open) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("text", ["lr=-1&memory=0&angle=99&land=nowhere&steps=1e9", "x=nan&y=1&mode=under&first=none&t=-5", "%%%&=&&lr"])
+@pytest.mark.parametrize(
+    "text", ["lr=-1&memory=0&angle=99&land=nowhere&steps=1e9", "x=nan&y=1&mode=under&first=none&t=-5", "%%%&=&&lr"]
+)
 def test_unusable_fragments_are_left_out(visit: Open, text: str) -> None:
     """A fragment with unusable values opens the page with defaults in their place."""
     opened = visit(text)
@@ -547,7 +565,7 @@ def test_page_fits_phones_and_both_schemes(visit: Open, width: int, scheme: str)
     assert opened.evaluate(paper) != sheet
     assert painted(opened) != before
     opened.set_viewport_size({"width": 600, "height": 800})
-    opened.wait_for_function("live.view.w < 600")
+    wait(opened, "live.view.w < 600")
     assert opened.evaluate("document.documentElement.scrollWidth") <= 600
 
 
@@ -578,7 +596,14 @@ def test_settings_follow_the_race() -> None:
     """The fragment of a race has what differs from the landscape's own settings."""
     straight = LANDSCAPES["ravine"]
     own = settings_of(straight, race(straight, steps=5))
-    assert own == {"land": "ravine", "steps": 5, "lr": 0.13, "lr_sgd": 0.019, "lr_momentum": 0.65 / 100, "lr_adam": 0.5}
+    assert own == {
+        "land": "ravine",
+        "steps": 5,
+        "lr": 0.13,
+        "lr_sgd": 0.019,
+        "lr_momentum": 0.65 / 100,
+        "lr_adam": 0.5,
+    }
     moved = find_landscape("tilted-ravine", 7).starting_at(-1, 2)
     given = settings_of(moved, race(moved, ["rmsprop-textbook"], lr=0.2), 4)
     assert given == {

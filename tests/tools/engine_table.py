@@ -56,7 +56,7 @@ class EngineCase:
 
 @cache
 def table(count: int) -> list[EngineCase]:
-    """Return the first `count` cases, the same each time: rows that cover all pairs of switches, with drawn numbers."""
+    """Return the first `count` cases, the same each time: drawn numbers in rows that cover all pairs of switches."""
     draw = np.random.default_rng(18)
     return [_case(_ROWS[k % len(_ROWS)], draw) for k in range(count)]
 

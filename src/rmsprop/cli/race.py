@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -103,7 +103,7 @@ def _draw(place: Landscape, runs: list[Trajectory], out: Path, formats: list[str
     from rmsprop.race.figures import animation, figure
     from rmsprop.race.page import page
 
-    drawers = {"png": figure, "gif": animation, "webp": animation, "html": partial(page, seed=seed)}
+    drawers: dict[str, Any] = {"png": figure, "gif": animation, "webp": animation, "html": partial(page, seed=seed)}
     try:
         return [drawers[kind](place, runs, out / f"{place.name}.{kind}") for kind in dict.fromkeys(formats)]
     except OSError as error:

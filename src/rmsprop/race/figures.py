@@ -141,7 +141,9 @@ def _draw(landscape: Landscape, runs: Races, dpi: int) -> _Drawing:
     for run in runs:
         _mark_ends(landscape, run, land, loss)
     loss.axhline(landscape.target, color=REFERENCE, linewidth=1)
-    loss.set_xlabel(f"step (the horizontal line is the target, {TARGET:g} of the starting loss; a triangle: the curve goes on beyond the axis)")
+    loss.set_xlabel(
+        f"step (line: the target, {TARGET:g} of the starting loss; triangle: a curve goes on beyond the axis)"
+    )
     loss.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.grid(alpha=0.25)
     canvas.legend(handles=drawing.paths, loc="outside lower left", fontsize=10, frameon=False)
@@ -169,9 +171,15 @@ def _draw_ground(landscape: Landscape, land: Axes) -> list[Line2D]:
 def _mark_ends(landscape: Landscape, run: Trajectory, land: Axes, loss: Axes) -> None:
     """Mark by triangles the first place where a path leaves the view, and where its loss leaves the axis."""
     color = LOOKS[run.name].color
-    mark: dict[str, Any] = {"color": color, "markersize": 9, "markeredgecolor": "white", "clip_on": False, "zorder": 7}
+    mark: dict[str, Any] = {
+        "color": color,
+        "markersize": 9,
+        "markeredgecolor": "white",
+        "clip_on": False,
+        "zorder": 7,
+    }
     left, right, low, high = landscape.window
-    within = ((run.points >= [left, low]) & (run.points <= [right, high])).all(axis=1)
+    within: Any = ((run.points >= [left, low]) & (run.points <= [right, high])).all(axis=1)
     for t in np.flatnonzero(within[:-1] & ~within[1:])[:1]:
         here, way = run.points[t], run.points[t + 1] - run.points[t]
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -121,7 +121,7 @@ class Landscape:
         return dataclasses.replace(self, start=(x, y), window=(left, right, low, high))
 
     def seen_at(self, aspect: float) -> Landscape:
-        """Return this landscape with its window widened to a ratio of width to height, for equal scales on both axes."""
+        """Return this landscape with its window widened to a ratio of width to height, for equal scales."""
         left, right, low, high = self.window
         wide = max(right - left, aspect * (high - low)) / 2
         x, y, tall = (left + right) / 2, (low + high) / 2, wide / aspect
@@ -191,10 +191,10 @@ def ravine(condition: float = CONDITION, angle: int = 0) -> Landscape:
         name="ravine",
         description=f"A quadratic that is {k:g} times as steep across as along: (x² + {k:g} y²)/2.",
         lesson="The steep walls limit SGD's learning rate, so SGD zigzags between them and crawls along the floor. "
-        "Momentum and Adam overshoot the minimum and return. RMSprop divides each coordinate by its recent gradient size, "
-        "so the steep coordinate does not slow the flat one: RMSprop turns into the ravine and runs straight down. "
-        "The price comes at the end. With a fixed learning rate RMSprop does not settle, because the divisor shrinks "
-        "with the gradients. A step throws it off the floor again, and it keeps hopping, half a learning rate to "
+        "Momentum and Adam overshoot the minimum and return. RMSprop divides each coordinate by its recent gradient "
+        "size, so the steep coordinate does not slow the flat one: RMSprop turns into the ravine and runs straight "
+        "down. The price comes at the end. With a fixed learning rate RMSprop does not settle, because the divisor "
+        "shrinks with the gradients. A step throws it off the floor again, and it keeps hopping, half a learning rate to "
         "each side. A decaying learning rate fixes that.",
         f=_loss,
         start=(-4 * c - s, c - 4 * s),
@@ -288,9 +288,9 @@ _ROWS = (
         name="saddle",
         description="A saddle at (0, 0) between two minima, x²/2 + (y² − 1)²/4, entered almost along its ridge.",
         lesson="Along the ridge, the gradient points into the saddle, and the way out begins with a slope of a "
-        "thousandth. SGD and momentum wait until that slope grows: after 5 steps they are still on the ridge. RMSprop "
-        "and Adam divide the slope by its own size, so they leave the ridge with their first steps. RMSprop arrives "
-        "first, at step 6, and SGD at step 14; but SGD settles, and RMSprop hovers.",
+        "thousandth. SGD and momentum wait until that slope grows: after 5 steps they are still on the ridge. "
+        "RMSprop and Adam divide the slope by its own size, so they leave the ridge with their first steps. RMSprop "
+        "arrives first, at step 6, and SGD at step 14; but SGD settles, and RMSprop hovers.",
         f=lambda x, y: 0.5 * x * x + 0.25 * (y * y - 1) ** 2,
         start=(-1.5, 0.001),
         minima=((0.0, 1.0), (0.0, -1.0)),
@@ -407,7 +407,8 @@ def _mix(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Mix the bits of 32-bit numbers. Source: the finalizer lowbias32 of C. Wellons."""
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-    return x ^ (x >> np.uint32(16))
+    mixed: NDArray[np.uint32] = x ^ (x >> np.uint32(16))
+    return mixed
 
 
 def _run(landscape: Landscape, name: str, lr: float, steps: int, seed: int) -> Trajectory:

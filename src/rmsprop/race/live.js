@@ -46,7 +46,7 @@ const live = (() => {
     for (const name of ["first", "other"]) if (s[name] && !(s[name] in data.dialects)) s[name] = PLAIN[name];
     within("condition", 1, 1e9); within("angle", 0, 45); within("memory", 1, 1e9); within("momentum", 0, 0.999);
     within("steps", 1, data.lands[s.land].max_steps); within("eps", 0, 1e9); within("init", 0, 1e9);
-    within("seed", 0, 2 ** 32 - 1); within("x", -1000, 1000); within("y", -1000, 1000);
+    within("seed", 0, 2 ** 32 - 1); within("t", 0, 1e9); within("kick", 0, 1e9); within("x", -1000, 1000); within("y", -1000, 1000);
     for (const name of ["angle", "steps", "seed", "kick", "t"]) if (s[name] !== null) s[name] = Math.round(s[name]);
     for (const name of ["lr", "lr2", "lr_sgd", "lr_momentum", "lr_adam"]) if (!(s[name] > 0)) s[name] = null;
     if ((s.x === null) !== (s.y === null)) s.x = s.y = null;
@@ -74,12 +74,15 @@ const live = (() => {
 
   // Return the page's switches that a framework's rule has with these numbers.
   function switches(name, s) {
-    const row = data.dialects[name], rule = { ...row.rule }, mu = row.lacks.includes("momentum") ? 0 : s.momentum;
+    const row = data.dialects[name], rule = { ...row.rule }, mu = momentumOf(name, s);
     for (const { setting, then } of row.when)
       if (setting === "momentum" ? mu : rule[setting]) Object.assign(rule, then);
     const own = Object.fromEntries(Object.entries(SWITCHES).map(([ours, theirs]) => [ours, rule[theirs]]));
     return { ...own, init: row.starts_at_eps ? s.eps : own.init };
   }
+
+  // Return the momentum that a framework makes of the number; some have none.
+  const momentumOf = (name, s) => (data.dialects[name]?.lacks.includes("momentum") ? 0 : s.momentum);
 
   // Return what engine.js takes, given switches and numbers.
   const entry = (on, lr, eps, mu) => ({
@@ -89,10 +92,10 @@ const live = (() => {
     hyper: { lr, alpha: alphaOf(now), eps, momentum: mu },
   });
   function entrant(way) {
-    if (way === "rmsprop") return entry(now, rate(way), now.eps, now.momentum);
+    if (way === "rmsprop") return entry(now, rate(way), now.eps, momentumOf(now.first, now));
     if (way === "second") {
-      const eps = now.eps2 ?? now.eps, mu = data.dialects[now.other].lacks.includes("momentum") ? 0 : now.momentum;
-      return entry(switches(now.other, { ...now, eps }), now.lr2 ?? rate("rmsprop"), eps, mu);
+      const eps = now.eps2 ?? now.eps;
+      return entry(switches(now.other, { ...now, eps }), now.lr2 ?? rate("rmsprop"), eps, momentumOf(now.other, now));
     }
     return { way, hyper: { lr: rate(way), ...(way === "momentum" ? { momentum: 0.9 } : {}) } };
   }
@@ -639,7 +642,7 @@ const live = (() => {
   function code() {
     const row = data.dialects[now.first || "torch"], python = (x) => (typeof x === "boolean" ? (x ? "True" : "False") : typeof x === "string" ? `"${x}"` : number(x));
     const given = { lr: rate("rmsprop"), alpha: alphaOf(now), eps: now.eps };
-    if (now.momentum && !row.lacks.includes("momentum")) given.momentum = now.momentum;
+    if ((now.momentum || row.momentum) && !row.lacks.includes("momentum")) given.momentum = now.momentum;
     const words = Object.entries(given).map(([name, value]) => `${row.words[name]}=${python(value)}`);
     if (now.first && now.first !== "torch") words.unshift(`dialect="${now.first}"`);
     else for (const [ours, theirs] of Object.entries(SWITCHES)) {
@@ -858,5 +861,5 @@ const live = (() => {
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; look(); draw(); } });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolor);
-  return { settings: () => ({ ...now }), runs: () => runs, lines: () => lines, set, seek, fragment, code, csv, entrant, view, drawn: performance.now() };
+  return { open, settings: () => ({ ...now }), runs: () => runs, lines: () => lines, set, seek, fragment, code, csv, entrant, view, drawn: performance.now() };
 })();

@@ -44,7 +44,7 @@ from rmsprop.race.landscapes import (
     tilted_ravine,
     turn,
 )
-from rmsprop.style import LOOKS
+from rmsprop.style import LOOKS, YELLOW
 
 CASES = 6000
 """The number of settings for which the engine has the reference's bits, by tests/race/test_engine.py."""
@@ -76,7 +76,7 @@ _SIGNS = {"circle": "circle", "square": "square", "triangle-up": "up", "triangle
 
 
 def page(landscape: Landscape, runs: Races, path: Path, seed: int = 0) -> Path:
-    """Write the live page, opened at a race; without scripts it shows the race's result. Returns: the path written."""
+    """Write the live page, opened at a race; without scripts it shows the result. Returns: the path written."""
     text = _filled(settings_of(landscape, runs, seed), landscape, runs)
     return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
@@ -157,10 +157,10 @@ def _filled(settings: Mapping[str, Any], landscape: Landscape, runs: Races) -> s
         css=css,
         picture=_picture(landscape, runs),
         table=_table(runs),
-        proof=f"The arithmetic is the library's. In a browser, the engine of this page equals the library's reference "
-        f"bit for bit in {CASES:,} settings, over every switch, with zeros, infinities, NaN and the smallest numbers "
-        "among the gradients. The landscapes and their gradients have the bits of torch's autograd. Written by "
-        "<code>rmsprop race</code>.",
+        proof=f"The arithmetic is the library's. In a browser, the engine of this page equals the reference "
+        f"implementation bit for bit in {CASES:,} settings, over every switch, with zeros, infinities, NaN and the "
+        "smallest numbers among the gradients. The landscapes and their gradients have the bits of torch's autograd. "
+        "Written by <code>rmsprop race</code>.",
         data=json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/"),
         scripts="\n".join(scripts),
     )
@@ -176,7 +176,10 @@ def _data() -> dict[str, Any]:
         "lands": {name: _land(row) for name, row in LANDSCAPES.items() if not row.angle},
         "tilted": {"lesson": tilted.lesson, "lrs": tilted.lrs},
         "looks": {
-            {"rmsprop-textbook": "second"}.get(name, name): {"dash": _DASHES[look.dash[1]], "sign": _SIGNS[look.marker[1]]}
+            {"rmsprop-textbook": "second"}.get(name, name): {
+                "dash": _DASHES[look.dash[1]],
+                "sign": _SIGNS[look.marker[1]],
+            }
             for name, look in LOOKS.items()
         },
         "dialects": {name: _dialect(row) for name, row in DIALECTS.items()},
@@ -202,7 +205,10 @@ def _land(row: Landscape) -> dict[str, Any]:
 def _dialect(row: Dialect) -> dict[str, Any]:
     """Return a dialect's row for the page: its switches, and its names for the numbers of the page."""
     full = row.complete({}, ())
-    words = {ours: _word(row, ours, value) for ours, value in (("lr", 0.5), ("alpha", 0.5), ("eps", 0.5), ("momentum", 0.5))}
+    words = {
+        ours: _word(row, ours, value)
+        for ours, value in (("lr", 0.5), ("alpha", 0.5), ("eps", 0.5), ("momentum", 0.5))
+    }
     when = [
         {"setting": condition.setting, "then": {n: v for n, v in condition.then.items() if n in SWITCHES}}
         for condition in row.when
@@ -213,6 +219,7 @@ def _dialect(row: Dialect) -> dict[str, Any]:
         "short": title if known else f"{title} ({row.name})",
         "title": row.title,
         "rule": {name: full[name] for name in SWITCHES if name != "weight_decay_mode"},
+        "momentum": full["momentum"],
         "starts_at_eps": row.v_init_is_eps,
         "when": [condition for condition in when if condition["then"]],
         "words": {ours: word for ours, word in words.items() if word},
@@ -247,8 +254,11 @@ def _row(run: Trajectory) -> str:
     cells = [arrived, f"{run.losses[-1]:.3g}", f"{run.distance:.3g}"]
     if run.diverged:
         cells = [f"diverged at step {run.diverged_at}", "-", "-"]
-    cells = [f'<span style="color:{LOOKS[run.name].color}">{LOOKS[run.name].sign}</span> {in_html(run.label)}',
-             in_html(run.settings), *cells]
+    cells = [
+        f'<span style="color:{LOOKS[run.name].color}">{LOOKS[run.name].sign}</span> {in_html(run.label)}',
+        in_html(run.settings),
+        *cells,
+    ]
     return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
 
@@ -276,11 +286,9 @@ def _picture(landscape: Landscape, runs: Races, width: int = 760) -> str:
             f'<path d="{_path(run.points[:400])}" fill="none" stroke="{look.color}" stroke-width="2"'
             f' stroke-dasharray="{_DASHES[look.dash[1]]}"><title>{in_html(run.label)}</title></path>'
         )
-    for x0, y0 in landscape.minima:
-        body += f'<circle cx="{(x0 - left) * unit:.0f}" cy="{h - (y0 - low) * unit:.0f}" r="6" fill="#F0E442" stroke="#111"/>'
-    x0, y0 = landscape.start
-    body += f'<circle cx="{(x0 - left) * unit:.0f}" cy="{h - (y0 - low) * unit:.0f}" r="6" fill="#fff" stroke="#111"/>'
-    return (
-        f'<svg viewBox="0 0 {w:.0f} {h:.0f}" role="img" style="max-width:{w:.0f}px;overflow:hidden;border:1px solid #ccc"'
-        f' aria-label="Paths of the optimizers over contours of the loss, from the white to the yellow circle.">{body}</svg>'
-    )
+    for (x0, y0), color in [*((minimum, YELLOW) for minimum in landscape.minima), (landscape.start, "#fff")]:
+        place = f'cx="{(x0 - left) * unit:.0f}" cy="{h - (y0 - low) * unit:.0f}" r="6"'
+        body += f'<circle {place} fill="{color}" stroke="#111"/>'
+    label = "Paths of the optimizers over contours of the loss, from the white to the yellow circle."
+    style = f"max-width:{w:.0f}px;overflow:hidden;border:1px solid #ccc"
+    return f'<svg viewBox="0 0 {w:.0f} {h:.0f}" role="img" style="{style}" aria-label="{label}">{body}</svg>'
