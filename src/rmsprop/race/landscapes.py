@@ -194,8 +194,8 @@ def ravine(condition: float = CONDITION, angle: int = 0) -> Landscape:
         "Momentum and Adam overshoot the minimum and return. RMSprop divides each coordinate by its recent gradient "
         "size, so the steep coordinate does not slow the flat one: RMSprop turns into the ravine and runs straight "
         "down. The price comes at the end. With a fixed learning rate RMSprop does not settle, because the divisor "
-        "shrinks with the gradients. A step throws it off the floor again, and it keeps hopping, half a learning rate to "
-        "each side. A decaying learning rate fixes that.",
+        "shrinks with the gradients. A step throws it off the floor again, and it keeps hopping, half a learning "
+        "rate to each side. A decaying learning rate fixes that.",
         f=_loss,
         start=(-4 * c - s, c - 4 * s),
         minima=((0.0, 0.0),),
@@ -294,7 +294,7 @@ _ROWS = (
         f=lambda x, y: 0.5 * x * x + 0.25 * (y * y - 1) ** 2,
         start=(-1.5, 0.001),
         minima=((0.0, 1.0), (0.0, -1.0)),
-        window=(-1.8, 1.2, -1.5, 1.5),
+        window=(-1.9, 1.5, -1.7, 1.7),
         steps=100,
         lrs={"sgd": 0.8, "momentum": 0.5, "adam": 0.65, "rmsprop": 0.25, "rmsprop-textbook": 0.05},
     ),

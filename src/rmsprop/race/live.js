@@ -574,7 +574,7 @@ const live = (() => {
       out += line(x(now.angle), top - 6, x(now.angle), edge[3], "now");
       box.innerHTML = svg(w, h, "Steps to the target against the angle of the ravine", out);
       const [a, b] = [found.rmsprop?.[0], found.rmsprop?.[45]], say = (t) => (t === null ? "never reaches the target" : `reaches the target at step ${t}`);
-      $("turn-note").innerHTML = a === undefined ? "" : `Along the axes RMSprop <b>${say(a)}</b>; turned by 45 degrees it <b>${say(b)}</b>. SGD and momentum do not see the angle: they scale all directions alike.`;
+      $("turn-note").innerHTML = a === undefined ? "" : `Along the axes RMSprop <b>${say(a)}</b>; turned by 45 degrees it <b>${say(b)}</b>. ${land.noise ? "The noise stays along the axes." : "SGD and momentum do not see the angle: they scale all directions alike."}`;
       box.onclick = (event) => set({ angle: Math.round(Math.min(Math.max(x.back(event.clientX - box.getBoundingClientRect().left), 0), 45)) });
     });
   }

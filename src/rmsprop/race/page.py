@@ -278,7 +278,8 @@ def _picture(landscape: Landscape, runs: Races, width: int = 760) -> str:
     z = landscape.loss(np.stack(np.meshgrid(x, y), axis=-1))
     contours = contour_generator(x, y, np.log10(np.maximum(z, 1e-300)))
     levels = np.log10(z.max()) - np.arange(1, 12) / 4
-    rings = "".join(_path(ring[::2]) for level in levels for ring in contours.lines(level) if len(ring) > 2)
+    lines = [ring for level in levels for ring in contours.lines(level) if len(ring) > 2]
+    rings = "".join(_path([*ring[::2], ring[-1]]) for ring in lines)
     body = f'<path d="{rings}" fill="none" stroke="#8fa3b5" stroke-width=".7"/>'
     for run in runs:
         look = LOOKS[run.name]
