@@ -41,7 +41,7 @@ ARROWS = {
     "inspection": {"conversion", "diagnose", "optimizer", "analysis", "dialects", "spec"},
     "checkpoint": {"optimizer", "tensors"},
     "demo": {"optimizer", "diagnose", "analysis", "reference"},
-    "race": {"optimizer", "reference"},
+    "race": {"optimizer", "dialects"},
     "bench": {"optimizer", "kernels"},
 }
 ABOVE_ALL = {"cli", "__main__"}  # these may import everything, and nothing imports them

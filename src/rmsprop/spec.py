@@ -13,7 +13,7 @@
     [9] parameter     p ← p − lr·u  |   p ← p − u      max_update: the step is at most M·lr
     [10] average      e ← d·e + (1−d)·p        ema only; d is ema, or below it in a warm-up
 
-Every implementation of the equation (`reference.py`, `kernels/*`) carries these numbers.
+Every implementation of the equation (`reference.py`, `kernels/*`, `race/engine.js`) carries these numbers.
 """
 
 import math

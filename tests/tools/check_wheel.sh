@@ -15,6 +15,7 @@ mkdir "$work/source"
 ls "$work/dist"
 case $(echo "$work"/dist/*.whl) in *-py3-none-*) ;; *) echo "the wheel is bound to a Python version"; exit 1 ;; esac
 if "$python" -m zipfile -l "$work"/dist/*.whl | grep -q csrc; then echo "the wheel holds sources"; exit 1; fi
+"$python" -m zipfile -l "$work"/dist/*.whl | grep -q race/engine.js || { echo "the wheel lacks the live page"; exit 1; }
 tar tzf "$work"/dist/*.tar.gz | grep -q csrc/plan.h || { echo "the sdist lacks sources"; exit 1; }
 
 # a venv of its own that borrows torch and pytest, and not this package, from the given Python

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -51,6 +52,8 @@ def race(
 
     The optimizers are the classes that train networks: torch's SGD and Adam, and this package's RMSprop.
 
+    The page (html) is live: every setting can be changed in it. It opens at this race, and it fetches nothing.
+
     Each landscape suggests its learning rates. On some landscapes RMSprop does worse than the others.
 
     Examples:
@@ -83,7 +86,7 @@ def race(
         raise typer.BadParameter(str(error)) from error
     for place, runs in races:
         _print(place, runs)
-        for path in _draw(place, runs, out, kinds):
+        for path in _draw(place, runs, out, kinds, seed):
             typer.echo(f"wrote {path}")
 
 
@@ -95,12 +98,12 @@ def _pair(text: str) -> tuple[float, float]:
     return read_number("--start", x), read_number("--start", y)
 
 
-def _draw(place: Landscape, runs: list[Trajectory], out: Path, formats: list[str]) -> list[Path]:
+def _draw(place: Landscape, runs: list[Trajectory], out: Path, formats: list[str], seed: int) -> list[Path]:
     """Write the requested files. Returns: their paths."""
     from rmsprop.race.figures import animation, figure
     from rmsprop.race.page import page
 
-    drawers = {"png": figure, "gif": animation, "webp": animation, "html": page}
+    drawers: dict[str, Any] = {"png": figure, "gif": animation, "webp": animation, "html": partial(page, seed=seed)}
     try:
         return [drawers[kind](place, runs, out / f"{place.name}.{kind}") for kind in dict.fromkeys(formats)]
     except OSError as error:
@@ -115,10 +118,10 @@ def _print(place: Landscape, runs: list[Trajectory]) -> None:
 
     table = Table(title=place.description, title_justify="left", caption_justify="left")
     table.caption = f"target: a loss of {place.target:.3g}, a thousandth of the starting loss"
-    for heading in ("optimizer", "lr", "target", "final loss", "distance to minimum"):
+    for heading in ("optimizer", "lr", "first below target", "final loss", "distance to minimum"):
         table.add_column(heading, justify="left" if heading == "optimizer" else "right")
     for run in runs:
-        arrived = "not reached" if run.target_at is None else f"step {run.target_at}"
+        arrived = "never" if run.target_at is None else f"step {run.target_at}"
         if run.diverged:
             table.add_row(run.label, f"{run.lr:.4g}", f"diverged at step {run.diverged_at}", "-", "-")
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,12 +28,15 @@ FRAMES = 60
 FLOOR = 1e-6
 """The lower end of the loss axis, as a share of the starting loss."""
 
+ASPECT = 1.7
+"""The ratio of width to height of the picture of a landscape."""
+
 
 def outcome(run: Trajectory) -> str:
     """Describe the end of a run."""
     if run.diverged:
         return f"diverged at step {run.diverged_at}"
-    arrived = "target not reached" if run.target_at is None else f"target at step {run.target_at}"
+    arrived = "target never reached" if run.target_at is None else f"first below the target at step {run.target_at}"
     return f"{arrived}, ends {run.distance:.2g} from the minimum"
 
 
@@ -74,7 +78,12 @@ def moments(runs: Races) -> list[int]:
 
 
 def surface(landscape: Landscape, cells: int) -> tuple[Floats, Floats, Floats]:
-    """Evaluate log10 of the loss on a grid. Shapes: x (cells,), y (cells,), z (cells, cells) indexed [y, x]."""
+    """Evaluate log10 of the loss on a grid, at most four decades below its highest value.
+
+    Lower bands would be narrower than the grid, and break up into beads along a valley.
+
+    Shapes: x (cells,), y (cells,), z (cells, cells) indexed [y, x].
+    """
     left, right, low, high = landscape.window
     x, y = np.linspace(left, right, cells), np.linspace(low, high, cells)
     loss = landscape.loss(np.stack(np.meshgrid(x, y), axis=-1))
@@ -107,8 +116,9 @@ def _draw(landscape: Landscape, runs: Races, dpi: int) -> _Drawing:
     from matplotlib.patheffects import Normal, Stroke
     from matplotlib.ticker import MaxNLocator
 
-    canvas = Figure(figsize=(9, 8.4), dpi=dpi, layout="constrained")
-    land, loss = canvas.subplots(2, 1, height_ratios=[2.1, 1])
+    landscape = landscape.seen_at(ASPECT)
+    canvas = Figure(figsize=(9, 8.8), dpi=dpi, layout="constrained")
+    land, loss = canvas.subplots(2, 1, height_ratios=[2.3, 1])
     drawing = _Drawing(canvas, [], [], [], marks=_draw_ground(landscape, land))
     halo = [Stroke(linewidth=3.2, foreground="white", alpha=0.8), Normal()]
     for run in runs:
@@ -128,8 +138,12 @@ def _draw(landscape: Landscape, runs: Races, dpi: int) -> _Drawing:
         drawing.losses += loss.plot(np.maximum(run.losses, 1e-300), **style)
     steps = max(moments(runs)[-1], 1)  # avoids an axis from 0 to 0 if all runs diverge at once
     loss.set(yscale="log", ylabel="loss", ylim=loss_range(landscape, runs), xlim=(0, steps))
+    for run in runs:
+        _mark_ends(landscape, run, land, loss)
     loss.axhline(landscape.target, color=REFERENCE, linewidth=1)
-    loss.set_xlabel(f"step (the horizontal line is the target, {TARGET:g} of the starting loss)")
+    loss.set_xlabel(
+        f"step (line: the target, {TARGET:g} of the starting loss; triangle: a curve goes on beyond the axis)"
+    )
     loss.xaxis.set_major_locator(MaxNLocator(integer=True))
     loss.grid(alpha=0.25)
     canvas.legend(handles=drawing.paths, loc="outside lower left", fontsize=10, frameon=False)
@@ -138,10 +152,12 @@ def _draw(landscape: Landscape, runs: Races, dpi: int) -> _Drawing:
 
 def _draw_ground(landscape: Landscape, land: Axes) -> list[Line2D]:
     """Draw contours of the log loss, the start, and the minima. Returns: the marks, to be drawn above all paths."""
-    x, y, z = surface(landscape, 200)
-    land.contourf(x, y, z, levels=18, cmap="Blues", vmin=z.min(), vmax=z.min() + 3.5 * np.ptp(z))
-    land.contour(x, y, z, levels=18, colors="#8fa3b5", linewidths=0.5, linestyles="solid")
-    land.set(xlim=landscape.window[:2], ylim=landscape.window[2:], xlabel="x", ylabel="y")
+    x, y, z = surface(landscape, 300)
+    levels = z.max() - np.arange(14, -1, -1) / 4
+    land.contourf(x, y, z, levels=levels, cmap="Blues", vmin=z.min(), vmax=z.min() + 9, extend="both")
+    land.contour(x, y, z, levels=levels, colors="#8fa3b5", linewidths=0.5, linestyles="solid")
+    land.set(xlim=landscape.window[:2], ylim=landscape.window[2:], xlabel="w₁", ylabel="w₂")
+    land.set_box_aspect(1 / ASPECT)
     land.set_title(landscape.description, fontsize=12, loc="left")
     mark: dict[str, Any] = {"linestyle": "none", "zorder": 6}
     [start] = land.plot(*landscape.start, marker="P", ms=11, color="white", mec="black", label="start", **mark)
@@ -150,6 +166,30 @@ def _draw_ground(landscape: Landscape, land: Axes) -> list[Line2D]:
     # Below the right end of the x axis, where no path can hide the legend.
     land.legend(handles=[start, end], loc="upper right", bbox_to_anchor=(1, -0.06), ncols=2, frameon=False)
     return [start, end]
+
+
+def _mark_ends(landscape: Landscape, run: Trajectory, land: Axes, loss: Axes) -> None:
+    """Mark by triangles the first place where a path leaves the view, and where its loss leaves the axis."""
+    color = LOOKS[run.name].color
+    mark: dict[str, Any] = {
+        "color": color,
+        "markersize": 9,
+        "markeredgecolor": "white",
+        "clip_on": False,
+        "zorder": 7,
+    }
+    left, right, low, high = landscape.window
+    within: Any = ((run.points >= [left, low]) & (run.points <= [right, high])).all(axis=1)
+    for t in np.flatnonzero(within[:-1] & ~within[1:])[:1]:
+        here, way = run.points[t], run.points[t + 1] - run.points[t]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shares = np.where(way > 0, (np.array([right, high]) - here) / way, (np.array([left, low]) - here) / way)
+        x, y = here + np.nanmin(np.where(way == 0, np.inf, shares)) * way
+        land.plot(x, y, marker=(3, 0, math.degrees(math.atan2(way[1], way[0])) - 90), **mark)
+    bottom, top = loss.get_ylim()
+    for beyond, edge, sign in ((run.losses < bottom, bottom, "v"), (run.losses > top, top, "^")):
+        for t in np.flatnonzero(beyond[1:] & ~beyond[:-1])[:1]:
+            loss.plot(t + 1, edge, marker=sign, **mark)
 
 
 def _film(landscape: Landscape, runs: Races) -> list[Image]:

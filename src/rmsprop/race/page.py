@@ -1,237 +1,295 @@
-"""A race as one self-contained HTML page, with play, pause, and a slider."""
+"""The live page: one HTML file in which every setting of a race can be changed, and which fetches nothing.
+
+`page` writes the page of a race, opened at its landscape and settings. `live` returns the page for any settings.
+`figure` returns a page that shows some of its panels alone, to stand in a text, in a frame:
+
+>>> text = figure("land", "bars", controls=["lr", "memory"], land="ravine", condition=1000)
+
+The same works without Python: the fragment of the page's address holds the settings, so that a frame on
+`live.html#figure=land,bars&controls=lr,memory&condition=1000` shows the same. `PANELS` and `CONTROLS` are the names
+that can be given, `SETTINGS` the settings. A setting that is left out has the landscape's own value.
+
+The scripts beside this file compute what the page shows: `engine.js` is a body of the equation, `landscapes.js` has
+the landscapes of landscapes.py, and `live.js` draws. Frameworks and landscapes are written into the page from their
+rows in Python.
+"""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from string import Template
 from typing import Any
+from urllib.parse import urlencode
 
 import numpy as np
 
+from rmsprop.dialects import DIALECTS, SWITCHES, Dialect, read_arguments
 from rmsprop.files import write_whole
 from rmsprop.printing import in_html
-from rmsprop.race.figures import Races, loss_range, moments, surface
-from rmsprop.race.landscapes import TARGET, Landscape, Trajectory
-from rmsprop.style import CSS, LOOKS, REFERENCE, YELLOW
+from rmsprop.race.figures import Races
+from rmsprop.race.landscapes import (
+    CONDITION,
+    LANDSCAPES,
+    RAVINES,
+    TARGET,
+    Landscape,
+    Trajectory,
+    find_landscape,
+    race,
+    ravine,
+    tilted_ravine,
+    turn,
+)
+from rmsprop.style import LOOKS, YELLOW
+
+CASES = 6000
+"""The number of settings for which the engine has the reference's bits, by tests/race/test_engine.py."""
+
+PANELS = ("land", "play", "loss", "results", "lesson", "bars", "phase", "lines", "turn", "map", "code")
+"""The parts of the page that `figure` can show."""
+
+CONTROLS = (
+    *("land", "condition", "angle", "steps", "seed", "lr", "memory", "eps", "momentum"),
+    *("mode", "init", "bias", "centered", "nesterov", "buffer", "frameworks"),
+)
+"""The controls that `figure` can show beside its panels."""
+
+SETTINGS = (
+    *("land", "condition", "angle", "x", "y", "seed", "steps", "t", "lr", "memory", "eps", "momentum", "mode"),
+    *("init", "bias", "centered", "nesterov", "buffer", "first", "other", "lr2", "eps2"),
+    *("lr_sgd", "lr_momentum", "lr_adam", "hidden", "kick", "theme"),
+)
+"""The settings in the fragment of an address.
+
+`memory` is 1/(1 - alpha). `mode` is the place of ε and `init` the start of v. `first` and `other` are two dialects
+with the same numbers, except for `lr2` and `eps2`. `hidden` lists the optimizers that are not drawn, out of rmsprop,
+sgd, momentum and adam. `t` is the step shown, and `kick` the step whose gradient is 30 times as large.
+"""
+
+_HERE = Path(__file__).parent
+_DASHES = {"solid": "", "dot": "1.5 5", "dash": "7 5", "dashdot": "9 4 1.5 4", "longdash": "12 5"}
+_SIGNS = {"circle": "circle", "square": "square", "triangle-up": "up", "triangle-down": "down", "diamond": "diamond"}
 
 
-def page(landscape: Landscape, runs: Races, path: Path) -> Path:
-    """Write the race as one HTML file, which includes plotly.js. Returns: the path written."""
-    picture = _interactive(landscape, runs).to_html(
-        full_html=False,
-        include_plotlyjs=True,
-        include_mathjax=False,
-        auto_play=False,
-        default_height="100%",
-        config={"displaylogo": False, "responsive": True, "displayModeBar": False},
-    )
-    text = PAGE.format(
-        css=CSS + RACE_CSS,
-        title=in_html(f"A race with RMSprop: {landscape.name}"),
-        description=in_html(landscape.description),
-        lesson=in_html(landscape.lesson),
-        picture=picture,
-        rows="\n".join(_row(run) for run in runs),
-        target=f"{landscape.target:.3g}",
-        share=f"{TARGET:g}",
-        noise="The losses shown exclude the noise. " if landscape.noise else "",
-    )
+def page(landscape: Landscape, runs: Races, path: Path, seed: int = 0) -> Path:
+    """Write the live page, opened at a race; without scripts it shows the result. Returns: the path written."""
+    text = _filled(settings_of(landscape, runs, seed), landscape, runs)
     return write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
 
 
+def live(**settings: Any) -> str:
+    """Return the live page, opened at some settings.
+
+    Raises: ValueError for an unknown setting.
+    """
+    unknown = sorted(set(settings) - set(SETTINGS))
+    if unknown:
+        raise ValueError(f"setting {unknown[0]!r} is unknown; the page has {', '.join(SETTINGS)}.")
+    landscape = find_landscape(settings.get("land", "ravine"))
+    return _filled(settings, landscape, race(landscape))
+
+
+def figure(*panels: str, controls: Sequence[str] = (), **settings: Any) -> str:
+    """Return a page that shows some panels of the live page, and the controls that are to stand beside them.
+
+    Raises: ValueError for an unknown panel, control or setting.
+    """
+    for kind, given, known in (("panel", panels, PANELS), ("control", controls, CONTROLS)):
+        unknown = [name for name in given if name not in known]
+        if unknown:
+            raise ValueError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}.")
+    if not panels:
+        raise ValueError(f"A figure needs a panel; choose from {', '.join(PANELS)}.")
+    text = live(**settings)
+    shown = {"figure": ",".join(panels), **({"controls": ",".join(controls)} if controls else {})}
+    before, after = fragment(settings), fragment({**settings, **shown})
+    return text.replace(f'"preset":{json.dumps(before)}', f'"preset":{json.dumps(after)}', 1)
+
+
+def fragment(settings: Mapping[str, Any]) -> str:
+    """Return settings as the fragment of an address, without its #."""
+    plain = {name: int(value) if isinstance(value, bool) else value for name, value in settings.items()}
+    return urlencode(plain, safe=",")
+
+
+def settings_of(landscape: Landscape, runs: Races, seed: int = 0) -> dict[str, Any]:
+    """Return the settings under which the page shows a race."""
+    row = LANDSCAPES[landscape.name]
+    settings: dict[str, Any] = {"land": "ravine" if landscape.angle else landscape.name}
+    if landscape.condition not in (None, CONDITION):
+        settings["condition"] = landscape.condition
+    if landscape.angle:
+        settings["angle"] = landscape.angle
+    usual = RAVINES[row.name](landscape.condition) if landscape.condition is not None else row
+    if landscape.start != usual.start:
+        settings["x"], settings["y"] = landscape.start
+    steps = max((run.steps for run in runs), default=row.steps)
+    if steps != row.steps:
+        settings["steps"] = steps
+    if seed:
+        settings["seed"] = seed
+    lrs = {run.name: run.lr for run in runs}
+    if "rmsprop-textbook" in lrs and "rmsprop" in lrs:
+        settings |= {"other": "textbook", "lr2": lrs["rmsprop-textbook"], "eps2": 1e-6}
+    elif "rmsprop-textbook" in lrs:
+        settings |= {"first": "textbook", "eps": 1e-6}
+        lrs["rmsprop"] = lrs["rmsprop-textbook"]
+    names = {"rmsprop": "lr", "sgd": "lr_sgd", "momentum": "lr_momentum", "adam": "lr_adam"}
+    settings |= {key: lrs[name] for name, key in names.items() if name in lrs}
+    hidden = [name for name in names if name not in lrs]
+    return settings | ({"hidden": ",".join(hidden)} if hidden else {})
+
+
+def _filled(settings: Mapping[str, Any], landscape: Landscape, runs: Races) -> str:
+    """Return the page with its styles, scripts and data, and with a race for readers without scripts."""
+    html, css, *scripts = (
+        (_HERE / name).read_text(encoding="utf-8")
+        for name in ("live.html", "live.css", "engine.js", "landscapes.js", "live.js")
+    )
+    data = {"preset": fragment(settings), **_data()}
+    return Template(html).substitute(
+        title=in_html(f"RMSprop, live: {landscape.name}"),
+        description=in_html(landscape.description),
+        css=css,
+        picture=_picture(landscape, runs),
+        table=_table(runs),
+        proof=f"The arithmetic is the library's. In a browser, the engine of this page equals the reference "
+        f"implementation bit for bit in {CASES:,} settings, over every switch, with zeros, infinities, NaN and the "
+        "smallest numbers among the gradients. The landscapes and their gradients have the bits of torch's autograd. "
+        "Written by <code>rmsprop race</code>.",
+        data=json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/"),
+        scripts="\n".join(scripts),
+    )
+
+
+@cache
+def _data() -> dict[str, Any]:
+    """Return what the scripts read: landscapes, the cosines and sines of whole degrees, styles and dialects."""
+    tilted = tilted_ravine()
+    return {
+        "target": TARGET,
+        "turns": [turn(angle) for angle in range(46)],
+        "lands": {name: _land(row) for name, row in LANDSCAPES.items() if not row.angle},
+        "tilted": {"lesson": tilted.lesson, "lrs": tilted.lrs},
+        "looks": {
+            {"rmsprop-textbook": "second"}.get(name, name): {
+                "dash": _DASHES[look.dash[1]],
+                "sign": _SIGNS[look.marker[1]],
+            }
+            for name, look in LOOKS.items()
+        },
+        "dialects": {name: _dialect(row) for name, row in DIALECTS.items()},
+    }
+
+
+def _land(row: Landscape) -> dict[str, Any]:
+    """Return a landscape's row for the page. `over` has the rates that the condition number divides."""
+    bowl = ravine(1).lrs
+    over = {name: bowl[name] for name in bowl if row.condition and not math.isclose(row.lrs[name], bowl[name])}
+    label = "Dive into Deep Learning" if row.name == "d2l" else row.name.replace("-", " ").capitalize()
+    kept = ("description", "lesson", "window", "minima", "steps", "max_steps", "lrs", "noise")
+    own = {} if row.condition else {"start": row.start}
+    return {
+        "label": label,
+        "ravine": bool(row.condition),
+        "over": over if all(math.isclose(bowl[n] / CONDITION, row.lrs[n]) for n in over) else {},
+        **own,
+        **{name: getattr(row, name) for name in kept},
+    }
+
+
+def _dialect(row: Dialect) -> dict[str, Any]:
+    """Return a dialect's row for the page: its switches, and its names for the numbers of the page."""
+    full = row.complete({}, ())
+    words = {
+        ours: _word(row, ours, value)
+        for ours, value in (("lr", 0.5), ("alpha", 0.5), ("eps", 0.5), ("momentum", 0.5))
+    }
+    when = [
+        {"setting": condition.setting, "then": {n: v for n, v in condition.then.items() if n in SWITCHES}}
+        for condition in row.when
+    ]
+    title = row.title.partition(", ")[0].partition(": ")[0].partition(" (")[0].partition(" with ")[0]
+    known = row.name in title.lower().replace(" ", "").replace(".", "")
+    return {
+        "short": title if known else f"{title} ({row.name})",
+        "title": row.title,
+        "rule": {name: full[name] for name in SWITCHES if name != "weight_decay_mode"},
+        "momentum": full["momentum"],
+        "starts_at_eps": row.v_init_is_eps,
+        "when": [condition for condition in when if condition["then"]],
+        "words": {ours: word for ours, word in words.items() if word},
+        "lacks": [ours for ours, word in words.items() if not word],
+    }
+
+
+def _word(row: Dialect, ours: str, value: float) -> str | None:
+    """Return an argument name under which the dialect takes a plain number for a setting, or None."""
+    for name in (row.argument(ours), ours):
+        try:
+            if read_arguments(row, {name: value}) == {ours: value}:
+                return name
+        except (TypeError, ValueError):
+            continue
+    return None
+
+
+def _table(runs: Races) -> str:
+    """Return the results of a race as a table, for readers without scripts."""
+    rows = "".join(_row(run) for run in runs)
+    heads = ("optimizer", "settings", "first below the target", "last loss", "distance to the minimum")
+    return (
+        '<div class="scroll"><table><thead><tr>'
+        + "".join(f"<th>{head}</th>" for head in heads)
+        + f"</tr></thead><tbody>{rows}</tbody></table></div>"
+    )
+
+
 def _row(run: Trajectory) -> str:
-    """Return one optimizer's row of the table of results."""
-    look = LOOKS[run.name]
-    arrived = "not reached" if run.target_at is None else f"step {run.target_at}"
+    arrived = "never" if run.target_at is None else f"step {run.target_at}"
     cells = [arrived, f"{run.losses[-1]:.3g}", f"{run.distance:.3g}"]
     if run.diverged:
         cells = [f"diverged at step {run.diverged_at}", "-", "-"]
-    name = f'<span style="color:{look.color}">{look.sign}</span> {in_html(run.label)}'
-    settings = f"<small>{in_html(run.settings)}</small>"
-    numbers = "".join(f"<td>{cell}</td>" for cell in cells)
-    return f'<tr><th scope="row">{name}<br>{settings}</th>{numbers}</tr>'
-
-
-def _interactive(landscape: Landscape, runs: Races) -> Any:
-    """Return the plotly figure, which first shows the whole race; the slider and the play button show its course."""
-    from plotly.graph_objects import Figure
-
-    moving = [trace for run in runs for trace in _run_traces(run, len(run.points))]
-    traces = [_contours(landscape), *moving, *_marks(landscape)]  # the marks are on top, so no path hides them
-    places = list(range(1, 1 + len(moving)))
-    steps = moments(runs)
-    frames = [
-        {
-            "name": str(step),
-            "traces": places,
-            "data": [
-                {key: trace[key] for key in ("type", "x", "y")}
-                for run in runs
-                for trace in _run_traces(run, step + 1)
-            ],
-        }
-        for step in steps
+    cells = [
+        f'<span style="color:{LOOKS[run.name].color}">{LOOKS[run.name].sign}</span> {in_html(run.label)}',
+        in_html(run.settings),
+        *cells,
     ]
+    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _picture(landscape: Landscape, runs: Races, width: int = 760) -> str:
+    """Return a race as SVG: contours of the log loss, the paths, the start and the minima, at equal scales."""
+    from contourpy import contour_generator
+
     left, right, low, high = landscape.window
-    grid = {"gridcolor": "#e5e5e5", "zeroline": False, "fixedrange": False, "automargin": True}
-    decades = [math.log10(end) for end in loss_range(landscape, runs)]
-    layout = {
-        "template": "none",
-        "margin": {"l": 8, "r": 8, "t": 8, "b": 8},
-        "font": {"family": "system-ui, sans-serif", "size": 13},
-        "xaxis": grid | {"range": [left, right], "anchor": "y", "title": {"text": "x", "standoff": 2}},
-        "yaxis": grid | {"range": [low, high], "domain": [0.4, 1], "title": {"text": "y"}},
-        "xaxis2": grid | {"range": [0, max(steps[-1], 1)], "anchor": "y2", "title": {"text": "step", "standoff": 2}},
-        "yaxis2": grid
-        | {"range": decades, "domain": [0, 0.31], "title": {"text": "loss"}}
-        | {"type": "log", "exponentformat": "power"},
-        "legend": {"orientation": "h", "x": 0, "y": 1.01, "xanchor": "left", "yanchor": "bottom"},
-        "hovermode": "closest",
-        "shapes": [
-            {
-                "type": "line",
-                "xref": "x2 domain",
-                "yref": "y2",
-                "x0": 0,
-                "x1": 1,
-                "y0": landscape.target,
-                "y1": landscape.target,
-                "line": {"color": REFERENCE, "width": 1},
-            }
-        ],
-        "updatemenus": [_buttons()],
-        "sliders": [_slider(steps)],
-    }
-    return Figure({"data": traces, "layout": layout, "frames": frames})
+    unit = min(width / (right - left), 520 / (high - low))
+    w, h = unit * (right - left), unit * (high - low)
 
+    def _path(points: Any) -> str:
+        at = np.clip((np.asarray(points) - [left, low]) * [unit, -unit] + [0, h], -5 * w, 6 * w)
+        return "M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in at)
 
-def _contours(landscape: Landscape) -> dict[str, Any]:
-    """Return the trace of the contours of the log loss."""
-    x, y, z = (numbers.astype(np.float32) for numbers in surface(landscape, 80))
-    return {
-        "type": "contour",
-        "x": x,
-        "y": y,
-        "z": z,
-        "ncontours": 24,
-        "colorscale": [[0, "#f7fbff"], [1, "#b5d1ea"]],
-        "line": {"color": "#8fa3b5", "width": 0.5},
-        "showscale": False,
-        "hoverinfo": "skip",
-    }
-
-
-def _marks(landscape: Landscape) -> list[dict[str, Any]]:
-    """Return the traces of the start and the minima."""
-    mark = {"type": "scatter", "mode": "markers", "hovertemplate": "%{x}, %{y}"}
-    ink = {"color": "black", "width": 1}
-    minima = np.array(landscape.minima)
-    return [
-        mark
-        | {"name": "start", "x": [landscape.start[0]], "y": [landscape.start[1]]}
-        | {"marker": {"symbol": "cross", "size": 12, "color": "white", "line": ink}},
-        mark
-        | {"name": "minimum", "x": minima[:, 0], "y": minima[:, 1]}
-        | {"marker": {"symbol": "star", "size": 13, "color": YELLOW, "line": ink}},
-    ]
-
-
-def _run_traces(run: Trajectory, shown: int) -> list[dict[str, Any]]:
-    """Return one optimizer's traces up to a number of points: its path, its current point, and its loss."""
-    look = LOOKS[run.name]
-    points, losses = run.points[:shown].astype(np.float32), run.losses[:shown]
-    common = {"type": "scatter", "name": run.label, "legendgroup": run.name}
-    line = look.plotly_line | {"width": 2}
-    head = {"symbol": look.marker[1], "size": 12, "color": look.color, "line": {"color": "white", "width": 1}}
-    return [
-        common
-        | {"mode": "lines", "line": line, "x": points[:, 0], "y": points[:, 1], "showlegend": False}
-        | {"hovertemplate": "step %{pointNumber}: %{x:.4g}, %{y:.4g}"},
-        common
-        | {"mode": "lines+markers", "line": line, "marker": head, "x": points[-1:, 0], "y": points[-1:, 1]}
-        | {"hovertemplate": "%{x:.4g}, %{y:.4g}"},
-        common
-        | {"mode": "lines", "line": line, "x": np.arange(len(losses), dtype=np.int32), "y": losses}
-        | {"xaxis": "x2", "yaxis": "y2", "showlegend": False, "hovertemplate": "step %{x}: %{y:.4g}"},
-    ]
-
-
-def _buttons() -> dict[str, Any]:
-    """Return the play and pause buttons."""
-    play = {"frame": {"duration": 80, "redraw": False}, "transition": {"duration": 0}, "mode": "immediate"}
-    pause = {"frame": {"duration": 0, "redraw": False}, "mode": "immediate"}
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "showactive": False,
-        "x": 0,
-        "y": -0.1,
-        "xanchor": "left",
-        "yanchor": "top",
-        "buttons": [
-            {"label": "▶ Play", "method": "animate", "args": [None, play]},
-            {"label": "❚❚ Pause", "method": "animate", "args": [[None], pause]},
-        ],
-    }
-
-
-def _slider(steps: list[int]) -> dict[str, Any]:
-    """Return the slider over the steps, set to the last."""
-    jump = {"frame": {"duration": 0, "redraw": False}, "transition": {"duration": 0}, "mode": "immediate"}
-    return {
-        "active": len(steps) - 1,
-        "x": 0,
-        "y": -0.16,
-        "len": 1,
-        "pad": {"t": 20, "b": 5, "l": 10, "r": 10},
-        "currentvalue": {"prefix": "step ", "xanchor": "right"},
-        "transition": {"duration": 0},
-        "steps": [{"label": str(step), "method": "animate", "args": [[str(step)], jump]} for step in steps],
-    }
-
-
-RACE_CSS = """
-body { font: 1rem/1.5 system-ui, sans-serif; background: #fff; max-width: 60rem; }
-h1 { font-size: 1.4rem; line-height: 1.25; margin: 0 0 .5rem; }
-.picture { height: 50rem; }
-table { width: 100%; }
-th, td { text-align: left; padding: .35rem .6rem .35rem 0; white-space: normal; vertical-align: top; }
-small { color: #555; font-weight: normal; }
-"""
-
-# The security policy forbids the page to fetch anything.
-PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
- content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
-<title>{title}</title>
-<style>{css}</style>
-</head>
-<body>
-<main>
-<h1>{title}</h1>
-<p>{description} Each optimizer is the class that trains networks, applied to two numbers with gradients from
-autograd. Press Play, or drag the slider.</p>
-<div class="picture" role="group" aria-label="Paths of the optimizers over contours of the loss,
- and the loss at each step. The table below gives the results.">{picture}</div>
-<noscript><p>The figure needs JavaScript; the results below do not.</p></noscript>
-<h2>What happens at the suggested settings</h2>
-<p>{lesson}</p>
-<h2>Results</h2>
-<div class="scroll"><table>
-<thead><tr><th scope="col">optimizer</th><th scope="col">target</th><th scope="col">final loss</th>
-<th scope="col">distance</th></tr></thead>
-<tbody>
-{rows}
-</tbody>
-</table></div>
-<p><small>The target, the horizontal line in the lower plot, is a loss of {target}: {share} of the starting loss.
-{noise}The distance is measured from the final point to the nearest minimum.
-Written by <code>rmsprop race</code>.</small></p>
-</main>
-</body>
-</html>
-"""
+    x, y = np.linspace(left, right, 120), np.linspace(low, high, 120)
+    z = landscape.loss(np.stack(np.meshgrid(x, y), axis=-1))
+    contours = contour_generator(x, y, np.log10(np.maximum(z, 1e-300)))
+    levels = np.log10(z.max()) - np.arange(1, 12) / 4
+    lines = [ring for level in levels for ring in contours.lines(level) if len(ring) > 2]
+    rings = "".join(_path([*ring[::2], ring[-1]]) for ring in lines)
+    body = f'<path d="{rings}" fill="none" stroke="#8fa3b5" stroke-width=".7"/>'
+    for run in runs:
+        look = LOOKS[run.name]
+        body += (
+            f'<path d="{_path(run.points[:400])}" fill="none" stroke="{look.color}" stroke-width="2"'
+            f' stroke-dasharray="{_DASHES[look.dash[1]]}"><title>{in_html(run.label)}</title></path>'
+        )
+    for (x0, y0), color in [*((minimum, YELLOW) for minimum in landscape.minima), (landscape.start, "#fff")]:
+        place = f'cx="{(x0 - left) * unit:.0f}" cy="{h - (y0 - low) * unit:.0f}" r="6"'
+        body += f'<circle {place} fill="{color}" stroke="#111"/>'
+    label = "Paths of the optimizers over contours of the loss, from the white to the yellow circle."
+    style = f"max-width:{w:.0f}px;overflow:hidden;border:1px solid #ccc"
+    return f'<svg viewBox="0 0 {w:.0f} {h:.0f}" role="img" style="{style}" aria-label="{label}">{body}</svg>'
