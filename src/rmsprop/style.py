@@ -122,3 +122,12 @@ def panels(
         axes.grid(True, color=GRID, linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, made
+
+
+def to_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file of 150 dots per inch."""
+    from io import BytesIO
+
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+    return buffer.getvalue()
