@@ -14,12 +14,12 @@ from rmsprop.chart import Axis, Chart, picture
 _COURSE = "condition=50&lr=0.2&memory=10&mode=inside&lr_sgd=0.038"
 LIVE = {
     "point": f"{_COURSE}&steps=25&hidden=momentum,adam",
-    "rates": f"figure=land,play,bars&controls=condition,lr,memory&{_COURSE}&steps=25&t=1",
-    "floors": "figure=land,play,bars&controls=eps,mode&eps=0.01&mode=inside",
-    "start": "figure=land,play,bars,lines&controls=memory,init,bias&memory=100&t=1",
-    "memory": "figure=land,play,phase&controls=memory&memory=100",
-    "settling": "figure=land,play,loss&controls=lr,memory,steps&lr=0.2&steps=200",
-    "stuck": "figure=land,play,phase&controls=memory&memory=100&kick=21&t=22",
+    "rates": f"figure=land,play,bars&controls=condition,lr,memory&{_COURSE}&steps=25&t=1&hidden=momentum,adam",
+    "floors": "figure=land,play,bars&controls=eps,mode&eps=0.01&mode=inside&hidden=sgd,momentum,adam",
+    "start": "figure=land,play,bars,lines&controls=memory,init,bias&memory=100&t=1&hidden=sgd,momentum,adam",
+    "memory": "figure=land,play,phase&controls=memory&memory=100&hidden=sgd,momentum,adam",
+    "settling": "figure=land,play,loss&controls=lr,memory,steps&lr=0.2&steps=200&hidden=sgd,momentum,adam",
+    "stuck": "figure=land,play,phase&controls=memory&memory=100&kick=21&t=22&hidden=sgd,momentum,adam",
     "angles": "figure=land,turn&controls=angle,lr,memory",
 }
 """The fragment that opens the live page at the setting of a figure, in the names of `rmsprop.race.page`."""

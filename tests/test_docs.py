@@ -7,6 +7,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 from xml.etree import ElementTree
 
 import pytest
@@ -99,9 +100,22 @@ def test_a_figure_of_the_chapter_is_small_and_fresh(name: str) -> None:
     assert len(svg.encode()) < 20_000
     places = r"-?\d+\.?\d*"
     assert re.sub(places, "#", svg) == re.sub(places, "#", kept)
+    assert re.findall(r">([^<]+)<", svg) == re.findall(r">([^<]+)<", kept)
     page = LEARN.read_text(encoding="utf-8")
     link = f'<a href="live.html#{html.escape(learn_figures.LIVE[name])}">Move it yourself</a>'
     assert f"![{title}](figures/{name}.svg)\n\n{link}\n" in page
+
+
+def test_the_links_into_the_live_page_fit_it() -> None:
+    """A link names panels, controls and settings that the live page has."""
+    live = pytest.importorskip("rmsprop.race.page")
+    if not hasattr(live, "SETTINGS"):
+        pytest.skip("rmsprop.race.page has no settings yet")
+    for name, fragment in learn_figures.LIVE.items():
+        given = dict(parse_qsl(fragment, strict_parsing=True))
+        assert set(given.pop("figure", "land").split(",")) <= set(live.PANELS), name
+        assert set(given.pop("controls", "lr").split(",")) <= set(live.CONTROLS), name
+        assert set(given) <= set(live.SETTINGS), name
 
 
 def test_a_phrase_that_the_chapter_lacks_is_named() -> None:

@@ -233,9 +233,9 @@ def test_processes_change_no_number(monkeypatch):
     numbers = []
     for short in (10**9, 0):
         monkeypatch.setattr("rmsprop.demo.processes.SHORT", short)
-        runs = [Run(name, OPTIMIZERS[name].lr, seed) for name in ("sgd", "rmsprop") for seed in settings.all_seeds]
+        runs = [Run("rmsprop", 0.003, seed) for seed in settings.all_seeds]
         reports = list(train_all(runs, source, settings, 1347))
-        assert sorted((i, at.epoch) for i, at in reports) == [(i, epoch) for i in range(4) for epoch in (1, 2)]
+        assert sorted((i, at.epoch) for i, at in reports) == [(i, epoch) for i in (0, 1) for epoch in (1, 2)]
         numbers.append([(run.losses, run.test_losses, run.layers, run.train_loss) for run in runs])
     assert numbers[0] == numbers[1]
 
