@@ -32,8 +32,8 @@ def main(names: list[str]) -> None:
                 kept, held = (torch.from_numpy(i) for i in rows)
                 x, y = digits.x_train, digits.y_train
                 split = replace(digits, x_train=x[kept], y_train=y[kept], x_test=x[held], y_test=y[held])
-                runs.append(Run(name, lr))
-                for _ in train(runs[-1], split, Settings(epochs=20, seed=seed)):
+                runs.append(Run(name, lr, seed))
+                for _ in train(runs[-1], split, Settings(epochs=20)):
                     pass
             if any(run.diverged_at for run in runs):
                 print(f"{name:9} {lr:<7g} diverged")

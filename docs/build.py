@@ -1,14 +1,16 @@
 """Rebuild the docs. `python docs/build.py` reruns every claim; `--pages` rewrites pages without running claims, and
 `--check` lists stale ones.
 
-choosing.md is written by hand, except for the blocks between `<!-- claim: NAME -->` and `<!-- end -->`, which this
-script fills with the measurements of claims.py. A block of training.md shows the record of bench/release.py.
-equation.md, dialects.md, the page of each dialect, cli.md and the README's table of dialects are generated from the
-code.
+choosing.md and learn.md are written by hand, except for the blocks between `<!-- claim: NAME -->` or
+`<!-- figure: NAME -->` and `<!-- end -->`, which this script fills with the measurements of claims.py and
+learn_claims.py. The sentences of learn.md must have the numbers that its claims measure. A block of training.md shows
+the record of bench/release.py. equation.md, dialects.md, the page of each dialect, cli.md and the README's table of
+dialects are generated from the code.
 """
 
 import argparse
 import hashlib
+import html
 import inspect
 import io
 import re
@@ -24,6 +26,9 @@ import training_page
 from claims import CLAIMS, Measured, measure
 from distributed_page import distributed_page
 from figures import FIGURES, MEASURED
+from learn_claims import CLAIMS as LEARN_CLAIMS
+from learn_claims import missing
+from learn_figures import LEARN_FIGURES, LIVE
 from matplotlib.figure import Figure
 from recipes_page import recipes_page
 from trainers_page import trainers_page
@@ -36,12 +41,12 @@ from rmsprop.spec import EPS_MODES, WEIGHT_DECAY_MODES, Hyper, Rule
 
 DOCS = Path(__file__).parent
 README = DOCS.parent / "README.md"
-MARKER = re.compile(r"<!-- claim: (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
+MARKER = re.compile(r"<!-- (claim|figure): (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
 DIALECT_BLOCK = re.compile(r"<!-- dialects -->\n.*?<!-- end -->", re.DOTALL)
 NOTE = "<!-- Written by docs/build.py from {}. Run `make docs` to renew it. -->\n\n"
 
 
-# --- choosing.md ---------------------------------------------------------------------------------
+# --- choosing.md and learn.md --------------------------------------------------------------------
 
 
 def block(name: str, finding: Measured) -> str:
@@ -57,8 +62,8 @@ def markers(page: str) -> list[str]:
 
     Raises: ValueError if a marker lacks its end or an end lacks its marker.
     """
-    names = [str(name) for name, _ in MARKER.findall(page)]
-    opened, closed = page.count("<!-- claim: "), page.count("<!-- end -->")
+    names = [str(name) for _, name, _ in MARKER.findall(page)]
+    opened, closed = len(re.findall("<!-- (?:claim|figure): ", page)), page.count("<!-- end -->")
     if not opened == closed == len(names):
         raise ValueError(f"{opened} claim markers, {closed} ends and {len(names)} pairs; every marker needs one end")
     return names
@@ -66,16 +71,51 @@ def markers(page: str) -> list[str]:
 
 def repeat_claims() -> None:
     """Run every claim and write its block and figure. Raises: AssertionError with the numbers if a claim fails."""
-    findings = {}
-    for name in CLAIMS:
-        begun = time.perf_counter()
-        findings[name] = measure(name)
-        print(f"{name}: true, {time.perf_counter() - begun:.1f} s", flush=True)
+    findings = repeat(CLAIMS)
     for name, (draw, _) in FIGURES.items():
         draw_figure(name, draw(findings[name]))
     page = (DOCS / "choosing.md").read_text(encoding="utf-8")
-    page = MARKER.sub(lambda found: block(found[1], findings[found[1]]), page)
+    page = MARKER.sub(lambda found: block(found[2], findings[found[2]]), page)
     write_whole(DOCS / "choosing.md", partial(Path.write_text, data=page, encoding="utf-8"))
+
+
+def repeat(claims: Mapping[str, Callable[[], Measured]]) -> dict[str, Measured]:
+    """Return the result of every claim, and print how long each took."""
+    findings = {}
+    for name, claim in claims.items():
+        begun = time.perf_counter()
+        findings[name] = measure(claim)
+        print(f"{name}: true, {time.perf_counter() - begun:.1f} s", flush=True)
+    return findings
+
+
+def repeat_chapter() -> None:
+    """Run the claims of learn.md, and write its blocks and figures.
+
+    Raises: AssertionError if a claim fails, or with the phrases that the chapter lacks.
+    """
+    findings = repeat(LEARN_CLAIMS)
+    for name, (claim, draw) in LEARN_FIGURES.items():
+        svg = draw(findings[claim])
+        write_whole(DOCS / "figures" / f"{name}.svg", partial(Path.write_text, data=svg, encoding="utf-8"))
+    page = (DOCS / "learn.md").read_text(encoding="utf-8")
+    page = MARKER.sub(lambda found: chapter_block(found[1], found[2], findings), page)
+    write_whole(DOCS / "learn.md", partial(Path.write_text, data=page, encoding="utf-8"))
+    lacking = [quote for finding in findings.values() for quote in missing(page, finding.quotes)]
+    assert not lacking, f"docs/learn.md must say: {lacking}"
+
+
+def chapter_block(kind: str, name: str, findings: Mapping[str, Measured]) -> str:
+    """Return the generated lines of the chapter: a claim's table, or a figure with its place in the live page."""
+    if kind == "figure":
+        claim, draw = LEARN_FIGURES[name]
+        alt = html.unescape(re.findall("<title>(.*?)</title>", draw(findings[claim]))[0])
+        lines = (
+            f'![{alt}](figures/{name}.svg)\n\n<a href="live.html#{html.escape(LIVE[name])}">Move it yourself</a>\n'
+        )
+    else:
+        lines = table(findings[name].header, findings[name].rows)
+    return f"<!-- {kind}: {name} -->\n\n{lines}\n<!-- end -->"
 
 
 # --- generated pages -----------------------------------------------------------------------------
@@ -349,8 +389,12 @@ def check() -> list[str]:
         problems.append("README.md's table of dialects is stale")
     try:
         names = markers((DOCS / "choosing.md").read_text(encoding="utf-8"))
+        chapter = (DOCS / "learn.md").read_text(encoding="utf-8")
+        markers(chapter)
     except ValueError as error:
-        return [*problems, f"docs/choosing.md: {error}"]
+        return [*problems, f"docs/choosing.md or docs/learn.md: {error}"]
+    if sorted(name for kind, name, _ in MARKER.findall(chapter) if kind == "figure") != sorted(LEARN_FIGURES):
+        problems.append("docs/learn.md needs one block for each figure of docs/learn_figures.py and no other")
     problems += [f"docs/choosing.md has no block for the claim {name!r}" for name in CLAIMS if name not in names]
     problems += [
         f"docs/choosing.md quotes {name!r}, absent from docs/claims.py" for name in names if name not in CLAIMS
@@ -360,6 +404,9 @@ def check() -> list[str]:
     for name in FIGURES:
         if not (DOCS / "figures" / f"{name}.png").exists():
             problems.append(f"docs/figures/{name}.png is missing")
+    for name in LEARN_FIGURES:
+        if not (DOCS / "figures" / f"{name}.svg").exists():
+            problems.append(f"docs/figures/{name}.svg is missing")
     for name, (_, source) in MEASURED.items():
         path = DOCS / "figures" / f"{name}.png"
         if not path.exists() or digest(source).encode() not in path.read_bytes():
@@ -371,11 +418,14 @@ def main() -> None:
     """Rebuild the docs, or list stale pages with --check. Raises: SystemExit(1) if anything is stale."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing; list what is stale and exit with 1")
+    parser.add_argument("--chapter", action="store_true", help="write learn.md and its figures only")
     parser.add_argument("--pages", action="store_true", help="write the generated pages only; run no claim")
     options = parser.parse_args()
-    if not options.check:
+    if not options.check and not options.chapter:
         write_pages()
     if not options.check and not options.pages:
+        repeat_chapter()
+    if not options.check and not options.pages and not options.chapter:
         repeat_claims()
     problems = check()
     if problems:

@@ -28,11 +28,12 @@ Data = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Measured:
-    """The result of a claim: a table for the page, and the numbers for its figure."""
+    """The result of a claim: a table for the page, the numbers for its figure, and phrases that the page must say."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     data: Mapping[str, Any] = field(default_factory=dict)
+    quotes: Sequence[str] = ()
 
 
 MAKERS: Mapping[str, Make] = {
@@ -592,7 +593,7 @@ CLAIMS: Mapping[str, Callable[[], Measured]] = {
 }
 
 
-def measure(name: str) -> Measured:
+def measure(claim: Callable[[], Measured]) -> Measured:
     """Run a claim from its own seeds on one thread, and restore torch's settings.
 
     Raises: AssertionError with the numbers if the claim does not hold here.
@@ -601,6 +602,6 @@ def measure(name: str) -> Measured:
     torch.set_num_threads(1)
     try:
         with torch.random.fork_rng(devices=[]):
-            return CLAIMS[name]()
+            return claim()
     finally:
         torch.set_num_threads(threads)

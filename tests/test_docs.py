@@ -1,10 +1,14 @@
 """The docs are true and fresh: every claim is run, every generated page compared, every link followed."""
 
 import ast
+import html
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -17,6 +21,8 @@ sys.path.insert(0, str(DOCS))
 
 import build
 import claims
+import learn_claims
+import learn_figures
 import trainers_page
 
 PAGES = sorted(DOCS.rglob("*.md"))
@@ -41,9 +47,80 @@ LONG = {
 @pytest.mark.parametrize("name", mostly_long(claims.CLAIMS, lambda _, name: name not in LONG))
 def test_a_claim_of_the_docs_is_true(name: str) -> None:
     """The run behind the claim ends as the page says, and its table is rectangular."""
-    finding = claims.measure(name)
+    finding = claims.measure(claims.CLAIMS[name])
     assert finding.rows
     assert {len(finding.header)} == {len(row) for row in finding.rows}
+
+
+LEARN = DOCS / "learn.md"
+
+
+@cache
+def measured(name: str) -> claims.Measured:
+    """Return the result of a claim of the chapter."""
+    return claims.measure(learn_claims.CLAIMS[name])
+
+
+@pytest.mark.parametrize("name", mostly_long(learn_claims.CLAIMS, lambda _, name: name not in {"angles", "to_adam"}))
+def test_the_chapter_says_what_is_measured(name: str) -> None:
+    """Every number of a claim stands in a sentence of the chapter, or in a table that is the measured one."""
+    finding, page = measured(name), LEARN.read_text(encoding="utf-8")
+    assert finding.rows or finding.quotes
+    assert learn_claims.missing(page, finding.quotes) == []
+    if finding.rows:
+        assert f"<!-- claim: {name} -->\n\n{build.table(finding.header, finding.rows)}\n<!-- end -->" in page
+
+
+@pytest.mark.long
+def test_every_number_of_the_chapter_is_measured_or_given() -> None:
+    """Outside its code and tables, the chapter has no number that is neither in a claim's phrase nor a setting."""
+    page = LEARN.read_text(encoding="utf-8")
+    page = re.sub(
+        r"```.*?```|<!-- claim.*?<!-- end -->|<!-- figure.*?<!-- end -->|`[^`]*`", "", page, flags=re.DOTALL
+    )
+    text = " ".join(re.sub(r"\]\([^)]*\)|\*\*\d+\.\*\*|^\|.*$", "", page, flags=re.MULTILINE).split())
+    for name in learn_claims.CLAIMS:
+        for quote in measured(name).quotes:
+            text = text.replace(quote, "")
+    loose = set(re.findall(r"\d+(?:\.\d+)?(?:e-\d+)?", text)) - learn_claims.GIVEN
+    assert loose == set()
+
+
+@pytest.mark.parametrize(
+    "name", mostly_long(learn_figures.LEARN_FIGURES, lambda _, name: learn_figures.LEARN_FIGURES[name][0] != "angles")
+)
+def test_a_figure_of_the_chapter_is_small_and_fresh(name: str) -> None:
+    """A figure is SVG of under 20 KB with words for who cannot see it, differs from the file in places alone, and
+    its setting of the live page is linked."""
+    claim, draw = learn_figures.LEARN_FIGURES[name]
+    svg, kept = draw(measured(claim)), (DOCS / "figures" / f"{name}.svg").read_text(encoding="utf-8")
+    title = ElementTree.fromstring(svg)[0].text
+    assert title
+    assert "nan" not in svg
+    assert len(svg.encode()) < 20_000
+    places = r"-?\d+\.?\d*"
+    assert re.sub(places, "#", svg) == re.sub(places, "#", kept)
+    assert re.findall(r">([^<]+)<", svg) == re.findall(r">([^<]+)<", kept)
+    page = LEARN.read_text(encoding="utf-8")
+    link = f'<a href="live.html#{html.escape(learn_figures.LIVE[name])}">Move it yourself</a>'
+    assert f"![{title}](figures/{name}.svg)\n\n{link}\n" in page
+
+
+def test_the_links_into_the_live_page_fit_it() -> None:
+    """A link names panels, controls and settings that the live page has."""
+    live = pytest.importorskip("rmsprop.race.page")
+    if not hasattr(live, "SETTINGS"):
+        pytest.skip("rmsprop.race.page has no settings yet")
+    for name, fragment in learn_figures.LIVE.items():
+        given = dict(parse_qsl(fragment, strict_parsing=True))
+        assert set(given.pop("figure", "land").split(",")) <= set(live.PANELS), name
+        assert set(given.pop("controls", "lr").split(",")) <= set(live.CONTROLS), name
+        assert set(given) <= set(live.SETTINGS), name
+
+
+def test_a_phrase_that_the_chapter_lacks_is_named() -> None:
+    """A phrase is found across line ends, and one with another number is not."""
+    assert learn_claims.missing("is 9.5 lr\nlong", ["9.5 lr long", "9.4 lr long"]) == ["9.4 lr long"]
 
 
 def test_the_docs_are_fresh() -> None:
@@ -62,6 +139,8 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (tmp_path / "README.md").write_text(readme, encoding="utf-8")
     choosing = (tmp_path / "choosing.md").read_text(encoding="utf-8")
     (tmp_path / "choosing.md").write_text(choosing.replace("claim: scale ", "claim: scales "), encoding="utf-8")
+    learn = (tmp_path / "learn.md").read_text(encoding="utf-8")
+    (tmp_path / "learn.md").write_text(learn.replace("figure: angles ", "figure: angels "), encoding="utf-8")
     (tmp_path / "equation.md").write_text("v = g\n", encoding="utf-8")
     monkeypatch.setattr(build, "DOCS", tmp_path)
     monkeypatch.setattr(build, "README", tmp_path / "README.md")
@@ -74,6 +153,8 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "no block for the claim 'scale'",
         "quotes 'scales', absent from docs/claims.py",
         "figures/ravine.png is missing",
+        "figures/angles.svg is missing",
+        "docs/learn.md needs one block for each figure",
         "figures/distributed.png is not drawn from the current distributed.json",
         "figures/release.png is not drawn from the current release.json",
     ):
@@ -85,12 +166,15 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_writing_the_pages_makes_them_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--pages writes what is generated from the code, the README's table too, and runs no claim."""
-    for page in ("choosing.md", "training.md"):
+    for page in ("choosing.md", "training.md", "learn.md"):
         (tmp_path / page).write_bytes((DOCS / page).read_bytes())
     (tmp_path / "README.md").write_text("Before\n<!-- dialects -->\n<!-- end -->\nAfter\n", encoding="utf-8")
     monkeypatch.setattr(build, "DOCS", tmp_path)
     monkeypatch.setattr(build, "README", tmp_path / "README.md")
     monkeypatch.setattr(build, "FIGURES", {})
+    (tmp_path / "figures").mkdir()
+    for name in build.LEARN_FIGURES:
+        (tmp_path / "figures" / f"{name}.svg").write_text("")
     monkeypatch.setattr(sys, "argv", ["build.py", "--pages"])
     build.main()
     assert build.check() == []
@@ -110,8 +194,7 @@ def test_a_marker_without_an_end_is_refused() -> None:
 
 def test_every_block_is_filled() -> None:
     """No marker stands empty: each holds its table, and its figure where there is one."""
-    blocks = dict(build.MARKER.findall((DOCS / "choosing.md").read_text(encoding="utf-8")))
-    for name, text in blocks.items():
+    for _, name, text in build.MARKER.findall((DOCS / "choosing.md").read_text(encoding="utf-8")):
         assert "| --- |" in text, name
         assert (f"figures/{name}.png" in text) == (name in build.FIGURES), name
 
@@ -121,6 +204,7 @@ def test_figures_are_small() -> None:
     found = {path.stem: path.stat().st_size for path in (DOCS / "figures").glob("*.png")}
     assert set(found) == {*build.FIGURES, *build.MEASURED}
     assert max(found.values()) < 100_000
+    assert {path.stem for path in (DOCS / "figures").glob("*.svg")} == set(build.LEARN_FIGURES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
@@ -196,13 +280,14 @@ def test_coming_from_another_framework_runs(name: str) -> None:
     assert not torch.equal(weights[0], torch.tensor([1.0, -2.0]))
 
 
-def test_the_first_lines_run() -> None:
-    """The Python on the first page runs as it stands."""
-    page = (DOCS / "index.md").read_text(encoding="utf-8")
-    blocks = PYTHON.findall(page)
+@pytest.mark.parametrize("page", ["index.md", "learn.md"])
+def test_the_python_of_a_page_runs(page: str) -> None:
+    """The blocks of the first page and of the chapter run as they stand, one after the other."""
+    blocks = PYTHON.findall((DOCS / page).read_text(encoding="utf-8"))
     assert blocks
+    scope: dict[str, Any] = {}
     for source in blocks:
-        exec(compile(source, "index.md", "exec"), {})
+        exec(compile(source, page, "exec"), scope)
 
 
 @pytest.mark.parametrize("row", trainers_page.TRAINERS, ids=lambda row: row.example)

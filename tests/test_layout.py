@@ -15,13 +15,14 @@ from rmsprop.spec import EPS_MODES, SLOTS, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
 
 ROOT = Path(rmsprop.__file__).parent
-EVERYONE = {"printing", "files", "style"}  # what has no arrows of its own but to each other
+EVERYONE = {"printing", "files", "style", "chart"}  # what has no arrows of its own but to each other
 
 # What each package or top-level module imports of the others.
 ARROWS = {
     "printing": set(),
     "files": set(),
     "style": set(),
+    "chart": {"style"},
     "spec": set(),
     "reference": {"spec"},
     "analysis": {"spec"},

@@ -54,18 +54,50 @@ LOOKS: dict[str, Look] = {
     "rmsprop-textbook": Look(BLACK, ((0, (7, 3)), "longdash"), ("v", "triangle-down"), "▼"),
 }
 
-CSS = """
-:root { color-scheme: light; }
-body { font: 17px/1.55 system-ui, sans-serif; color: #1a1a1a; margin: 0 auto; padding: 1rem; }
+# Each color of a page on light and on dark paper. The optimizers' are those of LOOKS, made legible on both.
+COLORS: dict[str, tuple[str, str]] = {
+    "paper": ("#fff", "#12161b"),
+    "card": ("#f2f4f6", "#1e252d"),
+    "ink": ("#1c2126", "#e7eaed"),
+    "soft": ("#56606b", "#a3adb8"),
+    "rule": ("#dfe3e8", "#2e3741"),
+    "grid": ("#e9ecf0", "#27303a"),
+    "sgd": ("#0072b2", "#56b4e9"),
+    "momentum": ("#a8508a", "#e79ac4"),
+    "adam": ("#00785a", "#3ccb9f"),
+    "rmsprop": ("#c65300", "#ff9447"),
+    "plain": ("#0072b2", "#56b4e9"),
+    "loud": ("#b34700", "#ff9447"),
+}
+
+
+def _variables(dark: bool) -> str:
+    return " ".join(f"--{name}: {pair[dark]};" for name, pair in COLORS.items())
+
+
+THEME = (
+    f":root {{ color-scheme: light dark; {_variables(False)} }}\n"
+    f"@media (prefers-color-scheme: dark) {{ :root {{ {_variables(True)} }} }}\n"
+)
+"""COLORS as variables of CSS, light or dark as the reader's system is."""
+
+CSS = (
+    THEME
+    + """
+* { box-sizing: border-box; }
+body { font: 17px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; margin: 0 auto; padding: 1rem;
+  background: var(--paper); color: var(--ink); }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: .5rem 0; }
 p, li { max-width: 44rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
+th, td { padding: .35rem .8rem; text-align: right; border-bottom: 1px solid var(--rule); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+code, pre { background: var(--card); border-radius: 3px; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; }
 dd { margin: 0; }
 """
+)
 
 # Lettering that is readable from the back of a lecture hall, as matplotlib's rc parameters.
 LECTURE: Any = {"font.size": 13, "axes.titlesize": 14, "axes.labelsize": 13, "legend.fontsize": 12}
@@ -90,3 +122,12 @@ def panels(
         axes.grid(True, color=GRID, linewidth=0.8)
         axes.spines[["top", "right"]].set_visible(False)
     return figure, made
+
+
+def to_png(figure: Figure) -> bytes:
+    """Return a figure as a PNG file of 150 dots per inch."""
+    from io import BytesIO
+
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
+    return buffer.getvalue()

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 import rmsprop
 from rmsprop.cli.demo import demo as command
 from rmsprop.demo.data import load_digits, load_file
+from rmsprop.demo.processes import Source, train_all
 from rmsprop.demo.training import (
     BATCH,
     OPTIMIZERS,
@@ -56,15 +57,9 @@ def small(tmp_path):
     return tmp_path / "small.npz"
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Leave out the pictures, which take seconds to draw."""
-    monkeypatch.setattr("rmsprop.demo.figures.to_png", lambda _figure: b"a picture")
-
-
 def trained(name, dataset, lr=None, epochs=1, seed=0):
     """Return a finished run."""
-    run = Run(name, OPTIMIZERS[name].lr if lr is None else lr)
+    run = Run(name, OPTIMIZERS[name].lr if lr is None else lr, seed)
     for _ in train(run, dataset, Settings(epochs, seed)):
         pass
     return run
@@ -117,7 +112,7 @@ def test_each_row_once_an_epoch(digits):
     """Every epoch passes over each training row once, in batches of even size."""
     from rmsprop.demo.training import _batches
 
-    batches = list(_batches(len(digits.y_train), Settings(epochs=2)))
+    batches = list(_batches(len(digits.y_train), 2, 0))
     half = len(batches) // 2
     for epoch in (batches[:half], batches[half:]):
         assert sorted(torch.cat(epoch).tolist()) == list(range(len(digits.y_train)))
@@ -194,16 +189,67 @@ def test_records_are_few_in_a_long_run(small):
     assert len([row for row in run.layers if row.name == "out.bias"]) == 150
 
 
+def a_run(accuracy, seed=0, diverged_at=None):
+    """Return a finished run of SGD with this test accuracy."""
+    made = Run("sgd", 0.5, seed, train_loss=0.1, seconds=1.0, step_us=10.0, diverged_at=diverged_at)
+    made.test_losses, made.test_accuracies = [1 - accuracy], [accuracy]
+    return made
+
+
+def test_a_row_is_the_median_and_the_range():
+    """A row has the median of the seeds and their range, and one seed has no range."""
+    runs = [a_run(0.9, 0), a_run(0.95, 1), a_run(0.8, 2)]
+    row = summary(runs)
+    assert (row["test_accuracy"], row["test_accuracy_low"], row["test_accuracy_high"]) == (0.9, 0.8, 0.95)
+    assert (row["seeds"], row["diverged"]) == (3, 0)
+    assert cells(runs)[2:4] == ["0.1000 (0.0500–0.2000)", "90.0 % (80.0–95.0)"]
+    assert cells(runs[:1])[2:4] == ["0.1000", "90.0 %"]
+
+
+def test_a_row_counts_the_runs_that_diverged():
+    """A seed that diverged is no result and is not left out in silence."""
+    runs = [a_run(0.9, 0), a_run(0.1, 1, diverged_at=7), a_run(0.8, 2)]
+    assert summary(runs)["diverged"] == 1
+    assert cells(runs)[3] == "85.0 % (80.0–90.0), 1 of 3 diverged at step 7"
+    assert cells([*runs[:2], a_run(0.2, 2, diverged_at=5)])[3] == "90.0 %, 2 of 3 diverged from step 5"
+
+
+def test_seeds_share_the_split_and_not_the_weights(small):
+    """Every seed tests on the same rows, starts from weights of its own, and only the first one records rates."""
+    source, settings = Source(small), Settings(epochs=1, seed=3, seeds=2)
+    runs = [Run("rmsprop", 0.003, seed) for seed in settings.all_seeds]
+    reports = list(train_all(runs, source, settings, 30))
+    assert [(i, at.epoch) for i, at in reports] == [(0, 1), (1, 1)]
+    assert runs[0].losses != runs[1].losses
+    assert [bool(run.layers) for run in runs] == [True, False]
+    assert runs[1].losses == trained("rmsprop", source.load(3), seed=4).losses
+
+
+@pytest.mark.long
+def test_processes_change_no_number(monkeypatch):
+    """Runs in processes of their own have the numbers of runs in this one, and report every epoch."""
+    monkeypatch.setattr("rmsprop.demo.processes._cores", lambda: 2)
+    settings, source = Settings(epochs=2, seeds=2), Source()
+    numbers = []
+    for short in (10**9, 0):
+        monkeypatch.setattr("rmsprop.demo.processes.SHORT", short)
+        runs = [Run("rmsprop", 0.003, seed) for seed in settings.all_seeds]
+        reports = list(train_all(runs, source, settings, 1347))
+        assert sorted((i, at.epoch) for i, at in reports) == [(i, epoch) for i in (0, 1) for epoch in (1, 2)]
+        numbers.append([(run.losses, run.test_losses, run.layers, run.train_loss) for run in runs])
+    assert numbers[0] == numbers[1]
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_divergence_is_reported(digits, name):
     """A loss that is not finite ends the run, and the table says at which step instead of a number."""
     run = trained(name, digits, lr=1e30)
     assert run.diverged_at is not None
     assert all(math.isfinite(loss) for loss in run.losses)
-    row = summary(run)
+    row = summary([run])
     assert row["test_accuracy"] is None
-    assert row["diverged_at_step"] == run.diverged_at
-    assert cells(run)[2:5] == ["–", "–", f"diverged at step {run.diverged_at}"]
+    assert row["diverged"] == 1
+    assert cells([run])[2:4] == ["–", f"diverged at step {run.diverged_at}"]
     json.dumps(results([run], digits, Settings()), allow_nan=False)
 
 
@@ -250,23 +296,31 @@ def test_devices(monkeypatch):
 def test_command_leaves_its_files(tmp_path):
     """Outside a terminal, the command prints plain lines and a table, and writes five complete files."""
     out = tmp_path / "new" / "out"
-    result, _ = invoke("--epochs", 1, "--out", out)
+    result, _ = invoke("--epochs", 1, "--seeds", 2, "--out", out)
     assert result.exit_code == 0, result.output
-    names = {"results.json", "results.csv", "curves.png", "effective_lr.png", "index.html"}
+    names = {"results.json", "results.csv", "curves.svg", "effective_lr.svg", "index.html"}
     assert {path.name for path in out.iterdir()} == names
     for name in names:
         assert f"wrote {out / name}" in result.output
     assert "\x1b" not in result.output
-    assert re.search(r"^Adam: epoch 1/1, loss \d\.\d{4}, test accuracy \d+\.\d %$", result.output, re.MULTILINE)
     assert re.search(
-        r"^RMSprop +0\.003 +\d\.\d{4} +\d\.\d{4} +\d+\.\d % +\d+\.\d\d +\d+ µs", result.output, re.MULTILINE
+        r"^Adam: seed 1, epoch 1/1, loss \d\.\d{4}, test accuracy \d+\.\d %$", result.output, re.MULTILINE
     )
+    assert re.search(
+        r"^RMSprop +0\.003 +\d\.\d{4} \(\d\.\d{4}–\d\.\d{4}\) +\d+\.\d % \(\d+\.\d–\d+\.\d\) +\d+\.\d\d +\d+ µs",
+        result.output,
+        re.MULTILINE,
+    )
+    assert "Medians of 2 seeds, with ranges." in result.output
+    assert result.stderr == ""
+    assert (out / "index.html").stat().st_size < 500_000
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_files_agree(tmp_path):
     """results.csv and the table in results.json hold the same rows; the curves and settings are in results.json."""
-    invoke("--epochs", 2, "--seed", 4, "--optimizers", "rmsprop,sgd", "--lr", "sgd=0.25", "--out", tmp_path)
+    invoke(
+        "--epochs", 2, "--seed", 4, "--seeds", 1, "--optimizers", "rmsprop,sgd", "--lr", "sgd=0.25", "--out", tmp_path
+    )
     found = json.loads((tmp_path / "results.json").read_text())
     with (tmp_path / "results.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -280,7 +334,6 @@ def test_files_agree(tmp_path):
     assert found["data"]["classes"] == list("0123456789")
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_same_seed_same_files(tmp_path, small):
     """Two runs with one seed give the same numbers, except for times."""
     for name in ("a", "b"):
@@ -293,17 +346,15 @@ def test_same_seed_same_files(tmp_path, small):
     assert first == second
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_no_stale_picture(tmp_path, small):
     """A run without RMSprop removes an earlier run's figure of rates."""
-    (tmp_path / "effective_lr.png").write_bytes(b"old")
+    (tmp_path / "effective_lr.svg").write_bytes(b"old")
     result, _ = invoke("--data", small, "--epochs", 1, "--optimizers", "adam", "--out", tmp_path)
     assert result.exit_code == 0
-    assert not (tmp_path / "effective_lr.png").exists()
-    assert "effective_lr.png" not in result.output
+    assert not (tmp_path / "effective_lr.svg").exists()
+    assert "effective_lr.svg" not in result.output
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_own_table(tmp_path):
     """--data and --target select the user's own table, and its names reach the report."""
     lines = ["petal;sepal;kind", *(f"{i % 7};{i * 3 % 11};{('rose', 'lily')[i % 2]}" for i in range(30))]
@@ -319,20 +370,20 @@ def test_own_table(tmp_path):
     assert "lily" in (out / "index.html").read_text()
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_divergence_in_the_command(tmp_path, small):
     """A run that diverges is a row of the table like any other, and the command succeeds."""
     result, _ = invoke(
         "--data", small, "--epochs", 3, "--optimizers", "sgd,adam", "--lr", "sgd=1e6", "--out", tmp_path
     )
     assert result.exit_code == 0, result.output
-    assert re.search(r"^SGD +1e\+06 +– +– +diverged at step \d", result.output, re.MULTILINE)
-    assert "SGD diverged: the loss was no longer a finite number" in (tmp_path / "index.html").read_text()
+    assert re.search(r"^SGD +1e\+06 +– +3 of 3 diverged from step \d", result.output, re.MULTILINE)
+    assert re.search(r"^SGD: seed 2 diverged at step \d", result.output, re.MULTILINE)
+    said = (tmp_path / "index.html").read_text()
+    assert re.search(r"SGD, lr 10⁶, 3 of 3 diverged from step \d: the loss was no longer a finite number", said)
     result, _ = invoke("--data", small, "--epochs", 3, "--optimizers", "sgd", "--lr", "1e6", "--out", tmp_path)
     assert result.exit_code == 0, result.output
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_live_display(tmp_path, small, monkeypatch):
     """On a terminal, each optimizer has a progress bar instead of plain lines."""
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -364,6 +415,7 @@ def test_live_display(tmp_path, small, monkeypatch):
         (("--device", "meta"), "The device 'meta' is not available here; available: cpu"),
         (("--epochs", "0"), "Invalid value for '--epochs': "),
         (("--seed", "-1"), "Invalid value for '--seed': "),
+        (("--seeds", "0"), "Invalid value for '--seeds': "),
         (("--target", "y"), "--target names a column of --data FILE; give both or neither."),
         (("--data", "nowhere.csv"), "There is no file nowhere.csv."),
         (("--data", "nowhere.npz", "--target", "y"), "There is no file nowhere.npz."),
@@ -388,7 +440,6 @@ def test_unwritable_directory(tmp_path, small):
     assert "epoch" not in result.output
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_one_rate_for_all(tmp_path, small):
     """A single number is every optimizer's learning rate."""
     invoke("--data", small, "--epochs", 1, "--optimizers", "sgd,adam", "--lr", "0.01", "--out", tmp_path)
@@ -403,6 +454,7 @@ def test_help():
     for word in (
         "--epochs",
         "--seed",
+        "--seeds",
         "--device",
         "--out",
         "--optimizers",

@@ -1,4 +1,4 @@
-"""`rmsprop demo`: train one small network with four optimizers, and write a table, figures, and a page."""
+"""`rmsprop demo`: train one small network with four optimizers and several seeds, and write a table and a page."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rmsprop.cli.arguments import read_names, read_rates
 
 if TYPE_CHECKING:
     from rmsprop.demo.data import Dataset
+    from rmsprop.demo.processes import Source
     from rmsprop.demo.training import Run, Settings
 
 
@@ -19,8 +20,12 @@ def demo(
         int, typer.Option(min=1, help="Passes over the training rows, the same for all optimizers.")
     ] = 20,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Seed of the split, the initial weights, and the batches.")
+        int,
+        typer.Option(
+            min=0, max=2**32 - 1, help="Seed of the split, and first seed of the initial weights and the batches."
+        ),
     ] = 0,
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Number of seeds to train each optimizer with.")] = 3,
     device: Annotated[str, typer.Option(help="Device to train on: cpu, cuda, cuda:1, or mps.")] = "cpu",
     out: Annotated[Path, typer.Option(help="Directory to write the files to.")] = Path("rmsprop-demo"),
     optimizers: Annotated[
@@ -41,9 +46,10 @@ def demo(
 ) -> None:
     """Train a small network with SGD, SGD + momentum, RMSprop, and Adam, and compare them.
 
-    All start from the same weights and see the same batches of handwritten digits, or of your own table.
+    For each seed, all start from the same weights and see the same batches of handwritten digits, or of your own
+    table. The results are medians over the seeds with their ranges, so that small differences are seen to be none.
 
-    Writes results.json, results.csv, curves.png, effective_lr.png, and index.html, which needs no network.
+    Writes results.json, results.csv, curves.svg, effective_lr.svg, and index.html, which needs no network.
 
     Examples:
 
@@ -51,29 +57,30 @@ def demo(
 
     rmsprop demo --epochs 5 --optimizers rmsprop,adam --lr 0.001
 
-    rmsprop demo --lr rmsprop=0.01,sgd=0.1 --seed 3 --out run-3
+    rmsprop demo --lr rmsprop=0.01,sgd=0.1 --seeds 10 --out ten-seeds
 
     rmsprop demo --data iris.csv --target species
 
     rmsprop demo --data pictures.npz --target labels --device cuda
     """
     # Imported here so that `rmsprop --help` does not wait for torch.
-    from rmsprop.demo.data import load_digits, load_file
+    from rmsprop.demo.processes import Source
     from rmsprop.demo.training import OPTIMIZERS, Run, Settings, check_device
 
     try:
         names = _names(optimizers, list(OPTIMIZERS))
         rates = {name: OPTIMIZERS[name].lr for name in names} | _rates(lr, names)
-        settings = Settings(epochs, seed, check_device(device))
+        settings = Settings(epochs, seed, check_device(device), seeds)
         if data is None and target is not None:
             raise ValueError("--target names a column of --data FILE; give both or neither.")
-        dataset = load_digits(seed) if data is None else load_file(data, target, seed)
+        source = Source(data, target)
+        dataset = source.load(seed)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     _check_writable(out)  # before the training, not after it
-    runs = [Run(name, rates[name]) for name in names]
-    _train(runs, dataset, settings)
-    _print(runs)
+    runs = [Run(name, rates[name], one) for name in names for one in settings.all_seeds]
+    _train(runs, source, settings, len(dataset.y_train))
+    _print(runs, settings)
     for path in _write(runs, dataset, settings, out):
         typer.echo(f"wrote {path}")
 
@@ -111,50 +118,62 @@ def _check_writable(out: Path) -> None:
         raise typer.BadParameter(f"--out {str(out)!r} cannot be written: {error.strerror}.") from error
 
 
-def _train(runs: list[Run], dataset: Dataset, settings: Settings) -> None:
-    """Train each run in turn, with progress bars on a terminal and plain lines elsewhere."""
+def _train(runs: list[Run], source: Source, settings: Settings, rows: int) -> None:
+    """Train all runs, with a progress bar per optimizer on a terminal and plain lines elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from rmsprop.demo.training import one_thread, train
+    from rmsprop.demo.processes import train_all
+    from rmsprop.demo.training import by_optimizer
 
     console = Console()
-    every = max(1, settings.epochs // 4)
+    every = settings.epochs if settings.seeds > 1 else max(1, settings.epochs // 4)
     name, now = TextColumn("{task.description:<20}"), TextColumn("{task.fields[now]}")
     columns = (name, BarColumn(20), now, TimeElapsedColumn())
-    with one_thread(), Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
+        total = settings.epochs * settings.seeds
+        by_name = {
+            each[0].optimizer: bars.add_task(each[0].label, total=total, now="")
+            for each in by_optimizer(runs).values()
+        }
+        for i, at in train_all(runs, source, settings, rows):
+            run = runs[i]
+            seed = f"seed {run.seed}, " * (settings.seeds > 1)
+            accuracy = "" if at.accuracy is None else f", test accuracy {100 * at.accuracy:.1f} %"
+            state = f"{seed}epoch {at.epoch}/{settings.epochs}, loss {at.loss:.4f}{accuracy}"
+            bars.update(by_name[run.optimizer], advance=1, now=state)
+            if not console.is_terminal and at.epoch % every == 0:
+                typer.echo(f"{run.label}: {state}")
         for run in runs:
-            bar = bars.add_task(run.label, total=None, now="")
-            for at in train(run, dataset, settings):
-                accuracy = "" if at.accuracy is None else f", test accuracy {100 * at.accuracy:.1f} %"
-                state = f"epoch {at.epoch}/{settings.epochs}, loss {at.loss:.4f}{accuracy}"
-                bars.update(bar, completed=at.step, total=at.steps, now=state)
-                if not console.is_terminal and at.epoch_done and at.epoch % every == 0:
-                    typer.echo(f"{run.label}: {state}")
             if run.diverged_at is not None:
-                ended = f"diverged at step {run.diverged_at}"
-                bars.update(bar, total=run.diverged_at, completed=run.diverged_at, now=ended)
+                seed = f"seed {run.seed} " * (settings.seeds > 1)
+                ended = f"{seed}diverged at step {run.diverged_at}"
+                bars.update(by_name[run.optimizer], completed=total, now=ended)
                 if not console.is_terminal:
                     typer.echo(f"{run.label}: {ended}")
 
 
-def _print(runs: list[Run]) -> None:
+def _print(runs: list[Run], settings: Settings) -> None:
     """Print the results as a table."""
     from rich.console import Console
     from rich.table import Table
 
     from rmsprop.cli.table import show
-    from rmsprop.demo.training import HEADINGS, cells
+    from rmsprop.demo.training import HEADINGS, by_optimizer, cells
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
         table.add_column(heading, justify="left" if heading == "optimizer" else "right")
-    for run in runs:
-        table.add_row(*cells(run))
+    for each in by_optimizer(runs).values():
+        table.add_row(*cells(each))
     console = Console()
     console.print()
     show(table, console)
-    console.print("\nThis is one run from one seed, so small differences do not rank the optimizers.")
+    if settings.seeds > 1:
+        said = f"Medians of {settings.seeds} seeds, with ranges. Ranges that overlap do not rank the optimizers."
+    else:
+        said = "This is one run from one seed, so small differences do not rank the optimizers."
+    console.print(f"\n{said}")
 
 
 def _write(runs: list[Run], dataset: Dataset, settings: Settings, out: Path) -> list[Path]:
@@ -164,27 +183,34 @@ def _write(runs: list[Run], dataset: Dataset, settings: Settings, out: Path) -> 
     import json
     from functools import partial
 
-    from rmsprop.demo import figures
+    from rmsprop.chart import picture
+    from rmsprop.demo.figures import accuracy_chart, loss_chart, rate_charts
     from rmsprop.demo.page import page
-    from rmsprop.demo.training import results, summary
+    from rmsprop.demo.training import by_optimizer, results, summary
     from rmsprop.files import write_whole
 
-    pictures = {"Training loss and test accuracy": figures.to_png(figures.curves(runs))}
+    groups = by_optimizer(runs)
+    curves = [loss_chart(groups), accuracy_chart(groups)]
     files = {
-        "results.json": json.dumps(results(runs, dataset, settings), indent=1, allow_nan=False).encode(),
-        "results.csv": b"",
-        "curves.png": pictures["Training loss and test accuracy"],
+        "results.json": json.dumps(results(runs, dataset, settings), indent=1, allow_nan=False),
+        "results.csv": "",
+        "curves.svg": picture(curves, "Training loss and test accuracy of each optimizer"),
     }
     table = io.StringIO()
-    writer = csv.DictWriter(table, list(summary(runs[0])), lineterminator="\n")
+    rows = [summary(each) for each in groups.values()]
+    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(summary(run) for run in runs)
-    files["results.csv"] = table.getvalue().encode()
-    (out / "effective_lr.png").unlink(missing_ok=True)  # an earlier run's figure would appear to belong to this one
+    writer.writerows(rows)
+    files["results.csv"] = table.getvalue()
+    (out / "effective_lr.svg").unlink(missing_ok=True)  # an earlier run's figure would appear to belong to this one
     for run in runs:
         if run.layers:
-            files["effective_lr.png"] = pictures["Effective learning rates"] = figures.to_png(
-                figures.effective_lr(run)
-            )
-    files["index.html"] = page(runs, dataset, settings, pictures).encode()
-    return [write_whole(out / name, partial(Path.write_bytes, data=content)) for name, content in files.items()]
+            charts = rate_charts(run)
+            for name, chart in charts.items():
+                chart.heading = (name, "strong")
+            alt = "RMSprop's effective learning rates, one panel per parameter"
+            files["effective_lr.svg"] = picture(list(charts.values()), alt, min(3, len(charts)))
+    files["index.html"] = page(runs, dataset, settings)
+    return [
+        write_whole(out / name, partial(Path.write_text, data=text, encoding="utf-8")) for name, text in files.items()
+    ]

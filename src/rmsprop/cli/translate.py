@@ -59,8 +59,8 @@ def translate(
 
 
 def _draw(translation: Translation, path: Path) -> None:
-    from rmsprop.demo.figures import to_png
     from rmsprop.files import write_whole
+    from rmsprop.style import to_png
     from rmsprop.translation.figure import draw
 
     picture = to_png(draw(translation))

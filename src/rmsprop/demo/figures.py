@@ -1,22 +1,27 @@
-"""Figures of a demo's training curves and effective learning rates."""
+"""Charts of a demo: learning curves and final results over seeds, and effective learning rates."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
-from rmsprop.style import BLUE, LECTURE, LOOKS, SKY, VERMILION, panels
+from rmsprop.chart import Axis, Chart, short
+from rmsprop.style import LOOKS
 
 if TYPE_CHECKING:  # they import torch
     from rmsprop.demo.training import Run
     from rmsprop.diagnose.effective_lr import LayerRecord
 
-BAND, MEDIAN, NOMINAL = SKY, BLUE, VERMILION
+DASHES = {"solid": "", "dot": "2 4", "dash": "7 4", "dashdot": "9 3 2 3", "longdash": "12 5"}
+POINTS = 110  # points of a line; a screen shows no more
+
+Groups = dict[str, list["Run"]]
+
+
+def dash(optimizer: str) -> str:
+    """Return SVG's dash pattern of an optimizer's line."""
+    return DASHES[LOOKS[optimizer].dash[1]]
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
@@ -31,13 +36,8 @@ def smooth(values: Sequence[float], window: int) -> list[float]:
 
 
 def window(runs: Sequence[Run]) -> int:
-    """Return the number of steps that the figures average over: a fortieth of the longest run."""
+    """Return the number of steps that the charts average over: a fortieth of the longest run."""
     return max(1, max(len(run.losses) for run in runs) // 40)
-
-
-def curve_points(run: Run, width: int) -> tuple[list[int], list[float]]:
-    """Return step numbers and smoothed training losses; a diverged run ends at its last finite loss."""
-    return list(range(1, len(run.losses) + 1)), smooth(run.losses, width)
 
 
 def loss_limits(runs: Sequence[Run], width: int) -> tuple[float, float]:
@@ -45,7 +45,7 @@ def loss_limits(runs: Sequence[Run], width: int) -> tuple[float, float]:
 
     The upper limit keeps the other runs readable when one of them blows up.
     """
-    points = [loss for run in runs for loss in curve_points(run, width)[1] if loss > 0]
+    points = [loss for run in runs for loss in smooth(run.losses, width) if loss > 0]
     starts = [run.losses[0] for run in runs if run.losses and run.losses[0] > 0]
     top = 3 * max(starts, default=1.0)
     return min([top / 10, *points]) / 1.5, top
@@ -76,60 +76,113 @@ def rate_limits(run: Run) -> tuple[float, float]:
     return min(rates) / 1.6, max(rates) * 1.6
 
 
-def curves(runs: Sequence[Run]) -> Figure:
-    """Draw the training loss by step and the test accuracy by epoch, one line per optimizer."""
+def loss_chart(groups: Groups) -> Chart:
+    """Draw the training loss by step."""
+    runs = [run for each in groups.values() for run in each]
     width = window(runs)
-    figure, (left, right) = panels(1, 2, (13, 5.6), LECTURE)
-    for run in runs:
-        ended = f", diverged at step {run.diverged_at}" if run.diverged_at else ""
-        label = f"{run.label}, lr {run.lr:g}{ended}"
-        style: dict[str, Any] = LOOKS[run.optimizer].line | {"linewidth": 2.4, "label": label}
-        left.plot(*curve_points(run, width), **style)
-        epochs = range(1, len(run.test_accuracies) + 1)
-        right.plot(epochs, [100 * a for a in run.test_accuracies], marker="o", markersize=4, **style)
-    left.set(yscale="log", xlabel="step", ylabel=f"training loss (nats){averaged(width)}")
-    left.set_ylim(*loss_limits(runs, width))
-    left.set_title("Training loss")
-    right.set(xlabel="epoch", ylabel="correct on the test rows (%)")
-    right.set_ylim(accuracy_floor(runs), 100.5)
-    right.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    right.set_title("Test accuracy")
-    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
-    figure.suptitle("Each optimizer from the same weights, on the same batches")
-    return figure
+    chart = Chart(
+        Axis(0, max([1, *(len(run.losses) for run in runs)]), "step"),
+        Axis(*loss_limits(runs, width), f"training loss (nats){averaged(width)}", log=True),
+        "Training loss by step, the median of each optimizer's seeds with its range.",
+    )
+    for name, each in groups.items():
+        _draw(chart, name, [(smooth(run.losses, width), run.diverged_at) for run in each], each[0].label, first=1)
+    return chart
 
 
-def effective_lr(run: Run) -> Figure:
-    """Draw the effective learning rates over time, one panel per parameter: the median and the middle 80 %."""
-    by_name = layers(run.layers)
-    columns = min(3, len(by_name))
-    rows = math.ceil(len(by_name) / columns)
-    figure, each = panels(rows, columns, (13, 1.6 + 3.1 * rows), LECTURE)
-    for axes, (name, records) in zip(each, by_name.items(), strict=False):
-        steps = [record.step for record in records]
-        low, high = ([_finite(getattr(record, side)) for record in records] for side in ("low", "high"))
-        axes.fill_between(steps, low, high, color=BAND, alpha=0.45, linewidth=0, label="middle 80 % of the elements")
-        axes.plot(steps, [_finite(r.median) for r in records], color=MEDIAN, linewidth=2.4, label="median element")
-        axes.axhline(run.lr, color=NOMINAL, linestyle="--", linewidth=1.8, label=f"lr = {run.lr:g}")
-        axes.set(yscale="log", ylim=rate_limits(run))
-        axes.set_title(f"{name}: {records[0].elements:,} numbers".replace(",", " "))
-    for axes in each[len(by_name) :]:
-        axes.set_visible(False)
-    for axes in each[len(by_name) - columns : len(by_name)]:  # the lowest panel of each column
-        axes.set_xlabel("step")
-    figure.supylabel("effective learning rate  lr / (√v + eps)", fontsize=13)
-    figure.legend(*each[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
-    figure.suptitle("RMSprop gives every weight a learning rate of its own")
-    return figure
+def accuracy_chart(groups: Groups) -> Chart:
+    """Draw the test accuracy by epoch."""
+    runs = [run for each in groups.values() for run in each]
+    floor, epochs = accuracy_floor(runs), max([1, *(len(run.test_accuracies) for run in runs)])
+    ticks = [(k, f"{k}") for k in range(1, epochs + 1) if k == 1 or k % max(1, math.ceil(epochs / 8)) == 0]
+    chart = Chart(
+        Axis(0.5, epochs + 0.5, "epoch", ticks=ticks),
+        Axis(floor, 100.4, "correct on the test rows (%)"),
+        "Test accuracy by epoch, the median of each optimizer's seeds with its range.",
+    )
+    for name, each in groups.items():
+        curves = [([100 * a for a in run.test_accuracies], run.diverged_at) for run in each]
+        _draw(chart, name, curves, each[0].label, first=1)
+    return chart
 
 
-def to_png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file of 150 dots per inch."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150, facecolor="white")
-    return buffer.getvalue()
+def _draw(chart: Chart, name: str, curves: Sequence[tuple[list[float], int | None]], label: str, first: int) -> None:
+    """Add the median of the whole curves with their range, and each curve that ended early, up to a cross."""
+    from rmsprop.demo.training import spread
+
+    whole = [curve for curve, ended in curves if ended is None and curve]
+    if whole:
+        count = len(whole[0])
+        picked = sorted({round(i * (count - 1) / max(1, min(count, POINTS) - 1)) for i in range(min(count, POINTS))})
+        rows = [spread([curve[i] for curve in whole]) for i in picked]
+        xs = [first + i for i in picked]
+        chart.line(xs, [row[0] for row in rows], name, dash(name), 2.4, label)
+        if len(whole) > 1:
+            chart.band(xs, [row[1] for row in rows], [row[2] for row in rows], name)
+    for curve, ended in curves:
+        if ended is not None and curve:
+            xs = list(range(first, first + len(curve)))
+            chart.line(xs, curve, name, dash(name), 1.4)
+            y = min(max(curve[-1], chart.y.low), chart.y.high)
+            chart.text(xs[-1], y, "✕", name, "middle", (0, 12 if y == chart.y.high else 4))
 
 
-def _finite(value: float) -> float:
-    """Return the value, or NaN, which matplotlib leaves out, in place of infinity."""
-    return value if math.isfinite(value) else math.nan
+def final_chart(groups: Groups) -> Chart:
+    """Draw the final test accuracy of every seed, one row per optimizer, with the median as a bar."""
+    from rmsprop.demo.training import spread
+
+    ends = {
+        name: [100 * run.test_accuracies[-1] for run in each if run.diverged_at is None]
+        for name, each in groups.items()
+    }
+    every = [end for each in ends.values() for end in each] or [0.0, 100.0]
+    pad = max(0.5, 0.15 * (max(every) - min(every)))
+    rows = list(groups)
+    chart = Chart(
+        Axis(max(0, min(every) - pad), min(100.4, max(every) + pad), "correct on the test rows (%)", count=5),
+        Axis(len(rows) - 0.5, -0.5, "", ticks=[(i, groups[name][0].label) for i, name in enumerate(rows)]),
+        "Final test accuracy: a dot for each seed and a bar at the median of each optimizer.",
+        (460, 74 + 38 * len(rows)),
+        (176, 20, 16, 44),
+    )
+    for i, name in enumerate(rows):
+        if ends[name]:
+            middle = spread(ends[name])[0]
+            chart.line([middle, middle], [i - 0.28, i + 0.28], name, width=4)
+            for end in ends[name]:
+                chart.mark(end, i, name, 5)
+        lost = len(groups[name]) - len(ends[name])
+        if lost:
+            words = "diverged" if lost == len(groups[name]) else f"{lost} of {len(groups[name])} diverged"
+            chart.text(chart.x.low, i, words, name, shift=(6, 5))
+    return chart
+
+
+def rate_charts(run: Run) -> dict[str, Chart]:
+    """Draw the effective learning rates over time, one chart per parameter: the median and the middle 80 %."""
+    charts = {}
+    steps = max(record.step for record in run.layers)
+    for name, records in layers(run.layers).items():
+        chart = Chart(
+            Axis(0, steps, "step", count=4),
+            Axis(*rate_limits(run), "", log=True, count=5),
+            f"Effective learning rates of {name}: the median and the middle 80 % of its weights.",
+            (340, 210),
+            (50, 18, 12, 42),
+        )
+        xs = [record.step for record in records]
+        chart.rule(y=run.lr)
+        chart.line(xs, [record.median for record in records], "plain", name="median")
+        chart.band(xs, [record.low for record in records], [record.high for record in records], "plain")
+        charts[f"{name}: {records[0].elements:,} numbers".replace(",", " ")] = chart
+    return charts
+
+
+def label(each: Sequence[Run]) -> str:
+    """Return an optimizer's name in a key: its learning rate, and how many of its runs diverged."""
+    lost = [run.diverged_at for run in each if run.diverged_at is not None]
+    ended = ""
+    if lost:
+        where = f"diverged at step {lost[0]}" if len(lost) == 1 else f"diverged from step {min(lost)}"
+        ended = f", {where}" if len(each) == 1 else f", {len(lost)} of {len(each)} {where}"
+    return f"{each[0].label}, lr {short(each[0].lr)}{ended}"

@@ -4,175 +4,195 @@ Every string from the user's file or command is escaped, since a column may be n
 """
 
 import math
-from base64 import b64encode
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from plotly import graph_objects
-from plotly.offline import get_plotlyjs
-
+from rmsprop import chart
+from rmsprop.chart import Chart
 from rmsprop.demo.data import Dataset
 from rmsprop.demo.figures import (
-    BAND,
-    MEDIAN,
-    NOMINAL,
+    Groups,
+    accuracy_chart,
     accuracy_floor,
-    averaged,
-    curve_points,
-    layers,
-    loss_limits,
-    rate_limits,
-    window,
+    dash,
+    final_chart,
+    label,
+    loss_chart,
+    rate_charts,
 )
-from rmsprop.demo.training import BATCH, HEADINGS, Run, Settings, cells
+from rmsprop.demo.training import BATCH, HEADINGS, Run, Settings, by_optimizer, cells
 from rmsprop.printing import in_html
-from rmsprop.style import CSS, LOOKS
+from rmsprop.style import CSS
 
 DEMO_CSS = """
 html { overflow-y: scroll; }
-body { max-width: 68rem; }
+body { max-width: 72rem; }
 h2 { font-size: 1.35rem; margin: 2.2rem 0 .4rem; }
-h3 { font-size: 1.05rem; margin: .8rem 0 0; }
-code { background: #f2f2f2; padding: .1em .3em; border-radius: 3px; overflow-wrap: anywhere; }
-.pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: .5rem 1rem; }
+h3 { font-size: 1.05rem; margin: .8rem 0 .2rem; }
+code { padding: .1em .3em; overflow-wrap: anywhere; }
+.pair { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 26rem), 1fr)); gap: 1rem 2rem; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: .5rem 1.5rem; }
 .pair > *, .grid > * { min-width: 0; }
-.key span { display: inline-block; margin-right: 1.2rem; }
-.key i { display: inline-block; width: 2rem; height: 0; margin-right: .4rem; vertical-align: middle; }
-img { max-width: 100%; height: auto; }
+figure { margin: 0; position: relative; }
+figure svg { width: 100%; height: auto; display: block; }
+.reading { font-size: .85rem; color: var(--soft); margin: 0; min-height: 1.5em; font-variant-numeric: tabular-nums; }
+.guide { position: absolute; top: 0; width: 1px; background: var(--soft); pointer-events: none; }
+.key { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; padding: 0; list-style: none; max-width: none; }
+.key button { font: inherit; color: var(--ink); background: none; border: 0; padding: .2rem; cursor: pointer; }
+.key button[aria-pressed="false"] { text-decoration: line-through; color: var(--soft); }
+.key svg { width: 2.4rem; height: .8rem; margin-right: .4rem; vertical-align: middle; }
+.hide-sgd figure .sgd, .hide-momentum figure .momentum, .hide-rmsprop figure .rmsprop, .hide-adam figure .adam {
+  display: none; }
 dd { overflow-wrap: anywhere; }
 @media (max-width: 40rem) {
-  th, td { padding: .35rem .3rem; font-size: .8rem; }
-  th, td:first-child { white-space: normal; }
+  th, td { padding: .35rem .3rem; font-size: .8rem; white-space: normal; }
+  .chart { font-size: 15px; }
 }
 """
 
+# Reads out the lines under the pointer, and hides lines whose name is clicked. Without it, the charts stand as drawn.
+SCRIPT = """
+const few = (v) => Math.abs(v) < 1e-3 && v ? v.toExponential(1) : String(Number(v.toPrecision(3)));
+const short = (v) => v === null ? "none" : few(v);
+for (const figure of document.querySelectorAll("figure[data-lines]")) {
+  const data = JSON.parse(figure.dataset.lines), said = figure.querySelector(".reading");
+  const picture = figure.querySelector("svg"), guide = figure.appendChild(document.createElement("div"));
+  Object.assign(guide, { className: "guide", hidden: true });
+  figure.addEventListener("pointermove", (event) => {
+    const box = picture.getBoundingClientRect(), [left, right] = data.panel;
+    const share = ((event.clientX - box.left) / box.width - left) / (right - left);
+    if (share < 0 || share > 1) return;
+    const at = data.x[0] + share * (data.x[1] - data.x[0]), words = [];
+    let place = at;
+    for (const line of data.lines) {
+      if (document.body.classList.contains("hide-" + line.kind)) continue;
+      let i = 0;
+      line.x.forEach((x, k) => { if (Math.abs(x - at) < Math.abs(line.x[i] - at)) i = k; });
+      place = line.x[i];
+      const range = line.low ? ` (${short(line.low[i])}–${short(line.high[i])})` : "";
+      words.push(`${line.name} ${short(line.y[i])}${range}`);
+    }
+    said.textContent = `${data.label} ${Math.round(place)}: ${words.join(", ")}`;
+    guide.hidden = false;
+    guide.style.left = `${(left + (place - data.x[0]) / (data.x[1] - data.x[0]) * (right - left)) * box.width}px`;
+    guide.style.height = `${box.height}px`;
+  });
+  figure.addEventListener("pointerleave", () => { guide.hidden = true; said.textContent = ""; });
+}
+for (const button of document.querySelectorAll(".key button"))
+  button.addEventListener("click", () => {
+    const hidden = document.body.classList.toggle("hide-" + button.dataset.kind);
+    button.setAttribute("aria-pressed", String(!hidden));
+  });
+"""
 
-def page(runs: Sequence[Run], dataset: Dataset, settings: Settings, pictures: Mapping[str, bytes]) -> str:
-    """Return the whole page as text.
 
-    Args:
-        pictures: PNG files by description, for readers without JavaScript.
-    """
-    images = "".join(
-        f'<p><img src="data:image/png;base64,{b64encode(png).decode()}" alt="{in_html(name)}"></p>'
-        for name, png in pictures.items()
-    )
+def page(runs: Sequence[Run], dataset: Dataset, settings: Settings) -> str:
+    """Return the whole page as text."""
+    groups, seeds = by_optimizer(runs), settings.seeds
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>RMSprop demo: {in_html(dataset.source)}</title>
-<style>{CSS}{DEMO_CSS}</style>
-<script>{get_plotlyjs()}</script>
+<style>{CSS}{chart.CSS}{DEMO_CSS}</style>
 </head>
 <body>
-<h1>One network, {len(runs)} optimizer{"s" * (len(runs) > 1)}</h1>
+<h1>One network, {len(groups)} optimizer{"s" * (len(groups) > 1)}, {seeds} seed{"s" * (seeds > 1)}</h1>
 <p>A small {"convolutional network" if dataset.is_image else "perceptron"} trains on
-{in_html(dataset.source)} once with each optimizer, from the same initial weights, on the same batches in the same
-order, for the same {settings.epochs} epochs.</p>
+{in_html(dataset.source)} once with each optimizer{" and seed" * (seeds > 1)}, for {settings.epochs} epochs. From one
+seed, all optimizers start with the same weights and see the same batches in the same order. The test rows are the
+same for all.</p>
 <h2>Results</h2>
-{_table(runs)}
-{_reading(runs, dataset)}
-<noscript><h2>Figures</h2>{images}</noscript>
-{_curves(runs)}
+{_table(groups)}
+{_reading(groups, dataset, settings)}
+{_curves(groups, settings)}
 {"".join(_rates(run) for run in runs if run.layers)}
 <h2>Data and settings</h2>
 {_facts(dataset, settings)}
+<script>{SCRIPT}</script>
 </body>
 </html>
 """
 
 
-def _table(runs: Sequence[Run]) -> str:
+def _table(groups: Groups) -> str:
     head = "".join(f"<th>{in_html(name)}</th>" for name in HEADINGS)
-    body = "".join("<tr>" + "".join(f"<td>{in_html(cell)}</td>" for cell in cells(run)) + "</tr>" for run in runs)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{in_html(cell)}</td>" for cell in cells(each)) + "</tr>" for each in groups.values()
+    )
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _reading(runs: Sequence[Run], dataset: Dataset) -> str:
+def _reading(groups: Groups, dataset: Dataset, settings: Settings) -> str:
     rows = len(dataset.y_test)
     share = int(dataset.y_test.bincount().max()) / rows
+    runs = [run for each in groups.values() for run in each]
     best = max((run.test_accuracies[-1] for run in runs if run.diverged_at is None), default=share)
     error = 100 * math.sqrt(best * (1 - best) / rows)
     one = 100 / rows
-    diverged = [run.label for run in runs if run.diverged_at is not None]
-    ended = (
-        f"<li>{in_html(', '.join(diverged))} diverged: the loss was no longer a finite number, so training "
-        "stopped there. A smaller learning rate usually helps.</li>"
-        if diverged
-        else ""
+    ended = "".join(
+        f"<li>{in_html(label(each))}: the loss was no longer a finite number, so training stopped there. A smaller "
+        "learning rate usually helps.</li>"
+        for each in groups.values()
+        if any(run.diverged_at is not None for run in each)
+    )
+    runs_of = (
+        f"Each entry is the median of {settings.seeds} seeds, with the lowest and the highest in parentheses. Where "
+        "the ranges of two optimizers overlap, these runs do not rank them."
+        if settings.seeds > 1
+        else "This is one run from one seed. Another <code>--seed</code> may reverse small differences."
     )
     return f"""<ul>
 {ended}
+<li>{runs_of} One of the {rows} test rows is worth {one:.1f} percentage points, and the random choice of test rows
+alone moves an accuracy by about ±{max(error, one):.1f} points.</li>
 <li>Losses are mean cross-entropies in nats. A perfect network has 0, and guessing evenly among the
 {len(dataset.class_names)} classes has {math.log(len(dataset.class_names)):.2f}. Always predicting the most frequent
 class would be right on {100 * share:.1f} % of the test rows.</li>
-<li>This is one run from one seed. One of the {rows} test rows is worth {one:.1f} percentage points, and the random
-choice of test rows alone moves an accuracy by about ±{max(error, one):.1f} points. Differences of that size do not
-rank the optimizers; another <code>--seed</code> may reverse them.</li>
-<li>Each default learning rate comes from a small search on the digits, so on other data any of them may be a poor
-choice. Try other values with <code>--lr</code>.</li>
-<li>Seconds count the training steps alone (forward, backward, update). The optimizer step is the median time of
-one update. For a network this small it is mostly overhead, not arithmetic.</li>
+<li>Each optimizer's default learning rate is the best of its own search: the lowest mean validation loss on the
+digits, over five seeds and a grid whose ends are worse. <code>bench/demo_lr.py</code> in the repository repeats the
+search. On other data any of them may be a poor choice; try other values with <code>--lr</code>.</li>
+<li>Seconds count the training steps of one run alone (forward, backward, update). The optimizer step is the median
+time of one update. For a network this small it is mostly overhead, not arithmetic.</li>
 </ul>"""
 
 
-def _curves(runs: Sequence[Run]) -> str:
-    width = window(runs)
-    left, right = graph_objects.Figure(), graph_objects.Figure()
-    for run in runs:
-        line = LOOKS[run.optimizer].plotly_line | {"width": 2.5}
-        steps, losses = curve_points(run, width)
-        hover = "step %{x}: %{y:.4f}"
-        left.add_scatter(x=steps, y=losses, name=run.label, line=line, mode="lines", hovertemplate=hover)
-        percent = [100 * accuracy for accuracy in run.test_accuracies]
-        epochs = list(range(1, len(percent) + 1))
-        hover = "epoch %{x}: %{y:.1f} %"
-        right.add_scatter(x=epochs, y=percent, name=run.label, line=line, mode="lines+markers", hovertemplate=hover)
-    low, high = (math.log10(limit) for limit in loss_limits(runs, width))
-    ticks = math.ceil((high - low) / 8)
-    left.update_yaxes(type="log", title=f"nats{averaged(width)}", range=[low, high], dtick=ticks)
-    left.update_xaxes(title="step")
-    right.update_yaxes(title="correct (%)", range=[accuracy_floor(runs), 100.5])
-    right.update_xaxes(title="epoch")
-    cut = f" The accuracy axis starts at {accuracy_floor(runs):.0f} %." if accuracy_floor(runs) else ""
+def _curves(groups: Groups, settings: Settings) -> str:
+    runs = [run for each in groups.values() for run in each]
+    floor = accuracy_floor(runs)
+    cut = f" The accuracy axis starts at {floor:.0f} %." if floor else ""
+    band = "A line is the median of the seeds, and the band around it their range." if settings.seeds > 1 else ""
+    lost = any(run.diverged_at is not None for run in runs)
+    cross = " A thin line that ends in ✕ is a run that diverged." if lost else ""
+    key = "".join(
+        f'<li><button data-kind="{name}" aria-pressed="true"><svg viewBox="0 0 40 10" class="{name}" '
+        f'aria-hidden="true"><path d="M1 5H39" stroke="currentColor" stroke-width="3" '
+        f'stroke-dasharray="{dash(name)}"/></svg>{in_html(label(each))}</button></li>'
+        for name, each in groups.items()
+    )
     return f"""<h2>Learning curves</h2>
-<p>Hover over a line to read its values. Click a name to hide its line.{cut}</p>
+<p>{band}{cross} Point at a chart to read its values. Click a name to hide its lines.{cut}</p>
+<ul class="key">{key}</ul>
 <div class="pair">
-<div><h3>Training loss</h3>{_chart(left, "loss", 420, legend=True)}</div>
-<div><h3>Test accuracy</h3>{_chart(right, "accuracy", 420, legend=True)}</div>
+<div><h3>Training loss</h3>{_figure(loss_chart(groups))}</div>
+<div><h3>Test accuracy</h3>{_figure(accuracy_chart(groups))}</div>
+<div><h3>Test accuracy at the end, seed by seed</h3>{_figure(final_chart(groups))}</div>
 </div>"""
 
 
 def _rates(run: Run) -> str:
-    charts = []
-    limits = [math.log10(limit) for limit in rate_limits(run)]
-    for i, (name, records) in enumerate(layers(run.layers).items()):
-        steps = [record.step for record in records]
-        figure = graph_objects.Figure()
-        edge: dict[str, Any] = {"x": steps, "mode": "lines", "line": {"width": 0}, "hoverinfo": "skip"}
-        figure.add_scatter(y=[record.low for record in records], **edge)
-        figure.add_scatter(y=[record.high for record in records], fill="tonexty", fillcolor=BAND + "73", **edge)
-        spread = [(record.low, record.high) for record in records]
-        hover = "step %{x}<br>median %{y:.2g}<br>middle 80 %: %{customdata[0]:.2g} to %{customdata[1]:.2g}"
-        medians = [record.median for record in records]
-        line = {"color": MEDIAN, "width": 2.5}
-        figure.add_scatter(x=steps, y=medians, customdata=spread, line=line, mode="lines", hovertemplate=hover)
-        figure.add_hline(y=run.lr, line={"color": NOMINAL, "dash": "dash", "width": 2})
-        figure.update_yaxes(type="log", range=limits, dtick=math.ceil((limits[1] - limits[0]) / 8))
-        figure.update_xaxes(title="step")
-        title = f"{in_html(name)}: {records[0].elements:,} numbers".replace(",", " ")
-        charts.append(f"<div><h3>{title}</h3>{_chart(figure, f'rate{i}', 280)}</div>")
+    charts = "".join(
+        f"<div><h3>{in_html(name)}</h3>{_figure(drawn)}</div>" for name, drawn in rate_charts(run).items()
+    )
     return f"""<h2>The effective learning rate of each weight</h2>
 <p>RMSprop keeps a running mean v of each weight's squared gradient g² and moves the weight by
 lr / (√v + eps) · g. The factor <b>lr / (√v + eps)</b> is the <b>effective learning rate</b>. Plain SGD would need
 this learning rate, for this one weight, to take the same step. Weights with small gradients get a large one, so all
-weights move by about lr.</p>
+weights move by about lr. The charts show the run of seed {run.seed}.</p>
 <ul>
-<li>The line is the median weight of a layer, and the band is the middle 80 % of its weights. A wide band shows
-adaptation at work: no single learning rate would suit that layer.</li>
+<li>The line is the median weight of a layer, and the band is the middle 80 % of its weights. The dashed line is
+lr = {run.lr:g}. A wide band shows adaptation at work: no single learning rate would suit that layer.</li>
 <li>The first values are high because v starts at 0 and takes about 1/(1 − alpha) = 100 steps to fill. The early steps
 are up to 1/√(1 − alpha) = 10 times lr long. Later the rates rise because the gradients shrink as the network
 learns.</li>
@@ -181,42 +201,28 @@ that have risen too far can make the loss jump. The gradients are then large, so
 the same step. A rate of lr/eps = {run.lr / 1e-8:.0e} belongs to a weight that never had a gradient; it does not
 move.</li>
 </ul>
-<p class="key"><span><i style="border-top: 4px solid {MEDIAN}"></i>median</span>
-<span><i style="border-top: 14px solid {BAND}73"></i>middle 80 % of the weights</span>
-<span><i style="border-top: 3px dashed {NOMINAL}"></i>lr = {run.lr:g}</span></p>
-<div class="grid">{"".join(charts)}</div>"""
+<div class="grid">{charts}</div>"""
 
 
-def _chart(figure: graph_objects.Figure, name: str, height: int, legend: bool = False) -> str:
-    """Return the figure as a division that adapts to the width of the screen and uses the page's plotly.js."""
-    figure.update_layout(
-        template="plotly_white",
-        height=height,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        font={"size": 14},
-        showlegend=legend,
-        dragmode=False,  # otherwise scrolling by touch would zoom the chart
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        hoverlabel={"namelength": -1},
-    )
-    axis = {"automargin": True, "linecolor": "#888", "tickfont": {"size": 13}}
-    figure.update_xaxes(**axis)
-    figure.update_yaxes(exponentformat="power", **axis)
-    config = {"responsive": True, "displayModeBar": False}
-    text: str = figure.to_html(full_html=False, include_plotlyjs=False, div_id=name, config=config)
-    return text
+def _figure(drawn: Chart) -> str:
+    """Return a chart with the numbers that the page reads out under the pointer."""
+    if not drawn.readings:
+        return f"<figure>{drawn.svg()}</figure>"
+    return f'<figure data-lines="{in_html(drawn.data())}">{drawn.svg()}<p class="reading"></p></figure>'
 
 
 def _facts(dataset: Dataset, settings: Settings) -> str:
     train, test = dataset.y_train.bincount().tolist(), dataset.y_test.bincount().tolist()
     counts = zip(dataset.class_names, train, test, strict=True)
     shape = " × ".join(str(n) for n in dataset.x_train.shape[1:])
+    seeds = settings.all_seeds
     facts = {
         "Source": dataset.source,
         "Rows": f"{len(dataset.y_train)} for training, {len(dataset.y_test)} for testing, split alike in every class",
         "One row": f"{shape} numbers",
         "Features": ", ".join(dataset.feature_names) or "pixels",
         "Classes": "; ".join(f"{name} ({a} + {b} rows)" for name, a, b in counts),
-        "Settings": f"seed {settings.seed}, batches of {BATCH} rows, device {settings.device}",
+        "Settings": f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}, batches of {BATCH} rows, "
+        f"device {settings.device}",
     }
     return "<dl>" + "".join(f"<dt>{key}</dt><dd>{in_html(value)}</dd>" for key, value in facts.items()) + "</dl>"

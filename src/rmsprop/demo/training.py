@@ -1,6 +1,7 @@
-"""Training of one small network by each of four optimizers, from the same weights on the same batches.
+"""Training of one small network by each of four optimizers and seeds, from the same weights on the same batches.
 
-Nothing is drawn or printed here. `train` yields its progress after every step, and fills a `Run`.
+Nothing is drawn or printed here. `train` yields its progress after every step, and fills a `Run`. `summary` reduces
+the runs of an optimizer to medians and ranges.
 """
 
 import math
@@ -44,7 +45,8 @@ class Choice:
 
 
 # Default learning rates: the lowest mean validation loss on the digits over seeds 1-5 after 20 epochs, on the grid
-# 1, 2, 3, 5, 10 per decade. The validation rows are a quarter of seed 0's training rows; its test rows were not used.
+# of bench/demo_lr.py, whose ends are worse. The validation rows are a quarter of seed 0's training rows; its test
+# rows, which the demo tests every seed on, were not used.
 # Mean validation loss in nats around each choice (bench/demo_lr.py):
 #   sgd       0.3: 0.068   0.5: 0.061    0.7: 0.943 (some seeds fail)
 #   momentum  0.03: 0.082  0.05: 0.081   0.1: 0.098
@@ -60,29 +62,37 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings that all runs share: the number of passes over the training rows, the seed, and the device."""
+    """Settings of all runs: passes over the training rows, the first seed, the device, and the number of seeds."""
 
     epochs: int = EPOCHS
     seed: int = 0
     device: str = "cpu"
+    seeds: int = 1
+
+    @property
+    def all_seeds(self) -> range:
+        """The seeds of the runs of each optimizer."""
+        return range(self.seed, self.seed + self.seeds)
 
 
 @dataclass
 class Run:
-    """The record of one optimizer's training, filled in by `train`.
+    """The record of one optimizer's training from one seed, filled in by `train`.
 
     Attributes:
+        seed: the seed of the initial weights and the batches. All runs share the split of `Settings.seed`.
         losses: mean cross-entropy of each batch, before its step, in nats.
         test_losses, test_accuracies: after each epoch, on the test rows; accuracy is a share, 0 to 1.
         train_loss: on all training rows, with the final weights; NaN if the run diverged.
         seconds: time of the training steps alone (forward, backward, step), without evaluation and records.
         step_us: median time of `optimizer.step()`, in microseconds.
         diverged_at: the step at which the loss, or after which the test loss, was not finite; None if all were.
-        layers: the effective learning rates (RMSprop only).
+        layers: the effective learning rates (of RMSprop's first seed only).
     """
 
     optimizer: str
     lr: float
+    seed: int = 0
     losses: list[float] = field(default_factory=list)
     test_losses: list[float] = field(default_factory=list)
     test_accuracies: list[float] = field(default_factory=list)
@@ -188,14 +198,14 @@ def one_thread() -> Iterator[None]:
 
 
 def train(run: Run, dataset: Dataset, settings: Settings) -> Iterator[Progress]:
-    """Train the network from the seed's weights on the seed's batches, and yield one `Progress` per step.
+    """Train the network from the run's seed's weights on its batches, and yield one `Progress` per step.
 
     A loss that is not finite ends the run and sets `run.diverged_at`.
 
     Mutates: run.
     """
     device = torch.device(settings.device)
-    network = make_network(dataset, settings.seed).to(device)
+    network = make_network(dataset, run.seed).to(device)
     x, y = dataset.x_train.to(device), dataset.y_train.to(device)
     x_test, y_test = dataset.x_test.to(device), dataset.y_test.to(device)
     _warm_up(run, network, x[:BATCH], y[:BATCH])
@@ -203,12 +213,12 @@ def train(run: Run, dataset: Dataset, settings: Settings) -> Iterator[Progress]:
     per_epoch = math.ceil(len(y) / BATCH)
     steps = settings.epochs * per_epoch
     recorder = None
-    if run.optimizer == "rmsprop":
+    if run.optimizer == "rmsprop" and run.seed == settings.seed:
         recorder = Recorder(optimizer, max(1, steps // RECORDS))
         run.layers = recorder.rows
     times: list[float] = []
     accuracy = None
-    for step, batch in enumerate(_batches(len(y), settings), start=1):
+    for step, batch in enumerate(_batches(len(y), settings.epochs, run.seed), start=1):
         rows = batch.to(device)
         start = _now(device)
         loss = nn.functional.cross_entropy(network(x[rows]), y[rows])
@@ -219,7 +229,8 @@ def train(run: Run, dataset: Dataset, settings: Settings) -> Iterator[Progress]:
         end = _now(device)
         times.append(end - before)
         run.seconds += end - start
-        run.step_us = median(times) * 1e6
+        if (step - 1) % per_epoch == 0 or step == steps:
+            run.step_us = median(times) * 1e6
         value = float(loss.detach())
         if not math.isfinite(value):
             run.diverged_at = step
@@ -239,14 +250,14 @@ def train(run: Run, dataset: Dataset, settings: Settings) -> Iterator[Progress]:
     run.train_loss, _ = evaluate(network, x, y)
 
 
-def _batches(rows: int, settings: Settings) -> Iterator[Tensor]:
+def _batches(rows: int, epochs: int, seed: int) -> Iterator[Tensor]:
     """Yield batches of row indices in the seed's order, each row once per epoch.
 
     The order is drawn on the CPU, so it is the same on every device. The batches of an epoch have even sizes, because
     a last batch of the few remaining rows makes a spike in every curve.
     """
-    order = torch.Generator().manual_seed(settings.seed)
-    for _ in range(settings.epochs):
+    order = torch.Generator().manual_seed(seed)
+    for _ in range(epochs):
         yield from torch.randperm(rows, generator=order, device="cpu").tensor_split(math.ceil(rows / BATCH))
 
 
@@ -276,34 +287,67 @@ def _now(device: torch.device) -> float:
     return perf_counter()
 
 
-def summary(run: Run) -> dict[str, Any]:
-    """Return one row of the results table, with None for numbers that a diverged run lacks.
+def by_optimizer(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Group the runs by optimizer, in their order."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.optimizer, []).append(run)
+    return found
+
+
+def spread(values: Sequence[float]) -> tuple[float, float, float]:
+    """Return the median, the lowest and the highest of the values; NaN for none."""
+    return (median(values), min(values), max(values)) if values else (math.nan, math.nan, math.nan)
+
+
+def summary(runs: Sequence[Run]) -> dict[str, Any]:
+    """Return one row of the results table: an optimizer's medians and ranges over its seeds.
+
+    Runs that diverged have no results; the row counts them, and holds None for results if all diverged.
 
     Units: losses in nats, accuracy as a share, seconds, optimizer_step_us in microseconds.
     """
-    done = run.diverged_at is None
-    return {
-        "optimizer": run.label,
-        "lr": run.lr,
-        "train_loss": run.train_loss if done else None,
-        "test_loss": run.test_losses[-1] if done else None,
-        "test_accuracy": run.test_accuracies[-1] if done else None,
-        "seconds": run.seconds,
-        "optimizer_step_us": run.step_us,
-        "diverged_at_step": run.diverged_at,
-    }
+    done = [run for run in runs if run.diverged_at is None]
+    row: dict[str, Any] = {"optimizer": runs[0].label, "lr": runs[0].lr, "seeds": len(runs)}
+    for name, values in {
+        "train_loss": [run.train_loss for run in done],
+        "test_loss": [run.test_losses[-1] for run in done],
+        "test_accuracy": [run.test_accuracies[-1] for run in done],
+    }.items():
+        middle, low, high = spread(values)
+        row |= {name: middle, f"{name}_low": low, f"{name}_high": high}
+    row["seconds"] = median(run.seconds for run in runs)
+    row["optimizer_step_us"] = median(run.step_us for run in runs)
+    row["diverged"] = len(runs) - len(done)
+    return {key: None if value != value else value for key, value in row.items()}
 
 
-HEADINGS = ("optimizer", "lr", "train loss", "test loss", "test accuracy", "seconds", "optimizer step")
+HEADINGS = ("optimizer", "lr", "test loss", "test accuracy", "seconds", "optimizer step")
 
 
-def cells(run: Run) -> list[str]:
-    """Return the row of `summary` as text, under HEADINGS."""
-    row = summary(run)
-    losses = ["–", "–", f"diverged at step {run.diverged_at}"]
-    if run.diverged_at is None:
-        losses = [f"{run.train_loss:.4f}", f"{row['test_loss']:.4f}", f"{100 * row['test_accuracy']:.1f} %"]
-    return [run.label, f"{run.lr:g}", *losses, f"{run.seconds:.2f}", f"{run.step_us:.0f} µs"]
+def cells(runs: Sequence[Run]) -> list[str]:
+    """Return the row of `summary` as text, under HEADINGS: medians, with ranges in parentheses."""
+    row = summary(runs)
+    loss, accuracy = "–", ""
+    if row["test_loss"] is not None:
+        loss, accuracy = f"{row['test_loss']:.4f}", f"{100 * row['test_accuracy']:.1f} %"
+        if row["seeds"] - row["diverged"] > 1:
+            loss += f" ({row['test_loss_low']:.4f}–{row['test_loss_high']:.4f})"
+            accuracy += f" ({100 * row['test_accuracy_low']:.1f}–{100 * row['test_accuracy_high']:.1f})"
+    ended = ""
+    if row["diverged"]:
+        first = min(run.diverged_at for run in runs if run.diverged_at is not None)
+        share = "" if row["seeds"] == 1 else f"{row['diverged']} of {row['seeds']} "
+        ended = f"{share}diverged at step {first}" if row["diverged"] == 1 else f"{share}diverged from step {first}"
+    accuracy = ", ".join(filter(None, (accuracy, ended)))
+    return [
+        runs[0].label,
+        f"{runs[0].lr:g}",
+        loss,
+        accuracy,
+        f"{row['seconds']:.2f}",
+        f"{row['optimizer_step_us']:.0f} µs",
+    ]
 
 
 def results(runs: Sequence[Run], dataset: Dataset, settings: Settings) -> dict[str, Any]:
@@ -317,7 +361,7 @@ def results(runs: Sequence[Run], dataset: Dataset, settings: Settings) -> dict[s
             "classes": list(dataset.class_names),
             "features": list(dataset.feature_names),
         },
-        "table": [summary(run) for run in runs],
+        "table": [summary(each) for each in by_optimizer(runs).values()],
         "curves": [asdict(run) for run in runs],
     }
     return {key: _plain(value) for key, value in record.items()}

@@ -40,10 +40,10 @@ CSS = (
 body { max-width: 80rem; }
 h1 { overflow-wrap: anywhere; }
 p, li, dd { max-width: 44rem; overflow-wrap: anywhere; }
-pre { background: #f2f2f2; padding: .5rem .8rem; border-radius: 3px; overflow-x: auto; }
+pre { padding: .5rem .8rem; overflow-x: auto; }
 table { font-size: .9rem; }
 th, td { padding: .3rem .7rem; }
-.loud { color: #B34700; font-weight: 600; }
+.loud { color: var(--loud); font-weight: 600; }
 """
 )
 
