@@ -10,20 +10,9 @@ from torch._compile import _disable_dynamo
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
-from rmsprop import kernels, recipes, settings
+from rmsprop import kernels, recipes, settings, spec
 from rmsprop.diagnose import explain, lint
 from rmsprop.settings import group_keys, is_unset, unset
-from rmsprop.spec import (
-    BackendName,
-    EmaWarmup,
-    EpsMode,
-    Nonfinite,
-    Rounding,
-    SparseMode,
-    StateDtype,
-    WeightDecayMode,
-    check_flag,
-)
 from rmsprop.state import averages, loading, placing, shared_memory, slots
 from rmsprop.step import CAPTURE_CHECK, Stepper, drop_scaling, profile_only_if_needed, scaling
 from rmsprop.tensors import shards
@@ -138,14 +127,14 @@ class RMSprop(Optimizer):
         differentiable: bool = False,
         *,
         dialect: str = "torch",
-        eps_mode: EpsMode | None = None,
+        eps_mode: spec.EpsMode | None = None,
         square_avg_init: float | None = None,
         lr_in_buffer: bool | None = None,
         nesterov: bool | None = None,
         bias_correction: bool | None = None,
-        weight_decay_mode: WeightDecayMode | None = None,
+        weight_decay_mode: spec.WeightDecayMode | None = None,
         reference_lr: float | None = None,
-        sparse: SparseMode | None = None,
+        sparse: spec.SparseMode | None = None,
         recipe: str | None = None,
         clip_value: float | None = None,
         clip_norm: float | None = None,
@@ -154,17 +143,17 @@ class RMSprop(Optimizer):
         clip_after_decay: bool | None = None,
         max_update: float | None = None,
         ema: float | None = None,
-        ema_warmup: EmaWarmup | None = None,
+        ema_warmup: spec.EmaWarmup | None = None,
         ema_start: int = 0,
         ema_interval: int = 1,
-        rounding: Rounding = "nearest",
+        rounding: spec.Rounding = "nearest",
         compensation: bool = False,
         seed: int = 0,
-        state_dtype: StateDtype = "float32",
-        nonfinite: Nonfinite = "propagate",
+        state_dtype: spec.StateDtype = "float32",
+        nonfinite: spec.Nonfinite = "propagate",
         nonfinite_limit: int | None = 100,
         amp_in_step: bool = False,
-        backend: BackendName = "auto",
+        backend: spec.BackendName = "auto",
         fused: bool | None = None,
         **dialect_arguments: Any,
     ) -> None:
@@ -173,19 +162,17 @@ class RMSprop(Optimizer):
         given |= {name: arguments[name] for name in _RULE if arguments[name] is not None}
         flags: dict[str, Any] = {name: arguments[name] for name in _FLAGS}
         self.backend = kernels.check_backend(backend)
-        self._step_supports_amp_scaling = check_flag("amp_in_step", amp_in_step)
+        self._step_supports_amp_scaling = spec.check_flag("amp_in_step", amp_in_step)
         self._stepper = Stepper(RMSprop._init_group, make_guard(nonfinite, nonfinite_limit))
         self._whole_optimizer = dict(
             zip(group_keys.WHOLE, (nonfinite, nonfinite_limit, backend, amp_in_step), strict=True)
         )
-        self._initial_momentum: list[
-            tuple[float, bool]
-        ] = []  # per group, for lint: momentum, and whether others had stepped
+        # per group, for lint: momentum, and whether others had stepped
+        self._initial_momentum: list[tuple[float, bool]] = []
         defaults, self._explicit = settings.resolve_settings(dialect, given | flags | dialect_arguments)
         chosen = {name for name, value in flags.items() if value is not settings.TORCH_GROUP[name]}
-        self._given_names = frozenset(
-            {*given, *dialect_arguments, *chosen, *(["dialect"] if dialect != "torch" else [])}
-        )
+        named = ["dialect"] if dialect != "torch" else []
+        self._given_names = frozenset({*given, *dialect_arguments, *chosen, *named})
         super().__init__(not_empty(params), defaults)
         settings.check_effect(self.param_groups)
         recipes.warn(defaults, self.param_groups)
@@ -324,15 +311,15 @@ class RMSprop(Optimizer):
         in place, are copies.
 
         Args:
-            full_precision: return averages of state_dtype "bfloat16" or "float8" in float32, as copies. torch's
-                optimizer and other tools need it: to them the codes of "float8" are numbers from 0 to 255.
+            full_precision: return narrowed averages in float32, as copies. torch's optimizer and other tools need it:
+                to them the codes of "float8" are numbers from 0 to 255.
         Raises: ValueError if a parameter with state is in no group any more.
         """
-        full_precision = check_flag("full_precision", full_precision)
         averages.refuse_swapped(self, "state_dict()")
         check_groups(self.param_groups)
         loading.check_listed(self.param_groups, self.state)
-        return {**placing.exported(super().state_dict(), full_precision), **averages.saved_buffers(self)}
+        packed = placing.exported(super().state_dict(), spec.check_flag("full_precision", full_precision))
+        return {**packed, **averages.saved_buffers(self)}
 
     @_disable_dynamo
     def load_state_dict(  # type: ignore[override]  # torch's returns nothing
