@@ -23,17 +23,17 @@
 
 namespace {
 
-// One function for each pair of types and rounding, since the attribute does not apply to templates. The state has the
+// One function for each pair of types and rounding, since the attribute does not apply to templates. A full state has the
 // type of P or a wider one.
 #define RMSPROP_ONE(clones, name, P, S, A, extra, write)                             \
   clones void name(const Work& work, int64_t i, int64_t begin, int64_t end) {        \
     chosen<P, S, A, extra, write>(work, i, begin, end);                              \
   }
-#define RMSPROP_PIECE(clones, name, P, S, A)                                         \
-  RMSPROP_ONE(RMSPROP_CLONES, name, P, S, A, kPlain, kNearest)                       \
-  RMSPROP_ONE(clones, name##_walled, P, S, A, kWalled, kNearest)                     \
-  RMSPROP_ONE(clones, name##_clipped, P, S, A, kClipped, kNearest)                   \
-  RMSPROP_ONE(clones, name##_capped, P, S, A, kCapped, kNearest)
+#define RMSPROP_PIECE(clones, name, P, T, A)                                         \
+  RMSPROP_ONE(RMSPROP_CLONES, name, P, Full<T>, A, kPlain, kNearest)                 \
+  RMSPROP_ONE(clones, name##_walled, P, Full<T>, A, kWalled, kNearest)               \
+  RMSPROP_ONE(clones, name##_clipped, P, Full<T>, A, kClipped, kNearest)             \
+  RMSPROP_ONE(clones, name##_capped, P, Full<T>, A, kCapped, kNearest)
 #define RMSPROP_HALF(clones, name, P, S)                                             \
   RMSPROP_ONE(clones, name##_stochastic, P, S, float, kCapped, kStochastic)          \
   RMSPROP_ONE(clones, name##_compensated, P, S, float, kCapped, kCompensated)        \
@@ -48,10 +48,25 @@ RMSPROP_PIECE(RMSPROP_TWO_CLONES, bf16_bf16, BFloat16, BFloat16, float)
 RMSPROP_PIECE(RMSPROP_CLONES, f16_f32, Float16, Float32, float)
 RMSPROP_PIECE(RMSPROP_TWO_CLONES, f16_f64, Float16, Float64, float)
 RMSPROP_PIECE(RMSPROP_TWO_CLONES, f16_f16, Float16, Float16, float)
-RMSPROP_HALF(RMSPROP_CLONES, bf16_f32, BFloat16, Float32)
-RMSPROP_HALF(RMSPROP_TWO_CLONES, bf16_bf16, BFloat16, BFloat16)
-RMSPROP_HALF(RMSPROP_CLONES, f16_f32, Float16, Float32)
-RMSPROP_HALF(RMSPROP_TWO_CLONES, f16_f16, Float16, Float16)
+RMSPROP_HALF(RMSPROP_CLONES, bf16_f32, BFloat16, Full<Float32>)
+RMSPROP_HALF(RMSPROP_TWO_CLONES, bf16_bf16, BFloat16, Full<BFloat16>)
+RMSPROP_HALF(RMSPROP_CLONES, f16_f32, Float16, Full<Float32>)
+RMSPROP_HALF(RMSPROP_TWO_CLONES, f16_f16, Float16, Full<Float16>)
+
+// A narrowed state has few functions: with all of Extra or none, and for half precision with either rounding.
+#define RMSPROP_NARROWED(name, P, T)                                                             \
+  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_drawn, P, Narrowed<T>, float, kCapped, kStochastic)     \
+  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_remembered, P, Narrowed<T>, float, kCapped, kBoth)
+RMSPROP_ONE(RMSPROP_CLONES, f32_n16, Float32, Narrowed<BFloat16>, float, kPlain, kNearest)
+RMSPROP_ONE(RMSPROP_CLONES, f32_n8, Float32, Narrowed<Float8>, float, kPlain, kNearest)
+RMSPROP_ONE(RMSPROP_TWO_CLONES, f32_n16_capped, Float32, Narrowed<BFloat16>, float, kCapped, kNearest)
+RMSPROP_ONE(RMSPROP_TWO_CLONES, f32_n8_capped, Float32, Narrowed<Float8>, float, kCapped, kNearest)
+RMSPROP_ONE(RMSPROP_CLONES, bf16_n16_stochastic, BFloat16, Narrowed<BFloat16>, float, kPlain, kStochastic)
+RMSPROP_ONE(RMSPROP_CLONES, bf16_n8_stochastic, BFloat16, Narrowed<Float8>, float, kPlain, kStochastic)
+RMSPROP_NARROWED(bf16_n16, BFloat16, BFloat16)
+RMSPROP_NARROWED(bf16_n8, BFloat16, Float8)
+RMSPROP_NARROWED(f16_n16, Float16, BFloat16)
+RMSPROP_NARROWED(f16_n8, Float16, Float8)
 
 using Piece = void (*)(const Work&, int64_t, int64_t, int64_t);
 
@@ -68,6 +83,7 @@ RMSPROP_TABLE(kWalledPieces, _walled)
 RMSPROP_TABLE(kClippedPieces, _clipped)
 RMSPROP_TABLE(kCappedPieces, _capped)
 
+// [parameter's type][average's type]
 constexpr Piece kAverages[4][4] = {
     {average_f32_f32, average_f32_f64, nullptr, nullptr},
     {average_f64_f32, average_f64_f64, nullptr, nullptr},
@@ -79,12 +95,27 @@ constexpr Piece kAverages[4][4] = {
 #define RMSPROP_HALVES(end) {{bf16_f32##end, bf16_bf16##end}, {f16_f32##end, f16_f16##end}}
 constexpr Piece kHalves[3][2][2] = {RMSPROP_HALVES(_stochastic), RMSPROP_HALVES(_compensated), RMSPROP_HALVES(_both)};
 
+// [float16, not bfloat16][compensated][float8, not bfloat16]
+constexpr Piece kNarrowed[2][2][2] = {{{bf16_n16_drawn, bf16_n8_drawn}, {bf16_n16_remembered, bf16_n8_remembered}},
+                                      {{f16_n16_drawn, f16_n8_drawn}, {f16_n16_remembered, f16_n8_remembered}}};
+
+Piece narrowed_piece(const Work& work, bool plain) {
+  const bool is_float8 = work.state_type == kFloat8, compensated = work.compensation != nullptr;
+  if (work.param_type == kFloat32 && plain) return is_float8 ? f32_n8 : f32_n16;
+  if (work.param_type == kFloat32) return is_float8 ? f32_n8_capped : f32_n16_capped;
+  if (work.param_type == kBFloat16 && plain && work.stochastic && !compensated) {
+    return is_float8 ? bf16_n8_stochastic : bf16_n16_stochastic;
+  }
+  return kNarrowed[work.param_type == kFloat16][compensated][is_float8];
+}
+
 Piece piece_for(const Work& work, int64_t i) {
+  const Extra extra = extra_for(work, i);
+  if (work.narrowed) return narrowed_piece(work, extra == kPlain);
   if (work.compensation != nullptr || work.stochastic) {
     const int write = work.compensation == nullptr ? 0 : work.stochastic ? 2 : 1;
     return kHalves[write][work.param_type == kFloat16][work.state_type == work.param_type];
   }
-  const Extra extra = extra_for(work, i);
   return (extra == kPlain     ? kPieces
           : extra == kWalled  ? kWalledPieces
           : extra == kClipped ? kClippedPieces
@@ -118,7 +149,7 @@ void region(int64_t begin, int64_t end, void* context) {
          for (int64_t next; first < last; first = next) {
            next = std::min(first + kAveraged, last);
            piece(work, i, first, next);
-           kAverages[work.param_type][work.state_type](work, i, first, next);
+           kAverages[work.param_type][work.ema_type](work, i, first, next);
          }
        });
 }
@@ -152,7 +183,7 @@ void count_steps(const Work& work) {
     }
     work.correction[i] = correction;
     if (work.ema != nullptr) work.ema_weight[i] = share;
-    if (work.stochastic) {
+    if (work.stochastic || work.narrowed) {
       const uint64_t own = work.random_key[i], count = uint64_t(t);
       work.key[2 * i] = mix(uint32_t(own) + uint32_t(count) * 0x9e3779b9u, uint32_t(count >> 32));
       work.key[2 * i + 1] = mix(uint32_t(own >> 32) ^ work.key[2 * i], 0);
