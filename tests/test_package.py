@@ -72,7 +72,7 @@ def test_public_names_are_there_and_a_wrong_one_says_so():
     for name in rmsprop.__all__:
         assert getattr(rmsprop, name) is not None
     assert set(rmsprop.__all__) <= set(dir(rmsprop))
-    with pytest.raises(AttributeError, match="no attribute 'Adam'; it offers ConversionReport, DIALECTS, Finding"):
+    with pytest.raises(AttributeError, match="no attribute 'Adam'; it offers ConversionReport, DIALECTS, Estimate"):
         _ = rmsprop.Adam
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rmsprop.diagnose.lint import Finding as Finding
     from rmsprop.dialects import DIALECTS as DIALECTS
     from rmsprop.in_backward import step_in_backward as step_in_backward
+    from rmsprop.memory import Estimate as Estimate
+    from rmsprop.memory import estimate as estimate
     from rmsprop.optimizer import RMSprop as RMSprop
     from rmsprop.recipes import RECIPES as RECIPES
     from rmsprop.recipes import recipe as recipe
@@ -40,6 +42,8 @@ _HOMES = {
     "ConversionReport": "rmsprop.conversion",
     "translate": "rmsprop.translation",
     "Translation": "rmsprop.translation",
+    "estimate": "rmsprop.memory",
+    "Estimate": "rmsprop.memory",
     "effective_lr": "rmsprop.diagnose.effective_lr",
     "Recorder": "rmsprop.diagnose.effective_lr",
     "LayerRecord": "rmsprop.diagnose.effective_lr",

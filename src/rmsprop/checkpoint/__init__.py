@@ -86,7 +86,7 @@ def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: 
         fit them.
     """
     path = Path(os.fsdecode(path))
-    parts = _read(path)
+    parts = read(path)
     wanted = [*objects, "rng"] if rng else list(objects)
     missing = [name for name in wanted if name not in parts]
     if missing:
@@ -119,24 +119,31 @@ def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: 
     return parts
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the parts in a file. Raises: ValueError in one sentence."""
+def read(path: Path, shapes: bool = False) -> dict[str, Any]:
+    """Return the parts in a file.
+
+    Args:
+        shapes: return tensors on the meta device, and read the header alone.
+    Raises: ValueError in one sentence.
+    """
     safetensors = _safetensors()
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder; a checkpoint is one file")
     with path.open("rb") as opened:  # raises FileNotFoundError
-        return _parts(path, opened, safetensors)
+        return _parts(path, opened, safetensors, shapes)
 
 
-def _parts(path: Path, opened: BinaryIO, safetensors: Any) -> dict[str, Any]:
+def _parts(path: Path, opened: BinaryIO, safetensors: Any, shapes: bool) -> dict[str, Any]:
     """Return the parts in an open file. safetensors opens by name, and a path may get another file."""
     size = os.fstat(opened.fileno()).st_size
     own = Path(f"/dev/fd/{opened.fileno()}")
     try:
-        with safetensors.safe_open(str(own if own.exists() else path), framework="pt") as file:
+        framework = "np" if shapes else "pt"  # torch's mapping of a file needs as much memory as the file
+        with safetensors.safe_open(str(own if own.exists() else path), framework=framework) as file:
             notes = file.metadata() or {}
             text = _tree(path, notes)
-            found = unpack(json.loads(text), lambda name: file.get_tensor(name).clone())
+            get = None if shapes else lambda name: file.get_tensor(name).clone()
+            found = unpack(json.loads(text), get)
     except (safetensors.SafetensorError, ValueError, RecursionError) as error:
         if isinstance(error, _OtherFileError):
             raise

@@ -166,19 +166,21 @@ def checksum(value: Tensor) -> int:
     return zlib.crc32(value.reshape(-1).view(torch.uint8).numpy().data) if value.numel() else 0
 
 
-def unpack(tree: Any, get: Callable[[str], Tensor]) -> Any:
+def unpack(tree: Any, get: Callable[[str], Tensor] | None) -> Any:
     """Return the value of a tree.
 
     Args:
-        get: returns a new tensor by its name in the file.
+        get: returns a new tensor by its name in the file. None: every tensor is one on the meta device instead.
     Raises: ValueError if the tree is not valid, or a tensor is not the one that was saved.
     """
     known: dict[str, Tensor] = {}
 
     def _tensor(name: str, dtype: str, shape: list[int], crc: int) -> Tensor:
-        if name not in known:
+        wanted = _DTYPES[dtype]
+        if get is None and name not in known:
+            known[name] = torch.empty(shape, dtype=wanted, device="meta")
+        elif get is not None and name not in known:
             held = get(name)
-            wanted = _DTYPES[dtype]
             whole = [*shape, 2] if wanted in _PAIRS else list(shape)
             carrier = _PAIRS.get(wanted) or _BITS.get(wanted, wanted)
             if held.dtype != carrier or list(held.shape) != whole or checksum(held) != crc:
@@ -191,8 +193,10 @@ def unpack(tree: Any, get: Callable[[str], Tensor]) -> Any:
         if tag == "!tensor":
             return _tensor(*content)
         if tag in ("!array", "!scalar"):
-            array = _unpack(content).numpy()
-            return array if tag == "!array" else array[()]
+            array = _unpack(content)
+            if get is None:
+                return array
+            return array.numpy() if tag == "!array" else array.numpy()[()]
         if tag in ("!dict", "!OrderedDict", "!Counter"):
             made = {"!dict": dict, "!OrderedDict": OrderedDict, "!Counter": Counter}[tag]()
             for key, item in content:

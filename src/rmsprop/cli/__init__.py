@@ -10,6 +10,7 @@ from rmsprop.cli.check import check
 from rmsprop.cli.convert import convert
 from rmsprop.cli.demo import demo
 from rmsprop.cli.dialects import dialects
+from rmsprop.cli.estimate import estimate
 from rmsprop.cli.inspect import inspect
 from rmsprop.cli.race import race
 from rmsprop.cli.recipes import recipes
@@ -56,7 +57,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, race, dialects, recipes, translate, convert, inspect, bench):
+for command in (demo, race, dialects, recipes, translate, convert, inspect, estimate, bench):
     app.command()(command)
 app.command(context_settings={"allow_interspersed_args": False})(check)  # arguments after the script belong to it
 

@@ -114,6 +114,8 @@ class Format:
         asks: whether `read` also takes the user's settings, for what the file does not hold.
         template: whether `write` takes `template=`, a file of the model to write for.
         chooses: whether `read` takes the paths of the `optimizer` and the `parameters` to read.
+        outline: returns the nested mappings and lists of a file, with tensors whose numbers have not been read; None
+            if the format is read as a whole.
     """
 
     name: str
@@ -124,3 +126,4 @@ class Format:
     asks: bool = False
     template: bool = False
     chooses: bool = False
+    outline: Callable[[Path], Any] | None = None

@@ -61,11 +61,11 @@ def step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
     if stays:
         _advance_unless(rule, hyper, bucket)
         return
-    together = _together(bucket)
-    recorded = bucket.differentiable or (torch.compiler.is_compiling() and not together)
+    place = bucket.param[0].device.type, kind(bucket.param[0])[2]
+    recorded = bucket.differentiable or (torch.compiler.is_compiling() and not _together(bucket, *place))
     advance = _advance_recorded if recorded else _advance
     _count(bucket.slots["step"])
-    for part in (bucket,) if together else _parts(bucket):
+    for part in parts(bucket, *place):
         advance(rule, hyper, part.as_real())
 
 
@@ -95,18 +95,24 @@ def _unscaled(bucket: Bucket) -> Lists:
     return [g.to(arithmetic_dtype(g.dtype)) / scale for g in bucket.grad]
 
 
-def _together(bucket: Bucket) -> bool:
+def _together(bucket: Bucket, device: str, family: type) -> bool:
     """Return whether foreach steps the whole bucket at once: as requested, or as torch does on the device."""
     if bucket.foreach is not None or bucket.differentiable:
         return bool(bucket.foreach)
-    return bucket.param[0].device.type in _FOREACH_DEVICES and kind(bucket.param[0])[2] is Tensor
+    return device in _FOREACH_DEVICES and family is Tensor
 
 
-def _parts(bucket: Bucket) -> Iterator[Bucket]:
-    """Yield the bucket in parts that are stepped together."""
+def parts(bucket: Bucket, device: str, family: type) -> Iterator[Bucket]:
+    """Yield the bucket in parts that step one after the other, each at once.
+
+    Args:
+        device, family: the device's type and the tensors' type, which tensors on the meta device may stand for.
+    """
+    if _together(bucket, device, family):
+        yield bucket
+        return
     count = len(bucket.param)
-    device, _, family = kind(bucket.param[0])
-    chunked = bucket.foreach is None and device.type == "cpu" and family is Tensor and not bucket.differentiable
+    chunked = bucket.foreach is None and device == "cpu" and family is Tensor and not bucket.differentiable
     if not chunked or torch.compiler.is_compiling():
         for i in range(count):
             yield bucket.part(i, i + 1)

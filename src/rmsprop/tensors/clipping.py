@@ -118,7 +118,7 @@ def _bounded(g: Tensor, norm: Tensor, bound: float) -> Tensor:
     if g.is_cpu and not torch.compiler.is_compiling() and bool(held == factor):
         return g
     # in two steps below float32's normal numbers, since the factor may underflow even in float64
-    return g * torch.where(held == factor, 1.0, bound / held / norm).to(real)
+    return g.mul_(torch.where(held == factor, 1.0, bound / held / norm).to(real))  # a new tensor already
 
 
 def _widened(g: Tensor) -> Tensor:

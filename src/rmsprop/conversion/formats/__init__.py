@@ -7,7 +7,14 @@ from rmsprop.conversion.record import Format
 
 FORMATS: tuple[Format, ...] = (
     *pytorch.FORMATS,
-    Format("safetensors", (".safetensors",), safetensors_file.sniff, safetensors_file.read, safetensors_file.write),
+    Format(
+        "safetensors",
+        (".safetensors",),
+        safetensors_file.sniff,
+        safetensors_file.read,
+        safetensors_file.write,
+        outline=safetensors_file.outline,
+    ),
     *keras.FORMATS,
     *tensorflow.FORMATS,
     Format("npz", (".npz",), npz.sniff, npz.read, npz.write, template=True, chooses=True),

@@ -7,6 +7,8 @@ buffers as `optimizer.ema_buffers.BUFFER`.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +60,45 @@ def read(path: Path) -> Checkpoint:
     return made
 
 
-def _read(path: Path) -> tuple[dict[str, Any], str | None]:
-    """Return every tensor of a file, and this package's metadata in it."""
+def outline(path: Path) -> dict[str, Any]:
+    """Return the model, with tensors on the meta device, from the header alone. Raises: Unreadable."""
+    stored, metadata = _read(path, _meta)
+    return {"model": {key: x for key, x in stored.items() if metadata is None or not key.startswith(PREFIX)}}
+
+
+def _meta(file: Any, key: str) -> Any:
+    """Return a tensor of the header's shape and dtype, on the meta device. Raises: ValueError."""
+    import torch
+
+    held = file.get_slice(key)
+    dtype = {
+        "BOOL": torch.bool,
+        **{f"F{n}": getattr(torch, f"float{n}") for n in (16, 32, 64)},
+        **{f"I{n}": getattr(torch, f"int{n}") for n in (8, 16, 32, 64)},
+        **{f"U{n}": getattr(torch, f"uint{n}") for n in (8, 16, 32, 64)},
+        "BF16": torch.bfloat16,
+        "C64": torch.complex64,
+        "F8_E4M3": torch.float8_e4m3fn,
+        "F8_E5M2": torch.float8_e5m2,
+    }.get(held.get_dtype())
+    if dtype is None:
+        raise ValueError(f"{shown(key)} has the unknown dtype {shown(held.get_dtype())}")
+    return torch.empty(held.get_shape(), dtype=dtype, device="meta")
+
+
+def _read(path: Path, get: Callable[[Any, str], Any] | None = None) -> tuple[dict[str, Any], str | None]:
+    """Return every tensor of a file, and this package's metadata in it.
+
+    Args:
+        get: returns a tensor of an open file by its name. None: with its numbers.
+    """
     library = _library()
     try:
-        with library.safe_open(path, framework="pt", device="cpu") as file:
+        framework = "pt" if get is None else "np"  # torch's mapping of a file needs as much memory as the file
+        with library.safe_open(path, framework=framework, device="cpu") as file:
             keys = file.offset_keys() if hasattr(file, "offset_keys") else file.keys()
-            return {key: file.get_tensor(key) for key in keys}, (file.metadata() or {}).get(KEY)
+            read = file.get_tensor if get is None else partial(get, file)
+            return {key: read(key) for key in keys}, (file.metadata() or {}).get(KEY)
     except (MemoryError, RecursionError):
         raise
     except Exception as error:  # the library's own, OSError, and torch's for an unknown dtype

@@ -4,7 +4,7 @@ from rmsprop.conversion.formats.pytorch import dcp, file, folder, write
 from rmsprop.conversion.record import Format
 
 FORMATS = (
-    Format("torch", file.SUFFIXES, file.sniff, file.read, write.write, chooses=True),
-    Format("torch dcp", (), dcp.sniff, dcp.read, chooses=True),
-    Format("torch folder", (), folder.sniff, folder.read, chooses=True),
+    Format("torch", file.SUFFIXES, file.sniff, file.read, write.write, chooses=True, outline=file.outline),
+    Format("torch dcp", (), dcp.sniff, dcp.read, chooses=True, outline=dcp.outline),
+    Format("torch folder", (), folder.sniff, folder.read, chooses=True, outline=folder.outline),
 )

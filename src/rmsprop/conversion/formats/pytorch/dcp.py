@@ -63,6 +63,8 @@ class _Record:
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, _Pairs):
             self.held = {name: value for name, value in state if isinstance(name, str)}
+        elif isinstance(state, tuple) and state and isinstance(state[0], str):
+            self.held = {"dtype": state[0]}  # of TensorProperties
 
 
 class _Reader(pickle._Unpickler):
@@ -118,10 +120,25 @@ def sniff(path: Path) -> bool:
 
 def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
     """Read the model and the optimizer, assembled from all processes' pieces. Raises: Unreadable."""
+    whole, size = _whole(path, _Pieces.tensor)
+    return understand(whole, path, optimizer, parameters, size=size)
+
+
+def outline(path: Path) -> Any:
+    """Return the nested dict that was saved, with tensors on the meta device. Raises: Unreadable."""
+    return _whole(path, _Pieces.outline)[0]
+
+
+def _whole(path: Path, tensor: Callable[[_Pieces, str, Mapping[str, Any]], Any]) -> tuple[Any, int]:
+    """Return the nested dict that was saved, and the bytes of its pieces.
+
+    Args:
+        tensor: returns a tensor by its name and its metadata.
+    """
     files = {file.name: file for file in path.glob("*.distcp")}
     size = sum(file.stat().st_size for file in files.values())
     try:
-        whole = _nested(_Pieces(path, files, size))
+        return _nested(_Pieces(path, files, size), tensor), size
     except Unreadable:
         raise
     except Exception as error:  # a damaged pickle can raise anything
@@ -130,7 +147,6 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
             f"({shown(str(error) or type(error).__name__, 100)}); where it was created, convert it to a file with "
             "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(folder, 'plain.pt')"
         ) from error
-    return understand(whole, path, optimizer, parameters, size=size)
 
 
 class _Pieces:
@@ -194,14 +210,23 @@ class _Pieces:
             raise ValueError(f"{shown(name)} has no pieces")
         return whole
 
+    def outline(self, name: str, entry: Mapping[str, Any]) -> Any:
+        """Return a tensor of the shape and dtype in the metadata, on the meta device. Raises: ValueError."""
+        import torch
 
-def _nested(pieces: _Pieces) -> Any:
+        dtype = getattr(torch, str(entry["properties"].held.get("dtype")), None)
+        if not isinstance(dtype, torch.dtype):
+            raise ValueError(f"{shown(name)} has no dtype")
+        return torch.empty(_size(entry["size"]), dtype=dtype, device="meta")
+
+
+def _nested(pieces: _Pieces, tensor: Callable[[_Pieces, str, Mapping[str, Any]], Any]) -> Any:
     """Return the nested dict that was saved, without objects that only running code could create."""
     whole: dict[Any, Any] = {}
     for name, entry in pieces.entries.items():
         held = entry.held
         try:
-            value = pieces.tensor(name, held) if "size" in held else pieces.get(name)
+            value = tensor(pieces, name, held) if "size" in held else pieces.get(name)
         except Unreadable:
             if "size" in held:
                 raise

@@ -62,14 +62,23 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
         optimizer, parameters: the paths of the optimizer and of the model to read, if the file holds several.
     Raises: Unreadable with one sentence; ValueError if the file does not contain the given path.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except archives.BROKEN:
-        names = []
-    if "policy.pth" in names:
+    if _is_sb3(path):
         return understand(_read_sb3(path), path, optimizer, parameters, trained_by=sb3.optimizer_class(path))
     return understand(load(path), path, optimizer, parameters)
+
+
+def outline(path: Path) -> Any:
+    """Return the saved value, with tensors whose numbers have not been read. Raises: Unreadable."""
+    return _read_sb3(path) if _is_sb3(path) else load(path, checksums=False)
+
+
+def _is_sb3(path: Path) -> bool:
+    """Return whether a file is an archive of Stable-Baselines3's `model.save`."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "policy.pth" in archive.namelist()
+    except archives.BROKEN:
+        return False
 
 
 def _read_sb3(path: Path) -> dict[str, Any]:

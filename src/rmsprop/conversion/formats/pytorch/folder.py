@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +30,31 @@ def sniff(path: Path) -> bool:
 
 def read(path: Path, optimizer: str | None = None, parameters: str | None = None) -> Checkpoint:
     """Read the model, from all its shards, and the optimizer. Raises: Unreadable."""
+    whole, files = _whole(path, safetensors_file.tensors, load)
+    size = sum(file.stat().st_size for file in files)
+    sorted_names = any(file.suffix == ".safetensors" for file in files)
+    return understand(whole, path, optimizer, parameters, size=size, ordered=not sorted_names)
+
+
+def outline(path: Path) -> Any:
+    """Return the model and the optimizer, with tensors whose numbers have not been read. Raises: Unreadable."""
+    return _whole(path, lambda file: safetensors_file.outline(file)["model"], partial(load, checksums=False))[0]
+
+
+def _whole(
+    path: Path, tensors: Callable[[Path], dict[str, Any]], load: Callable[[Path], Any]
+) -> tuple[dict[str, Any], list[Path]]:
+    """Return the contents of a folder's files, and the files.
+
+    Args:
+        tensors, load: read a safetensors file, and one of torch.save.
+    """
     model = next((path / name for name in _MODELS if (path / name).is_file()), None)
     state = next((path / name for name in _OPTIMIZERS if (path / name).is_file()), None)
     files = [] if model is None else _shards(model)
     whole: dict[str, Any] = {"model": {}}
     for file in files:
-        part = safetensors_file.tensors(file) if file.suffix == ".safetensors" else load(file)
+        part = tensors(file) if file.suffix == ".safetensors" else load(file)
         if not isinstance(part, dict) or part.keys() & whole["model"].keys():
             raise Unreadable(
                 f"{file.name} holds no part of a model, or repeats a part from another file of {path.name}"
@@ -45,9 +66,7 @@ def read(path: Path, optimizer: str | None = None, parameters: str | None = None
     if state is not None:
         whole["optimizer"] = load(state)
         files = [*files, state]
-    size = sum(file.stat().st_size for file in files)
-    sorted_names = any(file.suffix == ".safetensors" for file in files)
-    return understand(whole, path, optimizer, parameters, size=size, ordered=not sorted_names)
+    return whole, files
 
 
 def _shards(model: Path) -> list[Path]:

@@ -156,7 +156,8 @@ def tied(params: Mapping[str, Any]) -> dict[str, str]:
     again = {}
     for name, value in params.items():
         if _is_learnable(value) and value.numel():
-            own = (value.data_ptr(), tuple(value.shape), value.stride())
+            storage = value.untyped_storage()._cdata  # also on the meta device, where all addresses are 0
+            own = (storage, value.storage_offset(), tuple(value.shape), value.stride())
             if first.setdefault(own, name) != name:
                 again[name] = first[own]
     return again
