@@ -5,6 +5,7 @@
 # fuzz   damage checkpoints in 100,000 ways, and read them; treat 10,000 optimizers badly; both by coverage, for a minute
 # fuzz-native  feed plans and works to the kernel for a minute, under sanitizers (needs clang++)
 # kill-test  kill a training process 200 times, with two writers and two readers of one file, and resume it
+# site  build the site from docs/ into docs/_site, and run its tutorials; warnings are errors
 # wheel  build what would be published, and test it without a compiler           all of them set up $(VENV)
 # compilers  the kernel's whole suite with clang, and for aarch64 under emulation (needs both, see CONTRIBUTING.md)
 # release  date the changelog, commit and tag VERSION (docs/releasing.md)
@@ -22,7 +23,7 @@ TESTS ?=
 ORACLES = timm stable-baselines3
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-long coverage check bench bench-gpu docs race sanitize fuzz fuzz-native kill-test wheel compilers release integrations clean
+.PHONY: demo test test-long coverage check bench bench-gpu docs race sanitize fuzz fuzz-native kill-test wheel site compilers release integrations clean
 
 $(VENV)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
@@ -102,6 +103,10 @@ $(TRAINERS)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 
 integrations: $(TRAINERS)/ready
 	$(TRAINERS)/bin/python -m pytest --numprocesses=auto --dist=worksteal tests/integrations
+
+site: $(VENV)/ready
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d docs/_site/.doctrees docs docs/_site
+	@echo "open docs/_site/index.html"
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/build.py
