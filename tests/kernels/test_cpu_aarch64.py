@@ -78,5 +78,5 @@ def test_aarch64_gives_the_same_bits(recorded: Recorder, tmp_path: Path) -> None
 
 
 def test_a_kernel_that_contracts_is_caught(recorded: Recorder, tmp_path: Path) -> None:
-    """With -ffp-contract=fast, most calls differ: the comparison reads what the kernel wrote."""
-    assert len(different(emulated(tmp_path, "-O1", "-ffp-contract=fast"), recorded, tmp_path)) > 50
+    """With -ffp-contract=fast, dozens of calls differ: the comparison reads what the kernel wrote."""
+    assert len(different(emulated(tmp_path, "-O2", "-ffp-contract=fast"), recorded, tmp_path)) > 20

@@ -13,7 +13,7 @@ fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir "$work/tree"
-cp -r "$here/src" "$here/tests" "$here/bench" "$here/setup.py" "$here/pyproject.toml" "$here/README.md" "$here/LICENSE" "$work/tree/"
+for name in src tests docs setup.py pyproject.toml README.md LICENSE; do cp -r "$here/$name" "$work/tree/"; done
 cd "$work/tree"
 rm -f src/rmsprop/_native.so
 CC="$clang" CXX="$clang" "$python" setup.py -q build_ext --inplace
@@ -33,4 +33,7 @@ import rmsprop
 from rmsprop.kernels import native
 assert rmsprop.__file__.startswith('$work'), rmsprop.__file__
 assert native.missing() is None, native.missing()"
-exec "$python" -m pytest -q -p no:cacheprovider kernels --ignore-glob='*triton*' --ignore=kernels/test_cpu_aarch64.py "$@"
+for part in "not long" long; do
+    "$python" -m pytest -q -p no:cacheprovider -m "$part" kernels --ignore-glob='*triton*' \
+        --ignore=kernels/test_cpu_aarch64.py "$@"
+done

@@ -2,8 +2,10 @@
 // runs under user-mode emulation of another processor. Work has the same layout on every 64-bit Linux.
 #include "rmsprop.h"
 
+#include <cstddef>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <deque>
 #include <vector>
 
@@ -31,7 +33,7 @@ void* read_memory() {
 }
 
 void read_pointers(Work& work, std::deque<std::vector<void*>>& tables) {
-  void** field = reinterpret_cast<void**>(&work.size);
+  void* field[kPointers];
   for (int i = 0; i < kPointers; ++i) {
     const int64_t tensors = read<int64_t>();  // -1: null; 0: one array; else an array of addresses
     if (tensors == -1) {
@@ -44,6 +46,8 @@ void read_pointers(Work& work, std::deque<std::vector<void*>>& tables) {
       field[i] = tables.back().data();
     }
   }
+  static_assert(offsetof(Work, size) + sizeof(field) == sizeof(Work), "the pointers are the end of Work");
+  std::memcpy(reinterpret_cast<char*>(&work) + offsetof(Work, size), field, sizeof(field));
 }
 
 }  // namespace
