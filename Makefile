@@ -1,11 +1,14 @@
 # demo   train on real data and look at the result        test   pass the tests, in about seven minutes on two quiet cores
 # test-long  pass the tests that test leaves out: whole tables, large searches, whole runs
-# check  format, lint, types                              bench  measure
+# check  format, lint, types, workflows                            bench  measure
 # docs   repeat the runs behind the docs' claims          sanitize  the kernel's tests under ASan and UBSan
 # fuzz   damage checkpoints in 100,000 ways, and read them; treat 10,000 optimizers badly; both by coverage, for a minute
 # fuzz-native  feed plans and works to the kernel for a minute, under sanitizers (needs clang++)
 # kill-test  kill a training process 200 times, with two writers and two readers of one file, and resume it
+# site  build the site from docs/ into docs/_site, and run its tutorials; warnings are errors
 # wheel  build what would be published, and test it without a compiler           all of them set up $(VENV)
+# compilers  the kernel's whole suite with clang, and for aarch64 under emulation (needs both, see CONTRIBUTING.md)
+# release  date the changelog, commit and tag VERSION (docs/releasing.md)
 # integrations  train by other people's trainers, in a venv of their own: $(TRAINERS)
 
 PYTHON ?= python3
@@ -20,7 +23,7 @@ TESTS ?=
 ORACLES = timm stable-baselines3
 BIN = $(VENV)/bin
 
-.PHONY: demo test test-long coverage check bench bench-gpu docs race sanitize fuzz fuzz-native kill-test wheel integrations clean
+.PHONY: demo test test-long coverage check bench bench-gpu docs race sanitize fuzz fuzz-native kill-test wheel site compilers release integrations clean
 
 $(VENV)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "rmsprop needs Python 3.10 or newer, this is " + sys.version.split()[0])'
@@ -49,6 +52,14 @@ check: $(VENV)/ready
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/[!c]*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+
+release:
+	.ci/release $(VERSION)
 
 bench: $(VENV)/ready
 	$(BIN)/python bench/bench_cpu.py
@@ -81,6 +92,10 @@ kill-test: $(VENV)/ready
 wheel: $(VENV)/ready
 	tests/tools/check_wheel.sh $(abspath $(BIN))/python
 
+compilers: $(VENV)/ready
+	tests/tools/check_clang.sh $(abspath $(BIN))/python
+	$(BIN)/python -m pytest tests/kernels/test_cpu_aarch64.py
+
 $(TRAINERS)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 	$(PYTHON) -m venv $(TRAINERS)
 	# in one go, so that pip finds a torchvision for the torch
@@ -89,6 +104,10 @@ $(TRAINERS)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
 
 integrations: $(TRAINERS)/ready
 	$(TRAINERS)/bin/python -m pytest --numprocesses=auto --dist=worksteal tests/integrations
+
+site: $(VENV)/ready
+	$(BIN)/python -m sphinx -q -W --keep-going -b html -d docs/_site/.doctrees docs docs/_site
+	@echo "open docs/_site/index.html"
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/build.py

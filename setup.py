@@ -4,6 +4,7 @@ Without a working C++17 compiler the package installs all the same, and says wha
 """
 
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -56,6 +57,12 @@ class PlainWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
+
+if "musl" in str(sysconfig.get_config_var("HOST_GNU_TYPE")):  # Alpine Linux and its like
+    sys.exit(
+        "rmsprop needs torch, which has no wheel for musl, the C library of this Python; install it on a Linux with "
+        "glibc, such as Debian, or in a container such as python:3.12-slim"
+    )
 
 setup(
     ext_modules=[

@@ -15,7 +15,7 @@ from typing import Any
 
 from pass_marks import judge
 
-from rmsprop.bench import cuda
+from rmsprop.bench import cpu, cuda
 
 HERE = Path(__file__).parent
 BRIEF = ("resnet50", "vit")  # compiling foreach for these, too, would take longer than five minutes
@@ -73,7 +73,7 @@ def main() -> None:
         print(line(result.case, result.contestant, cuda.cells(result)))
     print("\n".join(["", *cuda.failures(results.values())]))
     took = round(time.perf_counter() - begin, 1)
-    cuda.write(results.values(), about, arguments.out, seconds=took, parity=tested)
+    cpu.save(cuda.record(results.values(), about, seconds=took, parity=tested), arguments.out)
     print("\n".join(judge(arguments.out)))
     print(f"wrote {arguments.out} after {took} s")
     if tested is not None and not tested["passed"]:

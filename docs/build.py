@@ -4,8 +4,8 @@
 choosing.md and learn.md are written by hand, except for the blocks between `<!-- claim: NAME -->` or
 `<!-- figure: NAME -->` and `<!-- end -->`, which this script fills with the measurements of claims.py and
 learn_claims.py. The sentences of learn.md must have the numbers that its claims measure. A block of training.md shows
-the record of bench/release.py. equation.md, dialects.md, the page of each dialect, cli.md and the README's table of
-dialects are generated from the code.
+the record of bench/release.py. equation.md, dialects.md, the page of each dialect and cli.md are generated
+from the code.
 """
 
 import argparse
@@ -35,14 +35,12 @@ from trainers_page import trainers_page
 
 from rmsprop import spec
 from rmsprop.dialects import DIALECTS, Dialect
-from rmsprop.dialects.describe import Part, denominator, describe, number, overview, own_arguments, ticked, v_start
+from rmsprop.dialects.describe import Part, describe, number, overview
 from rmsprop.files import write_whole
 from rmsprop.spec import EPS_MODES, WEIGHT_DECAY_MODES, Hyper, Rule
 
 DOCS = Path(__file__).parent
-README = DOCS.parent / "README.md"
 MARKER = re.compile(r"<!-- (claim|figure): (\w+) -->\n(.*?)<!-- end -->", re.DOTALL)
-DIALECT_BLOCK = re.compile(r"<!-- dialects -->\n.*?<!-- end -->", re.DOTALL)
 NOTE = "<!-- Written by docs/build.py from {}. Run `make docs` to renew it. -->\n\n"
 
 
@@ -242,28 +240,6 @@ def markdown(parts: Iterable[Part], links: Mapping[str, str] | None = None) -> s
     return page
 
 
-def readme_page() -> str:
-    """Return the README with its table of dialects renewed.
-
-    Raises: ValueError unless the README has exactly one place for the table.
-    """
-    page = README.read_text(encoding="utf-8")
-    if len(DIALECT_BLOCK.findall(page)) != 1:
-        raise ValueError("README.md needs one <!-- dialects --> with its <!-- end -->")
-    rows = [
-        [
-            f"`{row.name}`",
-            denominator(row),
-            v_start(row),
-            ", ".join(number(getattr(row.hyper, name)) for name in ("lr", "alpha", "eps")),
-            ticked(own_arguments(row)),
-        ]
-        for row in DIALECTS.values()
-    ]
-    lines = table(["dialect", "denominator", "v starts at", "lr, decay, ε", "arguments"], rows)
-    return DIALECT_BLOCK.sub(lambda _: f"<!-- dialects -->\n\n{lines}\n<!-- end -->", page)
-
-
 def commands() -> dict[str, Callable[..., Any]]:
     """Return the functions of the registered commands, by name."""
     from rmsprop.cli import app
@@ -344,10 +320,9 @@ PAGES: Mapping[str, Callable[[], str]] = {
 
 
 def write_pages() -> None:
-    """Write every generated page and the README's table, without running a claim."""
+    """Write every generated page, without running a claim."""
     for name, write in PAGES.items():
         write_whole(DOCS / name, partial(Path.write_text, data=write(), encoding="utf-8"))
-    write_whole(README, partial(Path.write_text, data=readme_page(), encoding="utf-8"))
     for name, (draw, source) in MEASURED.items():
         draw_figure(name, draw(), Source=digest(source))
 
@@ -385,8 +360,6 @@ def check() -> list[str]:
     for path in sorted((DOCS / "dialects").glob("*.md")):
         if path.stem not in DIALECTS:
             problems.append(f"docs/dialects/{path.name} is left over; that dialect does not exist")
-    if README.read_text(encoding="utf-8") != readme_page():
-        problems.append("README.md's table of dialects is stale")
     try:
         names = markers((DOCS / "choosing.md").read_text(encoding="utf-8"))
         chapter = (DOCS / "learn.md").read_text(encoding="utf-8")

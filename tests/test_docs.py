@@ -130,26 +130,23 @@ def test_the_docs_are_fresh() -> None:
 
 def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--check names a page that was edited, lost or left over, a marker without its claim, a lost figure."""
-    (tmp_path / "dialects").mkdir()
+    for folder in ("dialects", "tutorials"):
+        (tmp_path / folder).mkdir()
     for path in PAGES:
         (tmp_path / path.relative_to(DOCS)).write_bytes(path.read_bytes())
     (tmp_path / "dialects" / "keras2.md").unlink()
     (tmp_path / "dialects" / "keras9.md").write_text("# keras9\n", encoding="utf-8")
-    readme = build.README.read_text(encoding="utf-8").replace("| `keras2` | √v + ε* |", "| `keras2` | √v |")
-    (tmp_path / "README.md").write_text(readme, encoding="utf-8")
     choosing = (tmp_path / "choosing.md").read_text(encoding="utf-8")
     (tmp_path / "choosing.md").write_text(choosing.replace("claim: scale ", "claim: scales "), encoding="utf-8")
     learn = (tmp_path / "learn.md").read_text(encoding="utf-8")
     (tmp_path / "learn.md").write_text(learn.replace("figure: angles ", "figure: angels "), encoding="utf-8")
     (tmp_path / "equation.md").write_text("v = g\n", encoding="utf-8")
     monkeypatch.setattr(build, "DOCS", tmp_path)
-    monkeypatch.setattr(build, "README", tmp_path / "README.md")
     found = "\n".join(build.check())
     for sentence in (
         "docs/equation.md is stale",
         "docs/dialects/keras2.md is stale",
         "docs/dialects/keras9.md is left over",
-        "README.md's table of dialects is stale",
         "no block for the claim 'scale'",
         "quotes 'scales', absent from docs/claims.py",
         "figures/ravine.png is missing",
@@ -165,12 +162,10 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_writing_the_pages_makes_them_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """--pages writes what is generated from the code, the README's table too, and runs no claim."""
+    """--pages writes what is generated from the code, and runs no claim."""
     for page in ("choosing.md", "training.md", "learn.md"):
         (tmp_path / page).write_bytes((DOCS / page).read_bytes())
-    (tmp_path / "README.md").write_text("Before\n<!-- dialects -->\n<!-- end -->\nAfter\n", encoding="utf-8")
     monkeypatch.setattr(build, "DOCS", tmp_path)
-    monkeypatch.setattr(build, "README", tmp_path / "README.md")
     monkeypatch.setattr(build, "FIGURES", {})
     (tmp_path / "figures").mkdir()
     for name in build.LEARN_FIGURES:
@@ -178,12 +173,6 @@ def test_writing_the_pages_makes_them_fresh(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(sys, "argv", ["build.py", "--pages"])
     build.main()
     assert build.check() == []
-    readme = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert readme.startswith("Before\n")
-    assert readme.endswith("\nAfter\n")
-    (tmp_path / "README.md").write_text("no table\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="needs one <!-- dialects -->"):
-        build.check()
 
 
 def test_a_marker_without_an_end_is_refused() -> None:

@@ -336,7 +336,7 @@ def test_recorded_results_get_their_recorded_verdicts(pass_marks):
 def test_a_record_keeps_its_verdicts(pass_marks, tmp_path):
     """Judging adds the verdicts before the results, and returns one line for each."""
     path = tmp_path / "gpu.json"
-    cuda.write(iter(RESULTS), {"gpu": "A GPU"}, path)
+    cpu.save(cuda.record(iter(RESULTS), {"gpu": "A GPU"}), path)
     lines = pass_marks.judge(path)
     assert f"met    mobilenet, {OURS}: wall ms 0.073, bar 0.12" in lines
     assert f"missed vit, {OURS}: of copy 0.914, bar 0.95" in lines
@@ -349,7 +349,7 @@ def test_a_record_keeps_its_verdicts(pass_marks, tmp_path):
 def test_the_json_has_every_figure(tmp_path):
     """It has the machine, the added entries, and a row for each contestant, failed or not."""
     path = tmp_path / "made" / "gpu.json"
-    cuda.write(iter(RESULTS), {"gpu": "A GPU"}, path, parity={"passed": True})
+    cpu.save(cuda.record(iter(RESULTS), {"gpu": "A GPU"}, parity={"passed": True}), path)
     saved = json.loads(path.read_text())
     assert list(saved) == ["machine", "parity", "results"]
     first = {"case": "mobilenet", "contestant": OURS, "tensors": 174, "elements": 5_483_032}
@@ -371,6 +371,14 @@ def test_the_command_prints_a_table_and_writes_json(measured, tmp_path):
     assert len(json.loads(out.read_text())["results"]) == len(RESULTS)
 
 
+def test_the_command_prints_json_alone(measured):
+    """With --json, stdout is the record that --out would hold."""
+    code, text = invoke("bench", "--device", "cuda", "--json")
+    assert code == 0
+    assert measured["cases"] == list(cuda.DEFAULT)
+    assert [row["case"] for row in json.loads(text)["results"]] == [result.case for result in RESULTS]
+
+
 def test_the_command_takes_cases(measured):
     """--cases accepts the cases of the CPU and the large one."""
     assert invoke("bench", "--device", "cuda", "--cases", "rl,256M")[0] == 0
@@ -383,7 +391,7 @@ def test_the_command_takes_cases(measured):
         (("--device", "tpu"), "--device takes cpu or cuda; got 'tpu'"),
         (
             ("--device", "cuda", "--threads", "1,all"),
-            "--threads needs --device cpu; --device cuda takes --cases, --seconds",
+            "--threads needs --device cpu; --device cuda takes --cases, --seconds, --out, and --json",
         ),
         (("--device", "cuda", "--variants", "plain"), "--variants needs --device cpu"),
         (("--device", "cuda", "--busy"), "--busy needs --device cpu"),

@@ -1,10 +1,12 @@
 """The command line as a whole; each command's behavior has its own file."""
 
+import json
 import runpy
 import sys
 
 import pytest
 import torch
+import typer
 from cases import mostly_long
 from commands import invoke
 from paths import CHECKPOINTS
@@ -27,6 +29,49 @@ def test_every_command_has_help_with_examples():
         code, own = invoke(name, "--help")
         assert code == 0
         assert f"rmsprop {name}" in own
+
+
+COMMANDS = typer.main.get_command(app).commands
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_whole_at_80_columns(name):
+    """It has every word of the docstring, the options and their defaults, and each example on one line."""
+    done = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "80"})
+    lines = done.output.splitlines()
+    assert max(map(len, lines)) <= 80
+    shown = " ".join(done.output.split())
+    text = COMMANDS[name].callback.__doc__
+    assert " ".join(text.split()) in shown
+    for param in COMMANDS[name].params:
+        assert " ".join((param.help or "").split()) in shown
+        if isinstance(param.show_default, str):
+            assert f"({param.show_default})" in shown
+    for example in text.partition("Examples:\n\n")[2].split("\n\n"):
+        assert f"  {example.strip()}" in lines
+
+
+def test_the_list_of_commands_is_whole_at_80_columns():
+    """Each command has its summary, not cut at the end of a line."""
+    done = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"})
+    assert max(map(len, done.output.splitlines())) <= 80
+    shown = " ".join(done.output.split())
+    for name, command in COMMANDS.items():
+        summary = command.callback.__doc__.partition("\n\n")[0]
+        assert f" {name} {' '.join(summary.split())}" in shown
+
+
+def test_a_dialect_is_named_in_any_case(tmp_path):
+    """The commands take Keras3 for keras3, and quote an unknown name as it was given."""
+    assert invoke("dialects", "TensorFlow1") == invoke("dialects", "tensorflow1")
+    translated = invoke("translate", "--from", "TensorFlow1", "--to", "Torch", "lr=.1")
+    assert translated == invoke("translate", "--from", "tensorflow1", "--to", "torch", "lr=.1")
+    assert translated[0] == 0
+    given = str(CHECKPOINTS / "torch_rmsprop.pt")
+    for command in (["inspect", given], ["convert", given, str(tmp_path / "x.pt"), "--to", "Timm", "--dry-run"]):
+        code, text = invoke(*command, "--from", "TORCH")
+        assert code == 0, text
+    assert "Unknown dialect: 'Torch9'" in invoke("dialects", "Torch9")[1]
 
 
 def test_the_version_is_the_packages():
@@ -120,8 +165,6 @@ def test_check_reports_the_backends_of_each_kind_of_tensor():
 
 def test_the_benchmark_prints_a_table_and_writes_json(tmp_path):
     """A short run of the smallest case writes the times of all optimizers and the machine, without verdicts."""
-    import json
-
     out = tmp_path / "times.json"
     code, text = invoke("bench", "--cases", "rl", "--threads", "1", "--seconds", "0.02", "--out", str(out))
     assert code == 0, text
@@ -129,6 +172,26 @@ def test_the_benchmark_prints_a_table_and_writes_json(tmp_path):
     assert saved["machine"]["torch"]
     assert list(saved) == ["machine", "unit", "results"]
     assert {"rmsprop", "torch loop", "torch foreach", "SGD fused", "Adam fused"} <= set(saved["results"][0]["times"])
+
+
+def test_the_benchmark_prints_json_alone(tmp_path):
+    """With --json, stdout is one JSON object: the same record that --out writes."""
+    out = tmp_path / "times.json"
+    words = ["bench", "--cases", "rl", "--threads", "1", "--seconds", "0.01", "--json", "--out", str(out)]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads(out.read_text())
+    assert done.stderr == f"wrote {out}\n"
+
+
+def test_the_benchmark_takes_no_more_threads_than_cores(monkeypatch):
+    """More would measure the scheduler: one sentence with the number of cores, before anything is timed."""
+    from rmsprop.bench import cpu
+
+    monkeypatch.setattr(cpu, "cores", lambda: 2)
+    code, text = invoke("bench", "--cases", "rl", "--threads", "1,3")
+    assert code == 2
+    assert "--threads 1,3: this process has 2 cores; give at most 2, or all" in text
 
 
 @pytest.mark.parametrize(

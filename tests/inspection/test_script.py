@@ -242,6 +242,7 @@ def test_the_command_keeps_stdout_and_the_exit_code_apart_from_the_findings(tmp_
     [
         (["nowhere.py"], "there is no file 'nowhere.py'"),
         (["--json"], "go with a script"),
+        (["--strict"], "--json, --strict and --steps go with a script"),
         (["--steps", "0"], "Invalid value for"),
     ],
     ids=str,
@@ -251,6 +252,30 @@ def test_the_command_refuses_in_one_sentence(words, says):
     result = CliRunner().invoke(app, ["check", *words], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 2
     assert says in result.output
+
+
+@pytest.mark.parametrize(
+    ("words", "ending", "code"),
+    [
+        ("lr=0.1", "", 1),  # the warning first_step
+        ("lr=1e-4", "", 0),
+        ("lr=1e-4", "raise SystemExit(3)", 3),
+    ],
+)
+def test_strict_turns_findings_into_an_exit_code(tmp_path, words, ending, code):
+    """A warning exits with 1, none with 0, and a script that fails keeps its own code."""
+    train = TRAIN.format(imports="", make="torch.optim.RMSprop", words=words, steps=2)
+    path = script(tmp_path, f"{train}\n{ending}\n")
+    result = CliRunner().invoke(app, ["check", "--strict", str(path)])
+    assert result.exit_code == code, result.output
+    assert "finding" in result.stderr
+
+
+def test_strict_wants_an_optimizer(tmp_path):
+    """A script that creates no RMSprop was not checked, so it does not pass."""
+    path = script(tmp_path, "print('hello')")
+    assert CliRunner().invoke(app, ["check", str(path)]).exit_code == 0
+    assert CliRunner().invoke(app, ["check", "--strict", str(path)]).exit_code == 1
 
 
 def test_the_command_in_this_process(tmp_path):

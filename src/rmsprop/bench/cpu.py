@@ -240,7 +240,7 @@ def machine() -> dict[str, Any]:
     load = os.getloadavg() if hasattr(os, "getloadavg") else (0.0, 0.0, 0.0)
     return {
         "cpu": model,
-        "cores": os.cpu_count(),
+        "cores": cores(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
@@ -250,6 +250,12 @@ def machine() -> dict[str, Any]:
         "load_before": round(load[0], 2),
         "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    allowed = getattr(os, "sched_getaffinity", None)  # absent on macOS and Windows
+    return len(allowed(0)) if allowed is not None else os.cpu_count() or 1
 
 
 def _commit() -> str | None:
@@ -273,10 +279,10 @@ def run(
                     yield measure(case, variant, count, busy, seconds)
 
 
-def write(results: list[Result], about: dict[str, Any], path: Path) -> None:
-    """Write the results as JSON, with the machine that they hold for."""
+def record(results: list[Result], about: dict[str, Any]) -> dict[str, Any]:
+    """Return the results as plain data, with the machine that they hold for."""
     rows = [{**asdict(r), "ratio": round(r.ratio(), 2)} for r in results]
-    save({"machine": about, "unit": "microseconds", "results": rows}, path)
+    return {"machine": about, "unit": "microseconds", "results": rows}
 
 
 def save(record: dict[str, Any], path: Path) -> None:

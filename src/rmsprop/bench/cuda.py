@@ -12,7 +12,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module, metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -368,10 +367,10 @@ def failures(results: Iterable[Result]) -> list[str]:
     return [f"{r.case}, {r.contestant} failed: {r.failed}" for r in results if r.failed is not None]
 
 
-def write(results: Iterable[Result], about: dict[str, Any], path: Path, **more: Any) -> None:
-    """Write the results as JSON, with the machine that they hold for and any further entries."""
+def record(results: Iterable[Result], about: dict[str, Any], **more: Any) -> dict[str, Any]:
+    """Return the results as plain data, with the machine that they hold for and any further entries."""
     rows = []
     for r in results:
         row = {"case": r.case, "contestant": r.contestant, "tensors": r.tensors, "elements": r.elements, **r.figures}
         rows.append(row if r.failed is None else row | {"failed": r.failed})
-    cpu.save({"machine": about, **more, "results": rows}, path)
+    return {"machine": about, **more, "results": rows}

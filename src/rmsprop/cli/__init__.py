@@ -19,7 +19,13 @@ from rmsprop.printing import printable, version
 
 
 class _Commands(TyperGroup):
-    """A group of commands whose errors are one printable sentence, whatever text of a file they quote."""
+    """A group of commands with whole summaries, whose errors are one printable sentence, whatever they quote."""
+
+    def format_commands(self, _: Any, formatter: Any) -> None:
+        """Write each command with its whole summary, which the option parser would cut to one line."""
+        rows = [(name, command.get_short_help_str(limit=1 << 16)) for name, command in self.commands.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command.
@@ -54,6 +60,7 @@ app = typer.Typer(
     cls=_Commands,
     help="Train with RMSprop, see why it works, and convert settings and checkpoints between frameworks.",
     no_args_is_help=True,
+    rich_markup_mode=None,  # the plain formatter wraps paragraphs and cuts no default
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

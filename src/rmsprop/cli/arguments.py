@@ -27,6 +27,13 @@ def read_settings(arguments: Sequence[str], option: str = "") -> dict[str, Any]:
     return settings
 
 
+def read_dialect(name: str) -> str:
+    """Return the name of a dialect, adam or adamw in lower case, and any other text as it is, for the message."""
+    from rmsprop.dialects import DIALECTS
+
+    return name.lower() if name.lower() in {*DIALECTS, "rmsprop", "adam", "adamw"} else name
+
+
 def read_value(text: str) -> Any:
     """Read a Python literal, a number, or true, false or none in any case. Anything else is returned as text."""
     from ast import literal_eval

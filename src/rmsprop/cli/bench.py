@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -40,6 +41,9 @@ def bench(
     ] = False,
     seconds: Annotated[float, typer.Option(min=0.01, help="Time for each optimizer in each case.")] = 0.5,
     out: Annotated[Path | None, typer.Option(help="JSON file for all times, the machine, and the versions.")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print on stdout what --out writes, in place of the table.")
+    ] = False,
 ) -> None:
     """Time optimizer steps of this package's RMSprop, torch's RMSprop, and torch's fused SGD and Adam.
 
@@ -61,25 +65,34 @@ def bench(
 
     rmsprop bench --cases one --seconds 2 --out times.json
 
+    rmsprop bench --cases a2c --threads 1 --json
+
     rmsprop bench --device cuda --cases rl,256M
     """
     if device == "cuda":
         for option, given in (("--variants", variants), ("--threads", threads), ("--busy", busy or None)):
             if given is not None:
                 raise typer.BadParameter(
-                    f"{option} needs --device cpu; --device cuda takes --cases, --seconds, and --out"
+                    f"{option} needs --device cpu; --device cuda takes --cases, --seconds, --out, and --json"
                 )
-        _on_cuda(cases, seconds, out)
+        record = _on_cuda(cases, seconds, as_json)
     elif device == "cpu":
         cases = CASES if cases is None else cases
         variants = VARIANTS if variants is None else variants
-        _on_cpu(cases, variants, THREADS if threads is None else threads, busy, seconds, out)
+        record = _on_cpu(cases, variants, THREADS if threads is None else threads, busy, seconds, as_json)
     else:
         raise typer.BadParameter(f"--device takes cpu or cuda; got {device!r}")
+    if as_json:
+        typer.echo(json.dumps(record))
+    if out is not None:
+        from rmsprop.bench.cpu import save
+
+        save(record, out)
+        typer.echo(f"wrote {out}", err=as_json)
 
 
-def _on_cpu(cases: str, variants: str, threads: str, busy: bool, seconds: float, out: Path | None) -> None:
-    """Measure every optimizer on the CPU, and print the table."""
+def _on_cpu(cases: str, variants: str, threads: str, busy: bool, seconds: float, quiet: bool) -> dict[str, Any]:
+    """Measure every optimizer on the CPU, and print the table unless `quiet`. Returns: the record."""
     from rich.console import Console
     from rich.table import Table
 
@@ -89,14 +102,17 @@ def _on_cpu(cases: str, variants: str, threads: str, busy: bool, seconds: float,
     chosen = _names("--cases", cases, timing.CASES)
     kinds = _names("--variants", variants, timing.TRAFFIC)
     about = timing.machine()
-    cores = about["cores"] or 1
+    cores = about["cores"]
     try:
         counts = sorted({cores if word == "all" else int(word) for word in read_list("--threads", threads)})
     except ValueError:
         counts = []
     if not counts or counts[0] < 1:
         raise typer.BadParameter(f"--threads takes numbers from 1, or all, such as 1,all; got {threads!r}")
-    console = Console()
+    if counts[-1] > cores:
+        has = f"{cores} core{'s' if cores > 1 else ''}"
+        raise typer.BadParameter(f"--threads {threads}: this process has {has}; give at most {cores}, or all")
+    console = Console(quiet=quiet)
     console.print(f"{about['cpu']}, {cores} cores · torch {about['torch']} · rmsprop {about['rmsprop']}")
     table = Table(title="median step", caption="ratio: torch's best RMSprop over rmsprop")
     optimizers = (timing.OURS, *timing.TORCH, *timing.YARDSTICKS)
@@ -120,13 +136,11 @@ def _on_cpu(cases: str, variants: str, threads: str, busy: bool, seconds: float,
                 f"{result.gigabytes():.1f}",
             )
     show(table, console)
-    if out is not None:
-        timing.write(results, about, out)
-        console.print(f"wrote {out}", highlight=False)
+    return timing.record(results, about)
 
 
-def _on_cuda(cases: str | None, seconds: float, out: Path | None) -> None:
-    """Measure every optimizer on the current NVIDIA GPU, and print the table."""
+def _on_cuda(cases: str | None, seconds: float, quiet: bool) -> dict[str, Any]:
+    """Measure every optimizer on the current NVIDIA GPU, and print the table unless `quiet`. Returns: the record."""
     from rich.console import Console
     from rich.table import Table
 
@@ -137,7 +151,7 @@ def _on_cuda(cases: str | None, seconds: float, out: Path | None) -> None:
     reason = timing.missing()
     if reason is not None:
         raise typer.BadParameter(f"--device cuda: {reason}")
-    console = Console()
+    console = Console(quiet=quiet)
     rate = timing.copy_rate()
     about = timing.machine(rate)
     console.print(timing.headline(about), highlight=False)
@@ -154,9 +168,7 @@ def _on_cuda(cases: str | None, seconds: float, out: Path | None) -> None:
     show(table, console)
     for line in timing.failures(results.values()):
         console.print(line, highlight=False, markup=False)
-    if out is not None:
-        timing.write(results.values(), about, out)
-        console.print(f"wrote {out}", highlight=False)
+    return timing.record(results.values(), about)
 
 
 def _short(count: int) -> str:

@@ -23,6 +23,13 @@ def check(
     as_json: Annotated[
         bool, typer.Option("--json", help="The findings as one line of JSON, the last of stdout. Before SCRIPT.")
     ] = False,
+    strict: Annotated[
+        bool,
+        typer.Option(
+            "--strict",
+            help="Exit with 1 if an optimizer has an error or a warning, or if there is none to lint. Before SCRIPT.",
+        ),
+    ] = False,
 ) -> None:
     """Show which backends run on this machine, or run a training script and lint its RMSprop.
 
@@ -30,8 +37,9 @@ def check(
     backend with a missing requirement, print what is missing and how to get it.
 
     With a script, run it as `python SCRIPT ARGUMENTS` would, unchanged, with this package's class in place of
-    torch.optim.RMSprop. Its output and exit code stay its own, and the findings follow on stderr. Each optimizer is
-    linted before its first step, after steps 1, 10, 100 and so on, and at the end.
+    torch.optim.RMSprop. Its output and exit code stay its own, and the findings follow on stderr. With --strict, a
+    script that succeeds also has to have no error and no warning, as a check in continuous integration. Each
+    optimizer is linted before its first step, after steps 1, 10, 100 and so on, and at the end.
 
     The script really runs, with all its effects: do not check a script that you would not run. Processes that it
     starts are not watched.
@@ -43,10 +51,14 @@ def check(
     rmsprop check train.py --epochs 3
 
     rmsprop check --steps 100 --json train.py --epochs 3
+
+    rmsprop check --strict --steps 100 train.py
     """
     if script is None:
-        if as_json or steps is not None:
-            raise typer.BadParameter("--json and --steps go with a script: rmsprop check --steps 100 train.py")
+        if as_json or strict or steps is not None:
+            raise typer.BadParameter(
+                "--json, --strict and --steps go with a script: rmsprop check --steps 100 train.py"
+            )
         _machine()
         return
     if not script.is_file():
@@ -60,7 +72,7 @@ def check(
         print(json.dumps(report.record()), flush=True)
     else:
         print("\n".join(map(printable, str(report).split("\n"))), file=sys.stderr, flush=True)
-    raise typer.Exit(report.exit)
+    raise typer.Exit(report.exit or int(strict and not report.passes()))
 
 
 def _machine() -> None:

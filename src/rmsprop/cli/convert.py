@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmsprop.cli.arguments import read_settings
+from rmsprop.cli.arguments import read_dialect, read_settings
 from rmsprop.cli.checkpoints import Optimizer, Parameters, Settings, Source, usage_errors
 from rmsprop.cli.table import say
 
@@ -56,13 +56,13 @@ def convert(
 
     rmsprop convert model.keras model.pt --model net.pt
 
-    rmsprop convert state.npz state.pt --set learning_rate=0.01 --set decay=0.9 --set eps=1e-8 --set momentum=0.9
+    rmsprop convert state.npz state.pt --set learning_rate=0.01 --set decay=0.9
 
     rmsprop convert timm.pth plain.pt --to torch --report report.json
 
     rmsprop convert adam.pt start.pt --dry-run
 
-    rmsprop convert gan.pt generator.pt --optimizer optimizer_g --parameters generator
+    rmsprop convert gan.pt g.pt --optimizer optimizer_g --parameters generator
     """
     from rmsprop.conversion.file import prepare, write, writer
     from rmsprop.conversion.layout import read_map
@@ -80,8 +80,8 @@ def convert(
     with usage_errors(source_file, out):
         conversion = prepare(
             source_file,
-            target,
-            source=source,
+            read_dialect(target),
+            source=source and read_dialect(source),
             given=read_settings(settings or [], "--set"),
             model=model,
             mapping=None if map_file is None else read_map(map_file),

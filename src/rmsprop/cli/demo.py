@@ -38,10 +38,14 @@ def demo(
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Train on your own .csv (.tsv, .txt) or .npz file instead of the digits.")
+        Path | None,
+        typer.Option(
+            help="Train on your own .csv (.tsv, .txt) or .npz file instead of the digits. An .npz holds the "
+            "features of all rows as array X, and one label per row."
+        ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option(help="Label column of a .csv, or label array of an .npz (default: y).")
+        str | None, typer.Option(help="Label column of a .csv (required), or label array of an .npz (default: y).")
     ] = None,
 ) -> None:
     """Train a small network with SGD, SGD + momentum, RMSprop, and Adam, and compare them.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from rmsprop.cli.arguments import read_dialect
 from rmsprop.dialects import find_dialect
 from rmsprop.dialects.describe import Part, describe, overview
 
@@ -28,7 +29,7 @@ def dialects(
         typer.echo(show("RMSprop's dialects", overview()))
         return
     try:
-        row = find_dialect(name)
+        row = find_dialect(read_dialect(name))
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     typer.echo(show(f"{row.name}: {row.title}", describe(row)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmsprop.cli.arguments import read_settings
+from rmsprop.cli.arguments import read_dialect, read_settings
 from rmsprop.cli.checkpoints import Optimizer, Parameters, Settings, Source, usage_errors
 from rmsprop.cli.table import say
 
@@ -43,7 +43,11 @@ def inspect(
 
     with usage_errors(checkpoint, html):
         found = read(
-            checkpoint, source, read_settings(settings or [], "--set"), optimizer=optimizer, parameters=parameters
+            checkpoint,
+            source and read_dialect(source),
+            read_settings(settings or [], "--set"),
+            optimizer=optimizer,
+            parameters=parameters,
         )
         if html is not None:
             from rmsprop.inspection.page import page

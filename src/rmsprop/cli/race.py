@@ -23,7 +23,8 @@ def race(
     condition: Annotated[
         float | None,
         typer.Option(
-            help="Condition number of a ravine: the steep curvature over the flat one, 1 or more. Default: 100."
+            help="Condition number of a ravine: the steep curvature over the flat one, 1 or more. Default: 100. "
+            "With all, it applies to the ravines."
         ),
     ] = None,
     optimizers: Annotated[
@@ -62,7 +63,7 @@ def race(
 
     rmsprop race ravine --condition 1000 --lr 0.1
 
-    rmsprop race rosenbrock --optimizers momentum,rmsprop --lr rmsprop=0.005 --steps 1000
+    rmsprop race rosenbrock --optimizers momentum,rmsprop --lr rmsprop=0.005
 
     rmsprop race all --format png --out pictures
     """
@@ -73,10 +74,11 @@ def race(
         _list()
         return
     names = list(landscapes.LANDSCAPES) if landscape == "all" else [landscape]
+    ravines = landscapes.RAVINES if landscape == "all" else names
     try:
         # All arguments are validated before the first file is written.
         kinds = read_names("--format", formats, FORMATS)
-        places = [landscapes.find_landscape(name, condition) for name in names]
+        places = [landscapes.find_landscape(name, condition if name in ravines else None) for name in names]
         if start is not None:
             places = [place.starting_at(*_pair(start)) for place in places]
         rates = None if lr is None else read_rates("--lr", lr)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rmsprop.cli.arguments import read_settings
+from rmsprop.cli.arguments import read_dialect, read_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +36,7 @@ def translate(
 
     Examples:
 
-    rmsprop translate --from tensorflow1 --to torch lr=.045 decay=.9 momentum=.9 epsilon=1.0
+    rmsprop translate --from tensorflow1 --to torch lr=.045 momentum=.9 epsilon=1
 
     rmsprop translate --from torch --to optax lr=1e-3 eps=1e-5 --plot eps.png
 
@@ -45,7 +45,7 @@ def translate(
     from rmsprop.translation import translate as _translate
 
     try:
-        translation = _translate(source, target, **read_settings(settings or []))
+        translation = _translate(read_dialect(source), read_dialect(target), **read_settings(settings or []))
     except (TypeError, ValueError) as error:
         raise typer.BadParameter(str(error)) from error
     if plot is not None:

@@ -53,7 +53,8 @@ struct Numbers {
   A early, value, factor, rest, last, wall;  // clipping: [1] before it, the bounds, and the norms' coefficient in two
   uint32_t first, second;        // keys of the random bits
 
-  Numbers(const Work& work, int64_t i) {
+  // A function, since clang does not emit a constructor that only the versions of a function (RMSPROP_CLONES) call.
+  Numbers& of(const Work& work, int64_t i) {
     const double correction = work.correction[i];
     const bool decoupled = work.decoupled && work.weight_decay != 0;
     const bool in_buffer = work.lr_in_buffer && work.has_momentum;
@@ -94,6 +95,7 @@ struct Numbers {
     if (RMSPROP_BROKEN(2) && work.has_momentum) std::swap(into_buffer, lr);
     if (RMSPROP_BROKEN(3)) beta = A(1) - A(A(work.alpha) + A(1e-6));
     if (RMSPROP_BROKEN(9)) std::swap(early, l2);
+    return *this;
   }
 };
 
@@ -369,7 +371,7 @@ RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, int6
 // outside the loop.
 template <class P, class S, class A, Extra extra, Write write>
 RMSPROP_INLINE void chosen(const Work& work, int64_t i, int64_t begin, int64_t end) {
-  const Numbers<A> n(work, i);
+  const Numbers<A> n = Numbers<A>().of(work, i);
   const Places at{static_cast<char*>(work.param[i]),
                   static_cast<const char*>(work.grad[i]),
                   static_cast<char*>(work.square_avg[i]),

@@ -79,10 +79,10 @@ RMSPROP_INLINE double squares(const Numbers<A>& n, const char* p, const char* g,
 }
 
 #define RMSPROP_SQUARES(name, P, A)                                                                            \
-  RMSPROP_CLONES double name(const Work& work, int64_t i, int64_t begin, int64_t end) {                        \
-    return squares<P, A>(Numbers<A>(work, i), static_cast<const char*>(work.param[i]),                         \
+  RMSPROP_CLONES(double name(const Work& work, int64_t i, int64_t begin, int64_t end) {                        \
+    return squares<P, A>(Numbers<A>().of(work, i), static_cast<const char*>(work.param[i]),                    \
                          static_cast<const char*>(work.grad[i]), begin, end);                                  \
-  }
+  })
 RMSPROP_SQUARES(squares_f32, Float32, float)
 RMSPROP_SQUARES(squares_f64, Float64, double)
 RMSPROP_SQUARES(squares_bf16, BFloat16, float)
@@ -116,7 +116,7 @@ RMSPROP_INLINE void average(const Work& work, int64_t i, int64_t begin, int64_t 
 }
 
 #define RMSPROP_AVERAGE(clones, name, P, S, A) \
-  clones void name(const Work& work, int64_t i, int64_t begin, int64_t end) { average<P, S, A>(work, i, begin, end); }
+  clones(void name(const Work& work, int64_t i, int64_t begin, int64_t end) { average<P, S, A>(work, i, begin, end); })
 RMSPROP_AVERAGE(RMSPROP_CLONES, average_f32_f32, Float32, Float32, float)
 RMSPROP_AVERAGE(RMSPROP_TWO_CLONES, average_f32_f64, Float32, Float64, float)
 RMSPROP_AVERAGE(RMSPROP_TWO_CLONES, average_f64_f32, Float64, Float32, double)
@@ -165,7 +165,7 @@ void sum_blocks(int64_t begin, int64_t end, void* context) {
 
 // Returns the norm of a float64 gradient whose squares overflow or vanish.
 double scaled_norm(const Work& work, int64_t i) {
-  const Numbers<double> n(work, i);
+  const Numbers<double> n = Numbers<double>().of(work, i);
   const auto* p = static_cast<const double*>(work.param[i]);
   const auto* g = static_cast<const double*>(work.grad[i]);
   const auto one = [&](int64_t k) { return prepared(g[k] * n.scale, n.early != 0 ? p[k] : 0, n.early, n.value); };

@@ -26,9 +26,9 @@ namespace {
 // One function for each pair of types and rounding, since the attribute does not apply to templates. A full state has the
 // type of P or a wider one.
 #define RMSPROP_ONE(clones, name, P, S, A, extra, write)                             \
-  clones void name(const Work& work, int64_t i, int64_t begin, int64_t end) {        \
+  clones(void name(const Work& work, int64_t i, int64_t begin, int64_t end) {        \
     chosen<P, S, A, extra, write>(work, i, begin, end);                              \
-  }
+  })
 #define RMSPROP_PIECE(clones, name, P, T, A)                                         \
   RMSPROP_ONE(RMSPROP_CLONES, name, P, Full<T>, A, kPlain, kNearest)                 \
   RMSPROP_ONE(clones, name##_walled, P, Full<T>, A, kWalled, kNearest)               \
@@ -212,7 +212,7 @@ RMSPROP_INLINE bool any_unfinite(const char* g, int64_t begin, int64_t end) {
 }
 
 #define RMSPROP_LOOK(name, P) \
-  RMSPROP_CLONES bool name(const char* g, int64_t begin, int64_t end) { return any_unfinite<P>(g, begin, end); }
+  RMSPROP_CLONES(bool name(const char* g, int64_t begin, int64_t end) { return any_unfinite<P>(g, begin, end); })
 RMSPROP_LOOK(unfinite_f32, Float32)
 RMSPROP_LOOK(unfinite_f64, Float64)
 RMSPROP_LOOK(unfinite_bf16, BFloat16)
@@ -246,13 +246,15 @@ const int watched = pthread_atfork(nullptr, nullptr, [] { forked.store(true, std
 #endif
 
 // Reads three arrays and writes two of them in place, with almost no arithmetic: the speed of memory.
-RMSPROP_CLONES void stream_part(float* p, const float* g, float* v, int64_t count) {
+RMSPROP_INLINE void streamed(float* p, const float* g, float* v, int64_t count) {
   RMSPROP_INDEPENDENT
   for (int64_t i = 0; i < count; ++i) {
     v[i] = v[i] + g[i];
     p[i] = p[i] - g[i];
   }
 }
+
+RMSPROP_CLONES(void stream_part(float* p, const float* g, float* v, int64_t count) { streamed(p, g, v, count); })
 
 struct Stream {
   float* p;

@@ -5,14 +5,25 @@
 #include <cstring>
 #include <limits>
 
-// One binary for AVX-512, AVX2 and plain x86-64, from which the loader chooses (glibc's ifunc). One version elsewhere.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(RMSPROP_ONE_TARGET)
-#define RMSPROP_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#define RMSPROP_TWO_CLONES __attribute__((target_clones("arch=x86-64-v3", "default")))  // for rare combinations
-#define RMSPROP_FUSED 1  // the default clone, for processors from before 2013, calls the C library's fma
+// RMSPROP_CLONES(a function's definition): versions for AVX-512, AVX2 and plain x86-64 in one binary, from which the
+// loader chooses (glibc's ifunc). RMSPROP_TWO_CLONES, for rare combinations, omits AVX-512. One version elsewhere.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && !defined(RMSPROP_ONE_TARGET)
+#define RMSPROP_FUSED 1  // the default version, for processors from before 2013, calls the C library's fma
+#endif
+#if defined(RMSPROP_FUSED) && defined(__clang__)
+// Before version 18, clang's target_clones misreads arch=x86-64-v3 and -v4. Versions by features work in all.
+#define RMSPROP_AVX2 "avx2,fma,bmi,bmi2"
+#define RMSPROP_AVX512 RMSPROP_AVX2 ",avx512f,avx512bw,avx512cd,avx512dq,avx512vl"
+#define RMSPROP_TWO_CLONES(...) \
+  __attribute__((target(RMSPROP_AVX2))) __VA_ARGS__ __attribute__((target("default"))) __VA_ARGS__
+#define RMSPROP_CLONES(...) __attribute__((target(RMSPROP_AVX512))) __VA_ARGS__ RMSPROP_TWO_CLONES(__VA_ARGS__)
+#elif defined(RMSPROP_FUSED) && __GNUC__ >= 12
+#define RMSPROP_TWO_CLONES(...) __attribute__((target_clones("arch=x86-64-v3", "default"))) __VA_ARGS__
+#define RMSPROP_CLONES(...) __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default"))) __VA_ARGS__
 #else
-#define RMSPROP_CLONES
-#define RMSPROP_TWO_CLONES
+#define RMSPROP_CLONES(...) __VA_ARGS__
+#define RMSPROP_TWO_CLONES(...) __VA_ARGS__
+#undef RMSPROP_FUSED
 #if defined(__FMA__) || defined(__aarch64__) || defined(_M_ARM64)
 #define RMSPROP_FUSED 1
 #else

@@ -107,6 +107,11 @@ class ScriptReport:
     ended: str = "ran to its end"
     optimizers: list[Watched] = field(default_factory=list)
 
+    def passes(self) -> bool:
+        """Return whether an optimizer was linted, and none has an error or a warning."""
+        severities = {seen.finding.severity for one in self.optimizers for seen in one.found()}
+        return bool(self.optimizers) and not severities & {"error", "warning"}
+
     def record(self) -> dict[str, Any]:
         """Return plain data for JSON."""
         return {
