@@ -109,5 +109,7 @@ def setup(app: Any) -> None:
 
 def write_live(app: Any, error: Exception | None) -> None:
     """Write the page that the chapter's figures link to."""
+    from rmsprop.race.page import live
+
     if error is None and app.builder.format == "html":
         (Path(app.outdir) / "live.html").write_text(live(), encoding="utf-8")

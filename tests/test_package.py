@@ -11,7 +11,7 @@ from paths import ROOT
 import rmsprop
 
 SOURCES = sorted((ROOT / "src" / "rmsprop").rglob("*.py"))
-HEAVY = ("matplotlib", "plotly", "rich", "typer", "sklearn", "PIL", "pandas", "torch._dynamo", "torch._inductor")
+HEAVY = ("matplotlib", "rich", "typer", "sklearn", "PIL", "pandas", "torch._dynamo", "torch._inductor")
 
 
 def fresh(code):

@@ -22,7 +22,7 @@ REFERENCE = "#444444"
 class Look:
     """The style of one optimizer's line: a color, and a dash and a marker that repeat what the color means.
 
-    `dash` and `marker` are pairs of matplotlib's and plotly's name for the same thing; `sign` is the marker as text.
+    `dash` and `marker` are pairs: matplotlib's name, and the word that SVG figures look up; `sign` is the marker as text.
     """
 
     color: str
@@ -39,11 +39,6 @@ class Look:
     def marked_line(self) -> dict[str, Any]:
         """The color, dash and marker as matplotlib's arguments."""
         return self.line | {"marker": self.marker[0]}
-
-    @property
-    def plotly_line(self) -> dict[str, Any]:
-        """The color and dash as plotly's arguments."""
-        return {"color": self.color, "dash": self.dash[1]}
 
 
 LOOKS: dict[str, Look] = {
