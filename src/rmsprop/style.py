@@ -22,7 +22,7 @@ REFERENCE = "#444444"
 class Look:
     """The style of one optimizer's line: a color, and a dash and a marker that repeat what the color means.
 
-    `dash` and `marker` are pairs: matplotlib's name, and the word that SVG figures look up; `sign` is the marker as text.
+    `dash` and `marker` are pairs: matplotlib's name, and a word for SVG. `sign` is the marker as text.
     """
 
     color: str
