@@ -200,7 +200,7 @@ MISTAKES = [
     ("the copy at the start forgotten", "tl.where(since <= 0, 1.0, ", "tl.where(since < 0, 1.0, "),
     ("the interval forgotten", "since == k * interval", "since >= k * interval"),
     ("TensorFlow's for timm's", "(1 + n) / (10 + n)", "1 - tl.exp(tl.log(n) * (-2 / 3))"),
-    ("counted while it is read", " or stochastic or averaged)", " or stochastic)"),
+    ("counted while it is read", " or stochastic or narrowed or averaged)", " or stochastic)"),
 ]
 
 
