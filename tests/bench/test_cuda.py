@@ -15,7 +15,7 @@ from paths import ROOT
 
 from rmsprop import RMSprop
 from rmsprop.bench import cpu, cuda
-from rmsprop.bench.cuda import COLUMNS, OURS, OURS_GRAPH, Result
+from rmsprop.bench.cuda import COLUMNS, OURS, OURS_3_BYTES, OURS_BFLOAT16, OURS_FLOAT8, OURS_GRAPH, Result
 
 GOOD = {
     "wall_ms": 0.073,
@@ -121,6 +121,7 @@ def test_the_shapes_are_the_networks(pass_marks):
     assert counts["256M"] == (1, 1 << 28)
     assert set(cuda.DEFAULT) <= set(found)
     assert {case for case, *_ in pass_marks.GPU} <= set(cuda.DEFAULT)
+    assert {contestant for _, contestant, *_ in pass_marks.GPU} <= set(cuda.contestants())
 
 
 def test_a_trace_is_counted_by_what_its_events_are():
@@ -226,7 +227,8 @@ def test_all_contestants_exist(monkeypatch):
     monkeypatch.setattr(cuda, "_version", lambda _: None)
     few, most = cuda.contestants(brief=True), cuda.contestants()
     assert list(few) == [OURS, OURS_GRAPH, "torch foreach", "Adam fused", "SGD fused"]
-    assert set(most) - set(few) == {"torch loop", "foreach graph", "foreach compiled"}
+    slow = {"torch loop", "foreach graph", "foreach compiled"}
+    assert set(most) - set(few) == {OURS_BFLOAT16, OURS_FLOAT8, OURS_3_BYTES, *slow}
     monkeypatch.setattr(cuda, "_version", lambda _: "0.50")
     assert set(cuda.contestants()) - set(most) == {"bitsandbytes"}
     assert OURS == cpu.OURS
@@ -272,6 +274,29 @@ def test_a_kernel_that_refuses_is_a_finding():
     assert "the parameters are on cpu" in found[OURS].failed
     assert found["torch foreach"].failed is None
     assert found["SGD fused"].figures["launches"] == 5
+
+
+@pytest.mark.parametrize(
+    ("contestant", "param", "square_avg"),
+    [
+        (OURS_BFLOAT16, torch.float32, torch.bfloat16),
+        (OURS_FLOAT8, torch.float32, torch.uint8),
+        (OURS_3_BYTES, torch.bfloat16, torch.uint8),
+    ],
+)
+@pytest.mark.usefixtures("on_cpu")
+def test_state_of_fewer_bytes_takes_part(contestant, param, square_avg, monkeypatch):
+    """A contestant steps parameters and state of the dtypes that its name says, on the parameters' gradients."""
+    made = []
+    monkeypatch.setattr(
+        cuda, "RMSprop", lambda ps, **words: made.append(RMSprop(ps, **words | {"backend": "eager"})) or made[-1]
+    )
+    cuda._warmed_up([(3, 5), (7,)], cuda.contestants()[contestant])()
+    params = made[0].param_groups[0]["params"]
+    assert [tuple(p.shape) for p in params] == [(3, 5), (7,)]
+    assert {p.dtype for p in params} == {p.grad.dtype for p in params} == {param}
+    assert {made[0].state[p]["square_avg"].dtype for p in params} == {square_avg}
+    assert {float(made[0].state[p]["step"]) for p in params} == {4.0}
 
 
 def test_figures_become_cells_in_the_order_of_the_columns():

@@ -27,6 +27,8 @@ Make = Callable[[list[Tensor]], Step]
 
 DEVICE = "cuda"
 OURS_GRAPH = f"{OURS} graph"
+# With state in fewer bytes. The last steps bfloat16 parameters, rounded stochastically, beside one byte of state.
+OURS_BFLOAT16, OURS_FLOAT8, OURS_3_BYTES = f"{OURS} bfloat16", f"{OURS} float8", f"{OURS} 3 bytes"
 
 CASES: dict[str, Callable[[], Shapes]] = {**cpu.CASES, "256M": lambda: [(1 << 28,)]}
 DEFAULT = ("mobilenet", "resnet50", "vit", "256M", "rl")
@@ -105,7 +107,8 @@ def contestants(brief: bool = False) -> dict[str, Make]:
     """Return a function for each contestant that makes its step when its turn comes.
 
     Args:
-        brief: leave out the slow ones: the for-loop, foreach captured and compiled, and bitsandbytes.
+        brief: leave out state in fewer bytes and the slow ones: the for-loop, foreach captured and compiled, and
+            bitsandbytes.
     """
     torchs = torch.optim.RMSprop
 
@@ -122,12 +125,26 @@ def contestants(brief: bool = False) -> dict[str, Make]:
     }
     if brief:
         return made
+    made[OURS_BFLOAT16] = lambda ps: RMSprop(ps, lr=1e-6, state_dtype="bfloat16", backend="triton").step
+    made[OURS_FLOAT8] = lambda ps: RMSprop(ps, lr=1e-6, state_dtype="float8", backend="triton").step
+    made[OURS_3_BYTES] = lambda ps: (
+        RMSprop(_in_bfloat16(ps), lr=1e-6, state_dtype="float8", rounding="stochastic", backend="triton").step
+    )
     made["torch loop"] = lambda ps: torchs(ps, lr=1e-6, foreach=False).step
     made["foreach graph"] = lambda ps: Replay(torchs(ps, **_on_device(), foreach=True))
     made["foreach compiled"] = lambda ps: torch.compile(torchs(ps, **_on_device(), foreach=True).step)
     if _version("bitsandbytes") is not None:
         made["bitsandbytes"] = lambda ps: import_module("bitsandbytes.optim").RMSprop32bit(ps, lr=1e-6).step
     return made
+
+
+def _in_bfloat16(params: list[Tensor]) -> list[Tensor]:
+    """Return the list, with parameters and gradients replaced by ones in bfloat16, one at a time."""
+    for i, p in enumerate(params):
+        assert p.grad is not None
+        params[i] = torch.nn.Parameter(p.detach().bfloat16())
+        params[i].grad = p.grad.bfloat16()
+    return params
 
 
 def _version(package: str) -> str | None:

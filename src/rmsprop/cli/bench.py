@@ -47,11 +47,11 @@ def bench(
     RMSprop (for-loop or foreach) to this package's, and memory traffic. --out also records the 10th, 90th, and 99th
     percentiles.
 
-    On an NVIDIA GPU, this package's RMSprop is the Triton kernel, called and replayed in a CUDA graph. torch's
-    foreach is also captured in a graph and compiled, and bitsandbytes is measured if it is installed. The table shows
-    wall time with synchronization, time on the device's stream, traffic at 20 bytes per element and as a share of the
-    device's copy rate, the launches, kernels, copies, and waits of one step, and the bytes per parameter that it
-    allocates.
+    On an NVIDIA GPU, this package's RMSprop is the Triton kernel, called and replayed in a CUDA graph, with state in
+    float32, bfloat16 and float8, and with bfloat16 parameters beside float8 state ("3 bytes"). torch's foreach is
+    also captured in a graph and compiled, and bitsandbytes is measured if it is installed. The table shows wall time
+    with synchronization, time on the device's stream, traffic at 20 bytes per element and as a share of the device's
+    copy rate, the launches, kernels, copies, and waits of one step, and the bytes per parameter that it allocates.
 
     Examples:
 
