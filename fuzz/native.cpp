@@ -90,7 +90,7 @@ const Host kHost = {
     &none_object, &dict_type, &tensor_type, &parameter_type, kPlain, kInference,
 };
 
-int64_t width(int32_t type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2; }
+int64_t width(int32_t type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : type == kFloat8 ? 1 : 2; }
 
 // --- an optimizer ---------------------------------------------------------------------------------
 
@@ -170,7 +170,14 @@ struct World {
 };
 
 struct Kind {
-  int32_t param, state, step;
+  int32_t param, state, other, step, narrowed;
+
+  // The type of tensor k of a parameter.
+  int32_t of(int k) const {
+    if (k == kSquareAvg) return state;
+    if (k == kGradAvg || k == kMomentumBuffer) return other;
+    return k == kStep ? step : k == kEma ? int32_t(kFloat32) : param;
+  }
 };
 
 // --- the judge ------------------------------------------------------------------------------------
@@ -231,7 +238,7 @@ bool may_step(const Plan& plan, World& world, const std::vector<std::vector<int6
         if (plan.item[i] == place && int64_t(entry->items.size()) != plan.entry_size[i]) return false;
       }
       const bool kept[kTensors] = {true, true, true, work.grad_avg != nullptr, work.momentum_buffer != nullptr, true,
-                                   work.compensation != nullptr};
+                                   work.compensation != nullptr, work.ema != nullptr};
       for (int k = 0; k < kTensors; ++k) {
         if (!kept[k]) continue;
         const Tensor* x = k == kParam ? p : k == kGrad ? g : nullptr;
@@ -239,7 +246,7 @@ bool may_step(const Plan& plan, World& world, const std::vector<std::vector<int6
           if (k > kGrad && item.first == &world.names[k]) x = static_cast<Tensor*>(item.second);
         }
         if (x == nullptr) return false;
-        const int32_t type = k == kStep ? kind.step : k == kSquareAvg || k == kGradAvg || k == kMomentumBuffer ? kind.state : kind.param;
+        const int32_t type = kind.of(k);
         if (!is_plain(x, type)) return false;
         const int64_t count = numel(x->held);
         if (k == kStep) {
@@ -296,7 +303,7 @@ double number(Provider& draw) {
 void run(Provider& draw) {
   World world(draw);
   const size_t count = draw.ConsumeIntegralInRange<size_t>(1, 5);
-  const bool centered = draw.ConsumeBool(), momentum = draw.ConsumeBool();
+  const bool centered = draw.ConsumeBool(), momentum = draw.ConsumeBool(), average = draw.ConsumeBool();
   std::vector<Kind> kinds, of_param;
   std::vector<std::vector<int64_t>> places;
   std::vector<int64_t> idle, item, entry_size;
@@ -305,7 +312,10 @@ void run(Provider& draw) {
   for (size_t i = 0; i < count; ++i) {
     const int32_t param = draw.ConsumeIntegralInRange(0, 3);
     const bool half = param >= kBFloat16;
-    Kind kind{param, half && draw.ConsumeBool() ? param : draw.ConsumeIntegralInRange<int32_t>(0, half && way ? 0 : 1), draw.ConsumeBool()};
+    const bool narrowed = param != kFloat64 && draw.ConsumeBool();
+    const int32_t full = half && draw.ConsumeBool() ? param : draw.ConsumeIntegralInRange<int32_t>(0, half && way ? 0 : 1);
+    const int32_t state = !narrowed ? full : draw.ConsumeBool() ? kFloat8 : kBFloat16;
+    Kind kind{param, state, narrowed ? int32_t(kBFloat16) : state, draw.ConsumeBool(), narrowed};
     std::vector<int64_t> shape(draw.ConsumeIntegralInRange<size_t>(0, 3));
     for (int64_t& size : shape) size = draw.ConsumeIntegralInRange<int64_t>(0, 3);
     Tensor* p = world.tensor(param, shape, draw.ConsumeIntegralInRange(0, 9) == 0);
@@ -320,8 +330,8 @@ void run(Provider& draw) {
     Dict& entry = *world.dicts.back();
     const bool rest = half && way >= 2;
     for (int k = kSquareAvg; k < kTensors; ++k) {
-      if ((k == kGradAvg && !centered) || (k == kMomentumBuffer && !momentum) || (k == kCompensation && !rest)) continue;
-      const int32_t type = k == kStep ? kind.step : k == kCompensation ? param : kind.state;
+      if ((k == kGradAvg && !centered) || (k == kMomentumBuffer && !momentum) || (k == kCompensation && !rest) || (k == kEma && !average)) continue;
+      const int32_t type = kind.of(k);
       Tensor* x = k == kStep ? world.tensor(type, {}, false) : world.like(p->held, type);
       if (k == kStep) std::memset(x->held.data, 0, size_t(width(type)));
       entry.items.emplace_back(&world.names[k], x);
@@ -341,7 +351,7 @@ void run(Provider& draw) {
   struct Arrays {
     std::vector<int64_t> size, end;
     std::vector<void*> address[kTensors];
-    std::vector<double> correction;
+    std::vector<double> correction, share;
     std::vector<uint64_t> stream;
     std::vector<uint32_t> key;
   };
@@ -351,7 +361,7 @@ void run(Provider& draw) {
     Arrays& a = arrays[w];
     const size_t rows = places[w].size();
     const bool half = kinds[w].param >= kBFloat16;
-    a.size.resize(rows), a.end.resize(rows), a.correction.resize(rows), a.stream.assign(rows, 77), a.key.resize(2 * rows);
+    a.size.resize(rows), a.end.resize(rows), a.correction.resize(rows), a.stream.assign(rows, 77), a.key.resize(2 * rows), a.share.resize(rows);
     for (auto& address : a.address) address.resize(rows);
     for (size_t i = 0; i < rows; ++i) elements += a.size[i] = numel(static_cast<Tensor*>(world.params[size_t(places[w][i])])->held);
     Work& one = work[w] = Work{};
@@ -360,6 +370,7 @@ void run(Provider& draw) {
     one.cap = draw.ConsumeBool() ? 3.0 : std::numeric_limits<double>::infinity();
     one.clip_value = one.clip_norm = one.clip_global_norm = one.clip_weights = std::numeric_limits<double>::infinity();
     one.param_type = kinds[w].param, one.state_type = kinds[w].state, one.step_type = kinds[w].step;
+    one.other_type = kinds[w].other, one.ema_type = kFloat32, one.narrowed = kinds[w].narrowed;
     one.eps_mode = draw.ConsumeIntegralInRange(0, 3), one.centered = centered, one.has_momentum = momentum;
     one.nesterov = draw.ConsumeBool(), one.lr_in_buffer = draw.ConsumeBool(), one.decoupled = draw.ConsumeBool();
     one.bias_correction = draw.ConsumeBool(), one.maximize = draw.ConsumeBool(), one.stochastic = half && way % 2;
@@ -370,15 +381,17 @@ void run(Provider& draw) {
     one.momentum_buffer = momentum ? a.address[kMomentumBuffer].data() : nullptr;
     one.compensation = half && way >= 2 ? a.address[kCompensation].data() : nullptr;
     one.random_key = a.stream.data(), one.key = a.key.data();
+    one.ema = average ? a.address[kEma].data() : nullptr, one.ema_weight = a.share.data();
+    one.ema_decay = 0.9, one.ema_interval = 1;
   }
   std::vector<int32_t> codes;
   std::vector<const int64_t*> place;
   for (size_t w = 0; w < works; ++w) {
-    codes.insert(codes.end(), {kinds[w].param, kinds[w].state, kinds[w].step, draw.ConsumeBool() ? 0 : -1});
+    codes.insert(codes.end(), {kinds[w].param, kinds[w].state, kinds[w].other, kinds[w].step, int32_t(kFloat32), draw.ConsumeBool() ? 0 : -1});
     place.push_back(places[w].data());
   }
   std::vector<void*> entry(count);
-  std::vector<Span> span(6 * count + 1);
+  std::vector<Span> span(7 * count + 1);
   Plan plan{};
   plan.host = &kHost, plan.params = int64_t(count), plan.items = int64_t(item.size()), plan.item = item.data();
   plan.entry_size = entry_size.data(), plan.entry = entry.data(), plan.works = int64_t(works), plan.work = work.data();

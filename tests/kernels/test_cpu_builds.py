@@ -5,6 +5,8 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -14,11 +16,12 @@ import torch
 from cases import mostly_long
 from cpu_parity import BOUND, F32, F64, SIZES, TYPES, copied, rules, spiked, stepped, tensors, worst
 from halves import check_written, rounded_as, twin
+from narrowed import STATES, again, check_narrowed, in_float32, narrowed
 
 import rmsprop
 from rmsprop import reference
 from rmsprop.kernels import cpu, native
-from rmsprop.spec import EPS_MODES, Averaging, Hyper, Rule
+from rmsprop.spec import EPS_MODES, Averaging, Hyper, Rule, StateDtype
 from rmsprop.tensors.bucket import Bucket
 
 SOURCES = Path(rmsprop.__file__).parent / "csrc"
@@ -69,6 +72,21 @@ def clipped_results(types: tuple, seed: int) -> list[Bucket]:
     return found
 
 
+def narrowed_results(dtype: torch.dtype, seed: int) -> list[Bucket]:
+    """What the loaded kernel makes of state in fewer bytes."""
+    generator = torch.Generator().manual_seed(seed)
+    found = []
+    for state_dtype, way in product(STATES, product((False, True), repeat=2)):
+        for rule, hyper in rules("both", True, (1, 1, 0)):
+            bucket = tensors(rule, (dtype, F32), SIZES, seed)
+            if dtype != F32:
+                bucket = rounded_as(bucket, stochastic=way[0], compensated=way[1], generator=generator)
+            bucket = narrowed(bucket, state_dtype)
+            cpu.step(rule, replace(hyper, max_update=1.5 if way[0] else None), bucket)
+            found.append(bucket)
+    return found
+
+
 # Bits agree because nothing is contracted into a fused multiply-add but what the source says, and that is emulated
 # where there is none: in the baseline.
 TARGETS = {"baseline": "x86-64", "avx2": "haswell", "avx512": "skylake-avx512"}
@@ -94,11 +112,13 @@ def test_instruction_sets_give_the_same_bits(
         pytest.skip(f"this machine has no {target}")
     compiler = QUICK if level == "-O0" else COMPILER
     one = build(tmp_path, level, "-DRMSPROP_ONE_TARGET", f"-march={TARGETS[target]}", compiler=compiler)
-    for types in TYPES:
-        chosen = results(types, seed=20) + clipped_results(types, seed=20)
+    makers = [partial(maker, types) for types in TYPES for maker in (results, clipped_results)]
+    makers += [partial(narrowed_results, dtype) for dtype in (F32, torch.bfloat16, torch.float16)]
+    for make in makers:
+        chosen = make(seed=20)
         with monkeypatch.context() as patch:
             patch.setattr(native, "load", lambda: one)
-            mine = results(types, seed=20) + clipped_results(types, seed=20)
+            mine = make(seed=20)
         for a, b in zip(chosen, mine, strict=True):
             for x, y in zip((x for v in a.lists() for x in v), (y for v in b.lists() for y in v), strict=True):
                 assert torch.equal(x, y)
@@ -216,6 +236,34 @@ def test_broken_spikes_words_and_remainders_are_caught(break_it: Callable[[int],
     for i, mistake in enumerate((5, 6, 7)):
         break_it(mistake)
         assert [check() for check in checks] == [k != i for k in range(3)]
+
+
+@pytest.mark.parametrize("dtype", [F32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("state_dtype", STATES)
+def test_a_state_that_is_narrowed_wrongly_is_caught(
+    state_dtype: StateDtype, dtype: torch.dtype, break_it: Callable[[int], None]
+) -> None:
+    """Rounded to nearest, by the parameter's random bits, before the step, or to another code: each is seen."""
+
+    def right() -> bool:
+        bucket = tensors(Rule(), (dtype, F32), (65,), 2)
+        if dtype != F32:
+            generator = torch.Generator().manual_seed(5)
+            bucket = rounded_as(bucket, stochastic=True, compensated=False, generator=generator)
+        bucket = narrowed(bucket, state_dtype)
+        before, wide = again(bucket), in_float32(bucket)
+        for own in (wide, bucket):
+            cpu.step(Rule(), Hyper(0.03, 0.9, 1e-3), own)
+        try:
+            check_narrowed(bucket, wide, before)
+        except AssertionError:
+            return False
+        return True
+
+    assert right()
+    for mistake in (13, 14, 15, 16):
+        break_it(mistake)
+        assert not right(), mistake
 
 
 def test_broken_clipping_is_caught(break_it: Callable[[int], None]) -> None:

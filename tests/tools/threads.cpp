@@ -30,7 +30,7 @@ int32_t parallel_for(int64_t begin, int64_t end, int64_t, Body body, void* conte
   return 0;
 }
 
-int64_t width(int32_t type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2; }
+int64_t width(int32_t type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : type == kFloat8 ? 1 : 2; }
 
 // A tensor's bytes: small numbers, none of them NaN, in any of the types.
 std::vector<char> numbers(int64_t count, int32_t type, uint32_t seed, bool positive) {
@@ -44,6 +44,7 @@ std::vector<char> numbers(int64_t count, int32_t type, uint32_t seed, bool posit
     char* to = bytes.data() + i * width(type);
     if (type == kFloat64) std::memcpy(to, &x, 8);
     if (type == kFloat32) std::memcpy(to, &narrow, 4);
+    if (type == kFloat8) *to = char(150 + (seed >> 26));
     if (type == kBFloat16) { const uint16_t half = uint16_t(word >> 16); std::memcpy(to, &half, 2); }
     if (type == kFloat16) { const uint16_t half = uint16_t((word >> 16 & 0x8000) | (0x2c00 + (seed >> 24))); std::memcpy(to, &half, 2); }
   }
@@ -62,14 +63,15 @@ struct Case {
   std::vector<uint32_t> key;
   Work work{};
 
-  Case(int32_t param, int32_t state, bool stochastic, bool compensated, double cap) {
+  Case(int32_t param, int32_t state, bool narrowed, bool stochastic, bool compensated, double cap) {
     const int64_t sizes[] = {1, 1000, -1, 33, 0, 4097, 7, 2500};
     size.assign(std::begin(sizes), std::end(sizes));
     const size_t count = size.size();
     grad.resize(count), end.resize(count), correction.resize(count), stream.resize(count), key.resize(2 * count);
     grads.resize(count);
     for (auto& addresses : address) addresses.resize(count);
-    const int32_t types[6] = {param, state, state, state, param, kFloat32};
+    const int32_t other = narrowed ? int32_t(kBFloat16) : state;
+    const int32_t types[6] = {param, state, other, other, param, kFloat32};
     for (size_t i = 0; i < count; ++i) {
       stream[i] = 0x9e3779b97f4a7c15u * (i + 1);
       const int64_t elements = size[i] < 0 ? 5 : size[i];
@@ -84,8 +86,9 @@ struct Case {
       for (int k = 0; k < 6; ++k) address[k][i] = bytes[6 * i + size_t(k)].data();
     }
     work.lr = 1e-2, work.alpha = 0.9, work.eps = 1e-8, work.momentum = 0.9, work.weight_decay = 1e-4, work.scale = 0.5;
-    work.cap = cap, work.param_type = param, work.state_type = state, work.step_type = kFloat32;
+    work.cap = cap, work.param_type = param, work.state_type = state, work.other_type = other, work.step_type = kFloat32;
     work.centered = work.has_momentum = work.bias_correction = 1, work.stochastic = stochastic;
+    work.narrowed = narrowed;
     work.clip_value = work.clip_norm = work.clip_global_norm = work.clip_weights = std::numeric_limits<double>::infinity();
     work.count = int64_t(count), work.size = size.data(), work.param = address[0].data(), work.grad = grad.data();
     work.square_avg = address[1].data(), work.grad_avg = address[2].data(), work.momentum_buffer = address[3].data();
@@ -99,16 +102,19 @@ struct Case {
 int main(int argc, char** argv) {
   threads = argc > 1 ? std::atoi(argv[1]) : 2;
   overlap = argc > 2 ? 64 : 0;
-  const int32_t pairs[][2] = {{kFloat32, kFloat32}, {kFloat32, kFloat64}, {kFloat64, kFloat32}, {kFloat64, kFloat64},
-                              {kBFloat16, kFloat32}, {kBFloat16, kBFloat16}, {kFloat16, kFloat32}, {kFloat16, kFloat16}};
+  const int32_t kinds[][3] = {  // of the parameter and the state, and whether it is narrowed
+      {kFloat32, kFloat32, 0},  {kFloat32, kFloat64, 0},  {kFloat64, kFloat32, 0},  {kFloat64, kFloat64, 0},
+      {kBFloat16, kFloat32, 0}, {kBFloat16, kBFloat16, 0}, {kFloat16, kFloat32, 0}, {kFloat16, kFloat16, 0},
+      {kFloat32, kBFloat16, 1}, {kFloat32, kFloat8, 1},   {kBFloat16, kBFloat16, 1}, {kBFloat16, kFloat8, 1},
+      {kFloat16, kBFloat16, 1}, {kFloat16, kFloat8, 1}};
   int wrong = 0;
-  for (const auto& pair : pairs) {
-    for (int way = 0; way < (pair[0] >= kBFloat16 ? 5 : 2); ++way) {
+  for (const auto& kind : kinds) {
+    for (int way = 0; way < (kind[0] >= kBFloat16 ? 5 : 2); ++way) {
       const double cap = way == 1 ? 3.0 : std::numeric_limits<double>::infinity();
       const bool stochastic = way == 2 || way == 4, compensated = way >= 3;
       std::unique_ptr<Case> cases[2];
       for (int cut = 0; cut < 2; ++cut) {
-        cases[cut] = std::make_unique<Case>(pair[0], pair[1], stochastic, compensated, cap);
+        cases[cut] = std::make_unique<Case>(kind[0], kind[1], kind[2] != 0, stochastic, compensated, cap);
         for (int t = 0; t < 3; ++t) {
           Work& work = cases[cut]->work;
           if (rmsprop_unfinite(&work, 1, cut ? parallel_for : nullptr, 1) != -1) ++wrong;
@@ -116,7 +122,7 @@ int main(int argc, char** argv) {
         }
       }
       if (!overlap && cases[0]->bytes != cases[1]->bytes) {
-        std::printf("types %d and %d, way %d: %d threads end elsewhere\n", pair[0], pair[1], way, threads);
+        std::printf("types %d and %d, way %d: %d threads end elsewhere\n", kind[0], kind[1], way, threads);
         ++wrong;
       }
     }

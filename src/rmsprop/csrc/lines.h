@@ -85,8 +85,9 @@ struct Numbers {
     growth = A(std::isinf(work.cap) ? work.cap : 2);
     carried = A(std::sqrt((2 - work.alpha) / (1 - work.alpha)));
     move = A(in_buffer ? work.cap * std::fabs(work.lr) : work.cap);
-    first = work.stochastic ? work.key[2 * i] : 0;
-    second = work.stochastic ? work.key[2 * i + 1] : 0;
+    const bool random = work.stochastic || work.narrowed;
+    first = random ? work.key[2 * i] : 0;
+    second = random ? work.key[2 * i + 1] : 0;
     if (RMSPROP_BROKEN(1)) std::swap(eps_inside, eps_outside);
     if (RMSPROP_BROKEN(2) && work.has_momentum) std::swap(into_buffer, lr);
     if (RMSPROP_BROKEN(3)) beta = A(1) - A(A(work.alpha) + A(1e-6));
@@ -105,21 +106,42 @@ RMSPROP_INLINE A within(A x, A bound) {
   return x < -bound ? -bound : x;
 }
 
-// A half-precision number bounded to ±bound, which is rounded to its type. NaN stays.
-template <class P>
-RMSPROP_INLINE typename P::Bits bounded(typename P::Bits x, float bound) {
-  return P::narrow(within(P::widen(x), P::widen(P::narrow(bound))));
-}
-
 // A gradient as its norm is taken: after [1] where clip_after_decay asks for it, and after clip_value.
 template <class A>
 RMSPROP_INLINE A prepared(A g, A p, A early, A value) {
   return within(early != 0 ? fused(early, p, g) : g, value);
 }
 
+// The types of the state: of square_avg, and of the other averages. A narrowed state is rounded stochastically.
+template <class T>
+struct Full {
+  using Square = T;
+  using Other = T;
+  static constexpr bool kNarrowed = false;
+};
+
+template <class T>
+struct Narrowed {
+  using Square = T;
+  using Other = BFloat16;
+  static constexpr bool kNarrowed = true;
+};
+
+// Writes an average into the state. random: bits of the slot, read only if narrowed.
+template <class T, bool narrowed, class A>
+RMSPROP_INLINE void keep(char* to, int64_t i, A& a, uint32_t random) {
+  if constexpr (narrowed) {
+    const auto x = T::narrow(a, RMSPROP_BROKEN(13) ? T::kNearest : random);
+    put<T>(to, i, typename T::Bits(x + int(RMSPROP_BROKEN(16))));
+    if (RMSPROP_BROKEN(15)) a = T::widen(x);
+  } else {
+    store<T>(to, i, a);
+  }
+}
+
 // The nine lines over the elements [begin, end) of one tensor.
 //
-// P, S: types of the parameter (and gradient) and of the state. A: type of the arithmetic.
+// P: type of the parameter and gradient. S: Full or Narrowed types of the state. A: type of the arithmetic.
 // p, g, v, m, b, c: first elements. g may equal p; otherwise nothing overlaps.
 template <class P, class S, class A, bool centered, bool momentum, Extra extra, Write write>
 RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char* p_, const char* g_, char* v_, char* m_,
@@ -128,11 +150,17 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
           eps_inside = n.eps_inside, eps_outside = n.eps_outside, floor = n.floor, mu = n.mu, k = n.into_buffer,
           lr = n.lr, nesterov = n.nesterov, weight = n.weight, from_g = n.from_g, cap = n.cap, growth = n.growth,
           carried = n.carried, most = n.move, early = n.early, value = n.value, factor = n.factor, rest_ = n.rest,
-          last = n.last, wall = n.wall;
+          last = n.last, wall = write == kNearest ? n.wall : P::widen(P::narrow(n.wall));
   const uint32_t first = n.first, second = n.second;
   uint32_t word = uint32_t(begin) * 0x9e3779b1u;
   RMSPROP_INDEPENDENT
   for (int64_t i = begin; i < end; ++i) {
+    uint32_t random = 0;
+    if constexpr (S::kNarrowed || write == kStochastic || write == kBoth) {
+      random = mix((RMSPROP_BROKEN(6) ? uint32_t(i % 16) * 0x9e3779b1u : word) ^ first, second);
+      word += 0x9e3779b1u;
+    }
+    const uint32_t other = S::kNarrowed ? mixed_again(random) : 0;
     A p = load<P>(p_, i);
     if constexpr (write >= kCompensated) p = p + load<P>(c_, i) * (1 / P::kRestScale);
     A g = load<P>(g_, i) * scale;
@@ -142,7 +170,7 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     g = l2 != 0 ? fused(l2, p, g) : g;
     p = p * shrink;
     // [2] second moment
-    const A before = A(load<S>(v_, i));
+    const A before = A(load<typename S::Square>(v_, i));
     A v = fused(beta * g, g, alpha * before);
     A entering = g;
     if constexpr (extra == kCapped) {
@@ -152,16 +180,16 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
       v = spike && !RMSPROP_BROKEN(5) ? double_ : v;
       if constexpr (centered) entering = spike ? std::copysign(carried * std::sqrt(before), g) : g;
     }
-    store<S>(v_, i, v);
+    keep<typename S::Square, S::kNarrowed>(v_, i, v, RMSPROP_BROKEN(14) ? random : swapped(random));
     // [4] bias
     A w = v * unbias;
     if constexpr (centered) {
       // [3] first moment
       // from the nearer of the two: α and β are rounded, and a constant mean must stay constant
-      const A old = A(load<S>(m_, i)), apart = entering - old;
+      const A old = A(load<typename S::Other>(m_, i)), apart = entering - old;
       A m = fused(weight, apart, from_g != 0 ? entering : old);
       m = apart - apart == 0 ? m : alpha * old + beta * entering;  // inf and NaN as in the equation
-      store<S>(m_, i, m);
+      keep<typename S::Other, S::kNarrowed>(m_, i, m, other);
       // [4] bias
       m = m * unbias;
       // [5] variance: rounded below zero it is zero; NaN stays
@@ -178,8 +206,8 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
     if constexpr (momentum) {
       // [8] momentum
       u = k * u;
-      const A b = fused(mu, A(load<S>(b_, i)), u);
-      store<S>(b_, i, b);
+      A b = fused(mu, A(load<typename S::Other>(b_, i)), u);
+      keep<typename S::Other, S::kNarrowed>(b_, i, b, swapped(other));
       u = nesterov != 0 ? fused(mu, b, u) : b;
       if constexpr (extra == kCapped) u = within(u, most);
     }
@@ -189,13 +217,11 @@ RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char*
       if constexpr (extra >= kWalled) p = within(p, RMSPROP_BROKEN(10) ? A(kUnbounded) : wall);
       store<P>(p_, i, p);
     } else {
-      const uint32_t random = mix((RMSPROP_BROKEN(6) ? uint32_t(i % 16) * 0x9e3779b1u : word) ^ first, second);
-      word += 0x9e3779b1u;
       if constexpr (write == kStochastic) {
-        put<P>(p_, i, bounded<P>(P::narrow(p, random), wall));
+        put<P>(p_, i, P::narrow(within(p, wall), random));  // the bound is a number of the type, and so is kept
       } else {
         const auto near = P::narrow(p);
-        put<P>(p_, i, bounded<P>(near, wall));
+        store<P>(p_, i, within(P::widen(near), wall));
         const A rest = (p - P::widen(near)) * (RMSPROP_BROKEN(7) ? -P::kRestScale : P::kRestScale);
         const A kept = rest - rest == 0 ? rest : A(0);  // the parameter may be infinite or NaN
         put<P>(c_, i, write == kBoth ? P::narrow(kept, random) : P::narrow(kept));
@@ -224,9 +250,9 @@ RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, int6
       stop = end - begin < kBlock ? end : begin + kBlock;
       ask_for<P>(p, begin);
       ask_for<P>(g, begin);
-      ask_for<S>(v, begin);
-      if constexpr (centered) ask_for<S>(m, begin);
-      if constexpr (momentum) ask_for<S>(b, begin);
+      ask_for<typename S::Square>(v, begin);
+      if constexpr (centered) ask_for<typename S::Other>(m, begin);
+      if constexpr (momentum) ask_for<typename S::Other>(b, begin);
       if constexpr (write >= kCompensated) ask_for<P>(c, begin);
     }
     lines<P, S, A, centered, momentum, extra, write>(n, begin, stop, p, g, v, m, b, c);

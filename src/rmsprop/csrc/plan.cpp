@@ -75,7 +75,7 @@ bool same_layout(const View& a, const View& b, int64_t count) {
   return true;
 }
 
-int64_t width(int32_t type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2; }
+int64_t width(int32_t type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : type == kFloat8 ? 1 : 2; }
 
 // The addresses of one parameter's tensors, null for missing ones, and the number of elements.
 struct Row {
@@ -84,13 +84,12 @@ struct Row {
   bool inference;
 };
 
-// Returns the index of tensor k's type in a work: 0 for the parameter's, 1 for the state's, 2 for the step's.
-int type_of(int k) { return k == kStep ? 2 : k == kParam || k == kGrad || k == kCompensation ? 0 : 1; }
+constexpr Typed kTypeOf[kTensors] = {kOfParam, kOfParam, kOfSquareAvg, kOfOthers, kOfOthers, kOfStep, kOfParam, kOfEma};
 
 // Returns whether the objects of one parameter may be stepped together. object: [kTensors], null for missing ones.
 bool fits(const Host& host, void* const* object, const int32_t* kinds, Row& row) {
   View param, view;
-  if (!plain(host, object[kParam], kinds[0], kinds[3], param)) return false;
+  if (!plain(host, object[kParam], kinds[kOfParam], kinds[kTypes], param)) return false;
   row.size = elements(param);
   row.inference = param.inference;
   if (!dense(param, row.size)) return false;
@@ -99,7 +98,7 @@ bool fits(const Host& host, void* const* object, const int32_t* kinds, Row& row)
     if (object[k] == nullptr) continue;
     if (k == kParam) {
       view = param;
-    } else if (!plain(host, object[k], kinds[type_of(k)], kinds[3], view)) {
+    } else if (!plain(host, object[k], kinds[kTypeOf[k]], kinds[kTypes], view)) {
       return false;
     }
     if (k == kStep ? elements(view) != 1 : !same_layout(param, view, row.size)) return false;
@@ -109,13 +108,13 @@ bool fits(const Host& host, void* const* object, const int32_t* kinds, Row& row)
   return true;
 }
 
-// Appends the memory that a row writes. types: of parameters, state and steps.
+// Appends the memory that a row writes. types: by Typed.
 Span* note(char* const* data, int64_t size, const int32_t* types, Span* span) {
   for (int k = 0; k < kTensors; ++k) {
     const int64_t count = k == kStep ? 1 : size;
     if (k == kGrad || data[k] == nullptr || count == 0) continue;
     const uint64_t begin = reinterpret_cast<uint64_t>(data[k]);
-    *span++ = {begin, begin + uint64_t(count * width(types[type_of(k)]))};
+    *span++ = {begin, begin + uint64_t(count * width(types[kTypeOf[k]]))};
   }
   return span;
 }
@@ -185,7 +184,7 @@ bool all_apart(Plan& plan) {
   Span* last = plan.span;
   for (int64_t w = 0; w < plan.works; ++w) {
     const Work& work = plan.work[w];
-    const int32_t types[3] = {work.param_type, work.state_type, work.step_type};
+    const int32_t types[kTypes] = {work.param_type, work.state_type, work.other_type, work.step_type, work.ema_type};
     for (int64_t i = 0; i < work.count; ++i) {
       if (work.size[i] < 0) continue;
       const auto address = [i](auto* of) { return of == nullptr ? nullptr : static_cast<char*>(of[i]); };
@@ -225,7 +224,7 @@ bool same(Plan& plan, void* params, void* keys, void* gradients, void* state) {
   plan.apart = 0;  // until moved memory is checked for overlap
   for (int64_t w = 0; w < plan.works; ++w) {
     Work& work = plan.work[w];
-    const int32_t* kinds = plan.kinds + 4 * w;
+    const int32_t* kinds = plan.kinds + kKinds * w;
     for (int64_t i = 0; i < work.count; ++i) {
       int64_t& size = const_cast<int64_t*>(work.size)[i];
       void* const gradient = host.list_item(gradients, plan.place[w][i]);
@@ -304,7 +303,7 @@ RMSPROP_API int32_t rmsprop_plain(const Host* host, void* const* lists, int64_t 
   for (int64_t i = 0; i < count; ++i) {
     if (!row(i, found)) return 0;
     const bool other = found.size > 0 && found.data[kGrad] != found.data[kParam];
-    if (other && !clear(span, last, found.data[kGrad], found.size * width(types[0]))) return 0;
+    if (other && !clear(span, last, found.data[kGrad], found.size * width(types[kOfParam]))) return 0;
   }
   return 1;
 }

@@ -32,6 +32,10 @@ struct Host {
 // The tensors of one parameter, in the order of Bucket.lists() in bucket.py.
 enum Kept { kParam, kGrad, kSquareAvg, kGradAvg, kMomentumBuffer, kStep, kCompensation, kEma, kTensors };
 
+// The types of a bucket: of parameters, gradients and compensation; of square_avg; of grad_avg and momentum_buffer; of
+// steps; of ema. kKinds: with the device's index behind them.
+enum Typed { kOfParam, kOfSquareAvg, kOfOthers, kOfStep, kOfEma, kTypes, kKinds };
+
 // Written memory [begin, end).
 struct Span {
   uint64_t begin, end;
@@ -47,7 +51,7 @@ struct Plan {
   void* slot_names[kTensors];
   int64_t works;
   Work* work;
-  const int32_t* kinds;         // [works][4] torch's dtypes of parameter, state and step; the device's index, or -1
+  const int32_t* kinds;         // [works][kKinds] torch's dtypes by Typed; the device's index, or -1
   const int64_t* const* place;  // [works][work.count] index of the row's parameter
   void* const* spread_slot;     // [params][kTensors] or null: a slot that is a DTensor (shards.py), and
   void* const* spread_shard;    // the shard that replaces it
@@ -84,7 +88,7 @@ RMSPROP_API int32_t rmsprop_apart(Plan* plan);
 
 // Returns 1 if all tensors of a bucket are plain, of these kinds, in one dense layout per parameter, and do not overlap,
 // else 0.
-// lists: [kTensors] Python lists of `count` tensors, or null. kinds: as in a plan. types: Type of parameters, state and
-// steps. span: [7 * count] scratch.
+// lists: [kTensors] Python lists of `count` tensors, or null. kinds: as in a plan. types: [kTypes] each a Type.
+// span: [7 * count] scratch.
 RMSPROP_API int32_t rmsprop_plain(const Host* host, void* const* lists, int64_t count, const int32_t* kinds,
                                   const int32_t* types, Span* span);

@@ -23,17 +23,17 @@
 
 namespace {
 
-// One function for each pair of types and rounding, since the attribute does not apply to templates. The state has the
+// One function for each pair of types and rounding, since the attribute does not apply to templates. A full state has the
 // type of P or a wider one.
 #define RMSPROP_ONE(clones, name, P, S, A, extra, write)                             \
   clones void name(const Work& work, int64_t i, int64_t begin, int64_t end) {        \
     chosen<P, S, A, extra, write>(work, i, begin, end);                              \
   }
-#define RMSPROP_PIECE(clones, name, P, S, A)                                         \
-  RMSPROP_ONE(RMSPROP_CLONES, name, P, S, A, kPlain, kNearest)                       \
-  RMSPROP_ONE(clones, name##_walled, P, S, A, kWalled, kNearest)                     \
-  RMSPROP_ONE(clones, name##_clipped, P, S, A, kClipped, kNearest)                   \
-  RMSPROP_ONE(clones, name##_capped, P, S, A, kCapped, kNearest)
+#define RMSPROP_PIECE(clones, name, P, T, A)                                         \
+  RMSPROP_ONE(RMSPROP_CLONES, name, P, Full<T>, A, kPlain, kNearest)                 \
+  RMSPROP_ONE(clones, name##_walled, P, Full<T>, A, kWalled, kNearest)               \
+  RMSPROP_ONE(clones, name##_clipped, P, Full<T>, A, kClipped, kNearest)             \
+  RMSPROP_ONE(clones, name##_capped, P, Full<T>, A, kCapped, kNearest)
 #define RMSPROP_HALF(clones, name, P, S)                                             \
   RMSPROP_ONE(clones, name##_stochastic, P, S, float, kCapped, kStochastic)          \
   RMSPROP_ONE(clones, name##_compensated, P, S, float, kCapped, kCompensated)        \
@@ -48,10 +48,23 @@ RMSPROP_PIECE(RMSPROP_TWO_CLONES, bf16_bf16, BFloat16, BFloat16, float)
 RMSPROP_PIECE(RMSPROP_CLONES, f16_f32, Float16, Float32, float)
 RMSPROP_PIECE(RMSPROP_TWO_CLONES, f16_f64, Float16, Float64, float)
 RMSPROP_PIECE(RMSPROP_TWO_CLONES, f16_f16, Float16, Float16, float)
-RMSPROP_HALF(RMSPROP_CLONES, bf16_f32, BFloat16, Float32)
-RMSPROP_HALF(RMSPROP_TWO_CLONES, bf16_bf16, BFloat16, BFloat16)
-RMSPROP_HALF(RMSPROP_CLONES, f16_f32, Float16, Float32)
-RMSPROP_HALF(RMSPROP_TWO_CLONES, f16_f16, Float16, Float16)
+RMSPROP_HALF(RMSPROP_CLONES, bf16_f32, BFloat16, Full<Float32>)
+RMSPROP_HALF(RMSPROP_TWO_CLONES, bf16_bf16, BFloat16, Full<BFloat16>)
+RMSPROP_HALF(RMSPROP_CLONES, f16_f32, Float16, Full<Float32>)
+RMSPROP_HALF(RMSPROP_TWO_CLONES, f16_f16, Float16, Full<Float16>)
+
+// A narrowed state: to bfloat16, or square_avg to float8.
+#define RMSPROP_NARROWED(name, P, T)                                                        \
+  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_nearest, P, Narrowed<T>, float, kCapped, kNearest) \
+  RMSPROP_HALF(RMSPROP_TWO_CLONES, name, P, Narrowed<T>)
+RMSPROP_ONE(RMSPROP_CLONES, f32_n16, Float32, Narrowed<BFloat16>, float, kPlain, kNearest)
+RMSPROP_ONE(RMSPROP_CLONES, f32_n8, Float32, Narrowed<Float8>, float, kPlain, kNearest)
+RMSPROP_ONE(RMSPROP_TWO_CLONES, f32_n16_capped, Float32, Narrowed<BFloat16>, float, kCapped, kNearest)
+RMSPROP_ONE(RMSPROP_TWO_CLONES, f32_n8_capped, Float32, Narrowed<Float8>, float, kCapped, kNearest)
+RMSPROP_NARROWED(bf16_n16, BFloat16, BFloat16)
+RMSPROP_NARROWED(bf16_n8, BFloat16, Float8)
+RMSPROP_NARROWED(f16_n16, Float16, BFloat16)
+RMSPROP_NARROWED(f16_n8, Float16, Float8)
 
 using Piece = void (*)(const Work&, int64_t, int64_t, int64_t);
 
@@ -68,6 +81,7 @@ RMSPROP_TABLE(kWalledPieces, _walled)
 RMSPROP_TABLE(kClippedPieces, _clipped)
 RMSPROP_TABLE(kCappedPieces, _capped)
 
+// [parameter's type][average's type]
 constexpr Piece kAverages[4][4] = {
     {average_f32_f32, average_f32_f64, nullptr, nullptr},
     {average_f64_f32, average_f64_f64, nullptr, nullptr},
@@ -79,12 +93,19 @@ constexpr Piece kAverages[4][4] = {
 #define RMSPROP_HALVES(end) {{bf16_f32##end, bf16_bf16##end}, {f16_f32##end, f16_f16##end}}
 constexpr Piece kHalves[3][2][2] = {RMSPROP_HALVES(_stochastic), RMSPROP_HALVES(_compensated), RMSPROP_HALVES(_both)};
 
+// [rounding][float16, not bfloat16][float8, not bfloat16]; of float32 parameters [any of the extras][float8]
+#define RMSPROP_NARROW(end) {{bf16_n16##end, bf16_n8##end}, {f16_n16##end, f16_n8##end}}
+constexpr Piece kNarrowed[4][2][2] = {RMSPROP_NARROW(_nearest), RMSPROP_NARROW(_stochastic),
+                                      RMSPROP_NARROW(_compensated), RMSPROP_NARROW(_both)};
+constexpr Piece kNarrowed32[2][2] = {{f32_n16, f32_n8}, {f32_n16_capped, f32_n8_capped}};
+
 Piece piece_for(const Work& work, int64_t i) {
-  if (work.compensation != nullptr || work.stochastic) {
-    const int write = work.compensation == nullptr ? 0 : work.stochastic ? 2 : 1;
-    return kHalves[write][work.param_type == kFloat16][work.state_type == work.param_type];
-  }
+  const int write = work.compensation == nullptr ? work.stochastic != 0 : work.stochastic ? kBoth : kCompensated;
+  const bool is_float16 = work.param_type == kFloat16, is_float8 = work.state_type == kFloat8;
   const Extra extra = extra_for(work, i);
+  if (work.narrowed && work.param_type == kFloat32) return kNarrowed32[extra != kPlain][is_float8];
+  if (work.narrowed) return kNarrowed[write][is_float16][is_float8];
+  if (write != kNearest) return kHalves[write - 1][is_float16][work.state_type == work.param_type];
   return (extra == kPlain     ? kPieces
           : extra == kWalled  ? kWalledPieces
           : extra == kClipped ? kClippedPieces
@@ -118,7 +139,7 @@ void region(int64_t begin, int64_t end, void* context) {
          for (int64_t next; first < last; first = next) {
            next = std::min(first + kAveraged, last);
            piece(work, i, first, next);
-           kAverages[work.param_type][work.state_type](work, i, first, next);
+           kAverages[work.param_type][work.ema_type](work, i, first, next);
          }
        });
 }
@@ -152,7 +173,7 @@ void count_steps(const Work& work) {
     }
     work.correction[i] = correction;
     if (work.ema != nullptr) work.ema_weight[i] = share;
-    if (work.stochastic) {
+    if (work.stochastic || work.narrowed) {
       const uint64_t own = work.random_key[i], count = uint64_t(t);
       work.key[2 * i] = mix(uint32_t(own) + uint32_t(count) * 0x9e3779b9u, uint32_t(count >> 32));
       work.key[2 * i + 1] = mix(uint32_t(own >> 32) ^ work.key[2 * i], 0);

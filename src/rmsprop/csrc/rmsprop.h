@@ -2,8 +2,8 @@
 #pragma once
 #include <cstdint>
 
-// Element types, in the order of kernels/native.py TYPES.
-enum Type : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16 };
+// Element types, in the order of kernels/native.py SLOT_TYPES. kFloat8 is for square_avg of a narrowed state alone.
+enum Type : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16, kFloat8 };
 
 // The position of ε in [6], in the order of spec.py EPS_MODES.
 enum EpsMode : int32_t { kOutside, kInside, kBoth, kFloor };
@@ -18,10 +18,14 @@ struct Work {
   double cap;                                     // max_update, M in [7] and [9]; infinity if not given; else [2] too
   double clip_value, clip_norm, clip_global_norm, clip_weights;  // tensors/clipping.py; infinity if not given
   double ema_decay;                               // [10]: spec.py Averaging
-  int32_t param_type, state_type, step_type;
+  int32_t param_type;  // of gradients and compensation too
+  int32_t state_type;  // of square_avg
+  int32_t other_type;  // of grad_avg and momentum_buffer: as state_type, or bfloat16 if narrowed
+  int32_t ema_type, step_type;
   int32_t eps_mode, centered, has_momentum, nesterov, lr_in_buffer, decoupled, bias_correction, maximize;
   int32_t clip_after_decay, clip_value_last, ema_warmup;
   int32_t stochastic;      // half precision is rounded stochastically, by bits derived from `random_key`
+  int32_t narrowed;        // so is the state, which is in bfloat16, or square_avg in float8
   int64_t ema_start, ema_interval;
   int64_t count;           // number of tensors
   const int64_t* size;     // [count] elements of each; -1: it has no gradient and is skipped
@@ -37,8 +41,8 @@ struct Work {
   double* correction;      // [count] scratch: 1 − αᵗ, or 1
   double* ema_weight;      // [count] scratch, read only with ema: 1 − d of [10], or -1 if this step does not average
   double* coefficient;     // [2·count] scratch, null without norms: two factors that bound a gradient's norms
-  const uint64_t* random_key;  // [count] read only if stochastic: spec.py random_key
-  uint32_t* key;           // [2·count] scratch, if stochastic: keys of the random bits of this step
+  const uint64_t* random_key;  // [count] read only if stochastic or narrowed: spec.py random_key
+  uint32_t* key;           // [2·count] scratch, if random_key is read: keys of the random bits of this step
 };
 
 // torch_parallel_for (torch/csrc/stable/c/shim.h), passed by address, so that no threading library is linked.

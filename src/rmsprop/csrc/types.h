@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 // One binary for AVX-512, AVX2 and plain x86-64, from which the loader chooses (glibc's ifunc). One version elsewhere.
 #if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && __GNUC__ >= 12 && !defined(RMSPROP_ONE_TARGET)
@@ -65,6 +66,9 @@ RMSPROP_INLINE double fused(double a, double b, double c) { return a * b + c; }
 // Returns a if the condition holds, else b, without a branch, which would prevent vectorization.
 RMSPROP_INLINE uint32_t pick(bool condition, uint32_t a, uint32_t b) { return b ^ ((a ^ b) & (0u - uint32_t(condition))); }
 
+// Returns all ones if a > b, else 0, for numbers below 2³¹. Without a comparison, whose mask may have another width.
+RMSPROP_INLINE uint32_t above(uint32_t a, uint32_t b) { return uint32_t(int32_t(b - a) >> 31); }
+
 // Element types, with conversions to a wider number and back (rounded once, to nearest even, NaN kept). Memory is read by
 // memcpy, since storage may be unaligned.
 struct Float32 {
@@ -86,6 +90,7 @@ struct Float64 {
 struct BFloat16 {
   using Bits = uint16_t;
   using Word = uint16_t;
+  static constexpr uint32_t kNearest = 0x8000u;  // but for ties
   static constexpr Word kInfinity = 0x7f80u;
   static constexpr float kRestScale = 1;
   static RMSPROP_INLINE float widen(Bits x) { return bits<float>(uint32_t(x) << 16); }
@@ -95,11 +100,11 @@ struct BFloat16 {
     const uint32_t nan = (u >> 16) | 0x40u;
     return Bits(pick((u & 0x7fffffffu) > 0x7f800000u, nan, rounded));
   }
-  // Rounds to one of the two neighbors: random bits are added to the dropped bits, and the carry decides.
+  // Rounds to one of the two neighbors: random bits are added to the dropped bits, and the carry decides. Infinity has
+  // nothing to drop. x is a result of arithmetic, so NaN is quiet, and stays NaN without its lowest bits.
   static RMSPROP_INLINE Bits narrow(float x, uint32_t random) {
-    const uint32_t u = bits<uint32_t>(x);
-    const uint32_t rounded = (u + (random & 0xffffu)) >> 16;
-    return Bits(pick((u & 0x7f800000u) == 0x7f800000u, narrow(x), rounded));
+    const uint32_t added = x == x ? random & 0xffffu : 0;
+    return Bits((bits<uint32_t>(x) + added) >> 16);
   }
 };
 
@@ -145,6 +150,28 @@ struct Float16 {
   }
 };
 
+// The byte of square_avg: 6 bits of exponent, 2 of fraction, no sign. Its codes are in reference.py. Numbers below 2⁻⁴⁹
+// become normal ones, an octave below, so that neither way has a branch or a float32 subnormal.
+struct Float8 {
+  using Bits = uint8_t;
+  static constexpr uint32_t kNearest = 1u << 20;
+  static RMSPROP_INLINE float widen(Bits x) {
+    const uint32_t code = x;
+    const float u = bits<float>((code + 308u + (above(code, 253u) & 458u)) << 21);
+    const float low = (u + u) - 0x1p-49f;
+    return low < u ? low : u;
+  }
+  // Rounds to one of the two neighbors by the lowest 21 random bits, the largest number at most.
+  static RMSPROP_INLINE Bits narrow(float x, uint32_t random) {
+    const float raised = fused(x, 0.5f, 0x1p-50f);
+    const uint32_t u = bits<uint32_t>(raised > x ? raised : x);
+    const uint32_t code = ((u + (random & 0x1fffffu)) >> 21) - 308u;
+    const uint32_t held = code < 253u ? code : 253u;
+    const uint32_t top = x > std::numeric_limits<float>::max() ? 254u : held;
+    return Bits(x == x ? top : 255u);
+  }
+};
+
 // Returns the random bits of an element: the same as in kernels/rounding.py, kernels/triton_kernel.py and reference.py.
 // Source: the finalizer `lowbias32` of C. Wellons, with a second key added between its multiplications.
 RMSPROP_INLINE uint32_t mix(uint32_t x, uint32_t key) {
@@ -155,6 +182,15 @@ RMSPROP_INLINE uint32_t mix(uint32_t x, uint32_t key) {
   x *= 0x846ca68bu;
   return x ^ x >> 16;
 }
+
+// The bits of the state's slots (reference.state_bits): grad_avg has those mixed again, square_avg those of the parameter
+// with swapped halves, momentum_buffer both.
+RMSPROP_INLINE uint32_t mixed_again(uint32_t x) {
+  x = (x ^ x >> 15) * 0x2c1b3c6du;
+  return x ^ x >> 12;
+}
+
+RMSPROP_INLINE uint32_t swapped(uint32_t x) { return x >> 16 | x << 16; }
 
 template <class T>
 RMSPROP_INLINE auto load(const char* from, int64_t i) {

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rmsprop.kernels import native
 from rmsprop.kernels.base import Backend
-from rmsprop.kernels.refusals import count_writes, plain, refuse_call, refuse_memory, refuse_rule, refuse_slots
+from rmsprop.kernels.refusals import count_writes, plain, refuse_call, refuse_memory, refuse_rule, refuse_slots, types
 from rmsprop.spec import CLIPS, EMA_WARMUPS, EPS_MODES, GRADIENT_CLIPS, Averaging, Hyper, Rule
 from rmsprop.tensors.bucket import Bucket, kind
 from rmsprop.tensors.clipping import Work, clips
@@ -114,6 +114,8 @@ def clip_and_step(works: Sequence[Work]) -> float | None:
 
 CPU = Backend("cpu", refuse, step)
 
+_TYPES = ("param_type", "state_type", "other_type", "step_type", "ema_type")  # in the order of refusals.types
+
 
 class Lists:
     """A bucket in the kernel's form: arrays of addresses and sizes, kept alive with their `work`."""
@@ -134,9 +136,7 @@ class Lists:
         self.random_key = (c_uint64 * count)(*bucket.random_keys)
         self.key = (c_uint32 * (2 * count))()
         self.work = native.Work(
-            param_type=native.TYPES[bucket.param[0].dtype],
-            state_type=native.TYPES[bucket.slots["square_avg"][0].dtype],
-            step_type=native.TYPES[bucket.slots["step"][0].dtype],
+            **dict(zip(_TYPES, (native.SLOT_TYPES[dtype] for dtype in types(bucket)), strict=True)),
             eps_mode=EPS_MODES.index(rule.eps_mode),
             centered=rule.centered,
             has_momentum=rule.momentum,
@@ -145,7 +145,8 @@ class Lists:
             decoupled=rule.weight_decay_mode in ("decoupled", "corrected"),
             bias_correction=rule.bias_correction,
             maximize=rule.maximize,
-            stochastic=bool(bucket.random_keys),
+            stochastic=bucket.rounding == "stochastic",
+            narrowed=bucket.state_dtype != "float32",
             **dict.fromkeys(CLIPS, math.inf),
             count=count,
             size=ctypes.addressof(self.size),
@@ -211,7 +212,7 @@ def _refuse_rounding(bucket: Bucket) -> str | None:
     if not bucket.slots["compensation"] and bucket.rounding == "nearest":
         return None
     state = {x.dtype for x in bucket.slots["square_avg"][:1]}
-    if not state <= {torch.float32, bucket.param[0].dtype}:
+    if bucket.state_dtype == "float32" and not state <= {torch.float32, bucket.param[0].dtype}:
         return f"the state is {state.pop()}, for which it only rounds to nearest"
     if any(c.dtype != p.dtype for p, c in zip(bucket.param, bucket.slots["compensation"], strict=False)):
         return "some remainders of compensation=True are not of their parameter's dtype"

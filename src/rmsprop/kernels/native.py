@@ -13,8 +13,9 @@ import torch
 from rmsprop.spec import CLIPS
 from rmsprop.tensors.forked import in_child
 
-# Element types, in the order of csrc/rmsprop.h.
+# Element types of parameters, and of slots with float8's bytes, in the order of csrc/rmsprop.h.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+SLOT_TYPES = {**TYPES, torch.uint8: 4}
 
 # Minimum number of elements per thread. They take 13 µs on one core of a Xeon and 8 µs on two idle cores. If the
 # second core is busy, every parallel region takes milliseconds.
@@ -29,10 +30,13 @@ class Work(Structure):
     _fields_ = (
         *((name, c_double) for name in ("lr", "alpha", "eps", "momentum", "weight_decay", "scale", "cap", *CLIPS)),
         ("ema_decay", c_double),
-        *((name, c_int32) for name in ("param_type", "state_type", "step_type", "eps_mode", "centered")),
-        *((name, c_int32) for name in ("has_momentum", "nesterov", "lr_in_buffer", "decoupled")),
-        *((name, c_int32) for name in ("bias_correction", "maximize", "clip_after_decay", "clip_value_last")),
-        *((name, c_int32) for name in ("ema_warmup", "stochastic")),
+        *((name, c_int32) for name in ("param_type", "state_type", "other_type", "ema_type", "step_type")),
+        *((name, c_int32) for name in ("eps_mode", "centered", "has_momentum", "nesterov", "lr_in_buffer")),
+        *(
+            (name, c_int32)
+            for name in ("decoupled", "bias_correction", "maximize", "clip_after_decay", "clip_value_last")
+        ),
+        *((name, c_int32) for name in ("ema_warmup", "stochastic", "narrowed")),
         *((name, c_int64) for name in ("ema_start", "ema_interval")),
         ("count", c_int64),
         *((name, c_void_p) for name in ("size", "param", "grad", "square_avg", "grad_avg", "momentum_buffer", "ema")),
@@ -93,7 +97,7 @@ class Native:
         parallel_for: the address of torch_parallel_for. None: one thread does all the work.
         host: functions and layouts of Python and torch, for tensors on the CPU. None if this Python or torch has
             others: each step then reads its tensors from Python, which is slower for many small tensors.
-        dtype_codes: torch's codes of the dtypes in TYPES.
+        dtype_codes: torch's codes of the dtypes in SLOT_TYPES.
     """
 
     step: Any
@@ -149,7 +153,7 @@ def load(library: Path | None = None) -> Native | str:
     plain.argtypes, plain.restype = (c_void_p, c_void_p, c_int64, *(c_void_p,) * 3), c_int32
     symbols = _torch_library()
     host = _host(symbols)
-    codes = {} if host is None else {t: _code(symbols, "dtype_" + str(t).removeprefix("torch.")) for t in TYPES}
+    codes = {} if host is None else {t: _code(symbols, "dtype_" + str(t).removeprefix("torch.")) for t in SLOT_TYPES}
     return Native(
         step=step,
         norms=norms,

@@ -2,7 +2,6 @@
 
 import ctypes
 from ctypes import c_int32, c_int64, c_void_p
-from itertools import chain
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from rmsprop.kernels import native
 from rmsprop.spec import Rule
-from rmsprop.tensors.bucket import Bucket, dense
+from rmsprop.tensors.bucket import Bucket, dense, slot_dtype
 
 
 def refuse_call(bucket: Bucket) -> str | None:
@@ -49,48 +48,65 @@ def plain(bucket: Bucket) -> bool:
     loaded = native.load()
     if isinstance(loaded, str) or not bucket.slots["square_avg"] or not bucket.grad:
         return False
-    host = native.host(bucket.param[0].device)
-    dtypes: list[Any] = [
-        getattr(x[0], "dtype", None) for x in (bucket.param, bucket.slots["square_avg"], bucket.slots["step"])
-    ]
-    if host is None or any(dtype not in native.TYPES for dtype in dtypes):
-        return False
-    if dtypes[1] not in (torch.float32, torch.float64, dtypes[0]) or dtypes[2] not in (torch.float32, torch.float64):
+    host, dtypes = native.host(bucket.param[0].device), types(bucket)
+    if host is None or dtypes[0] not in native.TYPES or _refuse_types(bucket, dtypes) is not None:
         return False
     lists = (c_void_p * native.TENSORS)(*(id(values) if values else None for values in bucket.lists()))
-    found = (c_int32 * 4)(*kinds(loaded, bucket))
-    types = (c_int32 * 3)(*(native.TYPES[dtype] for dtype in dtypes))
+    found = (c_int32 * (len(dtypes) + 1))(*kinds(loaded, bucket))
+    codes = (c_int32 * len(dtypes))(*(native.SLOT_TYPES[dtype] for dtype in dtypes))
     spans = (c_int64 * (2 * (native.TENSORS - 1) * len(bucket.param)))()
-    return bool(loaded.plain(ctypes.addressof(host), lists, len(bucket.param), found, types, spans))
+    return bool(loaded.plain(ctypes.addressof(host), lists, len(bucket.param), found, codes, spans))
+
+
+def types(bucket: Bucket) -> list[Any]:
+    """Return the dtypes of a bucket's first tensors by `Typed` in csrc/plan.h; for a missing slot, what it would have."""
+    slots = bucket.slots
+    param, square, step = (getattr(x[0], "dtype", None) for x in (bucket.param, slots["square_avg"], slots["step"]))
+    narrowed = bucket.state_dtype != "float32"
+    others = slots["grad_avg"] or slots["momentum_buffer"]
+    other = others[0].dtype if others else torch.bfloat16 if narrowed else square
+    ema = slots["ema"][0].dtype if slots["ema"] else torch.float32 if narrowed else square
+    return [param, square, other, step, ema]
 
 
 def kinds(loaded: native.Native, bucket: Bucket) -> list[int]:
-    """Return torch's dtype codes of a bucket's parameters, state and steps, and the index of their device or -1."""
-    codes = [
-        loaded.dtype_codes[values[0].dtype]
-        for values in (bucket.param, bucket.slots["square_avg"], bucket.slots["step"])
-    ]
+    """Return torch's codes of a bucket's `types`, and the index of their device or -1."""
     index = bucket.param[0].device.index
-    return [*codes, -1 if index is None else index]
+    return [*(loaded.dtype_codes[dtype] for dtype in types(bucket)), -1 if index is None else index]
 
 
 def refuse_slots(rule: Rule, bucket: Bucket) -> str | None:
     """Return a reason to refuse the state."""
     if not bucket.slots["square_avg"]:
         return None
-    dtype = bucket.slots["square_avg"][0].dtype
-    param = bucket.param[0].dtype
-    if dtype not in (torch.float32, torch.float64, param):
-        return f"the state is {dtype}, and for {param} parameters it takes float32, float64 or {param}"
-    kept = [bucket.slots[name] for name in (*rule.slots(), "ema") if name != "step"]
-    if any(x.dtype != dtype for x in chain(*kept)):
+    dtypes = types(bucket)
+    reason = _refuse_types(bucket, dtypes)
+    if reason is not None:
+        return reason
+    _, square, other, step, ema = dtypes
+    wanted = {"square_avg": square, "grad_avg": other, "momentum_buffer": other, "ema": ema}
+    if any(x.dtype != wanted[name] for name in (*rule.slots(), "ema") if name != "step" for x in bucket.slots[name]):
         return "the state tensors are of different dtypes"
-    first = bucket.slots["step"][0].dtype
-    if first not in (torch.float32, torch.float64) or any(
-        t.dtype != first or t.numel() != 1 for t in bucket.slots["step"]
-    ):
-        return "the step counters are not all float32, or all float64, tensors of one element"
+    if any(t.dtype != step or t.numel() != 1 for t in bucket.slots["step"]):
+        return _STEPS
     return None
+
+
+_STEPS = "the step counters are not all float32, or all float64, tensors of one element"
+
+
+def _refuse_types(bucket: Bucket, dtypes: list[Any]) -> str | None:
+    """Return a reason to refuse the dtypes of a bucket's state, which are its `types`."""
+    param, square, other, step, ema = dtypes
+    if bucket.state_dtype != "float32":
+        wanted = [slot_dtype(name, param, bucket.state_dtype) for name in ("square_avg", "grad_avg", "ema")]
+        if [square, other, ema] != wanted:
+            return f"the state is not in the dtypes of state_dtype={bucket.state_dtype!r}: square_avg in {wanted[0]}"
+    elif square not in (torch.float32, torch.float64, param):
+        return f"the state is {square}, and for {param} parameters it takes float32, float64 or {param}"
+    elif (other, ema) != (square, square):
+        return "the state tensors are of different dtypes"
+    return None if step in (torch.float32, torch.float64) else _STEPS
 
 
 def refuse_memory(bucket: Bucket) -> str | None:
