@@ -1,11 +1,11 @@
-"""The compiled kernel keeps the averages in fewer bytes, with the reference's rounding of its own float32 averages."""
+"""The compiled kernel keeps averages in fewer bytes, with the reference's rounding of its own float32 averages."""
 
 from dataclasses import replace
 from itertools import product
 
 import pytest
 import torch
-from cpu_parity import BF16, BOUND, COVERING, F16, F32, F64, SIZES, copied, rules, spiked, tensors, worst
+from cpu_parity import BF16, BOUND, COVERING, F16, F32, F64, SIZES, copied, spiked, tensors, worst
 from halves import SEED, rounded_as
 from narrowed import STATES, again, check_narrowed, identical, in_float32, narrowed
 from torch import Tensor
@@ -200,7 +200,7 @@ def test_a_state_of_another_dtype_is_refused(
 ) -> None:
     """Each slot in any other dtype, one tensor alone too, and bytes where the setting does not ask for them."""
     if not plain:
-        monkeypatch.setattr("rmsprop.kernels.cpu.plain", lambda bucket: False)
+        monkeypatch.setattr("rmsprop.kernels.cpu.plain", lambda _: False)
     bucket = made(FULL, state_dtype, BF16, True, False)
     bucket.slots["ema"] = [p.float() for p in bucket.param]
     assert cpu.refuse(FULL, bucket) is None

@@ -5,6 +5,7 @@
 
 #include <cmath>
 #include <limits>
+#include <type_traits>
 #include <utility>
 
 #if defined(__GNUC__)
@@ -47,7 +48,7 @@ template <class A>
 struct Numbers {
   A scale, l2, shrink, alpha, beta, unbias, eps_inside, eps_outside, floor, mu, into_buffer, lr;
   A weight;            // [3]: factor of the distance between g and m, added to g or m
-  A from_g, nesterov;  // 1 or 0. With a bool the loop would mix masks of two widths, which GCC does not vectorize.
+  A from_g, nesterov, nearest;  // 1 or 0. With a bool the loop would mix masks of two widths, which GCC does not vectorize.
   A cap, growth, carried, move;  // max_update
   A early, value, factor, rest, last, wall;  // clipping: [1] before it, the bounds, and the norms' coefficient in two
   uint32_t first, second;        // keys of the random bits
@@ -58,6 +59,7 @@ struct Numbers {
     const bool in_buffer = work.lr_in_buffer && work.has_momentum;
     const double eps = work.eps;
     nesterov = A(work.nesterov != 0);
+    nearest = A(work.stochastic == 0);
     const bool left_out = RMSPROP_BROKEN(8);
     const double by_norm = work.coefficient == nullptr || left_out ? 1 : work.coefficient[2 * i];
     const bool folded = extra_for(work, i) < kClipped;
@@ -127,106 +129,203 @@ struct Narrowed {
   static constexpr bool kNarrowed = true;
 };
 
-// Writes an average into the state. random: bits of the slot, read only if narrowed.
-template <class T, bool narrowed, class A>
-RMSPROP_INLINE void keep(char* to, int64_t i, A& a, uint32_t random) {
-  if constexpr (narrowed) {
-    const auto x = T::narrow(a, RMSPROP_BROKEN(13) ? T::kNearest : random);
-    put<T>(to, i, typename T::Bits(x + int(RMSPROP_BROKEN(16))));
-    if (RMSPROP_BROKEN(15)) a = T::widen(x);
+// An element on its way through the lines: the parameter, its gradient, and the averages.
+template <class A>
+struct Element {
+  A p, g, v, m, b;
+};
+
+// The nine lines for one element.
+template <class A, bool centered, bool momentum, Extra extra>
+RMSPROP_INLINE void advance(const Numbers<A>& n, Element<A>& x) {
+  A p = x.p, g = x.g * n.scale;
+  if constexpr (extra >= kClipped) g = within(prepared(g, p, n.early, n.value) * n.factor * n.rest, n.last);
+  // [1] decay
+  g = n.l2 != 0 ? fused(n.l2, p, g) : g;
+  p = p * n.shrink;
+  // [2] second moment
+  const A before = x.v;
+  A v = fused(n.beta * g, g, n.alpha * before);
+  A entering = g;
+  if constexpr (extra == kCapped) {
+    // a spike at most doubles v, unless v is 0; an infinite gradient is not a spike
+    const A double_ = n.growth * before;
+    const bool spike = (v > double_) & (double_ > 0) & (std::fabs(g) <= std::numeric_limits<A>::max());
+    v = spike && !RMSPROP_BROKEN(5) ? double_ : v;
+    if constexpr (centered) entering = spike ? std::copysign(n.carried * std::sqrt(before), g) : g;
+  }
+  x.v = v;
+  // [4] bias
+  A w = (RMSPROP_BROKEN(15) ? A(BFloat16::widen(BFloat16::narrow(float(v)))) : v) * n.unbias;
+  if constexpr (centered) {
+    // [3] first moment
+    // from the nearer of the two: α and β are rounded, and a constant mean must stay constant
+    const A old = x.m, apart = entering - old;
+    A m = fused(n.weight, apart, n.from_g != 0 ? entering : old);
+    m = apart - apart == 0 ? m : n.alpha * old + n.beta * entering;  // inf and NaN as in the equation
+    x.m = m;
+    // [4] bias
+    m = m * n.unbias;
+    // [5] variance: rounded below zero it is zero; NaN stays
+    w = fused(-m, m, w);
+    w = w < 0 ? A(0) : w;
+  }
+  // [6] denominator
+  A d = std::sqrt(w + n.eps_inside) + n.eps_outside;
+  d = d < n.floor ? n.floor : d;
+  // [7] direction: 0/0 is 0
+  d = (g == 0) & (d == 0) ? A(1) : d;
+  A u = g / d;
+  if constexpr (extra == kCapped) u = within(u, n.cap);
+  if constexpr (momentum) {
+    // [8] momentum
+    u = n.into_buffer * u;
+    const A b = fused(n.mu, x.b, u);
+    x.b = b;
+    u = n.nesterov != 0 ? fused(n.mu, b, u) : b;
+    if constexpr (extra == kCapped) u = within(u, n.move);
+  }
+  // [9] parameter
+  x.p = fused(-n.lr, u, p);
+}
+
+constexpr uint32_t kApart = 0x9e3779b1u;  // of the words of neighbors, from which their random bits are mixed
+
+// Random bits of an element's averages, from those of its parameter: reference.state_bits.
+struct Drawn {
+  uint32_t v, m, b;
+  RMSPROP_INLINE explicit Drawn(uint32_t random)
+      : v(RMSPROP_BROKEN(14) ? random : swapped(random)), m(mixed_again(random)), b(swapped(m)) {}
+};
+
+template <class T>
+RMSPROP_INLINE typename T::Bits narrowed(float x, uint32_t random) {
+  return typename T::Bits(T::narrow(x, RMSPROP_BROKEN(13) ? T::kNearest : random) + int(RMSPROP_BROKEN(16)));
+}
+
+// Rounds a parameter, or its remainder, stochastically. With `either`, to nearest if the numbers ask for it.
+template <class P, bool either, class A>
+RMSPROP_INLINE typename P::Bits rounded(const Numbers<A>& n, A x, uint32_t random) {
+  return either && n.nearest != 0 ? P::narrow(x) : P::narrow(x, random);
+}
+
+// Whether one function steps half precision with either rounding, beside a narrowed state; else it is a function's own.
+template <class S, Extra extra>
+constexpr bool kEither = S::kNarrowed && extra == kCapped;
+
+// Where an element of a tensor lies: first elements of p, g, v, m, b and c. g may equal p; otherwise nothing overlaps.
+struct Places {
+  char* p;
+  const char* g;
+  char *v, *m, *b, *c;
+};
+
+// Steps element i. word: i · kApart.
+//
+// P: type of the parameter and gradient. S: Full or Narrowed types of the state. A: type of the arithmetic.
+template <class P, class S, class A, bool centered, bool momentum, Extra extra, Write write>
+RMSPROP_INLINE void line(const Numbers<A>& n, A wall, const Places& at, int64_t i, uint32_t word) {
+  using V = typename S::Square;
+  using O = typename S::Other;
+  uint32_t random = 0;
+  if constexpr (S::kNarrowed || write == kStochastic || write == kBoth) {
+    random = mix((RMSPROP_BROKEN(6) ? uint32_t(i % 16) * kApart : word) ^ n.first, n.second);
+  }
+  Element<A> x{A(load<P>(at.p, i)), A(load<P>(at.g, i)), A(load<V>(at.v, i)), A(0), A(0)};
+  if constexpr (write >= kCompensated) x.p = x.p + load<P>(at.c, i) * (1 / P::kRestScale);
+  if constexpr (centered) x.m = A(load<O>(at.m, i));
+  if constexpr (momentum) x.b = A(load<O>(at.b, i));
+  if (RMSPROP_BROKEN(4)) store<P>(const_cast<char*>(at.g), i, x.g + x.g);
+  advance<A, centered, momentum, extra>(n, x);
+  if constexpr (S::kNarrowed) {
+    const Drawn drawn(random);
+    put<V>(at.v, i, narrowed<V>(x.v, drawn.v));
+    if constexpr (centered) put<O>(at.m, i, narrowed<O>(x.m, drawn.m));
+    if constexpr (momentum) put<O>(at.b, i, narrowed<O>(x.b, drawn.b));
   } else {
-    store<T>(to, i, a);
+    store<V>(at.v, i, x.v);
+    if constexpr (centered) store<O>(at.m, i, x.m);
+    if constexpr (momentum) store<O>(at.b, i, x.b);
+  }
+  if constexpr (write == kNearest) {
+    if constexpr (extra >= kWalled) x.p = within(x.p, RMSPROP_BROKEN(10) ? A(kUnbounded) : wall);
+    store<P>(at.p, i, x.p);
+  } else if constexpr (write == kStochastic) {
+    put<P>(at.p, i, rounded<P, kEither<S, extra>>(n, within(x.p, wall), random));  // the bound is a number of the type, and so is kept
+  } else {
+    const A near = P::widen(P::narrow(x.p));
+    store<P>(at.p, i, within(near, wall));
+    const A rest = (x.p - near) * (RMSPROP_BROKEN(7) ? -P::kRestScale : P::kRestScale);
+    const A kept = rest - rest == 0 ? rest : A(0);  // the parameter may be infinite or NaN
+    put<P>(at.c, i, write == kBoth ? rounded<P, kEither<S, extra>>(n, kept, random) : P::narrow(kept));
   }
 }
 
+// Two neighbors in a word of the arithmetic's width or less, so that no vector is split or joined.
+template <class T>
+struct Two {
+  using One = typename T::Bits;
+  using Bits = std::conditional_t<sizeof(One) == 1, uint16_t, uint32_t>;
+  static constexpr int kBits = 8 * sizeof(One);
+  Bits word;
+  RMSPROP_INLINE Two(const char* from, int64_t j) { std::memcpy(&word, from + j * int64_t(sizeof(word)), sizeof(word)); }
+  RMSPROP_INLINE float first() const { return T::widen(One(word)); }
+  RMSPROP_INLINE float second() const { return T::widen(One(word >> kBits)); }
+  static RMSPROP_INLINE void put(char* to, int64_t j, One first, One second) {
+    const Bits word = Bits(uint32_t(first) | uint32_t(second) << kBits);
+    std::memcpy(to + j * int64_t(sizeof(word)), &word, sizeof(word));
+  }
+};
+
+// Steps elements 2j and 2j + 1 of a tensor in half precision with a narrowed state. word: of the first. Little-endian.
+template <class P, class S, class A, bool centered, bool momentum, Extra extra>
+RMSPROP_INLINE void two_lines(const Numbers<A>& n, A wall, const Places& at, int64_t j, uint32_t word) {
+  using V = typename S::Square;
+  using O = typename S::Other;
+  const uint32_t next = RMSPROP_BROKEN(6) ? word : word + kApart;
+  const uint32_t bits[2] = {mix(word ^ n.first, n.second), mix(next ^ n.first, n.second)};
+  const Drawn one(bits[0]), other(bits[1]);
+  const Two<P> p(at.p, j), g(at.g, j);
+  const Two<V> v(at.v, j);
+  Element<A> x{p.first(), g.first(), v.first(), 0, 0}, y{p.second(), g.second(), v.second(), 0, 0};
+  if constexpr (centered) {
+    const Two<O> m(at.m, j);
+    x.m = m.first(), y.m = m.second();
+  }
+  if constexpr (momentum) {
+    const Two<O> b(at.b, j);
+    x.b = b.first(), y.b = b.second();
+  }
+  advance<A, centered, momentum, extra>(n, x);
+  advance<A, centered, momentum, extra>(n, y);
+  Two<V>::put(at.v, j, narrowed<V>(x.v, one.v), narrowed<V>(y.v, other.v));
+  if constexpr (centered) Two<O>::put(at.m, j, narrowed<O>(x.m, one.m), narrowed<O>(y.m, other.m));
+  if constexpr (momentum) Two<O>::put(at.b, j, narrowed<O>(x.b, one.b), narrowed<O>(y.b, other.b));
+  Two<P>::put(at.p, j, rounded<P, kEither<S, extra>>(n, within(x.p, wall), bits[0]), rounded<P, kEither<S, extra>>(n, within(y.p, wall), bits[1]));
+}
+
 // The nine lines over the elements [begin, end) of one tensor.
-//
-// P: type of the parameter and gradient. S: Full or Narrowed types of the state. A: type of the arithmetic.
-// p, g, v, m, b, c: first elements. g may equal p; otherwise nothing overlaps.
 template <class P, class S, class A, bool centered, bool momentum, Extra extra, Write write>
-RMSPROP_INLINE void lines(const Numbers<A>& n, int64_t begin, int64_t end, char* p_, const char* g_, char* v_, char* m_,
-                          char* b_, char* c_) {
-  const A scale = n.scale, l2 = n.l2, shrink = n.shrink, alpha = n.alpha, beta = n.beta, unbias = n.unbias,
-          eps_inside = n.eps_inside, eps_outside = n.eps_outside, floor = n.floor, mu = n.mu, k = n.into_buffer,
-          lr = n.lr, nesterov = n.nesterov, weight = n.weight, from_g = n.from_g, cap = n.cap, growth = n.growth,
-          carried = n.carried, most = n.move, early = n.early, value = n.value, factor = n.factor, rest_ = n.rest,
-          last = n.last, wall = write == kNearest ? n.wall : P::widen(P::narrow(n.wall));
-  const uint32_t first = n.first, second = n.second;
-  uint32_t word = uint32_t(begin) * 0x9e3779b1u;
+RMSPROP_INLINE void lines(const Numbers<A>& given, int64_t begin, int64_t end, Places at) {
+  const Numbers<A> n = given;  // in registers, since a char* may point to anything
+  const A wall = write == kNearest ? n.wall : P::widen(P::narrow(n.wall));
+  uint32_t word = uint32_t(begin) * kApart;
+  if constexpr (S::kNarrowed && write == kStochastic && RMSPROP_LITTLE_ENDIAN) {
+    if (begin % 2 != 0 && begin < end) line<P, S, A, centered, momentum, extra, write>(n, wall, at, begin++, word), word += kApart;
+    RMSPROP_INDEPENDENT
+    for (int64_t j = begin / 2; j < end / 2; ++j) {
+      two_lines<P, S, A, centered, momentum, extra>(n, wall, at, j, word);
+      word += 2 * kApart;
+    }
+    if (begin < end && end % 2 != 0) {
+      line<P, S, A, centered, momentum, extra, write>(n, wall, at, end - 1, uint32_t(end - 1) * kApart);
+    }
+    return;
+  }
   RMSPROP_INDEPENDENT
   for (int64_t i = begin; i < end; ++i) {
-    uint32_t random = 0;
-    if constexpr (S::kNarrowed || write == kStochastic || write == kBoth) {
-      random = mix((RMSPROP_BROKEN(6) ? uint32_t(i % 16) * 0x9e3779b1u : word) ^ first, second);
-      word += 0x9e3779b1u;
-    }
-    const uint32_t other = S::kNarrowed ? mixed_again(random) : 0;
-    A p = load<P>(p_, i);
-    if constexpr (write >= kCompensated) p = p + load<P>(c_, i) * (1 / P::kRestScale);
-    A g = load<P>(g_, i) * scale;
-    if constexpr (extra >= kClipped) g = within(prepared(g, p, early, value) * factor * rest_, last);
-    if (RMSPROP_BROKEN(4)) store<P>(const_cast<char*>(g_), i, g + g);
-    // [1] decay
-    g = l2 != 0 ? fused(l2, p, g) : g;
-    p = p * shrink;
-    // [2] second moment
-    const A before = A(load<typename S::Square>(v_, i));
-    A v = fused(beta * g, g, alpha * before);
-    A entering = g;
-    if constexpr (extra == kCapped) {
-      // a spike at most doubles v, unless v is 0; an infinite gradient is not a spike
-      const A double_ = growth * before;
-      const bool spike = (v > double_) & (double_ > 0) & (std::fabs(g) <= std::numeric_limits<A>::max());
-      v = spike && !RMSPROP_BROKEN(5) ? double_ : v;
-      if constexpr (centered) entering = spike ? std::copysign(carried * std::sqrt(before), g) : g;
-    }
-    keep<typename S::Square, S::kNarrowed>(v_, i, v, RMSPROP_BROKEN(14) ? random : swapped(random));
-    // [4] bias
-    A w = v * unbias;
-    if constexpr (centered) {
-      // [3] first moment
-      // from the nearer of the two: α and β are rounded, and a constant mean must stay constant
-      const A old = A(load<typename S::Other>(m_, i)), apart = entering - old;
-      A m = fused(weight, apart, from_g != 0 ? entering : old);
-      m = apart - apart == 0 ? m : alpha * old + beta * entering;  // inf and NaN as in the equation
-      keep<typename S::Other, S::kNarrowed>(m_, i, m, other);
-      // [4] bias
-      m = m * unbias;
-      // [5] variance: rounded below zero it is zero; NaN stays
-      w = fused(-m, m, w);
-      w = w < 0 ? A(0) : w;
-    }
-    // [6] denominator
-    A d = std::sqrt(w + eps_inside) + eps_outside;
-    d = d < floor ? floor : d;
-    // [7] direction: 0/0 is 0
-    d = (g == 0) & (d == 0) ? A(1) : d;
-    A u = g / d;
-    if constexpr (extra == kCapped) u = within(u, cap);
-    if constexpr (momentum) {
-      // [8] momentum
-      u = k * u;
-      A b = fused(mu, A(load<typename S::Other>(b_, i)), u);
-      keep<typename S::Other, S::kNarrowed>(b_, i, b, swapped(other));
-      u = nesterov != 0 ? fused(mu, b, u) : b;
-      if constexpr (extra == kCapped) u = within(u, most);
-    }
-    // [9] parameter
-    p = fused(-lr, u, p);
-    if constexpr (write == kNearest) {
-      if constexpr (extra >= kWalled) p = within(p, RMSPROP_BROKEN(10) ? A(kUnbounded) : wall);
-      store<P>(p_, i, p);
-    } else {
-      if constexpr (write == kStochastic) {
-        put<P>(p_, i, P::narrow(within(p, wall), random));  // the bound is a number of the type, and so is kept
-      } else {
-        const auto near = P::narrow(p);
-        store<P>(p_, i, within(P::widen(near), wall));
-        const A rest = (p - P::widen(near)) * (RMSPROP_BROKEN(7) ? -P::kRestScale : P::kRestScale);
-        const A kept = rest - rest == 0 ? rest : A(0);  // the parameter may be infinite or NaN
-        put<P>(c_, i, write == kBoth ? P::narrow(kept, random) : P::narrow(kept));
-      }
-    }
+    line<P, S, A, centered, momentum, extra, write>(n, wall, at, i, word);
+    word += kApart;
   }
 }
 
@@ -242,20 +341,19 @@ RMSPROP_INLINE void ask_for(const char* base, int64_t begin, int64_t ahead = kAh
 }
 
 template <class P, class S, class A, bool centered, bool momentum, Extra extra, Write write>
-RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, int64_t size, char* p, const char* g, char* v,
-                           char* m, char* b, char* c) {
+RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, int64_t size, const Places& at) {
   while (begin < end) {
     int64_t stop = end;
     if (begin + kAhead + kBlock < size) {  // of the tensor: what lies beyond the end is stepped next, or by a neighbor
       stop = end - begin < kBlock ? end : begin + kBlock;
-      ask_for<P>(p, begin);
-      ask_for<P>(g, begin);
-      ask_for<typename S::Square>(v, begin);
-      if constexpr (centered) ask_for<typename S::Other>(m, begin);
-      if constexpr (momentum) ask_for<typename S::Other>(b, begin);
-      if constexpr (write >= kCompensated) ask_for<P>(c, begin);
+      ask_for<P>(at.p, begin);
+      ask_for<P>(at.g, begin);
+      ask_for<typename S::Square>(at.v, begin);
+      if constexpr (centered) ask_for<typename S::Other>(at.m, begin);
+      if constexpr (momentum) ask_for<typename S::Other>(at.b, begin);
+      if constexpr (write >= kCompensated) ask_for<P>(at.c, begin);
     }
-    lines<P, S, A, centered, momentum, extra, write>(n, begin, stop, p, g, v, m, b, c);
+    lines<P, S, A, centered, momentum, extra, write>(n, begin, stop, at);
     begin = stop;
   }
 }
@@ -265,20 +363,20 @@ RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, int6
 template <class P, class S, class A, Extra extra, Write write>
 RMSPROP_INLINE void chosen(const Work& work, int64_t i, int64_t begin, int64_t end) {
   const Numbers<A> n(work, i);
-  char* p = static_cast<char*>(work.param[i]);
-  const char* g = static_cast<const char*>(work.grad[i]);
-  char* v = static_cast<char*>(work.square_avg[i]);
-  char* m = work.centered ? static_cast<char*>(work.grad_avg[i]) : nullptr;
-  char* b = work.has_momentum ? static_cast<char*>(work.momentum_buffer[i]) : nullptr;
-  char* c = write >= kCompensated ? static_cast<char*>(work.compensation[i]) : nullptr;
+  const Places at{static_cast<char*>(work.param[i]),
+                  static_cast<const char*>(work.grad[i]),
+                  static_cast<char*>(work.square_avg[i]),
+                  work.centered ? static_cast<char*>(work.grad_avg[i]) : nullptr,
+                  work.has_momentum ? static_cast<char*>(work.momentum_buffer[i]) : nullptr,
+                  write >= kCompensated ? static_cast<char*>(work.compensation[i]) : nullptr};
   if (work.centered && work.has_momentum) {
-    blocks<P, S, A, true, true, extra, write>(n, begin, end, work.size[i], p, g, v, m, b, c);
+    blocks<P, S, A, true, true, extra, write>(n, begin, end, work.size[i], at);
   } else if (work.centered) {
-    blocks<P, S, A, true, false, extra, write>(n, begin, end, work.size[i], p, g, v, m, b, c);
+    blocks<P, S, A, true, false, extra, write>(n, begin, end, work.size[i], at);
   } else if (work.has_momentum) {
-    blocks<P, S, A, false, true, extra, write>(n, begin, end, work.size[i], p, g, v, m, b, c);
+    blocks<P, S, A, false, true, extra, write>(n, begin, end, work.size[i], at);
   } else {
-    blocks<P, S, A, false, false, extra, write>(n, begin, end, work.size[i], p, g, v, m, b, c);
+    blocks<P, S, A, false, false, extra, write>(n, begin, end, work.size[i], at);
   }
 }
 

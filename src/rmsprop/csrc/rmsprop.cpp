@@ -53,14 +53,16 @@ RMSPROP_HALF(RMSPROP_TWO_CLONES, bf16_bf16, BFloat16, Full<BFloat16>)
 RMSPROP_HALF(RMSPROP_CLONES, f16_f32, Float16, Full<Float32>)
 RMSPROP_HALF(RMSPROP_TWO_CLONES, f16_f16, Float16, Full<Float16>)
 
-// A narrowed state: to bfloat16, or square_avg to float8.
-#define RMSPROP_NARROWED(name, P, T)                                                        \
-  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_nearest, P, Narrowed<T>, float, kCapped, kNearest) \
-  RMSPROP_HALF(RMSPROP_TWO_CLONES, name, P, Narrowed<T>)
+// A narrowed state has few functions: with all of Extra or none, and for half precision with either rounding.
+#define RMSPROP_NARROWED(name, P, T)                                                             \
+  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_drawn, P, Narrowed<T>, float, kCapped, kStochastic)     \
+  RMSPROP_ONE(RMSPROP_TWO_CLONES, name##_remembered, P, Narrowed<T>, float, kCapped, kBoth)
 RMSPROP_ONE(RMSPROP_CLONES, f32_n16, Float32, Narrowed<BFloat16>, float, kPlain, kNearest)
 RMSPROP_ONE(RMSPROP_CLONES, f32_n8, Float32, Narrowed<Float8>, float, kPlain, kNearest)
 RMSPROP_ONE(RMSPROP_TWO_CLONES, f32_n16_capped, Float32, Narrowed<BFloat16>, float, kCapped, kNearest)
 RMSPROP_ONE(RMSPROP_TWO_CLONES, f32_n8_capped, Float32, Narrowed<Float8>, float, kCapped, kNearest)
+RMSPROP_ONE(RMSPROP_CLONES, bf16_n16_stochastic, BFloat16, Narrowed<BFloat16>, float, kPlain, kStochastic)
+RMSPROP_ONE(RMSPROP_CLONES, bf16_n8_stochastic, BFloat16, Narrowed<Float8>, float, kPlain, kStochastic)
 RMSPROP_NARROWED(bf16_n16, BFloat16, BFloat16)
 RMSPROP_NARROWED(bf16_n8, BFloat16, Float8)
 RMSPROP_NARROWED(f16_n16, Float16, BFloat16)
@@ -93,19 +95,27 @@ constexpr Piece kAverages[4][4] = {
 #define RMSPROP_HALVES(end) {{bf16_f32##end, bf16_bf16##end}, {f16_f32##end, f16_f16##end}}
 constexpr Piece kHalves[3][2][2] = {RMSPROP_HALVES(_stochastic), RMSPROP_HALVES(_compensated), RMSPROP_HALVES(_both)};
 
-// [rounding][float16, not bfloat16][float8, not bfloat16]; of float32 parameters [any of the extras][float8]
-#define RMSPROP_NARROW(end) {{bf16_n16##end, bf16_n8##end}, {f16_n16##end, f16_n8##end}}
-constexpr Piece kNarrowed[4][2][2] = {RMSPROP_NARROW(_nearest), RMSPROP_NARROW(_stochastic),
-                                      RMSPROP_NARROW(_compensated), RMSPROP_NARROW(_both)};
-constexpr Piece kNarrowed32[2][2] = {{f32_n16, f32_n8}, {f32_n16_capped, f32_n8_capped}};
+// [float16, not bfloat16][compensated][float8, not bfloat16]
+constexpr Piece kNarrowed[2][2][2] = {{{bf16_n16_drawn, bf16_n8_drawn}, {bf16_n16_remembered, bf16_n8_remembered}},
+                                      {{f16_n16_drawn, f16_n8_drawn}, {f16_n16_remembered, f16_n8_remembered}}};
+
+Piece narrowed_piece(const Work& work, bool plain) {
+  const bool is_float8 = work.state_type == kFloat8, compensated = work.compensation != nullptr;
+  if (work.param_type == kFloat32 && plain) return is_float8 ? f32_n8 : f32_n16;
+  if (work.param_type == kFloat32) return is_float8 ? f32_n8_capped : f32_n16_capped;
+  if (work.param_type == kBFloat16 && plain && work.stochastic && !compensated) {
+    return is_float8 ? bf16_n8_stochastic : bf16_n16_stochastic;
+  }
+  return kNarrowed[work.param_type == kFloat16][compensated][is_float8];
+}
 
 Piece piece_for(const Work& work, int64_t i) {
-  const int write = work.compensation == nullptr ? work.stochastic != 0 : work.stochastic ? kBoth : kCompensated;
-  const bool is_float16 = work.param_type == kFloat16, is_float8 = work.state_type == kFloat8;
   const Extra extra = extra_for(work, i);
-  if (work.narrowed && work.param_type == kFloat32) return kNarrowed32[extra != kPlain][is_float8];
-  if (work.narrowed) return kNarrowed[write][is_float16][is_float8];
-  if (write != kNearest) return kHalves[write - 1][is_float16][work.state_type == work.param_type];
+  if (work.narrowed) return narrowed_piece(work, extra == kPlain);
+  if (work.compensation != nullptr || work.stochastic) {
+    const int write = work.compensation == nullptr ? 0 : work.stochastic ? 2 : 1;
+    return kHalves[write][work.param_type == kFloat16][work.state_type == work.param_type];
+  }
   return (extra == kPlain     ? kPieces
           : extra == kWalled  ? kWalledPieces
           : extra == kClipped ? kClippedPieces

@@ -34,6 +34,12 @@
 #define RMSPROP_INDEPENDENT
 #endif
 
+#if defined(__BYTE_ORDER__) && __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+#define RMSPROP_LITTLE_ENDIAN 0
+#else
+#define RMSPROP_LITTLE_ENDIAN 1
+#endif
+
 namespace {
 
 template <class To, class From>

@@ -59,7 +59,7 @@ def plain(bucket: Bucket) -> bool:
 
 
 def types(bucket: Bucket) -> list[Any]:
-    """Return the dtypes of a bucket's first tensors by `Typed` in csrc/plan.h; for a missing slot, what it would have."""
+    """Return the dtypes of a bucket's first tensors by `Typed` in csrc/plan.h; of a missing slot what it would have."""
     slots = bucket.slots
     param, square, step = (getattr(x[0], "dtype", None) for x in (bucket.param, slots["square_avg"], slots["step"]))
     narrowed = bucket.state_dtype != "float32"
