@@ -3,8 +3,8 @@
     python bench/state_speed.py [rounds]
 
 64 M parameters are 64 tensors of 1 M, each with an optimizer of its own, stepped in order, so that no cache holds the
-next one. The contestants take turns tensor by tensor. A step's time is the sum over the tensors of the minimum over all
-rounds, since another process can only add to a time; the median over rounds and its spread are recorded, too. The
+next one. The contestants take turns tensor by tensor. A step's time is the sum over the tensors of the minimum over
+all rounds, since another process can only add to a time. The median over rounds and its spread are recorded, too. The
 cached case steps one tensor of 1 M again and again. Writes bench/results/state_speed.json, with the bytes of the
 state, and the bytes that a step allocates.
 """
@@ -38,7 +38,7 @@ CACHED = {"bfloat16 state": 1.35, "float8 state": 1.35}
 
 
 def optimizers(count: int, dtype: torch.dtype = torch.float32, **settings: Any) -> list[RMSprop]:
-    """Return optimizers of one tensor of 1 M elements each, with a gradient, after the steps that make their plans."""
+    """Return optimizers of one tensor of 1 M elements each, with a gradient, after two steps, which make a plan."""
     made = []
     for _ in range(count):
         p = torch.nn.Parameter(torch.randn(MILLION).to(dtype))
@@ -70,7 +70,7 @@ def measure(steps: dict[str, list[RMSprop]], rounds: int) -> dict[str, dict[str,
 
 
 def memory(own: list[RMSprop]) -> dict[str, float]:
-    """Return the bytes of `square_avg` for each parameter, and the bytes that a step allocates."""
+    """Return the bytes of state for each parameter, without `step`, and the bytes that a step allocates."""
     state = sum(x.nbytes for one in own for entry in one.state.values() for k, x in entry.items() if k != "step")
     with torch.profiler.profile(profile_memory=True) as profile:
         for one in own:

@@ -251,7 +251,8 @@ RMSPROP_INLINE void line(const Numbers<A>& n, A wall, const Places& at, int64_t 
     if constexpr (extra >= kWalled) x.p = within(x.p, RMSPROP_BROKEN(10) ? A(kUnbounded) : wall);
     store<P>(at.p, i, x.p);
   } else if constexpr (write == kStochastic) {
-    put<P>(at.p, i, rounded<P, kEither<S, extra>>(n, within(x.p, wall), random));  // the bound is a number of the type, and so is kept
+    // the bound is a number of the type, and so is kept
+    put<P>(at.p, i, rounded<P, kEither<S, extra>>(n, within(x.p, wall), random));
   } else {
     const A near = P::widen(P::narrow(x.p));
     store<P>(at.p, i, within(near, wall));
@@ -301,7 +302,8 @@ RMSPROP_INLINE void two_lines(const Numbers<A>& n, A wall, const Places& at, int
   Two<V>::put(at.v, j, narrowed<V>(x.v, one.v), narrowed<V>(y.v, other.v));
   if constexpr (centered) Two<O>::put(at.m, j, narrowed<O>(x.m, one.m), narrowed<O>(y.m, other.m));
   if constexpr (momentum) Two<O>::put(at.b, j, narrowed<O>(x.b, one.b), narrowed<O>(y.b, other.b));
-  Two<P>::put(at.p, j, rounded<P, kEither<S, extra>>(n, within(x.p, wall), bits[0]), rounded<P, kEither<S, extra>>(n, within(y.p, wall), bits[1]));
+  constexpr bool either = kEither<S, extra>;
+  Two<P>::put(at.p, j, rounded<P, either>(n, within(x.p, wall), bits[0]), rounded<P, either>(n, within(y.p, wall), bits[1]));
 }
 
 // The nine lines over the elements [begin, end) of one tensor.
@@ -345,7 +347,7 @@ RMSPROP_INLINE void blocks(const Numbers<A>& n, int64_t begin, int64_t end, int6
   while (begin < end) {
     int64_t stop = end;
     if (begin + kAhead + kBlock < size) {  // of the tensor: what lies beyond the end is stepped next, or by a neighbor
-      stop = end - begin < kBlock ? end : begin + kBlock;
+      stop = end - begin < kBlock ? end : begin + kBlock - begin % 2;  // so that `two_lines` finds its pairs
       ask_for<P>(at.p, begin);
       ask_for<P>(at.g, begin);
       ask_for<typename S::Square>(at.v, begin);

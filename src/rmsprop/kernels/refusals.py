@@ -59,14 +59,16 @@ def plain(bucket: Bucket) -> bool:
 
 
 def types(bucket: Bucket) -> list[Any]:
-    """Return the dtypes of a bucket's first tensors by `Typed` in csrc/plan.h; of a missing slot what it would have."""
-    slots = bucket.slots
-    param, square, step = (getattr(x[0], "dtype", None) for x in (bucket.param, slots["square_avg"], slots["step"]))
-    narrowed = bucket.state_dtype != "float32"
-    others = slots["grad_avg"] or slots["momentum_buffer"]
-    other = others[0].dtype if others else torch.bfloat16 if narrowed else square
-    ema = slots["ema"][0].dtype if slots["ema"] else torch.float32 if narrowed else square
-    return [param, square, other, step, ema]
+    """Return the dtypes of a bucket's first tensors, by `Typed` in csrc/plan.h; the usual one for a missing slot."""
+
+    def first(values: list[Tensor], missing: Any = None) -> Any:
+        return getattr(values[0], "dtype", None) if values else missing
+
+    slots, full = bucket.slots, bucket.state_dtype == "float32"
+    square, others = first(slots["square_avg"]), slots["grad_avg"] or slots["momentum_buffer"]
+    other = first(others, square if full else torch.bfloat16)
+    ema = first(slots["ema"], square if full else torch.float32)
+    return [first(bucket.param), square, other, first(slots["step"]), ema]
 
 
 def kinds(loaded: native.Native, bucket: Bucket) -> list[int]:
