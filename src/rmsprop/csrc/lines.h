@@ -135,8 +135,8 @@ struct Element {
   A p, g, v, m, b;
 };
 
-// The nine lines for one element.
-template <class A, bool centered, bool momentum, Extra extra>
+// The nine lines for one element, whose averages are written, and narrowed, afterwards.
+template <class S, class A, bool centered, bool momentum, Extra extra>
 RMSPROP_INLINE void advance(const Numbers<A>& n, Element<A>& x) {
   A p = x.p, g = x.g * n.scale;
   if constexpr (extra >= kClipped) g = within(prepared(g, p, n.early, n.value) * n.factor * n.rest, n.last);
@@ -156,7 +156,8 @@ RMSPROP_INLINE void advance(const Numbers<A>& n, Element<A>& x) {
   }
   x.v = v;
   // [4] bias
-  A w = (RMSPROP_BROKEN(15) ? A(BFloat16::widen(BFloat16::narrow(float(v)))) : v) * n.unbias;
+  if constexpr (S::kNarrowed) v = RMSPROP_BROKEN(15) ? S::Square::widen(S::Square::narrow(v, S::Square::kNearest)) : v;
+  A w = v * n.unbias;
   if constexpr (centered) {
     // [3] first moment
     // from the nearer of the two: α and β are rounded, and a constant mean must stay constant
@@ -236,7 +237,7 @@ RMSPROP_INLINE void line(const Numbers<A>& n, A wall, const Places& at, int64_t 
   if constexpr (centered) x.m = A(load<O>(at.m, i));
   if constexpr (momentum) x.b = A(load<O>(at.b, i));
   if (RMSPROP_BROKEN(4)) store<P>(const_cast<char*>(at.g), i, x.g + x.g);
-  advance<A, centered, momentum, extra>(n, x);
+  advance<S, A, centered, momentum, extra>(n, x);
   if constexpr (S::kNarrowed) {
     const Drawn drawn(random);
     put<V>(at.v, i, narrowed<V>(x.v, drawn.v));
@@ -297,8 +298,8 @@ RMSPROP_INLINE void two_lines(const Numbers<A>& n, A wall, const Places& at, int
     const Two<O> b(at.b, j);
     x.b = b.first(), y.b = b.second();
   }
-  advance<A, centered, momentum, extra>(n, x);
-  advance<A, centered, momentum, extra>(n, y);
+  advance<S, A, centered, momentum, extra>(n, x);
+  advance<S, A, centered, momentum, extra>(n, y);
   Two<V>::put(at.v, j, narrowed<V>(x.v, one.v), narrowed<V>(y.v, other.v));
   if constexpr (centered) Two<O>::put(at.m, j, narrowed<O>(x.m, one.m), narrowed<O>(y.m, other.m));
   if constexpr (momentum) Two<O>::put(at.b, j, narrowed<O>(x.b, one.b), narrowed<O>(y.b, other.b));
