@@ -30,4 +30,4 @@ cd "$work/tests"
 export PYTHONPATH="$work/src:$work/tests/tools" ASAN_OPTIONS=detect_leaks=0:abort_on_error=1 UBSAN_OPTIONS=print_stacktrace=1
 [ $# -gt 0 ] || env LD_PRELOAD="$preload" "$python" -W ignore "$work/fuzz/optimizer.py" --count 300 --jobs 1
 exec env LD_PRELOAD="$preload" "$python" -m pytest -q -p no:cacheprovider --capture=sys \
-    kernels/test_cpu_kernel.py kernels/test_cpu_plan.py "$@"
+    kernels/test_cpu_kernel.py kernels/test_cpu_plan.py kernels/test_cpu_state.py "$@"

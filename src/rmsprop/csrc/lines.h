@@ -279,9 +279,10 @@ struct Two {
   }
 };
 
-// Steps elements 2j and 2j + 1 of a tensor in half precision with a narrowed state. word: of the first. Little-endian.
-template <class P, class S, class A, bool centered, bool momentum, Extra extra>
-RMSPROP_INLINE void two_lines(const Numbers<A>& n, A wall, const Places& at, int64_t j, uint32_t word) {
+// Steps elements 2j and 2j + 1 of a tensor in half precision, rounded stochastically, with a narrowed state.
+// word: of the first. The first is the lower half of a word.
+template <class P, class S, class A, bool centered, bool momentum>
+RMSPROP_INLINE void two_lines(const Numbers<A>& n, const Places& at, int64_t j, uint32_t word) {
   using V = typename S::Square;
   using O = typename S::Other;
   const uint32_t next = RMSPROP_BROKEN(6) ? word : word + kApart;
@@ -298,13 +299,12 @@ RMSPROP_INLINE void two_lines(const Numbers<A>& n, A wall, const Places& at, int
     const Two<O> b(at.b, j);
     x.b = b.first(), y.b = b.second();
   }
-  advance<S, A, centered, momentum, extra>(n, x);
-  advance<S, A, centered, momentum, extra>(n, y);
+  advance<S, A, centered, momentum, kPlain>(n, x);
+  advance<S, A, centered, momentum, kPlain>(n, y);
   Two<V>::put(at.v, j, narrowed<V>(x.v, one.v), narrowed<V>(y.v, other.v));
   if constexpr (centered) Two<O>::put(at.m, j, narrowed<O>(x.m, one.m), narrowed<O>(y.m, other.m));
   if constexpr (momentum) Two<O>::put(at.b, j, narrowed<O>(x.b, one.b), narrowed<O>(y.b, other.b));
-  constexpr bool either = kEither<S, extra>;
-  Two<P>::put(at.p, j, rounded<P, either>(n, within(x.p, wall), bits[0]), rounded<P, either>(n, within(y.p, wall), bits[1]));
+  Two<P>::put(at.p, j, P::narrow(x.p, bits[0]), P::narrow(y.p, bits[1]));
 }
 
 // The nine lines over the elements [begin, end) of one tensor.
@@ -313,11 +313,15 @@ RMSPROP_INLINE void lines(const Numbers<A>& given, int64_t begin, int64_t end, P
   const Numbers<A> n = given;  // in registers, since a char* may point to anything
   const A wall = write == kNearest ? n.wall : P::widen(P::narrow(n.wall));
   uint32_t word = uint32_t(begin) * kApart;
-  if constexpr (S::kNarrowed && write == kStochastic && RMSPROP_LITTLE_ENDIAN) {
-    if (begin % 2 != 0 && begin < end) line<P, S, A, centered, momentum, extra, write>(n, wall, at, begin++, word), word += kApart;
+  if constexpr (S::kNarrowed && write == kStochastic && extra == kPlain && RMSPROP_LITTLE_ENDIAN) {
+    if (begin < end && begin % 2 != 0) {
+      line<P, S, A, centered, momentum, extra, write>(n, wall, at, begin++, word);
+      word += kApart;
+    }
+    const int64_t first = begin / 2, last = end / 2;
     RMSPROP_INDEPENDENT
-    for (int64_t j = begin / 2; j < end / 2; ++j) {
-      two_lines<P, S, A, centered, momentum, extra>(n, wall, at, j, word);
+    for (int64_t j = first; j < last; ++j) {
+      two_lines<P, S, A, centered, momentum>(n, at, j, word);
       word += 2 * kApart;
     }
     if (begin < end && end % 2 != 0) {
