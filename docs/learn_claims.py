@@ -23,7 +23,7 @@ SGD_LR = 0.038
 COURSE_LR, BETA = 0.2, 0.9
 
 GIVEN = frozenset(
-    [*"0 1 2 3 4 10 30 45 50 100 500 1000 2012".split(), *"0.9 0.99 0.999 0.1 0.01 0.001 0.038 1e-6 1e-8".split()]  # noqa: SIM905
+    [*"0 1 2 3 4 10 30 45 50 100 500 1000 2012".split(), *"0.9 0.99 0.999 0.1 0.2 0.01 0.001 0.038 1e-6 1e-8".split()]  # noqa: SIM905
 )
 """Numbers that the chapter sets rather than measures: the settings of its runs, powers and a year."""
 
@@ -334,8 +334,8 @@ def to_adam() -> Measured:
     header = [
         "RMSprop here",
         "Adam",
-        "largest difference of the paths, random gradients",
-        "500th step, steady gradient",
+        "largest difference of the paths, of the largest distance, random gradients",
+        "500th step, ours : Adam's, steady gradient",
     ]
     return Measured(header, rows)
 

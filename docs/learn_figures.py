@@ -145,8 +145,8 @@ def settling(finding: Measured) -> str:
         charts.append(chart)
     return picture(
         charts,
-        "A weight over 300 steps. With a constant learning rate it ends up jumping between plus and minus half of "
-        "it; with a falling one the jumps shrink to nothing.",
+        "A weight over 300 steps. With a constant learning rate it ends up jumping between plus and minus half the "
+        "learning rate; with a falling one the jumps shrink to nothing.",
     )
 
 
