@@ -42,6 +42,9 @@ class BuildNative(build_ext):
         return []  # no libpython
 
     def build_extension(self, ext: Extension) -> None:
+        if self.editable_mode and not self.force and (kept := self._newer_than_its_sources(ext)):
+            self.copy_file(str(kept), self.get_ext_fullpath(ext.name))
+            return
         ext.extra_link_args = ["-s"] if self.compiler.compiler_type == "unix" and sys.platform == "linux" else []
         ext.extra_compile_args = _FLAGS.get(self.compiler.compiler_type, _FLAGS["unix"])
         try:
@@ -49,6 +52,13 @@ class BuildNative(build_ext):
         except CompileError:  # a compiler without function versions
             ext.define_macros = [("RMSPROP_ONE_TARGET", None)]
             super().build_extension(ext)
+
+
+    def _newer_than_its_sources(self, ext: Extension) -> Path | None:
+        """Return the library that an editable install for another Python left in this checkout, or None."""
+        kept = Path("src") / self.get_ext_filename(ext.name)
+        newest = max(Path(name).stat().st_mtime for name in (__file__, *ext.sources, *ext.depends))
+        return kept if kept.exists() and kept.stat().st_mtime > newest else None
 
 
 class PlainWheel(bdist_wheel):
