@@ -61,14 +61,14 @@ def plain(bucket: Bucket) -> bool:
 def types(bucket: Bucket) -> list[Any]:
     """Return the dtypes of a bucket's first tensors, by `Typed` in csrc/plan.h; the usual one for a missing slot."""
 
-    def first(values: list[Tensor], missing: Any = None) -> Any:
+    def _first(values: list[Tensor], missing: Any = None) -> Any:
         return getattr(values[0], "dtype", None) if values else missing
 
     slots, full = bucket.slots, bucket.state_dtype == "float32"
-    square, others = first(slots["square_avg"]), slots["grad_avg"] or slots["momentum_buffer"]
-    other = first(others, square if full else torch.bfloat16)
-    ema = first(slots["ema"], square if full else torch.float32)
-    return [first(bucket.param), square, other, first(slots["step"]), ema]
+    square, others = _first(slots["square_avg"]), slots["grad_avg"] or slots["momentum_buffer"]
+    other = _first(others, square if full else torch.bfloat16)
+    ema = _first(slots["ema"], square if full else torch.float32)
+    return [_first(bucket.param), square, other, _first(slots["step"]), ema]
 
 
 def kinds(loaded: native.Native, bucket: Bucket) -> list[int]:
