@@ -53,7 +53,6 @@ class BuildNative(build_ext):
             ext.define_macros = [("RMSPROP_ONE_TARGET", None)]
             super().build_extension(ext)
 
-
     def _newer_than_its_sources(self, ext: Extension) -> Path | None:
         """Return the library that an editable install for another Python left in this checkout, or None."""
         kept = Path("src") / self.get_ext_filename(ext.name)
