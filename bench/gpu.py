@@ -19,7 +19,7 @@ from rmsprop.bench import cuda
 
 HERE = Path(__file__).parent
 BRIEF = ("resnet50", "vit")  # compiling foreach for these, too, would take longer than five minutes
-TESTS = ("tests/kernels/test_triton_gpu.py", "tests/bench/test_cuda.py")
+TESTS = ("tests/kernels/test_triton_gpu.py", "tests/kernels/test_triton_state_gpu.py", "tests/bench/test_cuda.py")
 
 
 def parity() -> dict[str, Any]:

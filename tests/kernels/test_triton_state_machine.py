@@ -15,7 +15,7 @@ from narrowed import STATES, again, check_narrowed, identical, in_float32, narro
 from ptx_machine import COMPILER, Launcher, kept, machine
 from stand_in import KERNELS, cpu_as_gpu, stepped
 
-from rmsprop.kernels import triton
+from rmsprop.kernels import cpu, native, triton
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors.bucket import Bucket
 
@@ -70,6 +70,10 @@ def test_state_is_rounded_with_the_references_bits(
     before = replace(narrowed(before, state_dtype), capturable=capturable)
     here, wide = stepped(gpu, rule, hyper, before), stepped(gpu, rule, hyper, in_float32(before))
     check_narrowed(here, wide, before)
+    if native.missing() is None:
+        there = replace(again(before), capturable=False)
+        cpu.step(rule, hyper, there)
+        assert identical(here, there)
     for begin in (3, 4):  # at an address between words of four codes, and at one of a word
         moved = again(before)
         memory = [torch.ones(n + 8, dtype=before.slots["square_avg"][0].dtype) for n in SIZES]

@@ -16,7 +16,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from rmsprop.kernels import rounding
 from rmsprop.kernels.base import Backend
-from rmsprop.kernels.refusals import count_writes, refuse_call, refuse_memory, refuse_rule, refuse_slots
+from rmsprop.kernels.refusals import count_writes, refuse_call, refuse_memory, refuse_rule, refuse_slots, types
 from rmsprop.kernels.triton_bounds import NONE, Bounds, averaging
 from rmsprop.spec import Hyper, Rule
 from rmsprop.tensors.bucket import Bucket, arithmetic_dtype, kind
@@ -168,18 +168,17 @@ class Work:
     """The arguments of a launch that stay the same from step to step."""
 
     def __init__(self, rule: Rule, bucket: Bucket) -> None:
-        first, square = bucket.param[0], bucket.slots["square_avg"][0].dtype
-        state = square if bucket.state_dtype == "float32" else torch.bfloat16  # of grad_avg and momentum_buffer
+        first, (param, square, state, _, ema) = bucket.param[0], types(bucket)
         self.device, self.count, self.capturable = first.device, len(bucket.param), bucket.capturable
         self.clock = counter(bucket)
-        self.rule, self.arithmetic = rule, arithmetic_dtype(first.dtype)
+        self.rule, self.arithmetic = rule, arithmetic_dtype(param)
         self.stochastic, self.narrowed = bucket.rounding == "stochastic", bucket.state_dtype != "float32"
         self.averaged = bool(bucket.slots["ema"])
         self._counts_for_all = rule.bias_correction or self.stochastic or self.narrowed
-        ema = bucket.slots["ema"][0].dtype if self.averaged else square
-        widest = max(first.dtype, square, ema, key=lambda dtype: dtype.itemsize)
+        read = (param, square, ema) if self.averaged else (param, square)
+        widest = max(read, key=lambda dtype: dtype.itemsize)
         self.fixed = {
-            "param": _type(first.dtype),
+            "param": _type(param),
             "square": _type(square),
             "state": _type(state),
             "ema": _type(ema),
