@@ -133,3 +133,17 @@ def simulate(kept: Format, alpha: float, spread: float, size: float = 1.0, eps: 
             ratios += (v / exact).sqrt().var().item() / steps
             zeros += (v == 0).double().mean().item() / steps
     return {name: x**0.5 for name, x in squares.items()} | longest | {"spread": ratios**0.5, "zeros": zeros}
+
+
+def decay(kept: Format, alpha: float, steps: int) -> dict[str, float]:
+    """Return what a format makes of v = 1 after `steps` steps without gradients, as where v starts at 1.
+
+    Returns: of √v over its value in float32, the standard deviation of the logarithm; and the mean factor by which
+        steps g/√v are longer than in float32. Elements whose v is 0 are left out.
+    """
+    draw = torch.Generator().manual_seed(0)
+    v = torch.ones(1 << 14)
+    for _ in range(steps):
+        v = rounded(kept, "square_avg", alpha * v, draw)
+    ratio = (v[v > 0] / alpha**steps).sqrt()
+    return {"spread": ratio.log().std().item(), "longer": (1 / ratio).mean().item()}

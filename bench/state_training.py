@@ -15,7 +15,7 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from state_formats import FORMATS, Format, rounded, simulate
+from state_formats import FORMATS, Format, decay, rounded, simulate
 from state_tasks import TASKS
 from torch import Tensor
 
@@ -110,6 +110,15 @@ def simulated() -> list[dict[str, Any]]:
     return rows
 
 
+def decayed() -> list[dict[str, Any]]:
+    """Return what formats make of a v that decays from 1 without gradients, after 2, 4 and 8 memories of alpha."""
+    return [
+        {"format": name, "alpha": 0.99, "steps": steps, **decay(FORMATS[name], 0.99, steps)}
+        for name in ("6+2", "5+3", "log")
+        for steps in (200, 400, 800)
+    ]
+
+
 def show(record: Mapping[str, Any]) -> None:
     """Print the tables of a record."""
     print(f"\n{'task':13} {'format':17} seeds {'mean':>8} {'spread':>8} {'gained':>8} {'error':>8}")
@@ -130,13 +139,21 @@ def main() -> None:
     parser.add_argument("--simulate", action="store_true", help="take the steps on simulated gradients, too")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    record: dict[str, Any] = {"machine": {}, "formats": {}, "summary": [], "ranges": {}, "simulated": [], "runs": []}
+    record: dict[str, Any] = {
+        "machine": {},
+        "formats": {},
+        "summary": [],
+        "ranges": {},
+        "simulated": [],
+        "decayed": [],
+        "runs": [],
+    }
     if PATH.exists():
         record |= json.loads(PATH.read_text(encoding="utf-8"))
     record["machine"], record["formats"] = machine(), {name: kept.title for name, kept in FORMATS.items()}
     record["summary"] = summary(record["runs"])
     if options.simulate:
-        record["simulated"] = simulated()
+        record |= {"simulated": simulated(), "decayed": decayed()}
         save(record, PATH)
     for seed in options.seeds:
         for name in options.tasks:
