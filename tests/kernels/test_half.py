@@ -396,4 +396,4 @@ def test_the_page_of_robust_runs(capsys):
         exec(compile(block, "robust.md", "exec"), space)
         shown = re.findall(r"^ *print\(.*\)  # (.*)$", block, re.MULTILINE)
         assert shown == capsys.readouterr().out.splitlines()
-    assert len(blocks) == 3
+    assert len(blocks) == 4

@@ -42,7 +42,7 @@ def estimate(
 
     rmsprop estimate model.pt momentum=0.9 state_dtype=bfloat16 --device cuda
 
-    rmsprop estimate llama/ state_dtype=float8 rounding=stochastic --dtype bfloat16
+    rmsprop estimate llama/ state_dtype=float8 --dtype bfloat16
     """
     from rmsprop.memory import estimate as measure
 
