@@ -263,11 +263,14 @@ const live = (() => {
         if (values[i] > top) top = values[i];
       }
     const image = new ImageData(across, down), floor = Math.log10(top) - LEVELS / 4;
-    const ramp = Array.from({ length: LEVELS }, (_, level) => deep.map((c, i) => c + (high[i] - c) * (level / (LEVELS - 1))));
+    const words = new Uint32Array(image.data.buffer); // a pixel each, blue, green and red above each other
+    const ramp = Array.from({ length: LEVELS }, (_, level) => {
+      const [r, g, b] = deep.map((c, i) => Math.round(c + (high[i] - c) * (level / (LEVELS - 1))));
+      return ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+    });
     for (let i = 0; i < values.length; i++) {
       const level = (values[i] = Math.max((Math.log10(values[i]) - floor) * 4, 0)); // 0 to LEVELS
-      const color = ramp[Math.min(Math.floor(level), LEVELS - 1)];
-      image.data.set([color[0], color[1], color[2], 255], 4 * i);
+      words[i] = ramp[Math.min(Math.floor(level), LEVELS - 1)];
     }
     const raster = new OffscreenCanvas(across, down), pen = canvas.getContext("2d");
     raster.getContext("2d").putImageData(image, 0, 0);
