@@ -2,7 +2,8 @@
 `--check` lists stale ones.
 
 choosing.md is written by hand, except for the blocks between `<!-- claim: NAME -->` and `<!-- end -->`, which this
-script fills with the measurements of claims.py. A block of training.md shows the record of bench/release.py.
+script fills with the measurements of claims.py. A block of training.md shows the record of bench/release.py, and
+blocks of memory.md show that of bench/state_training.py.
 equation.md, dialects.md, the page of each dialect, cli.md and the README's table of dialects are generated from the
 code.
 """
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import state_page
 import training_page
 from claims import CLAIMS, Measured, measure
 from distributed_page import distributed_page
@@ -288,6 +290,11 @@ def training() -> str:
     return training_page.page((DOCS / "training.md").read_text(encoding="utf-8"))
 
 
+def memory() -> str:
+    """Return memory.md with the blocks of its trainings."""
+    return state_page.page((DOCS / "memory.md").read_text(encoding="utf-8"))
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "equation.md": equation_page,
     "dialects.md": dialects_page,
@@ -295,6 +302,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "recipes.md": recipes_page,
     "trainers.md": trainers_page,
     "training.md": training,
+    "memory.md": memory,
     "cli.md": cli_page,
     "distributed.md": distributed_page,
 }

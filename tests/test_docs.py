@@ -63,12 +63,15 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     choosing = (tmp_path / "choosing.md").read_text(encoding="utf-8")
     (tmp_path / "choosing.md").write_text(choosing.replace("claim: scale ", "claim: scales "), encoding="utf-8")
     (tmp_path / "equation.md").write_text("v = g\n", encoding="utf-8")
+    memory = (tmp_path / "memory.md").read_text(encoding="utf-8")
+    (tmp_path / "memory.md").write_text(memory.replace(" ± ", " about ", 1), encoding="utf-8")
     monkeypatch.setattr(build, "DOCS", tmp_path)
     monkeypatch.setattr(build, "README", tmp_path / "README.md")
     found = "\n".join(build.check())
     for sentence in (
         "docs/equation.md is stale",
         "docs/dialects/keras2.md is stale",
+        "docs/memory.md is stale",
         "docs/dialects/keras9.md is left over",
         "README.md's table of dialects is stale",
         "no block for the claim 'scale'",
@@ -76,6 +79,7 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "figures/ravine.png is missing",
         "figures/distributed.png is not drawn from the current distributed.json",
         "figures/release.png is not drawn from the current release.json",
+        "figures/state_training.png is not drawn from the current state_training.json",
     ):
         assert sentence in found
     monkeypatch.setattr(sys, "argv", ["build.py", "--check"])
@@ -85,7 +89,7 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_writing_the_pages_makes_them_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--pages writes what is generated from the code, the README's table too, and runs no claim."""
-    for page in ("choosing.md", "training.md"):
+    for page in ("choosing.md", "training.md", "memory.md"):
         (tmp_path / page).write_bytes((DOCS / page).read_bytes())
     (tmp_path / "README.md").write_text("Before\n<!-- dialects -->\n<!-- end -->\nAfter\n", encoding="utf-8")
     monkeypatch.setattr(build, "DOCS", tmp_path)
