@@ -74,7 +74,7 @@ FORMATS: Mapping[str, Format] = {
     "float32": Format("float32", {"state_dtype": "float32"}),
     "bfloat16": Format("bfloat16", {"state_dtype": "bfloat16"}),
     "float8": Format("float8: 6 + 2 bits, 2⁻⁵¹ to 2¹³", {"state_dtype": "float8"}),
-    "6+2": Format("the same, simulated", square_avg=SIX_TWO),
+    "6+2": Format("6 + 2 bits, 2⁻⁵¹ to 2¹³, as float8", square_avg=SIX_TWO),
     "6+2 high": Format(
         "6 + 2 bits, 2⁻⁴³ to 2²¹", square_avg=partial(minifloat, fraction=2, lowest=-43, octaves=64, subnormal=False)
     ),

@@ -393,5 +393,5 @@ TASKS: Mapping[str, Task] = {
     "a2c-sb3": Task(partial(a2c, recipe="a2c-sb3"), "CartPole, A2C", "return", "steps", True),
     "a2c-sb2": Task(partial(a2c, recipe="a2c-sb2", lr=1e-2), "CartPole, A2C, ε inside", "return", "steps", True),
     "efficientnet": Task(efficientnet, "digits, EfficientNet", "accuracy", "%", True),
-    "preference": Task(preference, "preferences, transformer in bfloat16", "accuracy", "%", True),
+    "preference": Task(preference, "preferences, bfloat16, transformer", "accuracy", "%", True),
 }

@@ -1,11 +1,11 @@
 """Rebuild the docs. `python docs/build.py` reruns every claim; `--pages` rewrites pages without running claims, and
 `--check` lists stale ones.
 
-choosing.md and learn.md are written by hand, except for the blocks between `<!-- claim: NAME -->` or
-`<!-- figure: NAME -->` and `<!-- end -->`, which this script fills with the measurements of claims.py and
-learn_claims.py. The sentences of learn.md must have the numbers that its claims measure. A block of training.md shows
-the record of bench/release.py. equation.md, dialects.md, the page of each dialect and cli.md are generated
-from the code.
+choosing.md and learn.md are written by hand, except for the blocks between `<!-- claim: NAME -->` or `<!-- figure:
+NAME -->` and `<!-- end -->`, which this script fills with the measurements of claims.py and learn_claims.py. The
+sentences of learn.md must have the numbers that its claims measure. A block of training.md shows the record of
+bench/release.py, and blocks of memory.md show that of bench/state_training.py. equation.md, dialects.md, the page of
+each dialect and cli.md are generated from the code.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import state_page
 import training_page
 from claims import CLAIMS, Measured, measure
 from distributed_page import distributed_page
@@ -304,6 +305,11 @@ def training() -> str:
     return training_page.page((DOCS / "training.md").read_text(encoding="utf-8"))
 
 
+def memory() -> str:
+    """Return memory.md with the blocks of its trainings."""
+    return state_page.page((DOCS / "memory.md").read_text(encoding="utf-8"))
+
+
 PAGES: Mapping[str, Callable[[], str]] = {
     "equation.md": equation_page,
     "dialects.md": dialects_page,
@@ -311,6 +317,7 @@ PAGES: Mapping[str, Callable[[], str]] = {
     "recipes.md": recipes_page,
     "trainers.md": trainers_page,
     "training.md": training,
+    "memory.md": memory,
     "cli.md": cli_page,
     "distributed.md": distributed_page,
 }

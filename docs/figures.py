@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import distributed_page
+import state_page
 import training_page
 from claims import CONDITIONS, NEAR, Measured
 from matplotlib.axes import Axes
@@ -171,6 +172,7 @@ def distributed() -> Figure:
 MEASURED: Mapping[str, tuple[Callable[[], Figure], Path]] = {
     "distributed": (distributed, distributed_page.RECORD),
     "release": (training_page.figure, training_page.RECORD),
+    "state_training": (state_page.figure, state_page.RECORD),
 }
 
 

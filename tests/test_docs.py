@@ -141,11 +141,14 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     learn = (tmp_path / "learn.md").read_text(encoding="utf-8")
     (tmp_path / "learn.md").write_text(learn.replace("figure: angles ", "figure: angels "), encoding="utf-8")
     (tmp_path / "equation.md").write_text("v = g\n", encoding="utf-8")
+    memory = (tmp_path / "memory.md").read_text(encoding="utf-8")
+    (tmp_path / "memory.md").write_text(memory.replace(" ± ", " about ", 1), encoding="utf-8")
     monkeypatch.setattr(build, "DOCS", tmp_path)
     found = "\n".join(build.check())
     for sentence in (
         "docs/equation.md is stale",
         "docs/dialects/keras2.md is stale",
+        "docs/memory.md is stale",
         "docs/dialects/keras9.md is left over",
         "no block for the claim 'scale'",
         "quotes 'scales', absent from docs/claims.py",
@@ -154,6 +157,7 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "docs/learn.md needs one block for each figure",
         "figures/distributed.png is not drawn from the current distributed.json",
         "figures/release.png is not drawn from the current release.json",
+        "figures/state_training.png is not drawn from the current state_training.json",
     ):
         assert sentence in found
     monkeypatch.setattr(sys, "argv", ["build.py", "--check"])
@@ -163,7 +167,7 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_writing_the_pages_makes_them_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--pages writes what is generated from the code, and runs no claim."""
-    for page in ("choosing.md", "training.md", "learn.md"):
+    for page in ("choosing.md", "training.md", "learn.md", "memory.md"):
         (tmp_path / page).write_bytes((DOCS / page).read_bytes())
     monkeypatch.setattr(build, "DOCS", tmp_path)
     monkeypatch.setattr(build, "FIGURES", {})
