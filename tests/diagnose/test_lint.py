@@ -246,6 +246,15 @@ def state_eps():
 
 
 @trigger
+def state_start():
+    p = weight(20, 20, value=1.0, grad=1e-4)
+    optimizer = RMSprop([p], lr=1e-2, alpha=0.9, square_avg_init=1.0, state_dtype="float8", backend="eager")
+    for _ in range(25):
+        optimizer.step()
+    return optimizer, "warning", "started at 1 and has only decayed since, for 25 steps, in 100% of the elements"
+
+
+@trigger
 def schedule_in_buffer():
     optimizer = RMSprop([weight(4, 4, grad=1.0)], dialect="timm", lr=1e-3, momentum=0.9)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.1)

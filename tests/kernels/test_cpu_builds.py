@@ -1,7 +1,9 @@
 """Other builds of the same source: one instruction set each gives the same bits, and mistakes are caught."""
 
 import ctypes
+import hashlib
 import platform
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -44,6 +46,28 @@ def build(folder: Path, *flags: str, compiler: str | None = QUICK) -> native.Nat
     loaded = native.load(out)
     assert not isinstance(loaded, str)
     return loaded
+
+
+# Digest of the declarations of rmsprop.h and plan.h, without comments and space, by INTERFACE.
+DECLARED = {1: "6e603ddc602c611c"}
+
+
+def test_another_interface_has_another_number() -> None:
+    """The structures and functions that Python mirrors are those that INTERFACE stands for."""
+    text = "".join((SOURCES / name).read_text(encoding="utf-8") for name in ("rmsprop.h", "plan.h"))
+    text = re.sub(r"//.*|constexpr int32_t kInterface = \d+;|\s", "", text)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == DECLARED[native.INTERFACE]
+
+
+@pytest.mark.parametrize("text", ["", 'extern "C" int rmsprop_interface() { return 0; }'], ids=["none", "another"])
+def test_a_library_of_another_interface_is_refused(tmp_path: Path, text: str) -> None:
+    """One that was built before the structures changed is a reason in words: it would read other memory."""
+    (tmp_path / "old.cpp").write_text(text, encoding="utf-8")
+    old = tmp_path / "_native.so"
+    subprocess.run([str(QUICK), "-fPIC", "-shared", "-o", str(old), str(tmp_path / "old.cpp")], check=True)
+    reason = native.load(old)
+    assert isinstance(reason, str)
+    assert "built from another version of this package; install it again" in reason
 
 
 def results(types: tuple, seed: int) -> list[Bucket]:

@@ -264,6 +264,8 @@ struct Stream {
 
 }  // namespace
 
+RMSPROP_API int32_t rmsprop_interface() { return kInterface; }
+
 RMSPROP_API int32_t rmsprop_step(Work* works, int64_t count, double found_inf, ParallelFor parallel_for,
                                  int64_t grain) {
   if (found_inf != 0) return 0;

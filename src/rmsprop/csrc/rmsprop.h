@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 
+// Raised with every change of a structure or function here or in plan.h: kernels/native.py refuses another number.
+constexpr int32_t kInterface = 1;
+
 // Element types, in the order of kernels/native.py SLOT_TYPES. kFloat8 is for square_avg of a narrowed state alone.
 enum Type : int32_t { kFloat32, kFloat64, kBFloat16, kFloat16, kFloat8 };
 
@@ -54,6 +57,9 @@ using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Body 
 #else
 #define RMSPROP_API extern "C" __attribute__((visibility("default")))
 #endif
+
+// Returns kInterface.
+RMSPROP_API int32_t rmsprop_interface();
 
 // Advances every tensor of every work by one step, in place; gradients are only read. Returns 0.
 //

@@ -8,7 +8,7 @@ import torch
 
 from rmsprop import analysis
 from rmsprop.diagnose.facts import Facts
-from rmsprop.diagnose.precision import state_eps, state_range, state_rounding
+from rmsprop.diagnose.precision import state_eps, state_range, state_rounding, state_start
 from rmsprop.diagnose.readings import STUCK, Reading
 from rmsprop.diagnose.usage import (
     Found,
@@ -400,6 +400,7 @@ CHECKS: Mapping[str, Callable[[Facts], Found]] = {
     "state_rounding": state_rounding,
     "state_range": state_range,
     "state_eps": state_eps,
+    "state_start": state_start,
     "schedule_in_buffer": _schedule_in_buffer,
     "stuck": _stuck,
     "centered_cancels": _centered_cancels,

@@ -43,6 +43,22 @@ def state_range(f: Facts) -> Found:
         yield "warning", _at_bottom(f), "Use state_dtype='bfloat16', or scale the loss up"
 
 
+def state_start(f: Facts) -> Found:
+    """Find averages in float8 that only decay from where they started, so that the rounding of a byte adds up."""
+    memory = 1 / (1 - f.hyper.alpha)
+    held = [x for x in f.tensors if x.state_dtype == torch.uint8 and x.steps >= 2 * memory]
+    moved = sum(x.sums["with_grad"] for x in held)
+    decaying = moved - sum(x.sums["touched_with_grad"] for x in held)
+    if f.rule.square_avg_init and decaying > FEW * moved:
+        yield (
+            "warning",
+            f"square_avg is float8, started at {f.rule.square_avg_init:g} and has only decayed since, for "
+            f"{max(x.steps for x in held)} steps, in {decaying / moved:.0%} of the elements with a gradient: the "
+            "rounding of a byte adds up until gradients hold the average, and steps become too long or too short",
+            "Use state_dtype='bfloat16'",
+        )
+
+
 def state_eps(f: Facts) -> Found:
     """Find averages at the bottom of float8's range, where ε is too small to bound the step."""
     share, inside = f.share("at_bottom", "coded"), f.rule.eps_mode in ("inside", "both")

@@ -13,6 +13,10 @@ import torch
 from rmsprop.spec import CLIPS
 from rmsprop.tensors.forked import in_child
 
+# kInterface of csrc/rmsprop.h. A library of another number, such as one that was built before a change of this
+# checkout, would read the structures below as others.
+INTERFACE = 1
+
 # Element types of parameters, and of slots with float8's bytes, in the order of csrc/rmsprop.h.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 SLOT_TYPES = {**TYPES, torch.uint8: 4}
@@ -137,6 +141,12 @@ def load(library: Path | None = None) -> Native | str:
         released, held = ctypes.CDLL(str(library)), ctypes.PyDLL(str(library))
     except OSError as error:
         return f"the compiled kernel cannot be loaded on this machine ({error}); reinstall the package from source"
+    interface = getattr(released, "rmsprop_interface", None)
+    if interface is None or interface() != INTERFACE:
+        return (
+            f"the compiled kernel ({library.name}) was built from another version of this package; install it "
+            "again (`pip install .`, or `pip install --editable .` in a checkout)"
+        )
     step = released.rmsprop_step
     step.argtypes, step.restype = (c_void_p, c_int64, c_double, c_void_p, c_int64), c_int32
     norms = released.rmsprop_norms
