@@ -362,15 +362,10 @@ def _step(
 
 def _check(filled: list[tuple[Group, Bucket]]) -> None:
     """Raise RuntimeError for edited state of any group that cannot step."""
-    odd = [part for part in filled if not _is_usual(part[1])]
+    odd = [part for part in filled if part[1].differentiable or not refusals.plain(part[1])]
     for group, bucket in odd:
         slots.check(group, bucket)
     slots.check_apart(filled, plain=not odd)
-
-
-def _is_usual(bucket: Bucket) -> bool:
-    """Return whether C accepts all tensors of a bucket. It does not know which state a `state_dtype` needs."""
-    return not bucket.differentiable and bucket.state_dtype == "float32" and refusals.plain(bucket)
 
 
 def only_makes_state(groups: list[Group]) -> bool:

@@ -155,7 +155,6 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     dtype = arithmetic_dtype(part.param[0].dtype)
     averages = [part.slots[name] for name in NARROWED]
     wide = [_widened(values, dtype) for values in (part.param, part.grad, *averages)]
-    random = [rounding.bits_of(part, i) for i in range(len(part.random_keys))]
     if part.slots["compensation"]:
         wide[0] = [rounding.whole(p, c) for p, c in zip(part.param, part.slots["compensation"], strict=True)]
     one = len(part.param) == 1
@@ -226,9 +225,7 @@ def _advance(rule: Rule, hyper: Hyper, part: Bucket) -> None:
             do.add_(p, b, alpha=-out * mu)
         else:
             do.add_(p, b, alpha=-out)
-    for slot, into, worked in zip(NARROWED, averages, wide[2:], strict=True):
-        _keep(part, slot, into, worked, random)
-    _write(part, wide[0], hyper, random)
+    _store(part, wide[0], wide[2:], hyper)
 
 
 class _Spikes:
@@ -278,24 +275,30 @@ def _within(bound: Any, u: Any) -> Any:
     return u.clamp(-bound, bound) if isinstance(u, Tensor) else [x.clamp(-bound, bound) for x in u]
 
 
-def _keep(part: Bucket, slot: str, kept: Lists, worked: Lists, random: Lists) -> None:
-    """Write the averages back into a slot, rounded as the bucket's state_dtype is."""
-    if part.state_dtype == "float32":
-        _narrow(kept, worked)
-        return
-    for i, (into, x) in enumerate(zip(kept, worked, strict=True)):
-        rounding.write_state(into, x, random[i], slot)
+def _store(part: Bucket, params: Lists, averages: Sequence[Lists], hyper: Hyper) -> None:
+    """Write the results back, each rounded once to its storage dtype as the bucket asks, and advance [10].
 
-
-def _write(part: Bucket, worked: Lists, hyper: Hyper, random: Lists) -> None:
-    """Write the results of [9] into the parameters, under the bucket's rounding, and advance [10]."""
-    remainders = part.slots["compensation"]
-    if part.rounding == "nearest" and not remainders:
-        _narrow(part.param, worked)
+    Args:
+        averages: the new values of the slots of NARROWED; an empty list where the rule keeps none.
+    """
+    kept, remainders = [part.slots[name] for name in NARROWED], part.slots["compensation"]
+    narrowed = part.state_dtype != "float32"
+    if not narrowed:
+        for into, worked in zip(kept, averages, strict=True):
+            _narrow(into, worked)
+    if part.rounding == "nearest" and not remainders and not narrowed:
+        _narrow(part.param, params)
     else:
-        for i, (p, x) in enumerate(zip(part.param, worked, strict=True)):
-            drawn = random[i] if part.rounding == "stochastic" else None
-            rounding.write(p, x, remainders[i] if remainders else None, drawn)
+        for i, (p, x) in enumerate(zip(part.param, params, strict=True)):  # one tensor's random bits at a time
+            random = rounding.bits_of(part, i) if part.random_keys else None
+            if narrowed:
+                assert random is not None
+                for name, own, worked in zip(NARROWED, kept, averages, strict=True):
+                    if own:
+                        rounding.write_state(own[i], worked[i], random, name)
+            if x is not p:
+                drawn = random if part.rounding == "stochastic" else None
+                rounding.write(p, x, remainders[i] if remainders else None, drawn)
     # [10] average
     finish(hyper, part)
 
@@ -304,7 +307,6 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
     """Compute the nine lines out of place, since autograd needs the values and a compiler fuses the operators."""
     dtype = arithmetic_dtype(part.param[0].dtype)
     g, v = part.grad[0].to(dtype), widened(part.slots["square_avg"][0], dtype)
-    random = [rounding.bits_of(part, 0)] if part.random_keys else []
     p = part.param[0].to(dtype, copy=True)  # overwritten below, but the derivative with respect to lr may need it
     if part.slots["compensation"]:
         p = rounding.whole(part.param[0], part.slots["compensation"][0])
@@ -329,12 +331,10 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         v = torch.where(spike, 2 * before, v)
         root = torch.where(spike, before, 1.0).sqrt()
         entering = torch.where(spike, (hyper.carried() * root).copysign(g), g)
-    _keep(part, "square_avg", part.slots["square_avg"], [v], random)
     # [3] first moment
-    m = v
+    m = b = v
     if rule.centered:
         m = alpha * part.slots["grad_avg"][0].to(dtype) + (1 - alpha) * entering
-        _keep(part, "grad_avg", part.slots["grad_avg"], [m], random)
     # [4] bias
     c = _corrections(part, alpha, dtype)[0] if rule.bias_correction else 1.0
     # [5] variance
@@ -354,12 +354,12 @@ def _advance_recorded(rule: Rule, hyper: Hyper, part: Bucket) -> None:
         if rule.lr_in_buffer:
             u = lr * u
         b = mu * part.slots["momentum_buffer"][0].to(dtype) + u
-        _keep(part, "momentum_buffer", part.slots["momentum_buffer"], [b], random)
         u = u + mu * b if rule.nesterov else b
         if cap is not None:
             u = _within(cap * lr if rule.lr_in_buffer else cap, u)
     # [9] parameter
-    _write(part, [p - u if rule.momentum and rule.lr_in_buffer else p - lr * u], hyper, random)
+    moved = p - u if rule.momentum and rule.lr_in_buffer else p - lr * u
+    _store(part, [moved], [[v], [m] if rule.centered else [], [b] if rule.momentum else []], hyper)
 
 
 def _learning_rate(lr: float | Tensor, on_device: bool) -> float | Tensor:

@@ -35,10 +35,10 @@ def average(averaging: Averaging | None, bucket: Bucket) -> None:
         dtype = arithmetic_dtype(p.dtype)
         if share is None:
             continue
-        if isinstance(share, float) and e.dtype == dtype and bucket.found_inf is None:
+        if isinstance(share, float) and e.dtype == p.dtype == dtype and bucket.found_inf is None:
             averages, params = alike.setdefault(share, ([], []))
             averages.append(e)
-            params.append(p.detach().to(dtype))
+            params.append(p.detach())
             continue
         new = torch.lerp(e.to(dtype), p.detach().to(dtype), share if isinstance(share, float) else share.to(dtype))
         if isinstance(share, Tensor):
