@@ -162,6 +162,28 @@ def test_groups_have_their_own_settings() -> None:
     assert "group 1" in str(found)
 
 
+def test_a_groups_own_settings_win_as_in_the_optimizer() -> None:
+    """Over those of the call; not in an optimizer, whose groups are all filled in, nor over an alternative's."""
+    model = convolutions()
+    first, second = list(model[0].parameters()), list(model[3].parameters())
+    groups = [{"params": first, "momentum": 0.9, "state_dtype": "float8"}, {"params": second}]
+    settings = {"momentum": 0.5, "state_dtype": "bfloat16", "centered": True}
+    found = estimate([dict(group) for group in groups], **settings)
+    optimizer = RMSprop([dict(group) for group in groups], **settings)
+    for p in first + second:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for group, own in zip((first, second), found.groups, strict=True):
+        for name, size in own.slots.items():
+            assert size == sum(optimizer.state[p][name].nbytes for p in group), name
+    assert estimate(optimizer).total == found.total
+    wide = estimate(optimizer, state_dtype="float32").total
+    assert wide.slots["square_avg"] == 4 * sum(p.numel() for p in first + second)
+    others = {other.name: other.usage for other in found.alternatives}
+    assert others["float32 state"] == wide
+    assert others["float8 state"] == estimate(optimizer, state_dtype="float8").total
+
+
 def test_the_alternatives_are_the_estimates_of_their_settings() -> None:
     """Each row is what its own call gives, those in backward with one gradient."""
     model = nn.Sequential(nn.Linear(700, 700), nn.Linear(700, 700))
@@ -324,13 +346,15 @@ def test_a_model_without_anything_to_train_has_weights_alone() -> None:
         ([{"lr": 0.1}], {}, ValueError, "group 0 of model has no params"),
         ([{"params": [nn.Parameter(torch.ones(1))]}, 3], {}, TypeError, "entry 1 of model is an int among groups"),
         ("nowhere.pt", {}, ValueError, "there is no file 'nowhere.pt'"),
-        (convolutions(), {"parameters": "net"}, ValueError, "parameters='net' chooses a model of a file"),
+        (convolutions(), {"parameters": "net"}, ValueError, "parameters='net' selects a model in a checkpoint file"),
         (convolutions(), {"lr": -1}, ValueError, "Invalid learning rate"),
         (convolutions(), {"mometum": 0.9}, TypeError, "did you mean 'momentum'"),
         (convolutions(), {"rounding": "stochastic"}, ValueError, "applies to half-precision parameters only"),
         (convolutions(), {"state_dtype": "float4"}, ValueError, "'float8'"),
         (convolutions(), {"memory": "16 pounds"}, ValueError, "memory takes bytes, or a text such as '16GB'"),
         (convolutions(), {"memory": 0}, ValueError, "Invalid memory: 0"),
+        (convolutions(), {"memory": 0.5}, ValueError, "Invalid memory: 0.5"),
+        (convolutions(), {"memory": "0.5 B"}, ValueError, "Invalid memory: '0.5 B'"),
         (convolutions(), {"memory": math.nan}, ValueError, "Invalid memory: nan"),
         (convolutions(), {"memory": "1e999GB"}, ValueError, "Invalid memory"),
         (convolutions(), {"memory": True}, TypeError, "Invalid memory: True is a bool"),

@@ -155,6 +155,12 @@ def test_a_file_without_a_model_is_one_sentence(tmp_path) -> None:
     (shards / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(ValueError, match="cannot be found, such as 'model-00002"):
         estimate(shards)
+    ours = to_checkpoint(tmp_path, network())
+    ours.write_bytes(ours.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"run\.safetensors .* is not a complete checkpoint"):
+        estimate(ours)
+    with pytest.raises(ValueError, match=r"='net' selects a model in a torch\.save file.*leave it out"):
+        estimate(CHECKPOINTS / "keras3-momentum.keras", parameters="net")
     head = json.dumps({"w": {"dtype": "F4", "shape": [4], "data_offsets": [0, 2]}}).encode()
     (tmp_path / "odd.safetensors").write_bytes(len(head).to_bytes(8, "little") + head + b"\0\0")
     with pytest.raises(ValueError, match=r"odd\.safetensors"):

@@ -96,6 +96,16 @@ def test_more_tensors_than_a_miniature_has(count) -> None:
     assert found.total.step == pytest.approx(actual, rel=0.02)
 
 
+def test_random_bits_are_drawn_for_one_tensor_at_a_time() -> None:
+    """A step of all tensors at once adds the eight bytes per element of the largest one's draw, not of all."""
+    params = parameters(torch.bfloat16, [(10_000,)] * 100)
+
+    def step(**settings):
+        return measured(params, lambda own: RMSprop(own, foreach=True, **settings))
+
+    assert step(rounding="stochastic") - step() < 3_000_000  # 8,000,000 if all were drawn at once
+
+
 def test_groups_of_different_kinds_step_one_after_the_other() -> None:
     """The peak in all is the larger of the groups', and above it, clipped gradients stay until the end."""
     small, large = parameters(torch.bfloat16, [(300, 300)]), parameters(torch.float32, [(500, 800), (3, 3)])

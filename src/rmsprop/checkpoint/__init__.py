@@ -36,6 +36,7 @@ __all__ = ["VERSION", "load", "save"]
 
 VERSION = 1
 _NAME = "rmsprop_checkpoint"  # the key of the version in the file's metadata
+_HEADER = 100_000_000  # safetensors' own limit on the bytes of a header
 _LARGEST = 32_000_000  # bytes of JSON: safetensors allows headers of 100 MB, in which quotes are escaped
 
 
@@ -117,6 +118,14 @@ def load(path: str | bytes | os.PathLike[str], *, rng: bool = False, **objects: 
             _set_rng_state(generators, path)
         raise
     return parts
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether the header of a file says that this module wrote it, whole or damaged since."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = file.read(size) if size <= _HEADER else b""
+    return f'"{_NAME}"'.encode() in header
 
 
 def read(path: Path, shapes: bool = False) -> dict[str, Any]:

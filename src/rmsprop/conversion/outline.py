@@ -46,8 +46,8 @@ def read_outline(path: Path, parameters: str | None = None) -> Outline:
         return outline_of(row.outline(path), path, parameters)
     if parameters is not None:
         raise ValueError(
-            f"--parameters {shown(parameters)} chooses among the models of a torch.save file; {path.name}, in the "
-            f"format {row.name}, has only one"
+            f"parameters={shown(parameters)} selects a model in a torch.save file, but {path.name}, in the format "
+            f"{row.name}, has only one; leave it out"
         )
     import torch
 
@@ -57,7 +57,7 @@ def read_outline(path: Path, parameters: str | None = None) -> Outline:
         for name, x in held.params.items()
         if x.dtype.kind in "biufc"
     }
-    return outline_of(tensors, path, None, [note for note in held.notes if "bfloat16" in note])
+    return outline_of(tensors, path, None, held.notes)
 
 
 def outline_of(whole: Any, path: Path, parameters: str | None = None, notes: list[str] | None = None) -> Outline:

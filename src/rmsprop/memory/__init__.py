@@ -28,6 +28,7 @@ _UNITS = {
 }
 _AMOUNT = re.compile(r"\s*(\d+\.?\d*(?:e\+?\d+)?|\.\d+)\s*([kmgtp]i?)?b?\s*", re.IGNORECASE)
 _LEAST = {"rounding": "stochastic", "compensation": False, "state_dtype": "float8"}
+_NOTHING: Mapping[str, Any] = {}
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
@@ -210,7 +211,11 @@ def _estimate(
 
 
 class _Built:
-    """An optimizer of stand-ins with gradients and state, and their origins."""
+    """An optimizer of stand-ins with gradients and state, and their origins.
+
+    Args:
+        changed: settings of an alternative, of every group.
+    """
 
     def __init__(
         self,
@@ -218,11 +223,14 @@ class _Built:
         device: str | None,
         dtype: torch.dtype | None,
         settings: Mapping[str, Any],
+        changed: Mapping[str, Any] = _NOTHING,
         make: type[RMSprop] = RMSprop,
     ) -> None:
         groups, self.origins = held.stand_ins(dtype)
-        groups = [{k: v for k, v in group.items() if k == "params" or k not in settings} for group in groups]
-        self.optimizer = make(groups, **settings)
+        # a group's own settings win, as in RMSprop, unless an optimizer filled them all in
+        replaced = {**settings, **changed} if held.filled else changed
+        groups = [{k: v for k, v in group.items() if k not in replaced} for group in groups]
+        self.optimizer = make(groups, **{**settings, **changed})
         if isinstance(self.optimizer, StepInBackward):
             self.optimizer.remove()
         self.device, self.buffers = device, held.buffer_bytes(dtype)
@@ -282,28 +290,20 @@ def _alternatives(
 ) -> Iterator[Alternative]:
     """Yield the other ways to train."""
     trained = built.trained()
-    narrow = any(is_narrowable(p.dtype) for p in trained)
     own = {group["state_dtype"] for group in built.optimizer.param_groups}
-    for make in (RMSprop, StepInBackward):
-        where = "" if make is RMSprop else "in backward"
-        for state_dtype in STATE_DTYPES if narrow else ("float32",):
-            same = own == {state_dtype} or not narrow
-            if make is RMSprop and same:
-                continue
-            changed = {} if same else {"state_dtype": state_dtype}
-            word = "" if same else f"{state_dtype} state"
-            name = ", ".join(filter(None, (word, where)))
-            other = _tried(name, held, device, dtype, settings, changed, make)
-            if other.usage is None and make is StepInBackward:
-                other = _tried("in backward", held, device, dtype, settings, {}, make)
-                if other.usage is None:
-                    yield other
-                    yield _adam(built)
-                    return
-            yield other
-    if any(p.is_floating_point() and p.element_size() > 2 for p in trained):
-        name = "bfloat16 weights, float8, in backward"
-        yield _tried(name, held, device, torch.bfloat16, settings, _LEAST, StepInBackward)
+    narrow = any(is_narrowable(p.dtype) for p in trained)
+    others = [(f"{name} state", {"state_dtype": name}) for name in STATE_DTYPES if narrow and own != {name}]
+    for name, changed in others:
+        yield _tried(name, held, device, dtype, settings, changed)
+    backward = _tried("in backward", held, device, dtype, settings, {}, StepInBackward)
+    yield backward
+    if backward.usage is not None:
+        for name, changed in others:
+            yield _tried(f"{name}, in backward", held, device, dtype, settings, changed, StepInBackward)
+        if any(p.is_floating_point() and p.element_size() > 2 for p in trained):
+            name = "bfloat16 weights, float8, in backward"
+            least = _tried(name, held, device, torch.bfloat16, settings, _LEAST, StepInBackward)
+            yield replace(least, settings={**least.settings, "dtype": "bfloat16"})
     yield _adam(built)
 
 
@@ -314,13 +314,12 @@ def _tried(
     dtype: torch.dtype | None,
     settings: Mapping[str, Any],
     changed: Mapping[str, Any],
-    make: type[RMSprop],
+    make: type[RMSprop] = RMSprop,
 ) -> Alternative:
-    said = {**changed, **({"dtype": "bfloat16"} if changed is _LEAST else {})}
-    if make is StepInBackward:
-        said["step_in_backward"] = True
+    """Return an alternative, or why it does not go with the settings."""
+    said = {**changed, "step_in_backward": True} if make is StepInBackward else changed
     try:
-        usage, _ = _Built(held, device, dtype, {**settings, **changed}, make).usage()
+        usage, _ = _Built(held, device, dtype, settings, changed, make).usage()
     except (ValueError, TypeError, RuntimeError) as error:
         return Alternative(name, said, None, str(error))
     return Alternative(name, said, usage)
@@ -379,10 +378,12 @@ def _amount(memory: Any) -> int | None:
         raise TypeError(f"Invalid memory: {shown(memory)} is {with_article(type(memory).__name__)}; {works}")
     found = _AMOUNT.fullmatch(memory) if isinstance(memory, str) and len(memory) < 100 else None
     if found is not None:
-        memory = float(found[1]) * _UNITS[(found[2] or "").lower()]
-    if isinstance(memory, str) or not math.isfinite(memory) or memory <= 0:
+        size = float(found[1]) * _UNITS[(found[2] or "").lower()]
+    else:
+        size = math.nan if isinstance(memory, str) else memory
+    if not 1 <= size < math.inf:
         raise ValueError(f"Invalid memory: {shown(memory)}; {works}")
-    return int(memory)
+    return int(size)
 
 
 def _device(device: Any) -> str | None:

@@ -55,12 +55,14 @@ class Given:
         buffers: tensors of the model that no optimizer moves.
         sparse: ids of parameters whose gradients are sparse.
         notes: what was assumed, in sentences.
+        filled: whether every group has all settings, since an optimizer made it.
     """
 
     groups: list[dict[str, Any]]
     buffers: list[Tensor] = field(default_factory=list)
     sparse: set[int] = field(default_factory=set)
     notes: list[str] = field(default_factory=list)
+    filled: bool = False
 
     def stand_ins(self, dtype: torch.dtype | None) -> tuple[list[dict[str, Any]], dict[int, Origin]]:
         """Return the groups with every parameter replaced by one on the meta device, and the origins by their ids.
@@ -115,7 +117,9 @@ def read(model: Any, place: str | None = None) -> Given:
     if isinstance(model, str | bytes | os.PathLike):
         return _from_outline(_outline(Path(os.fsdecode(model)), place))
     if place is not None:
-        raise ValueError(f"parameters={shown(place)} chooses a model of a file, and model is no path of one; omit it")
+        raise ValueError(
+            f"parameters={shown(place)} selects a model in a checkpoint file, but model is not a path; leave it out"
+        )
     if isinstance(model, nn.Module):
         named = list(model.named_parameters())
         if not named:
@@ -125,7 +129,7 @@ def read(model: Any, place: str | None = None) -> Given:
             if isinstance(layer, nn.Embedding | nn.EmbeddingBag) and layer.sparse:
                 made.sparse.add(id(layer.weight))
     elif isinstance(model, torch.optim.Optimizer):
-        made = Given(list(_groups(model.param_groups)))
+        made = Given(list(_groups(model.param_groups)), filled=True)
     else:
         made = Given(list(_groups(params.not_empty(model))))
     if not any(group["params"] for group in made.groups):
@@ -192,11 +196,12 @@ def _groups(given: Any) -> Iterator[dict[str, Any]]:
 
 def _outline(path: Path, place: str | None) -> Outline:
     """Return the outline of a checkpoint. Raises: Unreadable or ValueError."""
+    if not (path.is_file() and checkpoint.is_checkpoint(path)):
+        return read_outline(path, place)
     try:
-        whole = checkpoint.read(path, shapes=True) if path.is_file() else None
-    except (ValueError, ImportError):  # of another kind
-        whole = None
-    return read_outline(path, place) if whole is None else outline_of(whole, path, place)
+        return outline_of(checkpoint.read(path, shapes=True), path, place)
+    except ImportError as error:
+        raise Unreadable(str(error)) from None
 
 
 def _from_outline(found: Outline) -> Given:
