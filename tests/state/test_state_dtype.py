@@ -145,6 +145,24 @@ def test_a_setting_that_cannot_work_is_refused_at_construction(settings, dtype, 
         RMSprop([nn.Parameter(torch.ones(3, dtype=dtype))], **settings)
 
 
+@pytest.mark.parametrize(
+    ("own", "dtype", "message"),
+    [
+        ({"state_dtype": "float8"}, torch.float64, "state_dtype='float8' applies to float32, bfloat16 and float16"),
+        ({"rounding": "stochastic"}, torch.float32, "rounding='stochastic' applies to half-precision parameters"),
+        ({"compensation": True}, torch.float32, "compensation=True applies to half-precision parameters"),
+    ],
+    ids=str,
+)
+def test_a_setting_of_a_group_needs_a_parameter_in_that_group(own, dtype, message):
+    """The constructor's needs one in any group, so that it may be given for all."""
+    half, other = nn.Parameter(torch.ones(3).bfloat16()), nn.Parameter(torch.ones(3, dtype=dtype))
+    with pytest.raises(ValueError, match=re.escape(message)):
+        RMSprop([{"params": [half]}, {"params": [other], **own}])
+    RMSprop([{"params": [half], **own}, {"params": [other]}])
+    RMSprop([{"params": [half]}, {"params": [other]}], **own)
+
+
 # bfloat16 state under "float32" steps as it did before there was a setting: rounded to nearest, which lint reports.
 CHANGES = [pair for pair in itertools.permutations(STATE_DTYPES, 2) if pair != ("bfloat16", "float32")]
 
@@ -210,6 +228,25 @@ def test_the_warning_of_a_load_says_what_is_lost():
         "range, 4.4e-16 to 10240, and become 0 or its end; build it with state_dtype='float32' to keep the state as "
         "it was saved"
     )
+
+
+def test_the_warning_of_a_load_has_a_sentence_for_each_precision():
+    """Two groups of different state_dtype: what each loses, under its own name."""
+    source, params = train(build("float32")), network()
+    source.state[source.param_groups[0]["params"][0]]["square_avg"].view(-1)[0] = 3e4
+    groups = [{"params": params[:1], "state_dtype": "float8"}, {"params": params[1:], "state_dtype": "bfloat16"}]
+    saved = source.state_dict()
+    settings = {name: value for name, value in saved["param_groups"][0].items() if name != "params"}
+    saved["param_groups"] = [{**settings, "params": [i]} for i in range(2)]
+    with pytest.warns(UserWarning, match="is rounded to") as caught:
+        RMSprop(groups, momentum=0.9, centered=True).load_state_dict(saved, hparams="keep")
+    said = [str(w.message) for w in caught]
+    assert ["'float8'" in text for text in said] == [True, False]
+    assert "square_avg by up to 11 %" in said[0]
+    assert "1 elements of square_avg are outside" in said[0]
+    assert "'bfloat16'" in said[1]
+    assert "square_avg by up to 0.4 %" in said[1]
+    assert "outside" not in said[1]
 
 
 def test_a_load_whose_warning_is_an_error_changes_nothing():
@@ -455,6 +492,25 @@ def test_state_in_shared_memory_stays_there(state_dtype):
         optimizer.load_state_dict(RMSprop(network(), lr=0.5, eps=1.0).state_dict())
     assert optimizer.state[params[0]]["square_avg"] is kept
     assert not kept.any()
+
+
+@pytest.mark.parametrize(("before", "after"), CHANGES)
+def test_shared_state_is_never_converted_to_another_precision(before, after):
+    """The other processes would keep the tensors of before: the load is refused, and nothing has changed."""
+    params = network()
+    for p in params:
+        p.share_memory_()
+    optimizer = train(build(before, params).share_memory())
+    kept = {name: (x, x.clone()) for name, x in optimizer.state[params[0]].items() if isinstance(x, torch.Tensor)}
+    saved = optimizer.state_dict(full_precision=True)
+    optimizer.param_groups[0]["state_dtype"] = after
+    with pytest.raises(RuntimeError, match=f"shared memory, but state_dtype='{after}' needs .*set state_dtype back"):
+        optimizer.load_state_dict(saved)
+    for name, (x, value) in kept.items():
+        assert optimizer.state[params[0]][name] is x
+        assert torch.equal(x, value)
+    optimizer.param_groups[0]["state_dtype"] = before
+    train(optimizer, 1)
 
 
 @pytest.mark.parametrize("state_dtype", NARROW)

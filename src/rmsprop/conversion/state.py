@@ -154,20 +154,25 @@ def _one(
 def _numbers(state: Slots, start: Dialect) -> Slots:
     """Return the state, in float32 if its `square_avg` holds the codes of float8.
 
-    Raises: ValueError for the codes of a quantization other than ours.
+    Raises: ValueError for codes of another quantization than ours, which has torch's names.
     """
     v = state.get("square_avg")
-    coded = v is not None and str(v.dtype).removeprefix("torch.") == "uint8"
-    if coded and start.name == "bitsandbytes":
+    if v is None or str(v.dtype).removeprefix("torch.") != "uint8":
+        return state
+    theirs = next(name for name, ours in start.states.items() if ours == "square_avg")
+    if start.name == "bitsandbytes":
         raise ValueError(
             "state1 is uint8, codes whose numbers depend on qmap1 and absmax1; give the numbers, or convert the "
             "checkpoint file with `rmsprop convert`, which reads these tables"
         )
-    if not coded:
-        return state
+    if theirs != "square_avg":
+        raise ValueError(
+            f"{theirs} is uint8, but {start.name} keeps numbers there; only rmsprop's state_dtype='float8' keeps "
+            "codes; give the numbers"
+        )
     from rmsprop.state.precision import decoded, to_full_precision
 
-    return to_full_precision(state) if hasattr(v, "detach") else {**state, "square_avg": decoded(v)}
+    return to_full_precision(state) if hasattr(v, "detach") else {**state, "square_avg": decoded(np.asarray(v))}
 
 
 def between(

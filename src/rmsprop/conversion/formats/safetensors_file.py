@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from rmsprop.conversion.turning import recorded
 from rmsprop.printing import shown
 
 PREFIX, KEY, BUFFERS = "optimizer.", "rmsprop", "ema_buffers"
+RUN = "rmsprop_checkpoint"  # in the metadata of a run that rmsprop.checkpoint saved
 
 
 def sniff(path: Path) -> bool:
@@ -71,7 +72,18 @@ def _meta(file: Any, key: str) -> Any:
     import torch
 
     held = file.get_slice(key)
-    dtype = {
+    dtype = _dtypes().get(held.get_dtype())
+    if dtype is None:
+        raise ValueError(f"{shown(key)} has the unknown dtype {shown(held.get_dtype())}")
+    return torch.empty(held.get_shape(), dtype=dtype, device="meta")
+
+
+@cache
+def _dtypes() -> dict[str, Any]:
+    """Return torch's dtypes by the names in a header."""
+    import torch
+
+    return {
         "BOOL": torch.bool,
         **{f"F{n}": getattr(torch, f"float{n}") for n in (16, 32, 64)},
         **{f"I{n}": getattr(torch, f"int{n}") for n in (8, 16, 32, 64)},
@@ -80,10 +92,8 @@ def _meta(file: Any, key: str) -> Any:
         "C64": torch.complex64,
         "F8_E4M3": torch.float8_e4m3fn,
         "F8_E5M2": torch.float8_e5m2,
-    }.get(held.get_dtype())
-    if dtype is None:
-        raise ValueError(f"{shown(key)} has the unknown dtype {shown(held.get_dtype())}")
-    return torch.empty(held.get_shape(), dtype=dtype, device="meta")
+        "F8_E8M0": torch.float8_e8m0fnu,
+    }
 
 
 def _read(path: Path, get: Callable[[Any, str], Any] | None = None) -> tuple[dict[str, Any], str | None]:
@@ -98,8 +108,14 @@ def _read(path: Path, get: Callable[[Any, str], Any] | None = None) -> tuple[dic
         with library.safe_open(path, framework=framework, device="cpu") as file:
             keys = file.offset_keys() if hasattr(file, "offset_keys") else file.keys()
             read = file.get_tensor if get is None else partial(get, file)
-            return {key: read(key) for key in keys}, (file.metadata() or {}).get(KEY)
-    except (MemoryError, RecursionError):
+            metadata = file.metadata() or {}
+            if RUN in metadata:
+                raise Unreadable(
+                    f"{path.name} is a whole run, saved by rmsprop.checkpoint; save the part to read alone, such as "
+                    f"torch.save(rmsprop.checkpoint.load({path.name!r})['optimizer'], 'optimizer.pt')"
+                )
+            return {key: read(key) for key in keys}, metadata.get(KEY)
+    except (MemoryError, RecursionError, Unreadable):
         raise
     except Exception as error:  # the library's own, OSError, and torch's for an unknown dtype
         raise Unreadable(f"{path.name} is not a valid safetensors file: {shown(str(error), 120)}") from error

@@ -137,7 +137,7 @@ class Arrays:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.left = 16 * path.stat().st_size + (1 << 20)  # a byte of a quantized state takes 9 at most
+        self.left = 8 * path.stat().st_size + (1 << 20)  # a byte of a quantized state takes 1 + 4
         self.notes: list[str] = []
 
     def array(self, value: Any, name: str) -> Array:
