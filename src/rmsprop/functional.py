@@ -8,7 +8,7 @@ from torch import Tensor
 from rmsprop import kernels, settings
 from rmsprop.spec import NARROWED, EpsMode, StateDtype, WeightDecayMode, random_key
 from rmsprop.tensors import shards
-from rmsprop.tensors.bucket import Bucket, is_narrowable, is_random, resolved, slot_dtype
+from rmsprop.tensors.bucket import Bucket, is_random, keeps, resolved, slot_dtype
 from rmsprop.tensors.forked import serial_after_fork
 
 
@@ -141,13 +141,11 @@ def rmsprop(
 def _refuse_precision(slot: str, values: list[Tensor], params: list[Tensor], state_dtype: StateDtype) -> None:
     """Raise for an average whose dtype is not that of state_dtype: codes would pass for numbers, or the reverse."""
     for i, (x, p) in enumerate(zip(values, params, strict=True)):
-        kept = slot_dtype(slot, p.dtype, state_dtype)
-        if x.dtype != kept and (
-            torch.uint8 in (x.dtype, kept) or (state_dtype != "float32" and is_narrowable(p.dtype))
-        ):
+        if not keeps(slot, x.dtype, p.dtype, state_dtype):
             raise ValueError(
-                f"the {slot} of params[{i}] is {x.dtype}, but state_dtype={state_dtype!r} keeps it in {kept}; give "
-                "state of that dtype, or the state_dtype that it was made with"
+                f"the {slot} of params[{i}] is {x.dtype}, but state_dtype={state_dtype!r} keeps it in "
+                f"{slot_dtype(slot, p.dtype, state_dtype)}; give state of that dtype, or the state_dtype that it was "
+                "made with"
             )
 
 

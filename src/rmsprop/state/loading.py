@@ -16,7 +16,7 @@ from torch import Tensor
 from rmsprop import settings
 from rmsprop.dialects import SWITCHES
 from rmsprop.printing import shown
-from rmsprop.state import averages, other_optimizers
+from rmsprop.state import averages, other_optimizers, shared_memory
 from rmsprop.state.entries import misfits
 from rmsprop.state.matching import MATCHES, Match, hint, match, rekeyed
 from rmsprop.state.placing import Writes, continues, place_lr, place_state
@@ -85,6 +85,8 @@ def load(
         raise ValueError(
             f"Invalid match: {shown(by)}; it takes 'name', 'order' or None (by name where both sides have names)"
         )
+    if optimizer._stepper.shared:
+        shared_memory.refuse_other_precision(optimizer)
     state_dict = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
     for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         changed = hook(optimizer, state_dict)

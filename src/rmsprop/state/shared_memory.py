@@ -12,8 +12,10 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from rmsprop.settings import read
+from rmsprop.spec import NARROWED
 from rmsprop.state.slots import make
-from rmsprop.tensors.bucket import fresh_slot, is_half, state_names
+from rmsprop.tensors.bucket import fresh_slot, is_half, slot_dtype, state_names
+from rmsprop.tensors.float8 import converted
 from rmsprop.tensors.forked import serial_after_fork
 from rmsprop.tensors.names import parameter_name
 
@@ -67,10 +69,28 @@ def refuse_new(group: Mapping[str, Any], state: Any) -> None:
             )
 
 
+def refuse_other_precision(optimizer: Optimizer) -> None:
+    """Refuse a load after state_dtype has changed: the other processes would keep the tensors of the old dtype.
+
+    Raises: RuntimeError, before anything changes.
+    """
+    for group in optimizer.param_groups:
+        for i, p in enumerate(group["params"]):
+            for name, x in optimizer.state.get(p, {}).items():
+                kept = slot_dtype(name, p.dtype, group["state_dtype"])
+                differs = x.dtype == torch.uint8 or group["state_dtype"] != "float32"
+                if name in NARROWED and differs and x.dtype != kept:
+                    raise RuntimeError(
+                        f"{name} of parameter {parameter_name(group, i)} is {x.dtype} in shared memory, but "
+                        f"state_dtype={group['state_dtype']!r} needs {kept}, which other processes would not see; "
+                        "set state_dtype back, or build a new optimizer before the processes start"
+                    )
+
+
 def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:
     """Write loaded state into the shared tensors of before, and make them the state again.
 
-    Slots that the loaded state lacks start fresh, in place. A slot that has another dtype now is a new tensor.
+    Slots that the loaded state lacks start fresh, in place.
     """
     for group in optimizer.param_groups:
         for p in group["params"]:
@@ -80,10 +100,7 @@ def keep(optimizer: Optimizer, before: Mapping[Any, Mapping[str, Any]]) -> None:
                     start = torch.zeros_like(tensor)
                     if name == "square_avg":
                         start = fresh_slot(p, group["square_avg_init"], tensor.dtype)
-                    loaded = own.get(name, start)
-                    if torch.uint8 in (tensor.dtype, loaded.dtype) and tensor.dtype != loaded.dtype:
-                        continue  # codes are not numbers
-                    tensor.copy_(loaded)
+                    tensor.copy_(converted(own.get(name, start), tensor.dtype))
                     own[name] = tensor
             if p.requires_grad:
                 make(group, optimizer.state[p], p, state_names(read(group)[0], group, is_half(p.dtype)), [])

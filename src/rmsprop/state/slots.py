@@ -19,6 +19,7 @@ from rmsprop.tensors.bucket import (
     fresh_slot,
     is_half,
     is_random,
+    keeps,
     resolved,
     slot_dtype,
     state_names,
@@ -152,22 +153,26 @@ def check(group: Mapping[str, Any], bucket: Bucket) -> None:
         own = {name: values[k] for name, values in bucket.slots.items() if values}
         for name, x in own.items():
             fault = _fault(name, x, p, bucket)
-            if fault == f"of {getattr(x, 'dtype', None)}" and name in NARROWED and _is_narrowed(x, bucket):
-                kept = slot_dtype(name, p.dtype, bucket.state_dtype)
-                codes = ", the codes of state_dtype='float8'" if x.dtype == torch.uint8 else ""
-                raise RuntimeError(
-                    f"{name} of parameter {_label(group, bucket.whole.get(id(p), p))} is {x.dtype}{codes}, but "
-                    f"state_dtype={group['state_dtype']!r} of its group keeps it in {kept}; set state_dtype back, or "
-                    "convert the state: optimizer.load_state_dict(optimizer.state_dict(full_precision=True))"
-                )
             if fault is not None:
                 label = _label(group, bucket.whole.get(id(p), p))
+                if isinstance(fault, _OtherPrecision):
+                    raise RuntimeError(
+                        f"{name} of parameter {label} is {fault}, but state_dtype={group['state_dtype']!r} of its "
+                        f"group keeps it in {slot_dtype(name, p.dtype, bucket.state_dtype)}; set state_dtype back, "
+                        "or convert the state: optimizer.load_state_dict(optimizer.state_dict(full_precision=True))"
+                    )
                 expected = f"a dense {_dtype(name, p, bucket)} tensor of shape {tuple(p.shape)} on {p.device}"
                 expected = "a tensor of one number" if name == "step" else expected
                 raise RuntimeError(
                     f"{name} of parameter {label} is {fault}, but it must be {expected}, in its own memory; replace "
                     "it, or delete it from the parameter's state to start fresh"
                 )
+
+
+class _OtherPrecision(str):
+    """The dtype of a slot that another state_dtype has."""
+
+    __slots__ = ()
 
 
 def _fault(name: str, x: Any, p: Tensor, bucket: Bucket) -> str | None:
@@ -183,10 +188,11 @@ def _fault(name: str, x: Any, p: Tensor, bucket: Bucket) -> str | None:
         fits = x.is_floating_point()
     elif name == "compensation":
         fits = x.dtype == p.dtype
-    elif bucket.state_dtype != "float32" and name in NARROWED:
-        fits = x.dtype == slot_dtype(name, p.dtype, bucket.state_dtype)
     else:
-        fits = x.dtype in STEPPED and x.is_complex() == p.is_complex()
+        fits = keeps(name, x.dtype, p.dtype, bucket.state_dtype)
+        if not fits and name in NARROWED and (bucket.state_dtype != "float32" or x.dtype == torch.uint8):
+            codes = ", the codes of state_dtype='float8'" if x.dtype == torch.uint8 else ""
+            return _OtherPrecision(f"{x.dtype}{codes}")
     if not fits:
         return f"of {x.dtype}"
     if x._is_zerotensor() or x.is_neg() or x.is_conj():
@@ -196,11 +202,6 @@ def _fault(name: str, x: Any, p: Tensor, bucket: Bucket) -> str | None:
     if bucket.differentiable and x.requires_grad and x.is_leaf:
         return "a leaf that requires grad, which differentiable=True cannot write"
     return None
-
-
-def _is_narrowed(x: Tensor, bucket: Bucket) -> bool:
-    """Return whether `state_dtype` explains a slot of another dtype than the bucket's."""
-    return bucket.state_dtype != "float32" or x.dtype == torch.uint8
 
 
 def _dtype(name: str, p: Tensor, bucket: Bucket) -> str:

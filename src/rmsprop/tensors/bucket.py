@@ -200,6 +200,13 @@ def slot_dtype(name: str, dtype: torch.dtype, state_dtype: StateDtype) -> torch.
     return torch.uint8 if state_dtype == "float8" and name == "square_avg" else torch.bfloat16
 
 
+def keeps(name: str, kept: torch.dtype, dtype: torch.dtype, state_dtype: StateDtype) -> bool:
+    """Return whether a slot but `step` and `compensation` may be of the dtype `kept`, for parameters of a dtype."""
+    if state_dtype == "float32" or name not in NARROWED or not is_narrowable(dtype):
+        return kept in STEPPED and kept.is_complex == dtype.is_complex
+    return kept == slot_dtype(name, dtype, state_dtype)
+
+
 def fresh_slot(param: Tensor, value: float, dtype: torch.dtype | None = None) -> Tensor:
     """Return a new state tensor of the parameter's shape, layout and device.
 
