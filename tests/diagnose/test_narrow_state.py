@@ -134,7 +134,7 @@ def test_the_ends_of_the_range_are_found_with_what_helps():
     assert names(500.0, state_dtype="bfloat16") == set()
     assert names(1e-8, eps=1e-12) == {"state_eps"}
     assert names(1e-8, eps=1e-15, eps_mode="inside") == {"state_eps"}
-    assert names(1e-8, eps=0.0) == {"state_range"}
+    assert names(1e-8, eps=0.0) == {"state_eps"}
     assert names(1e-8, eps=1e-7) == set()
     assert names(1e-8, eps=1e-14, eps_mode="inside") == set()
     assert names(1e-8, eps=1e-12, state_dtype="bfloat16") == set()

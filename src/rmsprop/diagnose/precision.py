@@ -30,7 +30,7 @@ def state_rounding(f: Facts) -> Found:
 
 
 def state_range(f: Facts) -> Found:
-    """Find averages at the ends of float8's range."""
+    """Find averages at the top of float8's range."""
     share = f.share("at_top", "coded")
     if share > FEW:
         yield (
@@ -39,8 +39,6 @@ def state_range(f: Facts) -> Found:
             f"{f.worst('at_top', 'coded')}: gradients beyond {math.sqrt(LARGEST):.0f} take steps that are too long",
             "Use state_dtype='bfloat16', or scale the loss down",
         )
-    if not f.hyper.eps and f.share("at_bottom", "coded") > FEW:
-        yield "warning", _at_bottom(f), "Use state_dtype='bfloat16', or scale the loss up"
 
 
 def state_start(f: Facts) -> Found:
@@ -63,21 +61,14 @@ def state_eps(f: Facts) -> Found:
     """Find averages at the bottom of float8's range, where ε is too small to bound the step."""
     share, inside = f.share("at_bottom", "coded"), f.rule.eps_mode in ("inside", "both")
     enough = SMALLEST_NORMAL if inside else math.sqrt(SMALLEST_NORMAL)
-    if share <= FEW or not 0 < f.hyper.eps < enough:
+    if share <= FEW or f.hyper.eps >= enough:
         return
     larger = f"eps={1.2 * enough:.0e} or larger, or " if share < 0.4 else ""  # else it would exceed most roots
     yield (
         "warning",
-        f"{_at_bottom(f)}, and eps={f.hyper.eps:g} is below {enough:.2g}, where it would bound them",
+        f"square_avg is at float8's smallest numbers, below {SMALLEST_NORMAL:.2g}, in {share:.0%} of the elements, "
+        f"worst in {f.worst('at_bottom', 'coded')}, so that their steps vary, up to "
+        f"{1 / math.sqrt(1 - f.hyper.alpha):.3g}·lr, and eps={f.hyper.eps:g} is below {enough:.2g}, where it would "
+        "bound them",
         f"Use {larger}state_dtype='bfloat16'",
-    )
-
-
-def _at_bottom(f: Facts) -> str:
-    """Return the observation that averages are at the bottom of float8's range."""
-    longest = 1 / math.sqrt(1 - f.hyper.alpha)
-    return (
-        f"square_avg is at float8's smallest numbers, below {SMALLEST_NORMAL:.2g}, in "
-        f"{f.share('at_bottom', 'coded'):.0%} of the elements, worst in {f.worst('at_bottom', 'coded')}, so that "
-        f"their steps vary, up to {longest:.3g}·lr"
     )
