@@ -3,6 +3,8 @@
 Without a working C++17 compiler the package installs all the same, and says what is missing when it is asked for.
 """
 
+import ctypes
+import os
 import sys
 import sysconfig
 from pathlib import Path
@@ -41,6 +43,14 @@ class BuildNative(build_ext):
     def get_libraries(self, ext: Extension) -> list[str]:  # noqa: ARG002
         return []  # no libpython
 
+    def run(self) -> None:
+        if "musl" in str(sysconfig.get_config_var("HOST_GNU_TYPE")):  # Alpine Linux and its like
+            sys.exit(
+                "rmsprop needs torch, which has no wheel for musl, the C library of this Python; install it on a "
+                "Linux with glibc, such as Debian, or in a container such as python:3.12-slim"
+            )
+        super().run()
+
     def build_extension(self, ext: Extension) -> None:
         if self.editable_mode and not self.force and (kept := self._newer_than_its_sources(ext)):
             self.copy_file(str(kept), self.get_ext_fullpath(ext.name))
@@ -55,9 +65,16 @@ class BuildNative(build_ext):
 
     def _newer_than_its_sources(self, ext: Extension) -> Path | None:
         """Return the library that an editable install for another Python left in this checkout, or None."""
-        kept = Path("src") / self.get_ext_filename(ext.name)
+        kept = Path("src").resolve() / self.get_ext_filename(ext.name)
         newest = max(Path(name).stat().st_mtime for name in (__file__, *ext.sources, *ext.depends))
-        return kept if kept.exists() and kept.stat().st_mtime > newest else None
+        asked = any(name in os.environ for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS"))
+        if asked or not kept.exists() or kept.stat().st_mtime <= newest:
+            return None
+        try:
+            ctypes.CDLL(str(kept))  # of this system: a checkout may be shared with another
+        except OSError:
+            return None
+        return kept
 
 
 class PlainWheel(bdist_wheel):
@@ -66,12 +83,6 @@ class PlainWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
-
-if "musl" in str(sysconfig.get_config_var("HOST_GNU_TYPE")):  # Alpine Linux and its like
-    sys.exit(
-        "rmsprop needs torch, which has no wheel for musl, the C library of this Python; install it on a Linux with "
-        "glibc, such as Debian, or in a container such as python:3.12-slim"
-    )
 
 setup(
     ext_modules=[
