@@ -102,7 +102,7 @@ def rounded(kept: Format, slot: str, x: Tensor, draw: torch.Generator) -> Tensor
     return rounding(x, torch.rand(x.shape, generator=draw) if kept.random else 0.5)
 
 
-def simulate(kept: Format, alpha: float, spread: float, size: float = 1.0, eps: float = 1e-8) -> dict[str, float]:
+def simulate(kept: Format, alpha: float, spread: float, size: float = 1.0) -> dict[str, float]:
     """Return the steps that a format takes on gradients of either sign and lognormal size, with one spike of 1000.
 
     The spike comes after 3/(1 − alpha) steps, and what is measured begins 14/(1 − alpha) steps later.
@@ -110,7 +110,7 @@ def simulate(kept: Format, alpha: float, spread: float, size: float = 1.0, eps: 
     Args:
         spread: standard deviation of the logarithm of the gradient's size.
         size: root mean square of the gradients, in units of g.
-    Returns: of the steps g/(√v + ε), the root mean square and the largest; of √v over its value in float32, the
+    Returns: of the steps g/(√v + 1e-8), the root mean square and the largest; of √v over its value in float32, the
         standard deviation; and the share of v = 0. "exact" ones are of float32.
     """
     draw = torch.Generator().manual_seed(0)
@@ -125,7 +125,7 @@ def simulate(kept: Format, alpha: float, spread: float, size: float = 1.0, eps: 
         v, exact = (torch.lerp(x, g * g, 1 - alpha) for x in (v, exact))
         if t >= 17 * memory:
             for name, x in (("", v), ("exact_", exact)):
-                u = g / (x.sqrt() + eps)
+                u = g / (x.sqrt() + 1e-8)
                 squares[f"{name}rms"] += u.square().mean().item() / steps
                 longest[f"{name}longest"] = max(longest[f"{name}longest"], u.max().item())
         v = rounded(kept, "square_avg", v, draw)
