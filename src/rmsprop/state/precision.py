@@ -13,8 +13,8 @@ from rmsprop.spec import NARROWED
 from rmsprop.tensors import shards
 from rmsprop.tensors.float8 import LARGEST, SMALLEST, converted, widened
 
-# The largest relative error of rounding to nearest within the range: half a unit, from the smallest fraction on.
 _PIECE = 1 << 16  # codes at a time
+# The largest relative error of rounding to nearest within the range: half a unit, from the smallest fraction on.
 _ERROR = {torch.uint8: "11 % (the root by 5 %)", torch.bfloat16: "0.4 %"}
 
 
