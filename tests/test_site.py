@@ -133,6 +133,13 @@ def test_the_tutorials_have_run(site: Path) -> None:
         assert ("<img " in text.partition("<article")[2]) == ("plt.subplots" in blocks)
 
 
+def test_the_first_page_links_every_page_of_the_sections() -> None:
+    """The first page names all pages in its text, for who reads it on its own."""
+    linked = re.findall(r"\]\((\S+)\.md\)", (DOCS / "index.md").read_text(encoding="utf-8"))
+    listed = {page for pages in conf.SECTIONS.values() for page in pages if (DOCS / f"{page}.md").exists()}
+    assert set(linked) == listed
+
+
 def test_every_page_has_a_place_in_a_section() -> None:
     """Those of the sections, the first page, and the dialects under theirs."""
     listed = [page for pages in conf.SECTIONS.values() for page in pages if (DOCS / f"{page}.md").exists()]
