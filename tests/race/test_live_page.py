@@ -227,6 +227,29 @@ def test_each_control_moves_its_setting(visit: Open, name: str) -> None:
     assert colors(opened) > 10
 
 
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("mode=inside&eps=0.01", ""),
+        ("first=textbook&bias=1", ""),
+        ("first=textbook&eps=0.01", "textbook"),
+        ("first=tensorflow1&mode=inside&init=1&buffer=1", "tensorflow1"),
+        ("mode=outside&eps=0.01", "torch"),
+    ],
+)
+def test_switches_of_the_address_stay(visit: Open, text: str, first: str) -> None:
+    """Switches that differ from a framework's own are no framework's, so that ε and momentum can move beside them."""
+    opened = visit(text)
+    switches = [settings(opened)[name] for name in ("mode", "init", "bias", "centered", "nesterov", "buffer")]
+    assert settings(opened)["first"] == first
+    opened.fill("#eps", "0.02")
+    opened.locator("#eps").press("Enter")
+    opened.fill("#momentum", "0.5")
+    opened.locator("#momentum").press("Enter")
+    assert settings(opened)["eps"] == 0.02
+    assert [settings(opened)[name] for name in ("mode", "init", "bias", "centered", "nesterov", "buffer")] == switches
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["condition", "angle", "steps", "lr", "memory", "eps", "momentum"])
 def test_each_slider_moves_its_number(visit: Open, name: str) -> None:

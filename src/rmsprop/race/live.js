@@ -51,7 +51,9 @@ const live = (() => {
     for (const name of ["lr", "lr2", "lr_sgd", "lr_momentum", "lr_adam"]) if (!(s[name] > 0)) s[name] = null;
     if ((s.x === null) !== (s.y === null)) s.x = s.y = null;
     if (!data.lands[s.land].ravine) s.angle = 0;
-    if (given.first && !Object.keys(SWITCHES).some((name) => name in given)) Object.assign(s, switches(s.first, s));
+    const own = s.first ? switches(s.first, s) : {};
+    if (given.first && !Object.keys(SWITCHES).some((name) => name in given)) Object.assign(s, own);
+    else if (Object.keys(own).some((name) => own[name] !== s[name])) s.first = "";
     shown.panels = given.figure ? given.figure.split(",") : null;
     shown.controls = given.controls ? given.controls.split(",") : [];
     theme = given.theme ?? theme;
