@@ -547,6 +547,15 @@ def test_unusable_fragments_are_left_out(visit: Open, text: str) -> None:
     assert colors(opened) > 10
 
 
+@pytest.mark.parametrize("condition", [100, pytest.param(1000, marks=pytest.mark.long)])
+def test_tilted_ravine_has_its_own_rates(visit: Open, condition: int) -> None:
+    """The address of the tilted ravine opens its race, at the rates that it suggests for any condition number."""
+    opened = visit(f"land=tilted-ravine&condition={condition}")
+    for run in race(find_landscape("tilted-ravine", condition)):
+        assert opened.evaluate(f"live.entrant('{run.name}').hyper.lr") == pytest.approx(run.lr)
+    assert settings(visit("land=tilted-ravine&lr_adam=0.7"))["lr_adam"] == 0.7
+
+
 @pytest.mark.long
 def test_run_is_written_as_csv(visit: Open) -> None:
     """The CSV has a row for each optimizer and step, with the numbers as they are."""

@@ -32,7 +32,11 @@ const live = (() => {
   function read(fragment) {
     const given = Object.fromEntries(new URLSearchParams(fragment.replace(/^#/, "")));
     const s = { ...PLAIN };
-    if (given.land === "tilted-ravine") Object.assign(given, { land: "ravine", angle: given.angle ?? "45" });
+    if (given.land === "tilted-ravine") {
+      Object.assign(given, { land: "ravine", angle: given.angle ?? "45" });
+      for (const [way, lr] of Object.entries(data.tilted.lrs)) // those of the ravine follow its condition number
+        if (lr !== data.lands.ravine.lrs[way]) given["lr_" + way] ??= String(lr);
+    }
     for (const name in PLAIN) {
       if (!(name in given)) continue;
       const text = given[name], number = Number(text), kind = typeof (PLAIN[name] ?? 0);
