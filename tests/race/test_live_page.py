@@ -537,12 +537,18 @@ def test_permalink_brings_everything_back(visit: Open) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "text", ["lr=-1&memory=0&angle=99&land=nowhere&steps=1e9", "x=nan&y=1&mode=under&first=none&t=-5", "%%%&=&&lr"]
+    "text",
+    [
+        *("lr=-1&memory=0&angle=99&land=nowhere&steps=1e9", "x=nan&y=1&mode=under&first=none&t=-5", "%%%&=&&lr"),
+        *("land=toString", "land=__proto__", "first=constructor&other=valueOf"),
+    ],
 )
 def test_unusable_fragments_are_left_out(visit: Open, text: str) -> None:
     """A fragment with unusable values opens the page with defaults in their place."""
     opened = visit(text)
     assert settings(opened)["land"] == "ravine"
+    assert settings(opened)["first"] == "torch"
+    assert settings(opened)["other"] == ""
     assert np.isfinite(path_of(opened)).all()
     assert colors(opened) > 10
 

@@ -45,9 +45,9 @@ const live = (() => {
       else if (kind === "string") s[name] = text;
     }
     const within = (name, low, high) => { if (s[name] !== null) s[name] = Math.min(Math.max(s[name], low), high); };
-    if (!(s.land in data.lands)) s.land = PLAIN.land;
+    if (!Object.hasOwn(data.lands, s.land)) s.land = PLAIN.land;
     if (!["outside", "inside", "both", "floor"].includes(s.mode)) s.mode = PLAIN.mode;
-    for (const name of ["first", "other"]) if (s[name] && !(s[name] in data.dialects)) s[name] = PLAIN[name];
+    for (const name of ["first", "other"]) if (s[name] && !Object.hasOwn(data.dialects, s[name])) s[name] = PLAIN[name];
     within("condition", 1, 1e9); within("angle", 0, 45); within("memory", 1, 1e9); within("momentum", 0, 0.999);
     within("steps", 1, data.lands[s.land].max_steps); within("eps", 0, 1e9); within("init", 0, 1e9);
     within("seed", 0, 2 ** 32 - 1); within("t", 0, 1e9); within("kick", 0, 1e9); within("x", -1000, 1000); within("y", -1000, 1000);
