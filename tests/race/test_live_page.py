@@ -625,6 +625,11 @@ def test_figures_show_their_panels(visit: Open, tmp_path: Path) -> None:
     assert [e for e in CONTROLS if opened.locator(f'.slide[data-control="{e}"]').is_visible()] == ["lr"]
     assert not opened.locator("header").is_visible()
     assert settings(opened)["condition"] == 10
+    opened.evaluate("location.hash = 'condition=20'")
+    wait(opened, "live.settings().condition === 20")
+    opened.evaluate("location.hash = ''")
+    wait(opened, "live.settings().condition === 10")
+    assert [e for e in PANELS if opened.locator(f'[data-panel="{e}"]').is_visible()] == ["land", "bars"]
     opened = visit("figure=turn")
     opened.wait_for_selector("#turn svg")
     assert [e for e in PANELS if opened.locator(f'[data-panel="{e}"]').is_visible()] == ["turn"]

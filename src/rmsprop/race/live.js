@@ -865,8 +865,9 @@ const live = (() => {
 
   buildControls();
   buildView();
-  open(location.hash.length > 1 ? location.hash : data.preset);
-  addEventListener("hashchange", () => open(location.hash));
+  const opened = () => (location.hash.length > 1 ? location.hash : data.preset);
+  open(opened());
+  addEventListener("hashchange", () => open(opened()));
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; look(); draw(); } });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolor);
