@@ -443,6 +443,17 @@ def test_curve_over_the_angle_is_that_of_its_runs(visit: Open) -> None:
     assert visit("land=saddle").locator("#turn svg").count() == 0
 
 
+def middle(opened: Any) -> list[float]:
+    """Return the point in the middle of the view."""
+    return opened.evaluate("(({ x0, y0, w, h, unit }) => [x0 + w / unit / 2, y0 + h / unit / 2])(live.view)")
+
+
+def middle_of(landscape: Landscape) -> list[float]:
+    """Return the point in the middle of a landscape's window."""
+    left, right, low, high = landscape.window
+    return [(left + right) / 2, (low + high) / 2]
+
+
 @pytest.mark.long
 def test_far_starts_and_paths_that_leave_are_seen(visit: Open) -> None:
     """A far start is in view with the other side of the minimum; paths that leave the view are marked."""
@@ -450,6 +461,8 @@ def test_far_starts_and_paths_that_leave_are_seen(visit: Open) -> None:
     box, view = opened.locator("#start").bounding_box(), opened.locator("#view").bounding_box()
     assert view["x"] < box["x"] + box["width"] / 2 < view["x"] + view["width"]
     assert view["y"] < box["y"] + box["height"] / 2 < view["y"] + view["height"]
+    saddle = find_landscape("saddle").starting_at(0, -3)
+    assert middle(visit("land=saddle&x=0&y=-3")) == pytest.approx(middle_of(saddle))
     opened = visit("lr_sgd=0.0203")
     assert opened.locator("#view .out.sgd").count() >= 1
     opened = visit("lr_sgd=1")

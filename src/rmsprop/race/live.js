@@ -224,7 +224,7 @@ const live = (() => {
   const px = (x) => (x - view.x0) * view.unit, py = (y) => view.h - (y - view.y0) * view.unit;
 
   // Choose the part of the plane to show: the landscape's window and the start, at equal scales on both axes. Around a
-  // start far away the view reaches as far on the other side of the minimum, where a run that overshoots goes.
+  // start far away the view reaches as far on the other side of the nearest minimum, where a run that overshoots goes.
   function look() {
     const box = $("view"), canvas = box.firstElementChild;
     view.w = box.clientWidth;
@@ -239,7 +239,8 @@ const live = (() => {
     }
     const [x, y] = startOf(now);
     if (x < left || x > right || y < low || y > high) {
-      const [mx, my] = land.minima[0], pad = 0.06;
+      const pad = 0.06, far = ([a, b]) => Math.hypot(a - x, b - y);
+      const [mx, my] = land.minima.reduce((one, other) => (far(other) < far(one) ? other : one));
       const [dx, dy] = [Math.abs(x - mx) * (1 + pad), Math.abs(y - my) * (1 + pad)];
       [left, right] = [Math.min(left, mx - dx), Math.max(right, mx + dx)];
       [low, high] = [Math.min(low, my - dy), Math.max(high, my + dy)];
