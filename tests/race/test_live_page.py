@@ -660,6 +660,9 @@ def test_settings_follow_the_race() -> None:
         "lr_momentum": 0.65 / 100,
         "lr_adam": 0.5,
     }
+    lost = race(straight, ["sgd", "momentum"], steps=80, lr=1e3)
+    assert settings_of(straight, lost)["steps"] == 80
+    assert "steps" not in settings_of(straight, race(straight, ["sgd"], lr=1e3))
     moved = find_landscape("tilted-ravine", 7).starting_at(-1, 2)
     given = settings_of(moved, race(moved, ["rmsprop-textbook"], lr=0.2), 4)
     assert given == {

@@ -127,7 +127,7 @@ def settings_of(landscape: Landscape, runs: Races, seed: int = 0) -> dict[str, A
     usual = RAVINES[row.name](landscape.condition) if landscape.condition is not None else row
     if landscape.start != usual.start:
         settings["x"], settings["y"] = landscape.start
-    steps = max((run.steps for run in runs), default=row.steps)
+    steps = runs[0].steps if runs else row.steps
     if steps != row.steps:
         settings["steps"] = steps
     if seed:
