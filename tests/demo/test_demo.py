@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import rmsprop
 from rmsprop.cli.demo import demo as command
 from rmsprop.demo.data import load_digits, load_file
-from rmsprop.demo.processes import Source, train_all
+from rmsprop.demo.processes import train_all
 from rmsprop.demo.training import (
     BATCH,
     OPTIMIZERS,
@@ -216,25 +216,25 @@ def test_a_row_counts_the_runs_that_diverged():
 
 def test_seeds_share_the_split_and_not_the_weights(small):
     """Every seed tests on the same rows, starts from weights of its own, and only the first one records rates."""
-    source, settings = Source(small), Settings(epochs=1, seed=3, seeds=2)
+    dataset, settings = load_file(small, None, 3), Settings(epochs=1, seed=3, seeds=2)
     runs = [Run("rmsprop", 0.003, seed) for seed in settings.all_seeds]
-    reports = list(train_all(runs, source, settings, 30))
+    reports = list(train_all(runs, dataset, settings))
     assert [(i, at.epoch) for i, at in reports] == [(0, 1), (1, 1)]
     assert runs[0].losses != runs[1].losses
     assert [bool(run.layers) for run in runs] == [True, False]
-    assert runs[1].losses == trained("rmsprop", source.load(3), seed=4).losses
+    assert runs[1].losses == trained("rmsprop", dataset, seed=4).losses
 
 
 @pytest.mark.long
-def test_processes_change_no_number(monkeypatch):
+def test_processes_change_no_number(monkeypatch, digits):
     """Runs in processes of their own have the numbers of runs in this one, and report every epoch."""
     monkeypatch.setattr("rmsprop.demo.processes._cores", lambda: 2)
-    settings, source = Settings(epochs=2, seeds=2), Source()
+    settings = Settings(epochs=2, seeds=2)
     numbers = []
     for short in (10**9, 0):
         monkeypatch.setattr("rmsprop.demo.processes.SHORT", short)
         runs = [Run("rmsprop", 0.003, seed) for seed in settings.all_seeds]
-        reports = list(train_all(runs, source, settings, 1347))
+        reports = list(train_all(runs, digits, settings))
         assert sorted((i, at.epoch) for i, at in reports) == [(i, epoch) for i in (0, 1) for epoch in (1, 2)]
         numbers.append([(run.losses, run.test_losses, run.layers, run.train_loss) for run in runs])
     assert numbers[0] == numbers[1]
