@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import queue
 import re
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -238,6 +241,48 @@ def test_processes_change_no_number(monkeypatch, digits):
         assert sorted((i, at.epoch) for i, at in reports) == [(i, epoch) for i in (0, 1) for epoch in (1, 2)]
         numbers.append([(run.losses, run.test_losses, run.layers, run.train_loss) for run in runs])
     assert numbers[0] == numbers[1]
+
+
+class Late(queue.Queue):
+    """A queue whose reports take a second to arrive."""
+
+    def get(self, timeout):
+        if timeout < 1:
+            raise queue.Empty
+        return super().get(timeout=timeout)
+
+
+class Done:
+    """A pool of processes that has done its work at once, in this process."""
+
+    def __init__(self, _count, _context, initialize, arguments):
+        initialize(*arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def submit(self, work, *arguments):
+        future = Future()
+        future.set_result(work(*arguments))
+        return future
+
+    def shutdown(self, **_):
+        pass
+
+
+def test_reports_that_arrive_after_the_result_are_not_lost(monkeypatch, small):
+    """Every epoch is reported, even if a process ends before its reports have arrived."""
+    for name, value in (("SHORT", 0), ("_cores", lambda: 2), ("ProcessPoolExecutor", Done)):
+        monkeypatch.setattr(f"rmsprop.demo.processes.{name}", value)
+    monkeypatch.setattr("rmsprop.demo.processes.get_context", lambda _: SimpleNamespace(Queue=Late))
+    settings = Settings(epochs=3, seeds=2)
+    runs = [Run("sgd", lr, seed) for seed, lr in zip(settings.all_seeds, (0.1, 1e38), strict=True)]
+    reports = list(train_all(runs, load_file(small, None, 0), settings))
+    assert [(i, at.epoch) for i, at in reports] == [(0, epoch) for epoch in (1, 2, 3)]
+    assert runs[1].diverged_at == 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

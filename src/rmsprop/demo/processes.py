@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from queue import Empty
 from typing import Any
@@ -37,22 +38,18 @@ def train_all(runs: Sequence[Run], dataset: Dataset, settings: Settings) -> Iter
     with ProcessPoolExecutor(count, context, _connect, (reports, dataset)) as pool:
         try:
             waiting = [pool.submit(_work, i, run, settings) for i, run in enumerate(runs)]
+            arrived = 0
             while not all(future.done() for future in waiting):
-                yield from _waiting(reports, 0.2)
+                with suppress(Empty):
+                    yield reports.get(timeout=0.2)
+                    arrived += 1
             for run, future in zip(runs, waiting, strict=True):
                 vars(run).update(vars(future.result()))
-            yield from _waiting(reports, 0)
+            # a process sends its reports in a thread of their own, so the last ones may come after its result
+            for _ in range(sum(len(run.test_accuracies) for run in runs) - arrived):
+                yield reports.get(timeout=10)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _waiting(reports: Any, seconds: float) -> Iterator[Report]:
-    """Yield the reports that arrived, and wait at most this long for the first."""
-    try:
-        while True:
-            yield reports.get(timeout=seconds) if seconds else reports.get_nowait()
-    except Empty:
-        return
 
 
 def _train(i: int, run: Run, dataset: Dataset, settings: Settings) -> Iterator[Report]:
