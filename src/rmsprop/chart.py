@@ -122,7 +122,7 @@ class Chart:
             if not (math.isfinite(a) and math.isfinite(b)):
                 begin = True
                 continue
-            path += f"{'M' if begin else 'L'}{a:.1f} {b:.1f}"
+            path += f"M{a:.1f} {b:.1f}h0" if begin else f"L{a:.1f} {b:.1f}"  # h0 makes a dot of a lone point
             begin = False
         pattern = f' stroke-dasharray="{dash}"' if dash else ""
         self.parts.append(f'<path class="line {kind}" d="{path}" style="stroke-width:{width}"{pattern}/>')
