@@ -71,8 +71,6 @@ sgd, momentum and adam. `t` is the step shown, and `kick` the step whose gradien
 """
 
 _HERE = Path(__file__).parent
-_DASHES = {"solid": "", "dot": "1.5 5", "dash": "7 5", "dashdot": "9 4 1.5 4", "longdash": "12 5"}
-_SIGNS = {"circle": "circle", "square": "square", "triangle-up": "up", "triangle-down": "down", "diamond": "diamond"}
 
 
 def page(landscape: Landscape, runs: Races, path: Path, seed: int = 0) -> Path:
@@ -176,10 +174,7 @@ def _data() -> dict[str, Any]:
         "lands": {name: _land(row) for name, row in LANDSCAPES.items() if not row.angle},
         "tilted": {"lesson": tilted.lesson, "lrs": tilted.lrs},
         "looks": {
-            {"rmsprop-textbook": "second"}.get(name, name): {
-                "dash": _DASHES[look.dash[1]],
-                "sign": _SIGNS[look.marker[1]],
-            }
+            {"rmsprop-textbook": "second"}.get(name, name): {"dash": look.dash[1], "sign": look.marker[1]}
             for name, look in LOOKS.items()
         },
         "dialects": {name: _dialect(row) for name, row in DIALECTS.items()},
@@ -285,7 +280,7 @@ def _picture(landscape: Landscape, runs: Races, width: int = 760) -> str:
         look = LOOKS[run.name]
         body += (
             f'<path d="{_path(run.points[:400])}" fill="none" stroke="{look.color}" stroke-width="2"'
-            f' stroke-dasharray="{_DASHES[look.dash[1]]}"><title>{in_html(run.label)}</title></path>'
+            f' stroke-dasharray="{look.dash[1]}"><title>{in_html(run.label)}</title></path>'
         )
     for (x0, y0), color in [*((minimum, YELLOW) for minimum in landscape.minima), (landscape.start, "#fff")]:
         place = f'cx="{(x0 - left) * unit:.0f}" cy="{h - (y0 - low) * unit:.0f}" r="6"'
