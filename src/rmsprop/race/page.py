@@ -84,11 +84,7 @@ def live(**settings: Any) -> str:
 
     Raises: ValueError for an unknown setting.
     """
-    unknown = sorted(set(settings) - set(SETTINGS))
-    if unknown:
-        raise ValueError(f"setting {unknown[0]!r} is unknown; the page has {', '.join(SETTINGS)}.")
-    landscape = find_landscape(settings.get("land", "ravine"))
-    return _filled(settings, landscape, race(landscape))
+    return _filled(settings, *_raced(settings))
 
 
 def figure(*panels: str, controls: Sequence[str] = (), **settings: Any) -> str:
@@ -102,10 +98,8 @@ def figure(*panels: str, controls: Sequence[str] = (), **settings: Any) -> str:
             raise ValueError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}.")
     if not panels:
         raise ValueError(f"A figure needs a panel; choose from {', '.join(PANELS)}.")
-    text = live(**settings)
     shown = {"figure": ",".join(panels), **({"controls": ",".join(controls)} if controls else {})}
-    before, after = fragment(settings), fragment({**settings, **shown})
-    return text.replace(f'"preset":{json.dumps(before)}', f'"preset":{json.dumps(after)}', 1)
+    return _filled({**settings, **shown}, *_raced(settings))
 
 
 def fragment(settings: Mapping[str, Any]) -> str:
@@ -140,6 +134,15 @@ def settings_of(landscape: Landscape, runs: Races, seed: int = 0) -> dict[str, A
     settings |= {key: lrs[name] for name, key in names.items() if name in lrs}
     hidden = [name for name in names if name not in lrs]
     return settings | ({"hidden": ",".join(hidden)} if hidden else {})
+
+
+def _raced(settings: Mapping[str, Any]) -> tuple[Landscape, Races]:
+    """Return the landscape and the race of some settings. Raises: ValueError for an unknown setting."""
+    unknown = sorted(set(settings) - set(SETTINGS))
+    if unknown:
+        raise ValueError(f"setting {unknown[0]!r} is unknown; the page has {', '.join(SETTINGS)}.")
+    landscape = find_landscape(settings.get("land", "ravine"))
+    return landscape, race(landscape)
 
 
 def _filled(settings: Mapping[str, Any], landscape: Landscape, runs: Races) -> str:
