@@ -30,7 +30,7 @@ import numpy as np
 from rmsprop.dialects import DIALECTS, SWITCHES, Dialect, read_arguments
 from rmsprop.files import write_whole
 from rmsprop.printing import in_html
-from rmsprop.race.figures import Races
+from rmsprop.race.figures import Races, surface
 from rmsprop.race.landscapes import (
     CONDITION,
     LANDSCAPES,
@@ -272,10 +272,9 @@ def _picture(landscape: Landscape, runs: Races, width: int = 760) -> str:
         at = np.clip((np.asarray(points) - [left, low]) * [unit, -unit] + [0, h], -5 * w, 6 * w)
         return "M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in at)
 
-    x, y = np.linspace(left, right, 120), np.linspace(low, high, 120)
-    z = landscape.loss(np.stack(np.meshgrid(x, y), axis=-1))
-    contours = contour_generator(x, y, np.log10(np.maximum(z, 1e-300)))
-    levels = np.log10(z.max()) - np.arange(1, 12) / 4
+    x, y, z = surface(landscape, 120)
+    contours = contour_generator(x, y, z)
+    levels = z.max() - np.arange(1, 12) / 4
     lines = [ring for level in levels for ring in contours.lines(level) if len(ring) > 2]
     rings = "".join(_path([*ring[::2], ring[-1]]) for ring in lines)
     body = f'<path d="{rings}" fill="none" stroke="#8fa3b5" stroke-width=".7"/>'
