@@ -673,16 +673,75 @@ def test_settings_follow_the_race() -> None:
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        {"condition": 7, "lr": 5, "steps": 30},
+        {"angle": 20, "x": -1, "y": 2.5, "hidden": "sgd,adam", "lr_momentum": 0.001},
+        {"land": "tilted-ravine", "condition": 1000},
+        {"land": "noisy-ravine", "angle": 45, "seed": 5},
+    ],
+    ids=str,
+)
+def test_race_without_scripts_is_that_of_the_settings(visit: Open, given: dict[str, Any], tmp_path: Path) -> None:
+    """The table without scripts has the results that the page shows, and the picture has the start in it."""
+    path = tmp_path / "race.html"
+    path.write_text(live(**given), encoding="utf-8")
+    plain, opened = visit(path=path, java_script_enabled=False), visit(path=path)
+    rows = plain.locator("noscript tbody tr").all_inner_texts()
+    shown = [
+        text for text in opened.locator("#results tbody tr").all_inner_texts() if re.search("step|never|div", text)
+    ]
+    assert len(rows) == len(shown) == 4 - len(given.get("hidden", "").split(",")) * ("hidden" in given)
+    for text in rows:
+        name, rate = re.match(r"\W*(.+?)\tlr ([\d.e-]+)", text).groups()
+        way = {"SGD": "sgd", "SGD momentum": "momentum", "Adam": "adam", "RMSprop": "rmsprop"}[name]
+        assert float(rate) == pytest.approx(opened.evaluate(f"live.entrant('{way}').hyper.lr"), rel=1e-3)
+        target, lost, t = opened.evaluate(f"(r => [r.targetAt, r.divergedAt, r.last])(live.runs().{way})")
+        assert (f"diverged at step {lost}" if lost else f"step {target}" if target else "never") in text
+        assert t == (lost - 1 if lost else given.get("steps", 100))
+    start = [
+        float(x)
+        for x in plain.locator("noscript circle").last.evaluate("e => [e.cx, e.cy].map(c => c.baseVal.value)")
+    ]
+    size = plain.locator("noscript svg").evaluate("e => [e.viewBox.baseVal.width, e.viewBox.baseVal.height]")
+    assert all(0 <= a <= b for a, b in zip(start, size, strict=True))
+
+
+def test_race_that_is_not_the_settings_is_left_out() -> None:
+    """Where RMSprop has another rule or other numbers than a race's, the page without scripts shows no race."""
+    for given in ({"mode": "inside"}, {"memory": 100}, {"first": "keras3"}, {"hidden": "rmsprop,sgd,momentum,adam"}):
+        text = live(**given).partition("</noscript>")[0]
+        assert "<table" not in text
+        assert "<svg" not in text
+
+
+@pytest.mark.parametrize(
     ("attempt", "words"),
     [
         (lambda: live(rate=1), ["'rate'", "lr", "memory"]),
         (lambda: figure("sky"), ["'sky'", "land", "bars"]),
         (lambda: figure("land", controls=["rate"]), ["'rate'", "memory"]),
         (lambda: live(land="hill"), ["'hill'", "ravine"]),
+        (lambda: live(mode="middle"), ["mode='middle'", "'inside'"]),
+        (lambda: live(first="keras9"), ["first='keras9'", "'keras3'"]),
+        (lambda: live(bias="yes"), ["bias='yes'", "True"]),
+        (lambda: live(theme="blue"), ["theme='blue'", "'dark'"]),
+        (lambda: live(hidden="adm"), ["hidden='adm'", "adam"]),
+        (lambda: live(condition=0.5), ["condition=0.5", "from 1 to 1000000000"]),
+        (lambda: live(angle=12.5), ["angle=12.5", "whole number from 0 to 45"]),
+        (lambda: live(steps=3000), ["steps=3000", "from 1 to 2000"]),
+        (lambda: live(memory=math.nan), ["memory=nan", "from 1 to"]),
+        (lambda: live(eps="small"), ["eps='small'", "number"]),
+        (lambda: live(lr=None), ["lr=None", "number"]),
+        (lambda: live(lr_adam=-1), ["lr_adam=-1", "positive"]),
+        (lambda: live(x=1), ["x and y", "both"]),
+        (lambda: live(x=0, y=0), ["start=0,0", "minimum"]),
+        (lambda: live(land="beale", condition=5), ["condition=5", "'beale'"]),
+        (lambda: figure("land", land="beale", angle=5), ["angle=5", "'beale'", "ravine"]),
     ],
 )
-def test_unknown_names_are_refused(attempt: Callable[[], str], words: list[str]) -> None:
-    """An unknown panel, control, setting or landscape is refused by one sentence with the known ones."""
+def test_unknown_names_and_values_are_refused(attempt: Callable[[], str], words: list[str]) -> None:
+    """An unknown panel, control, setting or value is refused by one sentence with those that there are."""
     with pytest.raises(ValueError, match=r"\.$") as caught:
         attempt()
     for word in words:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from string import Template
@@ -70,6 +71,23 @@ with the same numbers, except for `lr2` and `eps2`. `hidden` lists the optimizer
 sgd, momentum and adam. `t` is the step shown, and `kick` the step whose gradient is 30 times as large.
 """
 
+_RATES = {"sgd": "lr_sgd", "momentum": "lr_momentum", "adam": "lr_adam", "rmsprop": "lr"}
+_CHOICES: dict[str, Sequence[Any]] = {
+    "land": tuple(LANDSCAPES),
+    "mode": ("outside", "inside", "both", "floor"),
+    **dict.fromkeys(("bias", "centered", "nesterov", "buffer"), (False, True)),
+    **dict.fromkeys(("first", "other"), ("", *DIALECTS)),
+    "theme": ("light", "dark"),
+}
+_RANGES = {
+    **{"condition": (1, 1e9), "angle": (0, 45), "x": (-1000, 1000), "y": (-1000, 1000), "seed": (0, 2**32 - 1)},
+    **{"steps": (1, 2000), "t": (0, 1e9), "memory": (1, 1e9), "eps": (0, 1e9), "momentum": (0, 0.999)},
+    **{"init": (0, 1e9), "eps2": (0, 1e9), "kick": (0, 1e9)},
+}
+_WHOLE = ("angle", "seed", "steps", "t", "kick")
+_DRAWN = {"land", "condition", "angle", "x", "y", "seed", "steps", "t", "hidden", "theme", *_RATES.values()}
+"""The settings of a race in which RMSprop is that of landscapes.OPTIMIZERS."""
+
 _HERE = Path(__file__).parent
 
 
@@ -82,7 +100,9 @@ def page(landscape: Landscape, runs: Races, path: Path, seed: int = 0) -> Path:
 def live(**settings: Any) -> str:
     """Return the live page, opened at some settings.
 
-    Raises: ValueError for an unknown setting.
+    Without scripts it shows their race, or none where RMSprop's rule or numbers besides its rate are given.
+
+    Raises: ValueError for an unknown setting, or for a value that the page does not take.
     """
     return _filled(settings, *_raced(settings))
 
@@ -90,7 +110,7 @@ def live(**settings: Any) -> str:
 def figure(*panels: str, controls: Sequence[str] = (), **settings: Any) -> str:
     """Return a page that shows some panels of the live page, and the controls that are to stand beside them.
 
-    Raises: ValueError for an unknown panel, control or setting.
+    Raises: ValueError for an unknown panel, control or setting, or for a value that the page does not take.
     """
     for kind, given, known in (("panel", panels, PANELS), ("control", controls, CONTROLS)):
         unknown = [name for name in given if name not in known]
@@ -130,19 +150,65 @@ def settings_of(landscape: Landscape, runs: Races, seed: int = 0) -> dict[str, A
     elif "rmsprop-textbook" in lrs:
         settings |= {"first": "textbook", "eps": 1e-6}
         lrs["rmsprop"] = lrs["rmsprop-textbook"]
-    names = {"rmsprop": "lr", "sgd": "lr_sgd", "momentum": "lr_momentum", "adam": "lr_adam"}
-    settings |= {key: lrs[name] for name, key in names.items() if name in lrs}
-    hidden = [name for name in names if name not in lrs]
+    settings |= {key: lrs[name] for name, key in _RATES.items() if name in lrs}
+    hidden = [name for name in _RATES if name not in lrs]
     return settings | ({"hidden": ",".join(hidden)} if hidden else {})
 
 
 def _raced(settings: Mapping[str, Any]) -> tuple[Landscape, Races]:
-    """Return the landscape and the race of some settings. Raises: ValueError for an unknown setting."""
-    unknown = sorted(set(settings) - set(SETTINGS))
-    if unknown:
-        raise ValueError(f"setting {unknown[0]!r} is unknown; the page has {', '.join(SETTINGS)}.")
-    landscape = find_landscape(settings.get("land", "ravine"))
-    return landscape, race(landscape)
+    """Return the landscape and the race of some settings, without runs where they are not a race's.
+
+    Raises: ValueError for an unknown setting, or for a value that the page does not take.
+    """
+    for name, value in settings.items():
+        _check(name, value)
+    landscape = _landscape(settings)
+    hidden = settings.get("hidden", "").split(",")
+    names = [name for name in _RATES if name not in hidden]
+    rates = {name: float(settings[_RATES[name]]) for name in names if _RATES[name] in settings}
+    steps = int(settings["steps"]) if "steps" in settings else None
+    runs = race(landscape, names or ["rmsprop"], steps, rates, int(settings.get("seed", 0)))
+    return landscape, runs if names and set(settings) <= _DRAWN else ()
+
+
+def _check(name: str, value: Any) -> None:
+    """Raises: ValueError if the page has no such setting, or does not take its value."""
+    if name not in SETTINGS:
+        raise ValueError(f"setting {name!r} is unknown; the page has {', '.join(SETTINGS)}.")
+    if name == "hidden":
+        unknown = [word for word in str(value).split(",") if word and word not in _RATES]
+        if not isinstance(value, str) or unknown:
+            raise ValueError(f"hidden={value!r}: give a comma list of {', '.join(_RATES)}.")
+    elif name in _CHOICES:
+        if value not in _CHOICES[name]:
+            raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, _CHOICES[name]))}.")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name}={value!r}: give a number.")
+    elif name in _RANGES:
+        low, high = _RANGES[name]
+        whole = name in _WHOLE
+        if not low <= value <= high or (whole and value != int(value)):
+            kind = "a whole number" if whole else "a number"
+            raise ValueError(f"{name}={value!r}: give {kind} from {low:.10g} to {high:.10g}.")
+    elif not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r}: a learning rate is a positive finite number, such as 0.1.")
+
+
+def _landscape(settings: Mapping[str, Any]) -> Landscape:
+    """Return the landscape of checked settings, seen from their start. Raises: ValueError if they do not fit it."""
+    name = settings.get("land", "ravine")
+    row = find_landscape(name, settings.get("condition"))
+    angle = int(settings.get("angle", row.angle))
+    if angle != row.angle:
+        if row.condition is None:
+            raise ValueError(f"angle={angle} has no meaning on {name!r}; set it on {', '.join(RAVINES)}.")
+        turned = ravine(row.condition, angle)
+        words = row.description if row.noise else turned.description
+        words += f" Turned by {angle} degrees." if angle else ""
+        row = replace(turned, name=name, description=words, noise=row.noise, lrs=row.lrs)
+    if ("x" in settings) != ("y" in settings):
+        raise ValueError("x and y are the two coordinates of the start; give both or neither.")
+    return row.starting_at(*((settings["x"], settings["y"]) if "x" in settings else row.start))
 
 
 def _filled(settings: Mapping[str, Any], landscape: Landscape, runs: Races) -> str:
@@ -156,8 +222,8 @@ def _filled(settings: Mapping[str, Any], landscape: Landscape, runs: Races) -> s
         title=in_html(f"RMSprop, live: {landscape.name}"),
         description=in_html(landscape.description),
         css=css,
-        picture=_picture(landscape, runs),
-        table=_table(runs),
+        picture=_picture(landscape, runs) if runs else "",
+        table=_table(runs) if runs else "",
         proof=f"The arithmetic is the library's. In a browser, the engine of this page equals the reference "
         f"implementation bit for bit in {CASES:,} settings, over every switch, with zeros, infinities, NaN and the "
         "smallest numbers among the gradients. The landscapes and their gradients have the bits of torch's autograd. "
