@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import pytest
 from paths import DOCS, ROOT
 
 import rmsprop
+from rmsprop.race.page import SETTINGS
 
 sys.path.insert(0, str(DOCS))
 
@@ -46,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.long
 def test_every_page_is_built_and_every_internal_link_leads_somewhere(site: Path) -> None:
-    """Files, pictures and anchors exist; only addresses of the text's own links lead outside, and no script does."""
+    """Files, pictures, anchors and settings of the live page exist; only the text's own links lead outside."""
     found = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
     assert {path.relative_to(site).with_suffix("").as_posix() for path in found} >= set(PAGES)
     anchors = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in found.items()}
@@ -59,7 +60,10 @@ def test_every_page_is_built_and_every_internal_link_leads_somewhere(site: Path)
                 continue
             to = (path.parent / unquote(name.partition("?")[0])).resolve() if name else path
             assert to.exists(), f"{path.name}: {target}"
-            if anchor and to.suffix == ".html":
+            if anchor and to == site / "live.html":
+                given = parse_qs(anchor, strict_parsing=True)
+                assert set(given) <= {"figure", "controls", *SETTINGS}, f"{path.name}: {target}"
+            elif anchor and to.suffix == ".html":
                 assert unquote(anchor) in anchors[to], f"{path.name}: {target}"
             count += 1
     assert count > 1000

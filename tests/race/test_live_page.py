@@ -1,6 +1,7 @@
 """The live page: its arithmetic, every control, and its work alone, by keyboard, on phones and without scripts."""
 
 import csv
+import html
 import io
 import itertools
 import math
@@ -9,11 +10,13 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
 import torch
 from cases import mostly_long
+from paths import DOCS
 
 import rmsprop
 from rmsprop.dialects import DIALECTS
@@ -646,6 +649,22 @@ def test_figures_show_their_panels(visit: Open, tmp_path: Path) -> None:
     opened = visit("figure=turn")
     opened.wait_for_selector("#turn svg")
     assert [e for e in PANELS if opened.locator(f'[data-panel="{e}"]').is_visible()] == ["turn"]
+
+
+LINKS = re.findall(r'href="live\.html#([^"]+)"', (DOCS / "learn.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("link", mostly_long(map(html.unescape, LINKS), lambda i, _: i == 1))
+def test_links_of_the_chapter_open_what_they_say(visit: Open, link: str) -> None:
+    """A link shows its panels and controls, and has each of its settings as it is given."""
+    given, opened = dict(parse_qsl(link, strict_parsing=True)), visit(link)
+    seen = {e for e in PANELS if opened.locator(f'[data-panel="{e}"]').is_visible()} | {"lesson"}  # it may be empty
+    assert seen == {*given.pop("figure", ",".join(PANELS)).split(","), "lesson"}
+    for name in given.pop("controls", "").split(","):
+        assert not name or opened.locator(f'div[data-control="{name}"], label[data-control="{name}"]').is_visible()
+    found = settings(opened)
+    for name, value in given.items():
+        assert found[name] == type(found[name])(value), name
 
 
 def test_settings_follow_the_race() -> None:
