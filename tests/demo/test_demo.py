@@ -231,13 +231,12 @@ def test_seeds_share_the_split_and_not_the_weights(small):
 @pytest.mark.long
 def test_processes_change_no_number(monkeypatch, digits):
     """Runs in processes of their own have the numbers of runs in this one, and report every epoch."""
-    monkeypatch.setattr("rmsprop.demo.processes._cores", lambda: 2)
     settings = Settings(epochs=2, seeds=2)
     numbers = []
     for short in (10**9, 0):
         monkeypatch.setattr("rmsprop.demo.processes.SHORT", short)
         runs = [Run("rmsprop", 0.003, seed) for seed in settings.all_seeds]
-        reports = list(train_all(runs, digits, settings))
+        reports = list(train_all(runs, digits, settings, 2))
         assert sorted((i, at.epoch) for i, at in reports) == [(i, epoch) for i in (0, 1) for epoch in (1, 2)]
         numbers.append([(run.losses, run.test_losses, run.layers, run.train_loss) for run in runs])
     assert numbers[0] == numbers[1]
@@ -275,12 +274,12 @@ class Done:
 
 def test_reports_that_arrive_after_the_result_are_not_lost(monkeypatch, small):
     """Every epoch is reported, even if a process ends before its reports have arrived."""
-    for name, value in (("SHORT", 0), ("_cores", lambda: 2), ("ProcessPoolExecutor", Done)):
+    for name, value in (("SHORT", 0), ("ProcessPoolExecutor", Done)):
         monkeypatch.setattr(f"rmsprop.demo.processes.{name}", value)
     monkeypatch.setattr("rmsprop.demo.processes.get_context", lambda _: SimpleNamespace(Queue=Late))
     settings = Settings(epochs=3, seeds=2)
     runs = [Run("sgd", lr, seed) for seed, lr in zip(settings.all_seeds, (0.1, 1e38), strict=True)]
-    reports = list(train_all(runs, load_file(small, None, 0), settings))
+    reports = list(train_all(runs, load_file(small, None, 0), settings, 2))
     assert [(i, at.epoch) for i, at in reports] == [(0, epoch) for epoch in (1, 2, 3)]
     assert runs[1].diverged_at == 1
 

@@ -125,6 +125,7 @@ def _train(runs: list[Run], dataset: Dataset, settings: Settings) -> None:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from rmsprop.bench.cpu import cores
     from rmsprop.demo.processes import train_all
     from rmsprop.demo.training import by_optimizer
 
@@ -138,7 +139,7 @@ def _train(runs: list[Run], dataset: Dataset, settings: Settings) -> None:
             each[0].optimizer: bars.add_task(each[0].label, total=total, now="")
             for each in by_optimizer(runs).values()
         }
-        for i, at in train_all(runs, dataset, settings):
+        for i, at in train_all(runs, dataset, settings, cores()):
             run = runs[i]
             seed = f"seed {run.seed}, " * (settings.seeds > 1)
             accuracy = "" if at.accuracy is None else f", test accuracy {100 * at.accuracy:.1f} %"

@@ -1,7 +1,6 @@
-"""Training of many runs at once, in as many processes as there are cores; short trainings stay in this one."""
+"""Training of many runs at once, in several processes; short trainings stay in this one."""
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
@@ -20,14 +19,14 @@ Report = tuple[int, Progress]
 """The index of a run, and its progress at the end of an epoch."""
 
 
-def train_all(runs: Sequence[Run], dataset: Dataset, settings: Settings) -> Iterator[Report]:
+def train_all(runs: Sequence[Run], dataset: Dataset, settings: Settings, processes: int = 1) -> Iterator[Report]:
     """Train every run, and yield one report per run and epoch, as they come.
 
-    Each run uses one thread, so that its numbers do not depend on how many run at once.
+    Each run uses one thread, so that its numbers do not depend on `processes`, the most that run at once on a CPU.
 
     Mutates: runs.
     """
-    count = min(_cores(), len(runs)) if settings.device == "cpu" else 1
+    count = min(processes, len(runs)) if settings.device == "cpu" else 1
     if count == 1 or len(runs) * settings.epochs * math.ceil(len(dataset.y_train) / BATCH) < SHORT:
         with one_thread():
             for i, run in enumerate(runs):
@@ -75,7 +74,3 @@ def _work(i: int, run: Run, settings: Settings) -> Run:
         for report in _train(i, run, _dataset, settings):
             _report(report)
     return run
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
