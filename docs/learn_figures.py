@@ -142,7 +142,7 @@ def settling(finding: Measured) -> str:
     charts = []
     for name, path in finding.data["paths"].items():
         chart = Chart(Axis(0, 300, "step"), Axis(-0.15, 0.3, "the weight (minimum at 0)", count=4), "", HALF)
-        chart.rule(y=0)
+        chart.rule(0)
         chart.line(list(range(301)), path, "rmsprop", width=1.3)
         chart.text(295, 0.24, name, "rmsprop", "end")
         charts.append(chart)
@@ -157,7 +157,7 @@ def stuck(finding: Measured) -> str:
     """Draw the length of the steps around one gradient that is 30 times too large."""
     label = "length of the step, in lr"
     chart = Chart(Axis(0, 600, "step"), Axis(0.08, 20, label, log=True, ticks=_lengths), "", SIZE)
-    chart.rule(y=1)
+    chart.rule(1)
     for (alpha, steps), kind, place in zip(
         finding.data["steps"].items(),
         ("momentum", "rmsprop"),

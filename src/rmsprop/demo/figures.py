@@ -165,7 +165,7 @@ def rate_charts(run: Run) -> dict[str, Chart]:
             (50, 18, 12, 42),
         )
         xs = [record.step for record in records]
-        chart.rule(y=run.lr)
+        chart.rule(run.lr)
         chart.line(xs, [record.median for record in records], "plain", name="median")
         chart.band(xs, [record.low for record in records], [record.high for record in records], "plain")
         charts[f"{name}: {records[0].elements:,} numbers".replace(",", " ")] = chart

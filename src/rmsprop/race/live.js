@@ -123,7 +123,7 @@ const live = (() => {
   }
 
   // Change settings, and draw all that depends on them.
-  function set(changes, { view = false } = {}) {
+  function set(changes) {
     const turned = "angle" in changes && now.x !== null && data.lands[now.land].ravine;
     if (turned) {
       const by = ((changes.angle - now.angle) * Math.PI) / 180, [c, s] = [Math.cos(by), Math.sin(by)];
@@ -134,7 +134,7 @@ const live = (() => {
     else if (now.first && Object.keys(changes).some((name) => ["first", "momentum", "eps"].includes(name)))
       Object.assign(now, switches(now.first, now));
     compute();
-    if (view || ["land", "angle", "condition"].some((name) => name in changes)) look();
+    if (["land", "angle", "condition"].some((name) => name in changes)) look();
     draw();
     later();
   }
@@ -436,7 +436,7 @@ const live = (() => {
   function drawResults() {
     const names = labels(), rows = WAYS.filter((way) => way !== "second" || now.other).map((way) => {
       const run = runs[way], on = racing().includes(way);
-      const swatch = `<svg class="swatch ${way}" viewBox="0 0 34 14">${`<line x1="0" y1="7" x2="34" y2="7" stroke-width="2.2" ${dash(way)}/>`}${sign(way, 17, 7, 4.5)}</svg>`;
+      const swatch = `<svg class="swatch ${way}" viewBox="0 0 34 14"><line x1="0" y1="7" x2="34" y2="7" stroke-width="2.2" ${dash(way)}/>${sign(way, 17, 7, 4.5)}</svg>`;
       const box = way === "second" ? "" : `<input type="checkbox" data-show="${way}" ${on ? "checked" : ""}>`;
       const lr = way === "second" ? now.lr2 ?? rate("rmsprop") : rate(way);
       const input = `<input type="number" step="any" min="0" data-rate="${way === "second" ? "lr2" : way === "rmsprop" ? "lr" : "lr_" + way}" value="${round(lr, 6)}" aria-label="lr of ${names[way]}">`;
@@ -642,7 +642,6 @@ const live = (() => {
     const [one, two] = [entrant("rmsprop").rule, entrant("second").rule], words = { eps_mode: "the place of ε", square_avg_init: "the start of v", bias_correction: "bias correction",
       centered: "centering", nesterov: "Nesterov", lr_in_buffer: now.momentum ? "the place of lr" : "" };
     const differ = Object.keys(words).filter((name) => words[name] && one[name] !== two[name]).map((name) => words[name]);
-    const plain = { square_avg_init: 0 };
     $("parting").innerHTML = (differ.length ? `They differ in ${differ.join(", ")}. ` : "Their rules are the same for these numbers. ") +
       (part.t ? `<b>The paths part at step ${part.t}</b>` : "<b>The paths do not part</b>") + `: they are at most ${show(100 * part.most)} % of the way to the minimum apart.` +
       (lacking.length ? ` ${lacking.map((name) => data.dialects[name].short).join(" and ")} has no momentum.` : "") + (now.eps2 !== null ? ` ${data.dialects[now.other].short} has ε ${show(now.eps2)}.` : "");

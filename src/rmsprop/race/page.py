@@ -269,10 +269,7 @@ def _land(row: Landscape) -> dict[str, Any]:
 def _dialect(row: Dialect) -> dict[str, Any]:
     """Return a dialect's row for the page: its switches, and its names for the numbers of the page."""
     full = row.complete({}, ())
-    words = {
-        ours: _word(row, ours, value)
-        for ours, value in (("lr", 0.5), ("alpha", 0.5), ("eps", 0.5), ("momentum", 0.5))
-    }
+    words = {ours: _word(row, ours) for ours in ("lr", "alpha", "eps", "momentum")}
     when = [
         {"setting": condition.setting, "then": {n: v for n, v in condition.then.items() if n in SWITCHES}}
         for condition in row.when
@@ -291,11 +288,11 @@ def _dialect(row: Dialect) -> dict[str, Any]:
     }
 
 
-def _word(row: Dialect, ours: str, value: float) -> str | None:
+def _word(row: Dialect, ours: str) -> str | None:
     """Return an argument name under which the dialect takes a plain number for a setting, or None."""
     for name in (row.argument(ours), ours):
         try:
-            if read_arguments(row, {name: value}) == {ours: value}:
+            if read_arguments(row, {name: 0.5}) == {ours: 0.5}:
                 return name
         except (TypeError, ValueError):
             continue
