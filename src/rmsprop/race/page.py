@@ -45,7 +45,7 @@ from rmsprop.race.landscapes import (
     tilted_ravine,
     turn,
 )
-from rmsprop.style import LOOKS, YELLOW
+from rmsprop.style import COLORS, LOOKS, YELLOW
 
 CASES = 6000
 """The number of settings for which the engine has the reference's bits, by tests/race/test_engine.py."""
@@ -89,6 +89,7 @@ _DRAWN = {"land", "condition", "angle", "x", "y", "seed", "steps", "t", "hidden"
 """The settings of a race in which RMSprop is that of landscapes.OPTIMIZERS."""
 
 _HERE = Path(__file__).parent
+_COLORS = " ".join(f"--{name}: light-dark({light}, {dark});" for name, (light, dark) in COLORS.items())
 
 
 def page(landscape: Landscape, runs: Races, path: Path, seed: int = 0) -> Path:
@@ -221,7 +222,7 @@ def _filled(settings: Mapping[str, Any], landscape: Landscape, runs: Races) -> s
     return Template(html).substitute(
         title=in_html(f"RMSprop, live: {landscape.name}"),
         description=in_html(landscape.description),
-        css=css,
+        css=Template(css).substitute(colors=_COLORS),
         picture=_picture(landscape, runs) if runs else "",
         table=_table(runs) if runs else "",
         proof=f"The arithmetic is the library's. In a browser, the engine of this page equals the reference "
