@@ -623,6 +623,23 @@ def test_page_fits_phones_and_both_schemes(visit: Open, width: int, scheme: str)
     assert opened.evaluate("document.documentElement.scrollWidth") <= 600
 
 
+def test_showing_a_step_repeats_no_work_of_the_run(visit: Open) -> None:
+    """What another step changes is drawn in work that does not grow with the number of steps."""
+    opened = visit("figure=land,loss,bars&steps=2000&other=keras3&lr=0.2")
+    calls = opened.evaluate("""() => {
+        let count = 0;
+        for (const name of ["abs", "hypot", "log10", "max", "min", "sqrt"]) {
+            const own = Math[name];
+            Math[name] = (...values) => { count++; return own(...values); };
+        }
+        live.seek(5);
+        const few = count;
+        live.set({ lr: 0.3 });
+        return [few, count - few];
+    }""")
+    assert 0 < calls[0] < 1000 < 10_000 < calls[1]
+
+
 @pytest.mark.long
 def test_color_is_not_alone(visit: Open) -> None:
     """Every path has its own dash and head, and every kind of cell but the plain one its own glyph."""

@@ -13,7 +13,8 @@ const live = (() => {
     memory: 10, eps: 1e-8, momentum: 0, mode: "outside", init: 0, bias: false, centered: false, nesterov: false,
     buffer: false, first: "torch", other: "", lr2: null, eps2: null, lr_sgd: null, lr_momentum: null, lr_adam: null,
     hidden: "", kick: 0, t: null };
-  let now = { ...PLAIN }, runs = {}, lines = [], land, target, playing = 0, theme = "";
+  let now = { ...PLAIN }, runs = {}, lines = [], land, target, playing = 0, theme = "", kept = {};
+  const once = (name, make) => (kept[name] ??= make()); // for what does not depend on the step shown
   const shown = { panels: null, controls: null };
 
   // Return the rate that the landscape suggests; those that a condition number limits are inversely proportional to it.
@@ -114,6 +115,7 @@ const live = (() => {
     const start = startOf(now), steps = stepsOf(now);
     target = data.target * land.f(...start);
     lines = [];
+    kept = {};
     const common = { start, steps, seed: now.seed, kick: now.kick, target };
     runs = {};
     for (const way of [...new Set(["rmsprop", ...racing()])])
@@ -227,6 +229,7 @@ const live = (() => {
   // start far away the view reaches as far on the other side of the nearest minimum, where a run that overshoots goes.
   function look() {
     const box = $("view"), canvas = box.firstElementChild;
+    kept = {};
     view.w = box.clientWidth;
     if (!view.w) return; // not shown
     view.h = Math.round(Math.min(Math.max(view.w * (shown.panels ? 0.6 : 0.58), 250), 540));
@@ -315,24 +318,14 @@ const live = (() => {
 
   function drawLand() {
     if (!view.w) return;
-    const { w, h } = view, t = now.t, names = labels();
-    let s = "";
-    for (const value of linearTicks(view.x0, view.x0 + w / view.unit, w / 90)) {
-      const x = px(value);
-      if (x > 24 && x < w - 30) s += line(x, h, x, h - 5, "now") + text(x, h - 9, show(value), 'text-anchor="middle" class="halo"');
-    }
-    for (const value of linearTicks(view.y0, view.y0 + h / view.unit, h / 70)) {
-      const y = py(value);
-      if (y > 24 && y < h - 24) s += line(0, y, 5, y, "now") + text(9, y + 4, show(value), 'class="halo"');
-    }
-    s += text(w - 8, h - 9, "w₁", 'text-anchor="end" class="halo strong"') + text(9, 18, "w₂", 'class="halo strong"');
-    for (const [x, y] of land.minima) s += star(px(x), py(y), "minimum");
-    const order = [...racing()].reverse(), tags = [];
-    for (const way of order) s += `<path class="track ahead ${way}" ${dash(way)} d="${poly(pixels(runs[way], 0, Infinity))}"/>`;
+    const { w, h } = view, t = now.t, names = labels(), order = [...racing()].reverse(), tags = [];
+    const whole = once("whole", () => Object.fromEntries(order.map((way) => [way, pixels(runs[way], 0, Infinity)])));
+    const out = once("out", () => Object.fromEntries(order.map((way) => [way, leaving(way, whole[way])])));
+    let s = once("ground", () => ground(order, whole));
     for (const way of order) {
-      const run = runs[way], done = pixels(run, 0, t), head = done.at(-1);
+      const done = whole[way].slice(0, t + 1), head = done.at(-1);
       s += `<path class="under" d="${poly(done)}"/><path class="track ${way}" ${dash(way)} data-way="${way}" d="${poly(done)}"/>`;
-      s += leaving(way, pixels(run, 0, Infinity));
+      s += out[way];
       if (!inside(head)) continue;
       s += sign(way, ...head);
       tags.push([head[1] + 4, head[0] + 10, way]);
@@ -355,6 +348,23 @@ const live = (() => {
     const focused = document.activeElement?.id === "start";
     $("view").lastElementChild.innerHTML = s;
     if (focused) $("start").focus({ preventScroll: true });
+  }
+  // Draw what lies under the paths: ticks, minima, and the whole paths, faint.
+  function ground(order, whole) {
+    const { w, h } = view;
+    let s = "";
+    for (const value of linearTicks(view.x0, view.x0 + w / view.unit, w / 90)) {
+      const x = px(value);
+      if (x > 24 && x < w - 30) s += line(x, h, x, h - 5, "now") + text(x, h - 9, show(value), 'text-anchor="middle" class="halo"');
+    }
+    for (const value of linearTicks(view.y0, view.y0 + h / view.unit, h / 70)) {
+      const y = py(value);
+      if (y > 24 && y < h - 24) s += line(0, y, 5, y, "now") + text(9, y + 4, show(value), 'class="halo"');
+    }
+    s += text(w - 8, h - 9, "w₁", 'text-anchor="end" class="halo strong"') + text(9, 18, "w₂", 'class="halo strong"');
+    for (const [x, y] of land.minima) s += star(px(x), py(y), "minimum");
+    for (const way of order) s += `<path class="track ahead ${way}" ${dash(way)} d="${poly(whole[way])}"/>`;
+    return s;
   }
   function star(x, y, label) {
     const points = Array.from({ length: 10 }, (_, i) => [x + (i % 2 ? 4 : 9) * Math.sin((i * Math.PI) / 5), y - (i % 2 ? 4 : 9) * Math.cos((i * Math.PI) / 5)]);
@@ -399,7 +409,14 @@ const live = (() => {
   // ---- the other pictures ----
 
   function drawLoss() {
-    const box = $("loss"), w = box.clientWidth, h = 190, steps = stepsOf(now), first = runs.rmsprop.losses[0];
+    const box = $("loss"), { w, h, edge, x, body } = once("loss", () => losses(box.clientWidth));
+    box.innerHTML = svg(w, h, "Loss at each step", body + line(x(now.t), edge[1], x(now.t), edge[3], "now"));
+    box.onpointerdown = box.onpointermove = (event) => {
+      if (event.buttons) { stop(); seek(x.back(event.clientX - box.getBoundingClientRect().left)); }
+    };
+  }
+  function losses(w) {
+    const h = 190, steps = stepsOf(now), first = runs.rmsprop.losses[0];
     let low = target / 3, high = first * 3;
     for (const way of racing()) for (let t = 0; t <= runs[way].last; t++) {
       low = Math.min(low, Math.max(runs[way].losses[t], first * 1e-6));
@@ -424,11 +441,7 @@ const live = (() => {
       tags.push([beyond ? edge[1] : points.at(-1)[1] + 4, way]);
     }
     for (const [ty, way] of apart(tags, 14, edge[1] + 4, edge[3] + 4)) s += text(edge[2] + 8, ty, names[way], `class="name ${way}"`);
-    s += line(x(now.t), edge[1], x(now.t), edge[3], "now");
-    box.innerHTML = svg(w, h, "Loss at each step", s);
-    box.onpointerdown = box.onpointermove = (event) => {
-      if (event.buttons) { stop(); seek(x.back(event.clientX - box.getBoundingClientRect().left)); }
-    };
+    return { w, h, edge, x, body: s };
   }
 
   // A run stays below the target if it is below it for the last tenth of the steps at least.
@@ -448,16 +461,20 @@ const live = (() => {
     $("target").innerHTML = `The target is a loss of ${show(target)}, a thousandth of the loss at the start. Momentum is 0.9 and Adam has its defaults.` + (land.noise ? " The losses exclude the noise." : "");
   }
 
-  function drawBars() {
-    const box = $("bars"), w = box.clientWidth, seen = lines[now.t];
-    const quantities = [["|g|", (s, i) => Math.abs(s.g[i])], ["√v", (s, i) => Math.sqrt(s.v[i])],
-      ["rate lr/d", (s, i) => rate("rmsprop") / s.d[i]], ["|step|", (s, i) => Math.abs(s.moved[i])]];
+  const QUANTITIES = [["|g|", (s, i) => Math.abs(s.g[i])], ["√v", (s, i) => Math.sqrt(s.v[i])]];
+  // Return the smallest and the largest of the quantities of both weights, over all steps.
+  function range(quantities) {
     let low = Infinity, high = 0;
     for (const s of lines) if (s) for (const [, f] of quantities) for (const i of [0, 1]) {
       const value = f(s, i);
       if (value > 0 && Number.isFinite(value)) [low, high] = [Math.min(low, value), Math.max(high, value)];
     }
-    [low, high] = [Math.max(low, high * 1e-9) / 2, high * 2];
+    return [low, high];
+  }
+  function drawBars() {
+    const box = $("bars"), w = box.clientWidth, seen = lines[now.t];
+    const quantities = [...QUANTITIES, ["rate lr/d", (s, i) => rate("rmsprop") / s.d[i]], ["|step|", (s, i) => Math.abs(s.moved[i])]];
+    const [least, most] = once("bars", () => range(quantities)), [low, high] = [Math.max(least, most * 1e-9) / 2, most * 2];
     const edge = [78, 22, w - 70, 22 + 4 * 44], x = scale(low, high, edge[0], edge[2], true);
     let s = axes({ x, y: () => 0, box: edge, xs: decades(low, high, w / 80).map((k) => [10 ** k, tickName(k)]), ys: [], xname: "", yname: "" });
     quantities.forEach(([name, f], row) => {
@@ -479,9 +496,7 @@ const live = (() => {
 
   function drawPhase() {
     const box = $("phase"), w = box.clientWidth, h = 300, alpha = alphaOf(now), root = Math.sqrt(1 - alpha);
-    let low = Infinity, high = 0;
-    for (const s of lines) if (s) for (const i of [0, 1]) for (const value of [Math.abs(s.g[i]), Math.sqrt(s.v[i])])
-      if (value > 0 && Number.isFinite(value)) [low, high] = [Math.min(low, value), Math.max(high, value)];
+    let [low, high] = once("phase", () => range(QUANTITIES));
     if (!(low <= high)) [low, high] = [0.1, 10];
     [low, high] = [Math.max(low, high * 1e-7) / 2, high * 3];
     const edge = [46, 28, w - 14, h - 38], x = scale(low, high, edge[0], edge[2], true), y = scale(low, high, edge[3], edge[1], true);
@@ -624,9 +639,9 @@ const live = (() => {
   // ---- two frameworks, code, files ----
 
   // Return where the paths of the two frameworks part: by more than a hundredth of the way to the minimum.
-  function parting() {
-    if (!runs.second) return null;
-    const [a, b] = [runs.rmsprop, runs.second], [x, y] = startOf(now);
+  const parting = () => (runs.second ? once("parting", () => part(runs.rmsprop, runs.second)) : null);
+  function part(a, b) {
+    const [x, y] = startOf(now);
     const way = Math.min(...land.minima.map(([mx, my]) => Math.hypot(x - mx, y - my)));
     let t = null, most = 0;
     for (let k = 1; k <= Math.min(a.last, b.last); k++) {
