@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from cases import mostly_long
-from paths import DOCS
+from paths import DOCS, ROOT
 
 from rmsprop.dialects import DIALECTS, UNFIT
 
@@ -122,6 +122,13 @@ def test_the_links_into_the_live_page_fit_it() -> None:
 def test_a_phrase_that_the_chapter_lacks_is_named() -> None:
     """A phrase is found across line ends, and one with another number is not."""
     assert learn_claims.missing("is 9.5 lr\nlong", ["9.5 lr long", "9.4 lr long"]) == ["9.4 lr long"]
+
+
+def test_every_benchmark_has_a_row_among_the_numbers() -> None:
+    """numbers.md names each file of bench/ that can be run, and no other."""
+    rows = re.findall(r"^\| .*?bench/(\w+)\.py", (DOCS / "numbers.md").read_text(encoding="utf-8"), re.MULTILINE)
+    runs = [path.stem for path in (ROOT / "bench").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    assert sorted(rows) == sorted(runs)
 
 
 def test_the_docs_are_fresh() -> None:
