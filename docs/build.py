@@ -28,7 +28,7 @@ from claims import CLAIMS, Measured, measure
 from distributed_page import distributed_page
 from figures import FIGURES, MEASURED
 from learn_claims import CLAIMS as LEARN_CLAIMS
-from learn_claims import missing
+from learn_claims import TABLES, missing
 from learn_figures import LEARN_FIGURES, LIVE
 from matplotlib.figure import Figure
 from recipes_page import recipes_page
@@ -94,21 +94,20 @@ def repeat_chapter() -> None:
     Raises: AssertionError if a claim fails, or with the phrases that the chapter lacks.
     """
     findings = repeat(LEARN_CLAIMS)
-    for name, (claim, draw) in LEARN_FIGURES.items():
-        svg = draw(findings[claim])
+    drawn = {name: draw(findings[claim]) for name, (claim, draw) in LEARN_FIGURES.items()}
+    for name, svg in drawn.items():
         write_whole(DOCS / "figures" / f"{name}.svg", partial(Path.write_text, data=svg, encoding="utf-8"))
     page = (DOCS / "learn.md").read_text(encoding="utf-8")
-    page = MARKER.sub(lambda found: chapter_block(found[1], found[2], findings), page)
+    page = MARKER.sub(lambda found: chapter_block(found[1], found[2], findings, drawn), page)
     write_whole(DOCS / "learn.md", partial(Path.write_text, data=page, encoding="utf-8"))
     lacking = [quote for finding in findings.values() for quote in missing(page, finding.quotes)]
     assert not lacking, f"docs/learn.md must say: {lacking}"
 
 
-def chapter_block(kind: str, name: str, findings: Mapping[str, Measured]) -> str:
+def chapter_block(kind: str, name: str, findings: Mapping[str, Measured], drawn: Mapping[str, str]) -> str:
     """Return the generated lines of the chapter: a claim's table, or a figure with its place in the live page."""
     if kind == "figure":
-        claim, draw = LEARN_FIGURES[name]
-        alt = html.unescape(re.findall("<title>(.*?)</title>", draw(findings[claim]))[0])
+        alt = html.unescape(re.findall("<title>(.*?)</title>", drawn[name])[0])
         lines = (
             f'![{alt}](figures/{name}.svg)\n\n<a href="live.html#{html.escape(LIVE[name])}">Move it yourself</a>\n'
         )
@@ -373,8 +372,12 @@ def check() -> list[str]:
         markers(chapter)
     except ValueError as error:
         return [*problems, f"docs/choosing.md or docs/learn.md: {error}"]
-    if sorted(name for kind, name, _ in MARKER.findall(chapter) if kind == "figure") != sorted(LEARN_FIGURES):
-        problems.append("docs/learn.md needs one block for each figure of docs/learn_figures.py and no other")
+    for kind, wanted, source in (("figure", LEARN_FIGURES, "learn_figures"), ("claim", TABLES, "learn_claims")):
+        if sorted(name for each, name, _ in MARKER.findall(chapter) if each == kind) != sorted(wanted):
+            needed = ", ".join(wanted)
+            problems.append(
+                f"docs/learn.md needs one {kind} block each for {needed} of docs/{source}.py, and no other"
+            )
     problems += [f"docs/choosing.md has no block for the claim {name!r}" for name in CLAIMS if name not in names]
     problems += [
         f"docs/choosing.md quotes {name!r}, absent from docs/claims.py" for name in names if name not in CLAIMS

@@ -38,7 +38,6 @@ copyright = author
 version = release = metadata.version("rmsprop")
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 exclude_patterns = ["_site", "figures", "_static"]
-nitpicky = False  # types of torch have no page here
 highlight_language = "text"
 
 myst_heading_anchors = 4
@@ -109,7 +108,8 @@ def setup(app: Any) -> None:
 
 def write_live(app: Any, error: Exception | None) -> None:
     """Write the page that the chapter's figures link to."""
+    from rmsprop.files import write_whole
     from rmsprop.race.page import live
 
     if error is None and app.builder.format == "html":
-        (Path(app.outdir) / "live.html").write_text(live(), encoding="utf-8")
+        write_whole(Path(app.outdir) / "live.html", lambda part: part.write_text(live(), encoding="utf-8"))

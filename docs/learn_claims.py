@@ -34,8 +34,9 @@ def course(params: list[nn.Parameter], lr: float = COURSE_LR, beta: float = BETA
 
 
 def tex(value: float, digits: int = 3) -> str:
-    """Return a number as the chapter prints it, with a proper minus sign."""
-    return f"{value:.{digits}g}".replace("-", "−")
+    """Return a number as the chapter prints it: with a proper minus sign, and 1e-6 as in Python."""
+    mantissa, e, exponent = f"{value:.{digits}g}".partition("e")
+    return mantissa.replace("-", "−") + (f"e{int(exponent)}" if e else "")
 
 
 def one_rate() -> Measured:
@@ -376,6 +377,9 @@ CLAIMS: Mapping[str, Callable[[], Measured]] = {
         answers,
     )
 }
+
+TABLES = ("by_hand", "same_numbers", "to_adam")
+"""The claims whose tables stand in the chapter."""
 
 
 def missing(page: str, quotes: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ from claims import Measured
 from learn_claims import ANGLES, CONDITION, SGD_LR, START
 
 from rmsprop.chart import Axis, Chart, picture
+from rmsprop.style import LOOKS
 
 _COURSE = "condition=50&lr=0.2&memory=10&mode=inside&lr_sgd=0.038"
 LIVE = {
@@ -25,6 +26,7 @@ LIVE = {
 """The fragment that opens the live page at the setting of a figure, in the names of `rmsprop.race.page`."""
 
 SIZE, HALF = (620, 300), (420, 300)
+DASHES = {name: look.dash[1] for name, look in LOOKS.items()}
 
 
 def point(finding: Measured) -> str:
@@ -62,8 +64,8 @@ def rates(finding: Measured) -> str:
     steps = list(range(1, 16))
     chart = Chart(Axis(0.5, 15.5, "step"), Axis(0.005, 1, "effective learning rate", log=True), "", SIZE)
     chart.line(steps, finding.data["w"], "rmsprop")
-    chart.line(steps, finding.data["b"], "rmsprop", "7 4")
-    chart.line(steps, [SGD_LR] * len(steps), "sgd", "2 4")
+    chart.line(steps, finding.data["b"], "rmsprop", DASHES["adam"])
+    chart.line(steps, [SGD_LR] * len(steps), "sgd", DASHES["sgd"])
     chart.text(8, finding.data["w"][7], "w, the flat direction: lr/√v", "rmsprop", shift=(0, -10))
     chart.text(8, finding.data["b"][7], "b, the steep direction: lr/√v", "rmsprop", shift=(0, 20))
     chart.text(8, SGD_LR, f"SGD: {SGD_LR:g} for both", "sgd", shift=(0, -9))
@@ -78,9 +80,10 @@ def floors(finding: Measured) -> str:
     """Draw the length of a steady step against the size of the gradient, for two places of ε."""
     label = "length of the step, in lr"
     chart = Chart(Axis(1e-9, 1, "size of the gradient", log=True, count=9), Axis(1e-5, 3, label, log=True), "", SIZE)
-    kinds = (("rmsprop", ""), ("sgd", "7 4"), ("adam", "1 6"))
-    for (name, steps), (kind, dash) in zip(finding.data["steps"].items(), kinds, strict=True):
-        chart.line(finding.data["gradients"], steps, kind, dash, 2.6 if dash != "1 6" else 4)
+    # Two of the three coincide, so that dots are drawn over a line.
+    kinds = (("rmsprop", "", 2.6), ("sgd", "7 4", 2.6), ("adam", "1 6", 4))
+    for (name, steps), (kind, dash, width) in zip(finding.data["steps"].items(), kinds, strict=True):
+        chart.line(finding.data["gradients"], steps, kind, dash, width)
         if name.endswith("1e-4"):
             chart.text(3e-7, 6e-5, "1e-4 outside: the same floor", kind)
         elif name.startswith("inside"):
@@ -98,11 +101,11 @@ def start(finding: Measured) -> str:
     """Draw the length of the first thousand steps under a steady gradient."""
     label = "length of the step, in lr"
     chart = Chart(Axis(1, 1000, "step", log=True), Axis(5e-4, 20, label, log=True), "", SIZE)
-    looks = (("rmsprop", ""), ("momentum", "9 3 2 3"), ("adam", "7 4"), ("sgd", "2 4"))
+    kinds = ("rmsprop", "momentum", "adam", "sgd")
     steps = sorted({round(10 ** (i / 30)) for i in range(91)})
     places = ((1.7, 9.5, (0, 0)), (1.05, 1.3, (0, 0)), (8, 1, (0, 19)), (4, 1.4e-3, (0, -12)))
-    for (name, curve), (kind, dash), (x, y, shift) in zip(finding.data["curves"].items(), looks, places, strict=True):
-        chart.line(steps, [curve[step - 1] for step in steps], kind, dash)
+    for (name, curve), kind, (x, y, shift) in zip(finding.data["curves"].items(), kinds, places, strict=True):
+        chart.line(steps, [curve[step - 1] for step in steps], kind, DASHES[kind])
         chart.text(x, y, name, kind, shift=shift)
     return picture(
         [chart],
@@ -116,13 +119,13 @@ def memory(finding: Measured) -> str:
     chart = Chart(
         Axis(0, 300, "steps since the gradient"), Axis(0, 0.105, "its share in v", ticks=_percents), "", SIZE
     )
-    for (alpha, shares), (kind, dash), place in zip(
+    for (alpha, shares), kind, place in zip(
         finding.data["shares"].items(),
-        (("momentum", "9 3 2 3"), ("rmsprop", "")),
+        ("momentum", "rmsprop"),
         ((16, 0.045), (75, 0.0105)),
         strict=True,
     ):
-        chart.line(list(range(300)), shares[:300], kind, dash, 2.6)
+        chart.line(list(range(300)), shares[:300], kind, DASHES[kind], 2.6)
         chart.text(*place, f"alpha {alpha:g}: about {1 / (1 - alpha):.0f} steps", kind)
     return picture(
         [chart],
@@ -139,7 +142,7 @@ def settling(finding: Measured) -> str:
     charts = []
     for name, path in finding.data["paths"].items():
         chart = Chart(Axis(0, 300, "step"), Axis(-0.15, 0.3, "the weight (minimum at 0)", count=4), "", HALF)
-        chart.rule(y=0)
+        chart.rule(0)
         chart.line(list(range(301)), path, "rmsprop", width=1.3)
         chart.text(295, 0.24, name, "rmsprop", "end")
         charts.append(chart)
@@ -154,14 +157,14 @@ def stuck(finding: Measured) -> str:
     """Draw the length of the steps around one gradient that is 30 times too large."""
     label = "length of the step, in lr"
     chart = Chart(Axis(0, 600, "step"), Axis(0.08, 20, label, log=True, ticks=_lengths), "", SIZE)
-    chart.rule(y=1)
-    for (alpha, steps), (kind, dash), place in zip(
+    chart.rule(1)
+    for (alpha, steps), kind, place in zip(
         finding.data["steps"].items(),
-        (("momentum", "9 3 2 3"), ("rmsprop", "")),
+        ("momentum", "rmsprop"),
         ((75, 1.25), (170, 0.42)),
         strict=True,
     ):
-        chart.line(list(range(1, 601)), steps, kind, dash)
+        chart.line(list(range(1, 601)), steps, kind, DASHES[kind])
         chart.text(*place, f"alpha {alpha:g}", kind)
     chart.text(36, 9.5, "one gradient, 30 times too large", "second")
     return picture(
@@ -182,16 +185,11 @@ def angles(finding: Measured) -> str:
         "",
         SIZE,
     )
-    looks = {
-        "SGD": ("sgd", "2 4"),
-        "SGD + momentum 0.9": ("momentum", "9 3 2 3"),
-        "RMSprop": ("rmsprop", ""),
-        "Adam": ("adam", "7 4"),
-    }
+    kinds = {"SGD": "sgd", "SGD + momentum 0.9": "momentum", "RMSprop": "rmsprop", "Adam": "adam"}
     places = {"SGD": (31, -8), "SGD + momentum 0.9": (22, 18), "RMSprop": (6, 24), "Adam": (34, -8)}
     for name, left in finding.data["left"].items():
-        kind, dash = looks[name]
-        chart.line(ANGLES, left, kind, dash)
+        kind = kinds[name]
+        chart.line(ANGLES, left, kind, DASHES[kind])
         x, shift = places[name]
         near = min(range(len(ANGLES)), key=lambda i: abs(ANGLES[i] - x))
         chart.text(x, left[near], name, kind, shift=(0, shift))

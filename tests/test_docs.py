@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from cases import mostly_long
-from paths import DOCS
+from paths import DOCS, ROOT
 
 from rmsprop.dialects import DIALECTS, UNFIT
 
@@ -66,6 +66,7 @@ def test_the_chapter_says_what_is_measured(name: str) -> None:
     """Every number of a claim stands in a sentence of the chapter, or in a table that is the measured one."""
     finding, page = measured(name), LEARN.read_text(encoding="utf-8")
     assert finding.rows or finding.quotes
+    assert bool(finding.rows) == (name in learn_claims.TABLES)
     assert learn_claims.missing(page, finding.quotes) == []
     if finding.rows:
         assert f"<!-- claim: {name} -->\n\n{build.table(finding.header, finding.rows)}\n<!-- end -->" in page
@@ -123,6 +124,13 @@ def test_a_phrase_that_the_chapter_lacks_is_named() -> None:
     assert learn_claims.missing("is 9.5 lr\nlong", ["9.5 lr long", "9.4 lr long"]) == ["9.4 lr long"]
 
 
+def test_every_benchmark_has_a_row_among_the_numbers() -> None:
+    """numbers.md names each file of bench/ that can be run, and no other."""
+    rows = re.findall(r"^\| .*?bench/(\w+)\.py", (DOCS / "numbers.md").read_text(encoding="utf-8"), re.MULTILINE)
+    runs = [path.stem for path in (ROOT / "bench").glob("*.py") if "__main__" in path.read_text(encoding="utf-8")]
+    assert sorted(rows) == sorted(runs)
+
+
 def test_the_docs_are_fresh() -> None:
     """Every generated page is what the code says today, and markers and claims match one to one."""
     assert build.check() == []
@@ -139,7 +147,9 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     choosing = (tmp_path / "choosing.md").read_text(encoding="utf-8")
     (tmp_path / "choosing.md").write_text(choosing.replace("claim: scale ", "claim: scales "), encoding="utf-8")
     learn = (tmp_path / "learn.md").read_text(encoding="utf-8")
-    (tmp_path / "learn.md").write_text(learn.replace("figure: angles ", "figure: angels "), encoding="utf-8")
+    (tmp_path / "learn.md").write_text(
+        re.sub("(figure: angles|claim: same_numbers) ", r"\1x ", learn), encoding="utf-8"
+    )
     (tmp_path / "equation.md").write_text("v = g\n", encoding="utf-8")
     memory = (tmp_path / "memory.md").read_text(encoding="utf-8")
     (tmp_path / "memory.md").write_text(memory.replace(" ± ", " about ", 1), encoding="utf-8")
@@ -154,7 +164,8 @@ def test_a_stale_page_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "quotes 'scales', absent from docs/claims.py",
         "figures/ravine.png is missing",
         "figures/angles.svg is missing",
-        "docs/learn.md needs one block for each figure",
+        "docs/learn.md needs one figure block each for point, rates",
+        "docs/learn.md needs one claim block each for by_hand, same_numbers",
         "figures/distributed.png is not drawn from the current distributed.json",
         "figures/release.png is not drawn from the current release.json",
         "figures/state_training.png is not drawn from the current state_training.json",

@@ -8,12 +8,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import parse_qs, unquote
 
 import pytest
 from paths import DOCS, ROOT
 
 import rmsprop
+from rmsprop.race.page import SETTINGS
 
 sys.path.insert(0, str(DOCS))
 
@@ -46,7 +47,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.long
 def test_every_page_is_built_and_every_internal_link_leads_somewhere(site: Path) -> None:
-    """Files, pictures and anchors exist; only addresses of the text's own links lead outside, and no script does."""
+    """Files, pictures, anchors and settings of the live page exist; only the text's own links lead outside."""
     found = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html")}
     assert {path.relative_to(site).with_suffix("").as_posix() for path in found} >= set(PAGES)
     anchors = {path: set(re.findall(r'\bid="([^"]+)"', text)) for path, text in found.items()}
@@ -59,7 +60,10 @@ def test_every_page_is_built_and_every_internal_link_leads_somewhere(site: Path)
                 continue
             to = (path.parent / unquote(name.partition("?")[0])).resolve() if name else path
             assert to.exists(), f"{path.name}: {target}"
-            if anchor and to.suffix == ".html":
+            if anchor and to == site / "live.html":
+                given = parse_qs(anchor, strict_parsing=True)
+                assert set(given) <= {"figure", "controls", *SETTINGS}, f"{path.name}: {target}"
+            elif anchor and to.suffix == ".html":
                 assert unquote(anchor) in anchors[to], f"{path.name}: {target}"
             count += 1
     assert count > 1000
@@ -96,11 +100,21 @@ def test_the_search_finds_the_pages(site: Path) -> None:
         assert page in {index["docnames"][number] for number in numbers}, word
 
 
+PUBLIC = set(rmsprop.__all__) - {"checkpoint", "functional", "__version__"}
+
+
+def test_the_reference_has_a_directive_for_every_public_name() -> None:
+    """Each name of __all__ that is not a module has one directive in api.md."""
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\.\. (?:autoclass|autofunction|py:data):: rmsprop\.(\w+)$", text, re.MULTILINE)
+    assert sorted(found) == sorted(PUBLIC)
+
+
 @pytest.mark.long
 def test_the_reference_has_every_public_name_and_argument(site: Path) -> None:
     """Each name of __all__, each argument of RMSprop under its group's heading, and each method."""
     text = (site / "api.html").read_text(encoding="utf-8")
-    for name in set(rmsprop.__all__) - {"checkpoint", "functional", "__version__"}:
+    for name in PUBLIC:
         assert f'id="rmsprop.{name}"' in text, name
     for name in ("rmsprop.functional.rmsprop", "rmsprop.checkpoint.save", "rmsprop.checkpoint.load"):
         assert f'id="{name}"' in text, name
@@ -121,6 +135,13 @@ def test_the_tutorials_have_run(site: Path) -> None:
         blocks = (DOCS / f"{page}.md").read_text(encoding="utf-8")
         assert text.count('class="output') >= blocks.count("\n```python") // 2
         assert ("<img " in text.partition("<article")[2]) == ("plt.subplots" in blocks)
+
+
+def test_the_first_page_links_every_page_of_the_sections() -> None:
+    """The first page names all pages in its text, for who reads it on its own."""
+    linked = re.findall(r"\]\((\S+)\.md\)", (DOCS / "index.md").read_text(encoding="utf-8"))
+    listed = {page for pages in conf.SECTIONS.values() for page in pages if (DOCS / f"{page}.md").exists()}
+    assert set(linked) == listed
 
 
 def test_every_page_has_a_place_in_a_section() -> None:

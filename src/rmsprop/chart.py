@@ -122,7 +122,7 @@ class Chart:
             if not (math.isfinite(a) and math.isfinite(b)):
                 begin = True
                 continue
-            path += f"{'M' if begin else 'L'}{a:.1f} {b:.1f}"
+            path += f"M{a:.1f} {b:.1f}h0" if begin else f"L{a:.1f} {b:.1f}"  # h0 makes a dot of a lone point
             begin = False
         pattern = f' stroke-dasharray="{dash}"' if dash else ""
         self.parts.append(f'<path class="line {kind}" d="{path}" style="stroke-width:{width}"{pattern}/>')
@@ -139,10 +139,9 @@ class Chart:
         if self.readings and self.readings[-1]["x"] == list(xs):
             self.readings[-1] |= {"low": [_finite(low) for low in lows], "high": [_finite(high) for high in highs]}
 
-    def rule(self, *, x: float | None = None, y: float | None = None) -> None:
-        """Draw a dashed line across the panel at a value of one axis."""
-        ends = ((x, self.y.low), (x, self.y.high)) if x is not None else ((self.x.low, y), (self.x.high, y))
-        (a, b), (c, d) = (self.at(float(p or 0), float(q or 0)) for p, q in ends)
+    def rule(self, y: float) -> None:
+        """Draw a dashed line across the panel at a value."""
+        (a, b), (c, d) = self.at(self.x.low, y), self.at(self.x.high, y)
         self.parts.append(f'<path class="rule" d="M{a:.1f} {b:.1f}L{c:.1f} {d:.1f}"/>')
 
     def mark(self, x: float, y: float, kind: str, radius: float = 4) -> None:
@@ -201,7 +200,7 @@ class Chart:
         )
 
     def data(self) -> str:
-        """Return what a page reads out under the pointer, as JSON that is safe inside a <script>."""
+        """Return what a page reads out under the pointer, as JSON."""
         left, right, *_ = self.edges
         record = {
             "lines": self.readings,
@@ -210,7 +209,7 @@ class Chart:
             "panel": [left / self.size[0], 1 - right / self.size[0]],
             "label": self.x.label,
         }
-        return json.dumps(record, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+        return json.dumps(record, separators=(",", ":"), allow_nan=False)
 
 
 def picture(charts: Sequence[Chart], alt: str = "", columns: int = 0) -> str:

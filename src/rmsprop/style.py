@@ -22,7 +22,8 @@ REFERENCE = "#444444"
 class Look:
     """The style of one optimizer's line: a color, and a dash and a marker that repeat what the color means.
 
-    `dash` and `marker` are pairs: matplotlib's name, and a word for SVG. `sign` is the marker as text.
+    `dash` is a pair: matplotlib's name, and SVG's stroke-dasharray. `marker` is one, too: matplotlib's name, and the
+    live page's. `sign` is the marker as text.
     """
 
     color: str
@@ -42,11 +43,11 @@ class Look:
 
 
 LOOKS: dict[str, Look] = {
-    "sgd": Look(BLUE, (":", "dot"), ("s", "square"), "■"),
-    "momentum": Look(PURPLE, ("-.", "dashdot"), ("^", "triangle-up"), "▲"),
-    "adam": Look(GREEN, ("--", "dash"), ("D", "diamond"), "◆"),
-    "rmsprop": Look(VERMILION, ("-", "solid"), ("o", "circle"), "●"),
-    "rmsprop-textbook": Look(BLACK, ((0, (7, 3)), "longdash"), ("v", "triangle-down"), "▼"),
+    "sgd": Look(BLUE, (":", "2 4"), ("s", "square"), "■"),
+    "momentum": Look(PURPLE, ("-.", "9 3 2 3"), ("^", "up"), "▲"),
+    "adam": Look(GREEN, ("--", "7 4"), ("D", "diamond"), "◆"),
+    "rmsprop": Look(VERMILION, ("-", ""), ("o", "circle"), "●"),
+    "rmsprop-textbook": Look(BLACK, ((0, (7, 3)), "12 5"), ("v", "down"), "▼"),
 }
 
 # Each color of a page on light and on dark paper. The optimizers' are those of LOOKS, made legible on both.

@@ -1,6 +1,8 @@
 """The command `rmsprop estimate`."""
 
+import inspect
 import json
+import re
 
 import pytest
 import torch
@@ -39,6 +41,7 @@ def test_json_is_the_record(path) -> None:
         (("momentum",), "'momentum' is not a setting"),
         (("mometum=0.9",), "did you mean 'momentum'"),
         (("memory=3GB",), "memory is an option of this command: write --memory 3GB"),
+        (("model=x",), "model=x: give the checkpoint as the first argument."),
         (("--memory", "much"), "memory takes bytes"),
         (("--device", "moon"), "device takes the name of one"),
         (("backend=cpu", "--device", "cuda"), "it computes on the CPU"),
@@ -52,6 +55,16 @@ def test_bad_input_is_one_sentence(path, words, says) -> None:
     assert code == 2
     assert "".join(says.split()) in "".join(text.replace("│", "").split())
     assert "Traceback" not in text
+
+
+@pytest.mark.parametrize("name", sorted(set(inspect.signature(estimate).parameters) - {"model", "settings"}))
+def test_an_option_that_is_advised_exists(path, name) -> None:
+    """Each argument of the function that is not the model is an option of the command, as its message says."""
+    code, text = invoke("estimate", str(path), f"{name}=x")
+    [advised] = re.findall(r"write\s+(--\w+)\s+x", re.sub(r"[│\s]+", " ", text))
+    assert code == 2
+    assert advised == f"--{name}"
+    assert f" {advised} " in re.sub(r"[│\s]+", " ", invoke("estimate", "--help")[1])
 
 
 def test_a_missing_file_is_one_sentence() -> None:

@@ -3,7 +3,10 @@
 import csv
 import json
 import math
+import queue
 import re
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from typer.testing import CliRunner
 import rmsprop
 from rmsprop.cli.demo import demo as command
 from rmsprop.demo.data import load_digits, load_file
-from rmsprop.demo.processes import Source, train_all
+from rmsprop.demo.processes import train_all
 from rmsprop.demo.training import (
     BATCH,
     OPTIMIZERS,
@@ -216,28 +219,69 @@ def test_a_row_counts_the_runs_that_diverged():
 
 def test_seeds_share_the_split_and_not_the_weights(small):
     """Every seed tests on the same rows, starts from weights of its own, and only the first one records rates."""
-    source, settings = Source(small), Settings(epochs=1, seed=3, seeds=2)
+    dataset, settings = load_file(small, None, 3), Settings(epochs=1, seed=3, seeds=2)
     runs = [Run("rmsprop", 0.003, seed) for seed in settings.all_seeds]
-    reports = list(train_all(runs, source, settings, 30))
+    reports = list(train_all(runs, dataset, settings))
     assert [(i, at.epoch) for i, at in reports] == [(0, 1), (1, 1)]
     assert runs[0].losses != runs[1].losses
     assert [bool(run.layers) for run in runs] == [True, False]
-    assert runs[1].losses == trained("rmsprop", source.load(3), seed=4).losses
+    assert runs[1].losses == trained("rmsprop", dataset, seed=4).losses
 
 
 @pytest.mark.long
-def test_processes_change_no_number(monkeypatch):
+def test_processes_change_no_number(monkeypatch, digits):
     """Runs in processes of their own have the numbers of runs in this one, and report every epoch."""
-    monkeypatch.setattr("rmsprop.demo.processes._cores", lambda: 2)
-    settings, source = Settings(epochs=2, seeds=2), Source()
+    settings = Settings(epochs=2, seeds=2)
     numbers = []
     for short in (10**9, 0):
         monkeypatch.setattr("rmsprop.demo.processes.SHORT", short)
         runs = [Run("rmsprop", 0.003, seed) for seed in settings.all_seeds]
-        reports = list(train_all(runs, source, settings, 1347))
+        reports = list(train_all(runs, digits, settings, 2))
         assert sorted((i, at.epoch) for i, at in reports) == [(i, epoch) for i in (0, 1) for epoch in (1, 2)]
         numbers.append([(run.losses, run.test_losses, run.layers, run.train_loss) for run in runs])
     assert numbers[0] == numbers[1]
+
+
+class Late(queue.Queue):
+    """A queue whose reports take a second to arrive."""
+
+    def get(self, timeout):
+        if timeout < 1:
+            raise queue.Empty
+        return super().get(timeout=timeout)
+
+
+class Done:
+    """A pool of processes that has done its work at once, in this process."""
+
+    def __init__(self, _count, _context, initialize, arguments):
+        initialize(*arguments)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def submit(self, work, *arguments):
+        future = Future()
+        future.set_result(work(*arguments))
+        return future
+
+    def shutdown(self, **_):
+        pass
+
+
+def test_reports_that_arrive_after_the_result_are_not_lost(monkeypatch, small):
+    """Every epoch is reported, even if a process ends before its reports have arrived."""
+    for name, value in (("SHORT", 0), ("ProcessPoolExecutor", Done)):
+        monkeypatch.setattr(f"rmsprop.demo.processes.{name}", value)
+    monkeypatch.setattr("rmsprop.demo.processes.get_context", lambda _: SimpleNamespace(Queue=Late))
+    settings = Settings(epochs=3, seeds=2)
+    runs = [Run("sgd", lr, seed) for seed, lr in zip(settings.all_seeds, (0.1, 1e38), strict=True)]
+    reports = list(train_all(runs, load_file(small, None, 0), settings, 2))
+    assert [(i, at.epoch) for i, at in reports] == [(0, epoch) for epoch in (1, 2, 3)]
+    assert runs[1].diverged_at == 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

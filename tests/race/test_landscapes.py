@@ -169,6 +169,7 @@ def test_rmsprop_stands_the_rate_that_breaks_sgd(condition: float) -> None:
     runs = by_name(race(ravine(condition), ["sgd", "momentum", "rmsprop"], lr=0.1))
     assert runs["sgd"].diverged
     assert runs["momentum"].diverged
+    assert runs["sgd"].steps == runs["rmsprop"].steps == 100
     steep = runs["rmsprop"].points[:25, 1]
     assert (steep > 0).all()
     assert steep[-1] < 1e-3

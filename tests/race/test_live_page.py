@@ -1,6 +1,7 @@
 """The live page: its arithmetic, every control, and its work alone, by keyboard, on phones and without scripts."""
 
 import csv
+import html
 import io
 import itertools
 import math
@@ -9,11 +10,13 @@ from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl
 
 import numpy as np
 import pytest
 import torch
 from cases import mostly_long
+from paths import DOCS
 
 import rmsprop
 from rmsprop.dialects import DIALECTS
@@ -227,6 +230,29 @@ def test_each_control_moves_its_setting(visit: Open, name: str) -> None:
     assert colors(opened) > 10
 
 
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("mode=inside&eps=0.01", ""),
+        ("first=textbook&bias=1", ""),
+        ("first=textbook&eps=0.01", "textbook"),
+        ("first=tensorflow1&mode=inside&init=1&buffer=1", "tensorflow1"),
+        ("mode=outside&eps=0.01", "torch"),
+    ],
+)
+def test_switches_of_the_address_stay(visit: Open, text: str, first: str) -> None:
+    """Switches that differ from a framework's own are no framework's, so that ε and momentum can move beside them."""
+    opened = visit(text)
+    switches = [settings(opened)[name] for name in ("mode", "init", "bias", "centered", "nesterov", "buffer")]
+    assert settings(opened)["first"] == first
+    opened.fill("#eps", "0.02")
+    opened.locator("#eps").press("Enter")
+    opened.fill("#momentum", "0.5")
+    opened.locator("#momentum").press("Enter")
+    assert settings(opened)["eps"] == 0.02
+    assert [settings(opened)[name] for name in ("mode", "init", "bias", "centered", "nesterov", "buffer")] == switches
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["condition", "angle", "steps", "lr", "memory", "eps", "momentum"])
 def test_each_slider_moves_its_number(visit: Open, name: str) -> None:
@@ -420,6 +446,17 @@ def test_curve_over_the_angle_is_that_of_its_runs(visit: Open) -> None:
     assert visit("land=saddle").locator("#turn svg").count() == 0
 
 
+def middle(opened: Any) -> list[float]:
+    """Return the point in the middle of the view."""
+    return opened.evaluate("(({ x0, y0, w, h, unit }) => [x0 + w / unit / 2, y0 + h / unit / 2])(live.view)")
+
+
+def middle_of(landscape: Landscape) -> list[float]:
+    """Return the point in the middle of a landscape's window."""
+    left, right, low, high = landscape.window
+    return [(left + right) / 2, (low + high) / 2]
+
+
 @pytest.mark.long
 def test_far_starts_and_paths_that_leave_are_seen(visit: Open) -> None:
     """A far start is in view with the other side of the minimum; paths that leave the view are marked."""
@@ -427,6 +464,8 @@ def test_far_starts_and_paths_that_leave_are_seen(visit: Open) -> None:
     box, view = opened.locator("#start").bounding_box(), opened.locator("#view").bounding_box()
     assert view["x"] < box["x"] + box["width"] / 2 < view["x"] + view["width"]
     assert view["y"] < box["y"] + box["height"] / 2 < view["y"] + view["height"]
+    saddle = find_landscape("saddle").starting_at(0, -3)
+    assert middle(visit("land=saddle&x=0&y=-3")) == pytest.approx(middle_of(saddle))
     opened = visit("lr_sgd=0.0203")
     assert opened.locator("#view .out.sgd").count() >= 1
     opened = visit("lr_sgd=1")
@@ -514,14 +553,29 @@ def test_permalink_brings_everything_back(visit: Open) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "text", ["lr=-1&memory=0&angle=99&land=nowhere&steps=1e9", "x=nan&y=1&mode=under&first=none&t=-5", "%%%&=&&lr"]
+    "text",
+    [
+        *("lr=-1&memory=0&angle=99&land=nowhere&steps=1e9", "x=nan&y=1&mode=under&first=none&t=-5", "%%%&=&&lr"),
+        *("land=toString", "land=__proto__", "first=constructor&other=valueOf"),
+    ],
 )
 def test_unusable_fragments_are_left_out(visit: Open, text: str) -> None:
     """A fragment with unusable values opens the page with defaults in their place."""
     opened = visit(text)
     assert settings(opened)["land"] == "ravine"
+    assert settings(opened)["first"] == "torch"
+    assert settings(opened)["other"] == ""
     assert np.isfinite(path_of(opened)).all()
     assert colors(opened) > 10
+
+
+@pytest.mark.parametrize("condition", [100, pytest.param(1000, marks=pytest.mark.long)])
+def test_tilted_ravine_has_its_own_rates(visit: Open, condition: int) -> None:
+    """The address of the tilted ravine opens its race, at the rates that it suggests for any condition number."""
+    opened = visit(f"land=tilted-ravine&condition={condition}")
+    for run in race(find_landscape("tilted-ravine", condition)):
+        assert opened.evaluate(f"live.entrant('{run.name}').hyper.lr") == pytest.approx(run.lr)
+    assert settings(visit("land=tilted-ravine&lr_adam=0.7"))["lr_adam"] == 0.7
 
 
 @pytest.mark.long
@@ -569,6 +623,23 @@ def test_page_fits_phones_and_both_schemes(visit: Open, width: int, scheme: str)
     assert opened.evaluate("document.documentElement.scrollWidth") <= 600
 
 
+def test_showing_a_step_repeats_no_work_of_the_run(visit: Open) -> None:
+    """What another step changes is drawn in work that does not grow with the number of steps."""
+    opened = visit("figure=land,loss,bars&steps=2000&other=keras3&lr=0.2")
+    calls = opened.evaluate("""() => {
+        let count = 0;
+        for (const name of ["abs", "hypot", "log10", "max", "min", "sqrt"]) {
+            const own = Math[name];
+            Math[name] = (...values) => { count++; return own(...values); };
+        }
+        live.seek(5);
+        const few = count;
+        live.set({ lr: 0.3 });
+        return [few, count - few];
+    }""")
+    assert 0 < calls[0] < 1000 < 10_000 < calls[1]
+
+
 @pytest.mark.long
 def test_color_is_not_alone(visit: Open) -> None:
     """Every path has its own dash and head, and every kind of cell but the plain one its own glyph."""
@@ -587,9 +658,30 @@ def test_figures_show_their_panels(visit: Open, tmp_path: Path) -> None:
     assert [e for e in CONTROLS if opened.locator(f'.slide[data-control="{e}"]').is_visible()] == ["lr"]
     assert not opened.locator("header").is_visible()
     assert settings(opened)["condition"] == 10
+    opened.evaluate("location.hash = 'condition=20'")
+    wait(opened, "live.settings().condition === 20")
+    opened.evaluate("location.hash = ''")
+    wait(opened, "live.settings().condition === 10")
+    assert [e for e in PANELS if opened.locator(f'[data-panel="{e}"]').is_visible()] == ["land", "bars"]
     opened = visit("figure=turn")
     opened.wait_for_selector("#turn svg")
     assert [e for e in PANELS if opened.locator(f'[data-panel="{e}"]').is_visible()] == ["turn"]
+
+
+LINKS = re.findall(r'href="live\.html#([^"]+)"', (DOCS / "learn.md").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("link", mostly_long(map(html.unescape, LINKS), lambda i, _: i == 1))
+def test_links_of_the_chapter_open_what_they_say(visit: Open, link: str) -> None:
+    """A link shows its panels and controls, and has each of its settings as it is given."""
+    given, opened = dict(parse_qsl(link, strict_parsing=True)), visit(link)
+    seen = {e for e in PANELS if opened.locator(f'[data-panel="{e}"]').is_visible()} | {"lesson"}  # it may be empty
+    assert seen == {*given.pop("figure", ",".join(PANELS)).split(","), "lesson"}
+    for name in given.pop("controls", "").split(","):
+        assert not name or opened.locator(f'div[data-control="{name}"], label[data-control="{name}"]').is_visible()
+    found = settings(opened)
+    for name, value in given.items():
+        assert found[name] == type(found[name])(value), name
 
 
 def test_settings_follow_the_race() -> None:
@@ -604,6 +696,9 @@ def test_settings_follow_the_race() -> None:
         "lr_momentum": 0.65 / 100,
         "lr_adam": 0.5,
     }
+    lost = race(straight, ["sgd", "momentum"], steps=80, lr=1e3)
+    assert settings_of(straight, lost)["steps"] == 80
+    assert "steps" not in settings_of(straight, race(straight, ["sgd"], lr=1e3))
     moved = find_landscape("tilted-ravine", 7).starting_at(-1, 2)
     given = settings_of(moved, race(moved, ["rmsprop-textbook"], lr=0.2), 4)
     assert given == {
@@ -614,16 +709,75 @@ def test_settings_follow_the_race() -> None:
 
 
 @pytest.mark.parametrize(
+    "given",
+    [
+        {"condition": 7, "lr": 5, "steps": 30},
+        {"angle": 20, "x": -1, "y": 2.5, "hidden": "sgd,adam", "lr_momentum": 0.001},
+        {"land": "tilted-ravine", "condition": 1000},
+        {"land": "noisy-ravine", "angle": 45, "seed": 5},
+    ],
+    ids=str,
+)
+def test_race_without_scripts_is_that_of_the_settings(visit: Open, given: dict[str, Any], tmp_path: Path) -> None:
+    """The table without scripts has the results that the page shows, and the picture has the start in it."""
+    path = tmp_path / "race.html"
+    path.write_text(live(**given), encoding="utf-8")
+    plain, opened = visit(path=path, java_script_enabled=False), visit(path=path)
+    rows = plain.locator("noscript tbody tr").all_inner_texts()
+    shown = [
+        text for text in opened.locator("#results tbody tr").all_inner_texts() if re.search("step|never|div", text)
+    ]
+    assert len(rows) == len(shown) == 4 - len(given.get("hidden", "").split(",")) * ("hidden" in given)
+    for text in rows:
+        name, rate = re.match(r"\W*(.+?)\tlr ([\d.e-]+)", text).groups()
+        way = {"SGD": "sgd", "SGD momentum": "momentum", "Adam": "adam", "RMSprop": "rmsprop"}[name]
+        assert float(rate) == pytest.approx(opened.evaluate(f"live.entrant('{way}').hyper.lr"), rel=1e-3)
+        target, lost, t = opened.evaluate(f"(r => [r.targetAt, r.divergedAt, r.last])(live.runs().{way})")
+        assert (f"diverged at step {lost}" if lost else f"step {target}" if target else "never") in text
+        assert t == (lost - 1 if lost else given.get("steps", 100))
+    start = [
+        float(x)
+        for x in plain.locator("noscript circle").last.evaluate("e => [e.cx, e.cy].map(c => c.baseVal.value)")
+    ]
+    size = plain.locator("noscript svg").evaluate("e => [e.viewBox.baseVal.width, e.viewBox.baseVal.height]")
+    assert all(0 <= a <= b for a, b in zip(start, size, strict=True))
+
+
+def test_race_that_is_not_the_settings_is_left_out() -> None:
+    """Where RMSprop has another rule or other numbers than a race's, the page without scripts shows no race."""
+    for given in ({"mode": "inside"}, {"memory": 100}, {"first": "keras3"}, {"hidden": "rmsprop,sgd,momentum,adam"}):
+        text = live(**given).partition("</noscript>")[0]
+        assert "<table" not in text
+        assert "<svg" not in text
+
+
+@pytest.mark.parametrize(
     ("attempt", "words"),
     [
         (lambda: live(rate=1), ["'rate'", "lr", "memory"]),
         (lambda: figure("sky"), ["'sky'", "land", "bars"]),
         (lambda: figure("land", controls=["rate"]), ["'rate'", "memory"]),
         (lambda: live(land="hill"), ["'hill'", "ravine"]),
+        (lambda: live(mode="middle"), ["mode='middle'", "'inside'"]),
+        (lambda: live(first="keras9"), ["first='keras9'", "'keras3'"]),
+        (lambda: live(bias="yes"), ["bias='yes'", "True"]),
+        (lambda: live(theme="blue"), ["theme='blue'", "'dark'"]),
+        (lambda: live(hidden="adm"), ["hidden='adm'", "adam"]),
+        (lambda: live(condition=0.5), ["condition=0.5", "from 1 to 1000000000"]),
+        (lambda: live(angle=12.5), ["angle=12.5", "whole number from 0 to 45"]),
+        (lambda: live(steps=3000), ["steps=3000", "from 1 to 2000"]),
+        (lambda: live(memory=math.nan), ["memory=nan", "from 1 to"]),
+        (lambda: live(eps="small"), ["eps='small'", "number"]),
+        (lambda: live(lr=None), ["lr=None", "number"]),
+        (lambda: live(lr_adam=-1), ["lr_adam=-1", "positive"]),
+        (lambda: live(x=1), ["x and y", "both"]),
+        (lambda: live(x=0, y=0), ["start=0,0", "minimum"]),
+        (lambda: live(land="beale", condition=5), ["condition=5", "'beale'"]),
+        (lambda: figure("land", land="beale", angle=5), ["angle=5", "'beale'", "ravine"]),
     ],
 )
-def test_unknown_names_are_refused(attempt: Callable[[], str], words: list[str]) -> None:
-    """An unknown panel, control, setting or landscape is refused by one sentence with the known ones."""
+def test_unknown_names_and_values_are_refused(attempt: Callable[[], str], words: list[str]) -> None:
+    """An unknown panel, control, setting or value is refused by one sentence with those that there are."""
     with pytest.raises(ValueError, match=r"\.$") as caught:
         attempt()
     for word in words:

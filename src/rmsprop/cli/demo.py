@@ -11,7 +11,6 @@ from rmsprop.cli.arguments import read_names, read_rates
 
 if TYPE_CHECKING:
     from rmsprop.demo.data import Dataset
-    from rmsprop.demo.processes import Source
     from rmsprop.demo.training import Run, Settings
 
 
@@ -68,7 +67,7 @@ def demo(
     rmsprop demo --data pictures.npz --target labels --device cuda
     """
     # Imported here so that `rmsprop --help` does not wait for torch.
-    from rmsprop.demo.processes import Source
+    from rmsprop.demo.data import load_digits, load_file
     from rmsprop.demo.training import OPTIMIZERS, Run, Settings, check_device
 
     try:
@@ -77,13 +76,12 @@ def demo(
         settings = Settings(epochs, seed, check_device(device), seeds)
         if data is None and target is not None:
             raise ValueError("--target names a column of --data FILE; give both or neither.")
-        source = Source(data, target)
-        dataset = source.load(seed)
+        dataset = load_digits(seed) if data is None else load_file(data, target, seed)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     _check_writable(out)  # before the training, not after it
     runs = [Run(name, rates[name], one) for name in names for one in settings.all_seeds]
-    _train(runs, source, settings, len(dataset.y_train))
+    _train(runs, dataset, settings)
     _print(runs, settings)
     for path in _write(runs, dataset, settings, out):
         typer.echo(f"wrote {path}")
@@ -122,11 +120,12 @@ def _check_writable(out: Path) -> None:
         raise typer.BadParameter(f"--out {str(out)!r} cannot be written: {error.strerror}.") from error
 
 
-def _train(runs: list[Run], source: Source, settings: Settings, rows: int) -> None:
+def _train(runs: list[Run], dataset: Dataset, settings: Settings) -> None:
     """Train all runs, with a progress bar per optimizer on a terminal and plain lines elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+    from rmsprop.bench.cpu import cores
     from rmsprop.demo.processes import train_all
     from rmsprop.demo.training import by_optimizer
 
@@ -140,7 +139,7 @@ def _train(runs: list[Run], source: Source, settings: Settings, rows: int) -> No
             each[0].optimizer: bars.add_task(each[0].label, total=total, now="")
             for each in by_optimizer(runs).values()
         }
-        for i, at in train_all(runs, source, settings, rows):
+        for i, at in train_all(runs, dataset, settings, cores()):
             run = runs[i]
             seed = f"seed {run.seed}, " * (settings.seeds > 1)
             accuracy = "" if at.accuracy is None else f", test accuracy {100 * at.accuracy:.1f} %"

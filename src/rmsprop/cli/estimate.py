@@ -12,6 +12,9 @@ from rmsprop.cli.arguments import read_settings
 from rmsprop.cli.checkpoints import Parameters, usage_errors
 from rmsprop.cli.table import say
 
+OPTIONS = {"memory", "device", "dtype", "parameters"}
+"""The arguments of `rmsprop.estimate` that the command takes as options."""
+
 
 def estimate(
     checkpoint: Annotated[Path, typer.Argument(help="A file or folder with the model's weights.")],
@@ -48,7 +51,9 @@ def estimate(
 
     with usage_errors(checkpoint):
         given = read_settings(settings or [])
-        own = sorted({"model", "memory", "device", "dtype", "parameters"} & given.keys())
+        if "model" in given:
+            raise ValueError(f"model={given['model']}: give the checkpoint as the first argument.")
+        own = sorted(OPTIONS & given.keys())
         if own:
             raise ValueError(f"{own[0]} is an option of this command: write --{own[0]} {given[own[0]]}.")
         try:

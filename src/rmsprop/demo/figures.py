@@ -13,15 +13,9 @@ if TYPE_CHECKING:  # they import torch
     from rmsprop.demo.training import Run
     from rmsprop.diagnose.effective_lr import LayerRecord
 
-DASHES = {"solid": "", "dot": "2 4", "dash": "7 4", "dashdot": "9 3 2 3", "longdash": "12 5"}
 POINTS = 110  # points of a line; a screen shows no more
 
 Groups = dict[str, list["Run"]]
-
-
-def dash(optimizer: str) -> str:
-    """Return SVG's dash pattern of an optimizer's line."""
-    return DASHES[LOOKS[optimizer].dash[1]]
 
 
 def smooth(values: Sequence[float], window: int) -> list[float]:
@@ -116,13 +110,13 @@ def _draw(chart: Chart, name: str, curves: Sequence[tuple[list[float], int | Non
         picked = sorted({round(i * (count - 1) / max(1, min(count, POINTS) - 1)) for i in range(min(count, POINTS))})
         rows = [spread([curve[i] for curve in whole]) for i in picked]
         xs = [first + i for i in picked]
-        chart.line(xs, [row[0] for row in rows], name, dash(name), 2.4, label)
+        chart.line(xs, [row[0] for row in rows], name, LOOKS[name].dash[1], 2.4, label)
         if len(whole) > 1:
             chart.band(xs, [row[1] for row in rows], [row[2] for row in rows], name)
     for curve, ended in curves:
         if ended is not None and curve:
             xs = list(range(first, first + len(curve)))
-            chart.line(xs, curve, name, dash(name), 1.4)
+            chart.line(xs, curve, name, LOOKS[name].dash[1], 1.4)
             y = min(max(curve[-1], chart.y.low), chart.y.high)
             chart.text(xs[-1], y, "✕", name, "middle", (0, 12 if y == chart.y.high else 4))
 
@@ -171,7 +165,7 @@ def rate_charts(run: Run) -> dict[str, Chart]:
             (50, 18, 12, 42),
         )
         xs = [record.step for record in records]
-        chart.rule(y=run.lr)
+        chart.rule(run.lr)
         chart.line(xs, [record.median for record in records], "plain", name="median")
         chart.band(xs, [record.low for record in records], [record.high for record in records], "plain")
         charts[f"{name}: {records[0].elements:,} numbers".replace(",", " ")] = chart

@@ -13,7 +13,6 @@ from rmsprop.demo.figures import (
     Groups,
     accuracy_chart,
     accuracy_floor,
-    dash,
     final_chart,
     label,
     loss_chart,
@@ -21,7 +20,7 @@ from rmsprop.demo.figures import (
 )
 from rmsprop.demo.training import BATCH, HEADINGS, Run, Settings, by_optimizer, cells
 from rmsprop.printing import in_html
-from rmsprop.style import CSS
+from rmsprop.style import CSS, LOOKS
 
 DEMO_CSS = """
 html { overflow-y: scroll; }
@@ -168,7 +167,7 @@ def _curves(groups: Groups, settings: Settings) -> str:
     key = "".join(
         f'<li><button data-kind="{name}" aria-pressed="true"><svg viewBox="0 0 40 10" class="{name}" '
         f'aria-hidden="true"><path d="M1 5H39" stroke="currentColor" stroke-width="3" '
-        f'stroke-dasharray="{dash(name)}"/></svg>{in_html(label(each))}</button></li>'
+        f'stroke-dasharray="{LOOKS[name].dash[1]}"/></svg>{in_html(label(each))}</button></li>'
         for name, each in groups.items()
     )
     return f"""<h2>Learning curves</h2>

@@ -132,14 +132,17 @@ class Landscape:
 class Trajectory:
     """The path of one optimizer.
 
-    Shapes: `points` is (n + 1, 2) and `losses` (n + 1,), the start first. n is the requested number of steps, or
-            `diverged_at - 1` if the run diverged.
+    `steps` is the requested number of steps.
+
+    Shapes: `points` is (n + 1, 2) and `losses` (n + 1,), the start first. n is `steps`, or `diverged_at - 1` if the
+            run diverged.
     Units:  `losses` never include the noise of a noisy landscape. `target_at` and `diverged_at` count steps.
     """
 
     name: str
     label: str
     lr: float
+    steps: int
     settings: str
     points: Floats
     losses: Floats
@@ -151,11 +154,6 @@ class Trajectory:
     def diverged(self) -> bool:
         """True if the run left the landscape, or became infinite or NaN."""
         return self.diverged_at is not None
-
-    @property
-    def steps(self) -> int:
-        """The number of steps, or of those before the run diverged."""
-        return len(self.points) - 1
 
 
 def checked_condition(condition: float) -> float:
@@ -441,6 +439,7 @@ def _run(landscape: Landscape, name: str, lr: float, steps: int, seed: int) -> T
         name=name,
         label=racer.label,
         lr=lr,
+        steps=steps,
         settings=f"lr {lr:.4g}, {racer.settings}",
         points=path,
         losses=losses,

@@ -13,7 +13,8 @@ const live = (() => {
     memory: 10, eps: 1e-8, momentum: 0, mode: "outside", init: 0, bias: false, centered: false, nesterov: false,
     buffer: false, first: "torch", other: "", lr2: null, eps2: null, lr_sgd: null, lr_momentum: null, lr_adam: null,
     hidden: "", kick: 0, t: null };
-  let now = { ...PLAIN }, runs = {}, lines = [], land, target, playing = 0, theme = "";
+  let now = { ...PLAIN }, runs = {}, lines = [], land, target, playing = 0, theme = "", kept = {};
+  const once = (name, make) => (kept[name] ??= make()); // for what does not depend on the step shown
   const shown = { panels: null, controls: null };
 
   // Return the rate that the landscape suggests; those that a condition number limits are inversely proportional to it.
@@ -32,7 +33,11 @@ const live = (() => {
   function read(fragment) {
     const given = Object.fromEntries(new URLSearchParams(fragment.replace(/^#/, "")));
     const s = { ...PLAIN };
-    if (given.land === "tilted-ravine") Object.assign(given, { land: "ravine", angle: given.angle ?? "45" });
+    if (given.land === "tilted-ravine") {
+      Object.assign(given, { land: "ravine", angle: given.angle ?? "45" });
+      for (const [way, lr] of Object.entries(data.tilted.lrs)) // those of the ravine follow its condition number
+        if (lr !== data.lands.ravine.lrs[way]) given["lr_" + way] ??= String(lr);
+    }
     for (const name in PLAIN) {
       if (!(name in given)) continue;
       const text = given[name], number = Number(text), kind = typeof (PLAIN[name] ?? 0);
@@ -41,9 +46,9 @@ const live = (() => {
       else if (kind === "string") s[name] = text;
     }
     const within = (name, low, high) => { if (s[name] !== null) s[name] = Math.min(Math.max(s[name], low), high); };
-    if (!(s.land in data.lands)) s.land = PLAIN.land;
+    if (!Object.hasOwn(data.lands, s.land)) s.land = PLAIN.land;
     if (!["outside", "inside", "both", "floor"].includes(s.mode)) s.mode = PLAIN.mode;
-    for (const name of ["first", "other"]) if (s[name] && !(s[name] in data.dialects)) s[name] = PLAIN[name];
+    for (const name of ["first", "other"]) if (s[name] && !Object.hasOwn(data.dialects, s[name])) s[name] = PLAIN[name];
     within("condition", 1, 1e9); within("angle", 0, 45); within("memory", 1, 1e9); within("momentum", 0, 0.999);
     within("steps", 1, data.lands[s.land].max_steps); within("eps", 0, 1e9); within("init", 0, 1e9);
     within("seed", 0, 2 ** 32 - 1); within("t", 0, 1e9); within("kick", 0, 1e9); within("x", -1000, 1000); within("y", -1000, 1000);
@@ -51,7 +56,9 @@ const live = (() => {
     for (const name of ["lr", "lr2", "lr_sgd", "lr_momentum", "lr_adam"]) if (!(s[name] > 0)) s[name] = null;
     if ((s.x === null) !== (s.y === null)) s.x = s.y = null;
     if (!data.lands[s.land].ravine) s.angle = 0;
-    if (given.first && !Object.keys(SWITCHES).some((name) => name in given)) Object.assign(s, switches(s.first, s));
+    const own = s.first ? switches(s.first, s) : {};
+    if (given.first && !Object.keys(SWITCHES).some((name) => name in given)) Object.assign(s, own);
+    else if (Object.keys(own).some((name) => own[name] !== s[name])) s.first = "";
     shown.panels = given.figure ? given.figure.split(",") : null;
     shown.controls = given.controls ? given.controls.split(",") : [];
     theme = given.theme ?? theme;
@@ -108,6 +115,7 @@ const live = (() => {
     const start = startOf(now), steps = stepsOf(now);
     target = data.target * land.f(...start);
     lines = [];
+    kept = {};
     const common = { start, steps, seed: now.seed, kick: now.kick, target };
     runs = {};
     for (const way of [...new Set(["rmsprop", ...racing()])])
@@ -117,7 +125,7 @@ const live = (() => {
   }
 
   // Change settings, and draw all that depends on them.
-  function set(changes, { view = false } = {}) {
+  function set(changes) {
     const turned = "angle" in changes && now.x !== null && data.lands[now.land].ravine;
     if (turned) {
       const by = ((changes.angle - now.angle) * Math.PI) / 180, [c, s] = [Math.cos(by), Math.sin(by)];
@@ -128,7 +136,7 @@ const live = (() => {
     else if (now.first && Object.keys(changes).some((name) => ["first", "momentum", "eps"].includes(name)))
       Object.assign(now, switches(now.first, now));
     compute();
-    if (view || ["land", "angle", "condition"].some((name) => name in changes)) look();
+    if (["land", "angle", "condition"].some((name) => name in changes)) look();
     draw();
     later();
   }
@@ -218,9 +226,10 @@ const live = (() => {
   const px = (x) => (x - view.x0) * view.unit, py = (y) => view.h - (y - view.y0) * view.unit;
 
   // Choose the part of the plane to show: the landscape's window and the start, at equal scales on both axes. Around a
-  // start far away the view reaches as far on the other side of the minimum, where a run that overshoots goes.
+  // start far away the view reaches as far on the other side of the nearest minimum, where a run that overshoots goes.
   function look() {
     const box = $("view"), canvas = box.firstElementChild;
+    kept = {};
     view.w = box.clientWidth;
     if (!view.w) return; // not shown
     view.h = Math.round(Math.min(Math.max(view.w * (shown.panels ? 0.6 : 0.58), 250), 540));
@@ -233,7 +242,8 @@ const live = (() => {
     }
     const [x, y] = startOf(now);
     if (x < left || x > right || y < low || y > high) {
-      const [mx, my] = land.minima[0], pad = 0.06;
+      const pad = 0.06, far = ([a, b]) => Math.hypot(a - x, b - y);
+      const [mx, my] = land.minima.reduce((one, other) => (far(other) < far(one) ? other : one));
       const [dx, dy] = [Math.abs(x - mx) * (1 + pad), Math.abs(y - my) * (1 + pad)];
       [left, right] = [Math.min(left, mx - dx), Math.max(right, mx + dx)];
       [low, high] = [Math.min(low, my - dy), Math.max(high, my + dy)];
@@ -308,24 +318,14 @@ const live = (() => {
 
   function drawLand() {
     if (!view.w) return;
-    const { w, h } = view, t = now.t, names = labels();
-    let s = "";
-    for (const value of linearTicks(view.x0, view.x0 + w / view.unit, w / 90)) {
-      const x = px(value);
-      if (x > 24 && x < w - 30) s += line(x, h, x, h - 5, "now") + text(x, h - 9, show(value), 'text-anchor="middle" class="halo"');
-    }
-    for (const value of linearTicks(view.y0, view.y0 + h / view.unit, h / 70)) {
-      const y = py(value);
-      if (y > 24 && y < h - 24) s += line(0, y, 5, y, "now") + text(9, y + 4, show(value), 'class="halo"');
-    }
-    s += text(w - 8, h - 9, "w₁", 'text-anchor="end" class="halo strong"') + text(9, 18, "w₂", 'class="halo strong"');
-    for (const [x, y] of land.minima) s += star(px(x), py(y), "minimum");
-    const order = [...racing()].reverse(), tags = [];
-    for (const way of order) s += `<path class="track ahead ${way}" ${dash(way)} d="${poly(pixels(runs[way], 0, Infinity))}"/>`;
+    const { w, h } = view, t = now.t, names = labels(), order = [...racing()].reverse(), tags = [];
+    const whole = once("whole", () => Object.fromEntries(order.map((way) => [way, pixels(runs[way], 0, Infinity)])));
+    const out = once("out", () => Object.fromEntries(order.map((way) => [way, leaving(way, whole[way])])));
+    let s = once("ground", () => ground(order, whole));
     for (const way of order) {
-      const run = runs[way], done = pixels(run, 0, t), head = done.at(-1);
+      const done = whole[way].slice(0, t + 1), head = done.at(-1);
       s += `<path class="under" d="${poly(done)}"/><path class="track ${way}" ${dash(way)} data-way="${way}" d="${poly(done)}"/>`;
-      s += leaving(way, pixels(run, 0, Infinity));
+      s += out[way];
       if (!inside(head)) continue;
       s += sign(way, ...head);
       tags.push([head[1] + 4, head[0] + 10, way]);
@@ -348,6 +348,23 @@ const live = (() => {
     const focused = document.activeElement?.id === "start";
     $("view").lastElementChild.innerHTML = s;
     if (focused) $("start").focus({ preventScroll: true });
+  }
+  // Draw what lies under the paths: ticks, minima, and the whole paths, faint.
+  function ground(order, whole) {
+    const { w, h } = view;
+    let s = "";
+    for (const value of linearTicks(view.x0, view.x0 + w / view.unit, w / 90)) {
+      const x = px(value);
+      if (x > 24 && x < w - 30) s += line(x, h, x, h - 5, "now") + text(x, h - 9, show(value), 'text-anchor="middle" class="halo"');
+    }
+    for (const value of linearTicks(view.y0, view.y0 + h / view.unit, h / 70)) {
+      const y = py(value);
+      if (y > 24 && y < h - 24) s += line(0, y, 5, y, "now") + text(9, y + 4, show(value), 'class="halo"');
+    }
+    s += text(w - 8, h - 9, "w₁", 'text-anchor="end" class="halo strong"') + text(9, 18, "w₂", 'class="halo strong"');
+    for (const [x, y] of land.minima) s += star(px(x), py(y), "minimum");
+    for (const way of order) s += `<path class="track ahead ${way}" ${dash(way)} d="${poly(whole[way])}"/>`;
+    return s;
   }
   function star(x, y, label) {
     const points = Array.from({ length: 10 }, (_, i) => [x + (i % 2 ? 4 : 9) * Math.sin((i * Math.PI) / 5), y - (i % 2 ? 4 : 9) * Math.cos((i * Math.PI) / 5)]);
@@ -392,7 +409,14 @@ const live = (() => {
   // ---- the other pictures ----
 
   function drawLoss() {
-    const box = $("loss"), w = box.clientWidth, h = 190, steps = stepsOf(now), first = runs.rmsprop.losses[0];
+    const box = $("loss"), { w, h, edge, x, body } = once("loss", () => losses(box.clientWidth));
+    box.innerHTML = svg(w, h, "Loss at each step", body + line(x(now.t), edge[1], x(now.t), edge[3], "now"));
+    box.onpointerdown = box.onpointermove = (event) => {
+      if (event.buttons) { stop(); seek(x.back(event.clientX - box.getBoundingClientRect().left)); }
+    };
+  }
+  function losses(w) {
+    const h = 190, steps = stepsOf(now), first = runs.rmsprop.losses[0];
     let low = target / 3, high = first * 3;
     for (const way of racing()) for (let t = 0; t <= runs[way].last; t++) {
       low = Math.min(low, Math.max(runs[way].losses[t], first * 1e-6));
@@ -417,11 +441,7 @@ const live = (() => {
       tags.push([beyond ? edge[1] : points.at(-1)[1] + 4, way]);
     }
     for (const [ty, way] of apart(tags, 14, edge[1] + 4, edge[3] + 4)) s += text(edge[2] + 8, ty, names[way], `class="name ${way}"`);
-    s += line(x(now.t), edge[1], x(now.t), edge[3], "now");
-    box.innerHTML = svg(w, h, "Loss at each step", s);
-    box.onpointerdown = box.onpointermove = (event) => {
-      if (event.buttons) { stop(); seek(x.back(event.clientX - box.getBoundingClientRect().left)); }
-    };
+    return { w, h, edge, x, body: s };
   }
 
   // A run stays below the target if it is below it for the last tenth of the steps at least.
@@ -429,7 +449,7 @@ const live = (() => {
   function drawResults() {
     const names = labels(), rows = WAYS.filter((way) => way !== "second" || now.other).map((way) => {
       const run = runs[way], on = racing().includes(way);
-      const swatch = `<svg class="swatch ${way}" viewBox="0 0 34 14">${`<line x1="0" y1="7" x2="34" y2="7" stroke-width="2.2" ${dash(way)}/>`}${sign(way, 17, 7, 4.5)}</svg>`;
+      const swatch = `<svg class="swatch ${way}" viewBox="0 0 34 14"><line x1="0" y1="7" x2="34" y2="7" stroke-width="2.2" ${dash(way)}/>${sign(way, 17, 7, 4.5)}</svg>`;
       const box = way === "second" ? "" : `<input type="checkbox" data-show="${way}" ${on ? "checked" : ""}>`;
       const lr = way === "second" ? now.lr2 ?? rate("rmsprop") : rate(way);
       const input = `<input type="number" step="any" min="0" data-rate="${way === "second" ? "lr2" : way === "rmsprop" ? "lr" : "lr_" + way}" value="${round(lr, 6)}" aria-label="lr of ${names[way]}">`;
@@ -441,16 +461,20 @@ const live = (() => {
     $("target").innerHTML = `The target is a loss of ${show(target)}, a thousandth of the loss at the start. Momentum is 0.9 and Adam has its defaults.` + (land.noise ? " The losses exclude the noise." : "");
   }
 
-  function drawBars() {
-    const box = $("bars"), w = box.clientWidth, seen = lines[now.t];
-    const quantities = [["|g|", (s, i) => Math.abs(s.g[i])], ["√v", (s, i) => Math.sqrt(s.v[i])],
-      ["rate lr/d", (s, i) => rate("rmsprop") / s.d[i]], ["|step|", (s, i) => Math.abs(s.moved[i])]];
+  const QUANTITIES = [["|g|", (s, i) => Math.abs(s.g[i])], ["√v", (s, i) => Math.sqrt(s.v[i])]];
+  // Return the smallest and the largest of the quantities of both weights, over all steps.
+  function range(quantities) {
     let low = Infinity, high = 0;
     for (const s of lines) if (s) for (const [, f] of quantities) for (const i of [0, 1]) {
       const value = f(s, i);
       if (value > 0 && Number.isFinite(value)) [low, high] = [Math.min(low, value), Math.max(high, value)];
     }
-    [low, high] = [Math.max(low, high * 1e-9) / 2, high * 2];
+    return [low, high];
+  }
+  function drawBars() {
+    const box = $("bars"), w = box.clientWidth, seen = lines[now.t];
+    const quantities = [...QUANTITIES, ["rate lr/d", (s, i) => rate("rmsprop") / s.d[i]], ["|step|", (s, i) => Math.abs(s.moved[i])]];
+    const [least, most] = once("bars", () => range(quantities)), [low, high] = [Math.max(least, most * 1e-9) / 2, most * 2];
     const edge = [78, 22, w - 70, 22 + 4 * 44], x = scale(low, high, edge[0], edge[2], true);
     let s = axes({ x, y: () => 0, box: edge, xs: decades(low, high, w / 80).map((k) => [10 ** k, tickName(k)]), ys: [], xname: "", yname: "" });
     quantities.forEach(([name, f], row) => {
@@ -472,9 +496,7 @@ const live = (() => {
 
   function drawPhase() {
     const box = $("phase"), w = box.clientWidth, h = 300, alpha = alphaOf(now), root = Math.sqrt(1 - alpha);
-    let low = Infinity, high = 0;
-    for (const s of lines) if (s) for (const i of [0, 1]) for (const value of [Math.abs(s.g[i]), Math.sqrt(s.v[i])])
-      if (value > 0 && Number.isFinite(value)) [low, high] = [Math.min(low, value), Math.max(high, value)];
+    let [low, high] = once("phase", () => range(QUANTITIES));
     if (!(low <= high)) [low, high] = [0.1, 10];
     [low, high] = [Math.max(low, high * 1e-7) / 2, high * 3];
     const edge = [46, 28, w - 14, h - 38], x = scale(low, high, edge[0], edge[2], true), y = scale(low, high, edge[3], edge[1], true);
@@ -617,9 +639,9 @@ const live = (() => {
   // ---- two frameworks, code, files ----
 
   // Return where the paths of the two frameworks part: by more than a hundredth of the way to the minimum.
-  function parting() {
-    if (!runs.second) return null;
-    const [a, b] = [runs.rmsprop, runs.second], [x, y] = startOf(now);
+  const parting = () => (runs.second ? once("parting", () => part(runs.rmsprop, runs.second)) : null);
+  function part(a, b) {
+    const [x, y] = startOf(now);
     const way = Math.min(...land.minima.map(([mx, my]) => Math.hypot(x - mx, y - my)));
     let t = null, most = 0;
     for (let k = 1; k <= Math.min(a.last, b.last); k++) {
@@ -635,7 +657,6 @@ const live = (() => {
     const [one, two] = [entrant("rmsprop").rule, entrant("second").rule], words = { eps_mode: "the place of ε", square_avg_init: "the start of v", bias_correction: "bias correction",
       centered: "centering", nesterov: "Nesterov", lr_in_buffer: now.momentum ? "the place of lr" : "" };
     const differ = Object.keys(words).filter((name) => words[name] && one[name] !== two[name]).map((name) => words[name]);
-    const plain = { square_avg_init: 0 };
     $("parting").innerHTML = (differ.length ? `They differ in ${differ.join(", ")}. ` : "Their rules are the same for these numbers. ") +
       (part.t ? `<b>The paths part at step ${part.t}</b>` : "<b>The paths do not part</b>") + `: they are at most ${show(100 * part.most)} % of the way to the minimum apart.` +
       (lacking.length ? ` ${lacking.map((name) => data.dialects[name].short).join(" and ")} has no momentum.` : "") + (now.eps2 !== null ? ` ${data.dialects[now.other].short} has ε ${show(now.eps2)}.` : "");
@@ -859,8 +880,9 @@ const live = (() => {
 
   buildControls();
   buildView();
-  open(location.hash.length > 1 ? location.hash : data.preset);
-  addEventListener("hashchange", () => open(location.hash));
+  const opened = () => (location.hash.length > 1 ? location.hash : data.preset);
+  open(opened());
+  addEventListener("hashchange", () => open(opened()));
   let width = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; look(); draw(); } });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", recolor);

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from string import Template
@@ -30,7 +31,7 @@ import numpy as np
 from rmsprop.dialects import DIALECTS, SWITCHES, Dialect, read_arguments
 from rmsprop.files import write_whole
 from rmsprop.printing import in_html
-from rmsprop.race.figures import Races
+from rmsprop.race.figures import Races, surface
 from rmsprop.race.landscapes import (
     CONDITION,
     LANDSCAPES,
@@ -44,7 +45,7 @@ from rmsprop.race.landscapes import (
     tilted_ravine,
     turn,
 )
-from rmsprop.style import LOOKS, YELLOW
+from rmsprop.style import COLORS, LOOKS, YELLOW
 
 CASES = 6000
 """The number of settings for which the engine has the reference's bits, by tests/race/test_engine.py."""
@@ -70,9 +71,25 @@ with the same numbers, except for `lr2` and `eps2`. `hidden` lists the optimizer
 sgd, momentum and adam. `t` is the step shown, and `kick` the step whose gradient is 30 times as large.
 """
 
+_RATES = {"sgd": "lr_sgd", "momentum": "lr_momentum", "adam": "lr_adam", "rmsprop": "lr"}
+_CHOICES: dict[str, Sequence[Any]] = {
+    "land": tuple(LANDSCAPES),
+    "mode": ("outside", "inside", "both", "floor"),
+    **dict.fromkeys(("bias", "centered", "nesterov", "buffer"), (False, True)),
+    **dict.fromkeys(("first", "other"), ("", *DIALECTS)),
+    "theme": ("light", "dark"),
+}
+_RANGES = {
+    **{"condition": (1, 1e9), "angle": (0, 45), "x": (-1000, 1000), "y": (-1000, 1000), "seed": (0, 2**32 - 1)},
+    **{"steps": (1, 2000), "t": (0, 1e9), "memory": (1, 1e9), "eps": (0, 1e9), "momentum": (0, 0.999)},
+    **{"init": (0, 1e9), "eps2": (0, 1e9), "kick": (0, 1e9)},
+}
+_WHOLE = ("angle", "seed", "steps", "t", "kick")
+_DRAWN = {"land", "condition", "angle", "x", "y", "seed", "steps", "t", "hidden", "theme", *_RATES.values()}
+"""The settings of a race in which RMSprop is that of landscapes.OPTIMIZERS."""
+
 _HERE = Path(__file__).parent
-_DASHES = {"solid": "", "dot": "1.5 5", "dash": "7 5", "dashdot": "9 4 1.5 4", "longdash": "12 5"}
-_SIGNS = {"circle": "circle", "square": "square", "triangle-up": "up", "triangle-down": "down", "diamond": "diamond"}
+_COLORS = " ".join(f"--{name}: light-dark({light}, {dark});" for name, (light, dark) in COLORS.items())
 
 
 def page(landscape: Landscape, runs: Races, path: Path, seed: int = 0) -> Path:
@@ -84,19 +101,17 @@ def page(landscape: Landscape, runs: Races, path: Path, seed: int = 0) -> Path:
 def live(**settings: Any) -> str:
     """Return the live page, opened at some settings.
 
-    Raises: ValueError for an unknown setting.
+    Without scripts it shows their race, or none where RMSprop's rule or numbers besides its rate are given.
+
+    Raises: ValueError for an unknown setting, or for a value that the page does not take.
     """
-    unknown = sorted(set(settings) - set(SETTINGS))
-    if unknown:
-        raise ValueError(f"setting {unknown[0]!r} is unknown; the page has {', '.join(SETTINGS)}.")
-    landscape = find_landscape(settings.get("land", "ravine"))
-    return _filled(settings, landscape, race(landscape))
+    return _filled(settings, *_raced(settings))
 
 
 def figure(*panels: str, controls: Sequence[str] = (), **settings: Any) -> str:
     """Return a page that shows some panels of the live page, and the controls that are to stand beside them.
 
-    Raises: ValueError for an unknown panel, control or setting.
+    Raises: ValueError for an unknown panel, control or setting, or for a value that the page does not take.
     """
     for kind, given, known in (("panel", panels, PANELS), ("control", controls, CONTROLS)):
         unknown = [name for name in given if name not in known]
@@ -104,10 +119,8 @@ def figure(*panels: str, controls: Sequence[str] = (), **settings: Any) -> str:
             raise ValueError(f"{kind} {unknown[0]!r} is unknown; choose from {', '.join(known)}.")
     if not panels:
         raise ValueError(f"A figure needs a panel; choose from {', '.join(PANELS)}.")
-    text = live(**settings)
     shown = {"figure": ",".join(panels), **({"controls": ",".join(controls)} if controls else {})}
-    before, after = fragment(settings), fragment({**settings, **shown})
-    return text.replace(f'"preset":{json.dumps(before)}', f'"preset":{json.dumps(after)}', 1)
+    return _filled({**settings, **shown}, *_raced(settings))
 
 
 def fragment(settings: Mapping[str, Any]) -> str:
@@ -127,7 +140,7 @@ def settings_of(landscape: Landscape, runs: Races, seed: int = 0) -> dict[str, A
     usual = RAVINES[row.name](landscape.condition) if landscape.condition is not None else row
     if landscape.start != usual.start:
         settings["x"], settings["y"] = landscape.start
-    steps = max((run.steps for run in runs), default=row.steps)
+    steps = runs[0].steps if runs else row.steps
     if steps != row.steps:
         settings["steps"] = steps
     if seed:
@@ -138,10 +151,65 @@ def settings_of(landscape: Landscape, runs: Races, seed: int = 0) -> dict[str, A
     elif "rmsprop-textbook" in lrs:
         settings |= {"first": "textbook", "eps": 1e-6}
         lrs["rmsprop"] = lrs["rmsprop-textbook"]
-    names = {"rmsprop": "lr", "sgd": "lr_sgd", "momentum": "lr_momentum", "adam": "lr_adam"}
-    settings |= {key: lrs[name] for name, key in names.items() if name in lrs}
-    hidden = [name for name in names if name not in lrs]
+    settings |= {key: lrs[name] for name, key in _RATES.items() if name in lrs}
+    hidden = [name for name in _RATES if name not in lrs]
     return settings | ({"hidden": ",".join(hidden)} if hidden else {})
+
+
+def _raced(settings: Mapping[str, Any]) -> tuple[Landscape, Races]:
+    """Return the landscape and the race of some settings, without runs where they are not a race's.
+
+    Raises: ValueError for an unknown setting, or for a value that the page does not take.
+    """
+    for name, value in settings.items():
+        _check(name, value)
+    landscape = _landscape(settings)
+    hidden = settings.get("hidden", "").split(",")
+    names = [name for name in _RATES if name not in hidden]
+    rates = {name: float(settings[_RATES[name]]) for name in names if _RATES[name] in settings}
+    steps = int(settings["steps"]) if "steps" in settings else None
+    runs = race(landscape, names or ["rmsprop"], steps, rates, int(settings.get("seed", 0)))
+    return landscape, runs if names and set(settings) <= _DRAWN else ()
+
+
+def _check(name: str, value: Any) -> None:
+    """Raises: ValueError if the page has no such setting, or does not take its value."""
+    if name not in SETTINGS:
+        raise ValueError(f"setting {name!r} is unknown; the page has {', '.join(SETTINGS)}.")
+    if name == "hidden":
+        unknown = [word for word in str(value).split(",") if word and word not in _RATES]
+        if not isinstance(value, str) or unknown:
+            raise ValueError(f"hidden={value!r}: give a comma list of {', '.join(_RATES)}.")
+    elif name in _CHOICES:
+        if value not in _CHOICES[name]:
+            raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, _CHOICES[name]))}.")
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ValueError(f"{name}={value!r}: give a number.")
+    elif name in _RANGES:
+        low, high = _RANGES[name]
+        whole = name in _WHOLE
+        if not low <= value <= high or (whole and value != int(value)):
+            kind = "a whole number" if whole else "a number"
+            raise ValueError(f"{name}={value!r}: give {kind} from {low:.10g} to {high:.10g}.")
+    elif not 0 < value < math.inf:
+        raise ValueError(f"{name}={value!r}: a learning rate is a positive finite number, such as 0.1.")
+
+
+def _landscape(settings: Mapping[str, Any]) -> Landscape:
+    """Return the landscape of checked settings, seen from their start. Raises: ValueError if they do not fit it."""
+    name = settings.get("land", "ravine")
+    row = find_landscape(name, settings.get("condition"))
+    angle = int(settings.get("angle", row.angle))
+    if angle != row.angle:
+        if row.condition is None:
+            raise ValueError(f"angle={angle} has no meaning on {name!r}; set it on {', '.join(RAVINES)}.")
+        turned = ravine(row.condition, angle)
+        words = row.description if row.noise else turned.description
+        words += f" Turned by {angle} degrees." if angle else ""
+        row = replace(turned, name=name, description=words, noise=row.noise, lrs=row.lrs)
+    if ("x" in settings) != ("y" in settings):
+        raise ValueError("x and y are the two coordinates of the start; give both or neither.")
+    return row.starting_at(*((settings["x"], settings["y"]) if "x" in settings else row.start))
 
 
 def _filled(settings: Mapping[str, Any], landscape: Landscape, runs: Races) -> str:
@@ -154,9 +222,9 @@ def _filled(settings: Mapping[str, Any], landscape: Landscape, runs: Races) -> s
     return Template(html).substitute(
         title=in_html(f"RMSprop, live: {landscape.name}"),
         description=in_html(landscape.description),
-        css=css,
-        picture=_picture(landscape, runs),
-        table=_table(runs),
+        css=Template(css).substitute(colors=_COLORS),
+        picture=_picture(landscape, runs) if runs else "",
+        table=_table(runs) if runs else "",
         proof=f"The arithmetic is the library's. In a browser, the engine of this page equals the reference "
         f"implementation bit for bit in {CASES:,} settings, over every switch, with zeros, infinities, NaN and the "
         "smallest numbers among the gradients. The landscapes and their gradients have the bits of torch's autograd. "
@@ -176,10 +244,7 @@ def _data() -> dict[str, Any]:
         "lands": {name: _land(row) for name, row in LANDSCAPES.items() if not row.angle},
         "tilted": {"lesson": tilted.lesson, "lrs": tilted.lrs},
         "looks": {
-            {"rmsprop-textbook": "second"}.get(name, name): {
-                "dash": _DASHES[look.dash[1]],
-                "sign": _SIGNS[look.marker[1]],
-            }
+            {"rmsprop-textbook": "second"}.get(name, name): {"dash": look.dash[1], "sign": look.marker[1]}
             for name, look in LOOKS.items()
         },
         "dialects": {name: _dialect(row) for name, row in DIALECTS.items()},
@@ -205,10 +270,7 @@ def _land(row: Landscape) -> dict[str, Any]:
 def _dialect(row: Dialect) -> dict[str, Any]:
     """Return a dialect's row for the page: its switches, and its names for the numbers of the page."""
     full = row.complete({}, ())
-    words = {
-        ours: _word(row, ours, value)
-        for ours, value in (("lr", 0.5), ("alpha", 0.5), ("eps", 0.5), ("momentum", 0.5))
-    }
+    words = {ours: _word(row, ours) for ours in ("lr", "alpha", "eps", "momentum")}
     when = [
         {"setting": condition.setting, "then": {n: v for n, v in condition.then.items() if n in SWITCHES}}
         for condition in row.when
@@ -227,11 +289,11 @@ def _dialect(row: Dialect) -> dict[str, Any]:
     }
 
 
-def _word(row: Dialect, ours: str, value: float) -> str | None:
+def _word(row: Dialect, ours: str) -> str | None:
     """Return an argument name under which the dialect takes a plain number for a setting, or None."""
     for name in (row.argument(ours), ours):
         try:
-            if read_arguments(row, {name: value}) == {ours: value}:
+            if read_arguments(row, {name: 0.5}) == {ours: 0.5}:
                 return name
         except (TypeError, ValueError):
             continue
@@ -274,10 +336,9 @@ def _picture(landscape: Landscape, runs: Races, width: int = 760) -> str:
         at = np.clip((np.asarray(points) - [left, low]) * [unit, -unit] + [0, h], -5 * w, 6 * w)
         return "M" + "L".join(f"{x:.0f} {y:.0f}" for x, y in at)
 
-    x, y = np.linspace(left, right, 120), np.linspace(low, high, 120)
-    z = landscape.loss(np.stack(np.meshgrid(x, y), axis=-1))
-    contours = contour_generator(x, y, np.log10(np.maximum(z, 1e-300)))
-    levels = np.log10(z.max()) - np.arange(1, 12) / 4
+    x, y, z = surface(landscape, 120)
+    contours = contour_generator(x, y, z)
+    levels = z.max() - np.arange(1, 12) / 4
     lines = [ring for level in levels for ring in contours.lines(level) if len(ring) > 2]
     rings = "".join(_path([*ring[::2], ring[-1]]) for ring in lines)
     body = f'<path d="{rings}" fill="none" stroke="#8fa3b5" stroke-width=".7"/>'
@@ -285,7 +346,7 @@ def _picture(landscape: Landscape, runs: Races, width: int = 760) -> str:
         look = LOOKS[run.name]
         body += (
             f'<path d="{_path(run.points[:400])}" fill="none" stroke="{look.color}" stroke-width="2"'
-            f' stroke-dasharray="{_DASHES[look.dash[1]]}"><title>{in_html(run.label)}</title></path>'
+            f' stroke-dasharray="{look.dash[1]}"><title>{in_html(run.label)}</title></path>'
         )
     for (x0, y0), color in [*((minimum, YELLOW) for minimum in landscape.minima), (landscape.start, "#fff")]:
         place = f'cx="{(x0 - left) * unit:.0f}" cy="{h - (y0 - low) * unit:.0f}" r="6"'
