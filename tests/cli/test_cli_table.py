@@ -4,7 +4,7 @@ import io
 import re
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from rich.table import Table
@@ -53,7 +53,8 @@ def check_words(data: st.DataObject, width: int) -> None:
 @pytest.mark.parametrize("count", [30, pytest.param(100, marks=pytest.mark.long)])
 def test_every_word_is_there_whole(count: int) -> None:
     """Cells are side by side or on lines; only a word that is wider than the terminal is broken."""
-    settings(max_examples=count)(given(st.data(), st.integers(20, 120))(check_words))()
+    unhurried = settings(max_examples=count, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    unhurried(given(st.data(), st.integers(20, 120))(check_words))()
 
 
 def test_a_file_has_no_width_to_wrap_at() -> None:
