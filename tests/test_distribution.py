@@ -41,16 +41,17 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.long
 def test_the_wheel_holds_the_package_and_nothing_else(built: Path) -> None:
-    """Every module, the mark of types and the license; no source of the kernel, no test, no data."""
+    """Every module, the live page, the mark of types and the license; no source of the kernel, no test, no data."""
     (wheel,) = built.glob("*.whl")
     assert re.fullmatch(rf"rmsprop-{VERSION[0]}-py3-none-(?!any).+\.whl", wheel.name)
     names = zipfile.ZipFile(wheel).namelist()
     info = f"rmsprop-{VERSION[0]}.dist-info/"
     about = {name.removeprefix(info) for name in names if name.startswith(info)}
     assert about == {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
-    modules = {name.removeprefix("src/") for name in tracked() if re.match(r"src/.*(\.py|py\.typed)$", name)}
+    held = re.compile(r"src/.*(\.py|py\.typed|race/[^/]+\.(js|css|html))$")
+    modules = {name.removeprefix("src/") for name in tracked() if held.match(name)}
     assert {name for name in names if not name.startswith(info)} == modules
-    assert "rmsprop/py.typed" in modules
+    assert {"rmsprop/py.typed", "rmsprop/race/engine.js"} <= modules
 
 
 @pytest.mark.long
