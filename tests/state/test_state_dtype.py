@@ -35,7 +35,7 @@ def build(state_dtype, params=None, **settings):
     params = network() if params is None else params
     return RMSprop(
         params,
-        **{"lr": 0.01, "momentum": 0.9, "centered": True, "backend": "eager", **settings},
+        **{"lr": 0.01, "momentum": 0.9, "centered": True, **settings},
         state_dtype=state_dtype,
     )
 
@@ -453,7 +453,7 @@ def test_lazy_rows_are_rounded_by_themselves(state_dtype, sparse_dim):
     """Rows without a gradient keep their bytes; those with one have the bits of a parameter of these rows alone."""
     rows = torch.tensor([4, 1])
     table, alone = nn.Parameter(torch.ones(6, 3)), nn.Parameter(torch.ones(2, 3))
-    settings = {"lr": 0.01, "momentum": 0.9, "state_dtype": state_dtype, "seed": 2, "backend": "eager"}
+    settings = {"lr": 0.01, "momentum": 0.9, "state_dtype": state_dtype, "seed": 2}
     lazy, dense = RMSprop([table], sparse="lazy", **settings), RMSprop([alone], **settings)
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
@@ -535,7 +535,7 @@ def test_capturable_state_is_loaded_in_place_and_exported_as_copies(state_dtype)
 @pytest.mark.parametrize("state_dtype", NARROW)
 def test_stepping_in_backward_keeps_the_same_bits(state_dtype):
     """Parameters that move during backward() have the bits of a step after it, and so has their state."""
-    settings = {"lr": 0.01, "momentum": 0.9, "state_dtype": state_dtype, "seed": 4, "backend": "eager"}
+    settings = {"lr": 0.01, "momentum": 0.9, "state_dtype": state_dtype, "seed": 4}
     ends = []
     for inside in (True, False):
         torch.manual_seed(0)
@@ -561,7 +561,7 @@ def test_the_function_steps_explicit_state_of_each_precision(state_dtype):
         for name in ("square_avg", "grad_avg", "momentum_buffer")
     }
     steps = [torch.tensor(0.0) for _ in params]
-    settings = dict(lr=0.01, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.9, centered=True, backend="eager")
+    settings = dict(lr=0.01, alpha=0.99, eps=1e-8, weight_decay=0.0, momentum=0.9, centered=True)
 
     def step(grads, **more):
         rmsprop(params, grads, *slots.values(), steps, **settings, **{"state_dtype": state_dtype, "seed": 6, **more})
