@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+from narrowed import STATES
 from torch import nn
 from torch.testing import assert_close
 
 from rmsprop import Recorder, RMSprop, effective_lr
 from rmsprop.diagnose.readings import take_readings
 from rmsprop.tensors.float8 import from_float8
-
-NARROW = ("bfloat16", "float8")
 
 
 def trained(state_dtype, **settings):
@@ -33,7 +32,7 @@ def widened(optimizer):
 
 
 @pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_readings_are_those_of_the_numbers(state_dtype, centered):
     """Every sum of a reading, but those about the state's own range and rounding."""
     optimizer = trained(state_dtype, centered=centered)
@@ -49,7 +48,7 @@ def test_readings_are_those_of_the_numbers(state_dtype, centered):
         assert b.state_dtype == torch.float32
 
 
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_effective_learning_rates_are_those_of_the_numbers(state_dtype):
     """By effective_lr and by the Recorder; the last one checks the number itself."""
     optimizer = trained(state_dtype)
@@ -71,9 +70,7 @@ def test_effective_learning_rates_are_those_of_the_numbers(state_dtype):
 )
 def test_explain_has_the_bytes_and_the_precision_of_the_state(state_dtype, bytes_each, words):
     """Before the first step too; repr names the setting."""
-    fresh = RMSprop(
-        [nn.Parameter(torch.ones(4))], momentum=0.9, centered=True, state_dtype=state_dtype
-    )
+    fresh = RMSprop([nn.Parameter(torch.ones(4))], momentum=0.9, centered=True, state_dtype=state_dtype)
     for optimizer in (fresh, trained(state_dtype, centered=True)):
         text = optimizer.explain()
         assert f"{bytes_each} bytes per element" in text
@@ -89,7 +86,7 @@ def test_bytes_of_parameters_that_keep_full_state_are_their_own():
 
 
 @pytest.mark.parametrize(("mean", "found"), [(0.0, False), (3.0, True)])
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_centering_that_its_state_cannot_hold_is_found(state_dtype, mean, found):
     """Where v − m² is within the spacing of v, ε alone bounds the step."""
     torch.manual_seed(0)

@@ -8,6 +8,7 @@ import warnings
 
 import pytest
 import torch
+from narrowed import STATES
 from torch import nn
 
 from rmsprop import RMSprop, checkpoint, reference
@@ -22,7 +23,6 @@ KEPT = {
     "bfloat16": dict.fromkeys(("square_avg", "grad_avg", "momentum_buffer"), torch.bfloat16),
     "float8": {"square_avg": torch.uint8, "grad_avg": torch.bfloat16, "momentum_buffer": torch.bfloat16},
 }
-NARROW = ("bfloat16", "float8")
 
 
 def network(dtype=torch.float32):
@@ -79,7 +79,7 @@ def test_slots_are_kept_in_the_dtype_of_the_setting(state_dtype, dtype):
     assert entry["square_avg"].shape == (7, 5)
 
 
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_parameters_of_other_arithmetic_keep_full_state(state_dtype):
     """float64 and complex parameters beside float32 ones step as in an optimizer of their own."""
     wide = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
@@ -117,7 +117,7 @@ def test_groups_have_their_own_state_dtype():
     assert torch.equal(alone.param_groups[0]["params"][0], a)
 
 
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_momentum_that_begins_in_mid_run_has_a_buffer_of_two_bytes(state_dtype):
     """The slot that a schedule makes necessary is made in the group's dtype."""
     optimizer = train(build(state_dtype, momentum=0.0))
@@ -332,7 +332,7 @@ def test_codes_are_never_loaded_as_numbers_nor_numbers_as_codes(edit, message):
         assert not optimizer.state
 
 
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_a_resumed_run_ends_with_the_same_bits(state_dtype):
     """By a state dict, by pickle and by a deep copy: the random bits depend on seed, step, parameter and element."""
     whole = train(build(state_dtype, seed=3), 6)
@@ -405,7 +405,7 @@ def test_the_initial_average_is_rounded_to_nearest():
         assert found == {int(to_float8(torch.tensor(init, dtype=torch.float32)))}
 
 
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_a_skipped_step_leaves_the_state(state_dtype):
     """nonfinite="skip", and GradScaler's found_inf, write no slot."""
     optimizer = train(build(state_dtype, nonfinite="skip"))
@@ -447,7 +447,7 @@ def test_every_slot_has_one_dtype_by_one_function():
         assert slot_dtype("ema", torch.bfloat16, state_dtype) == torch.float32
 
 
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 @pytest.mark.parametrize("sparse_dim", [1, 2])
 def test_lazy_rows_are_rounded_by_themselves(state_dtype, sparse_dim):
     """Rows without a gradient keep their bytes; those with one have the bits of a parameter of these rows alone."""
@@ -471,7 +471,7 @@ def test_lazy_rows_are_rounded_by_themselves(state_dtype, sparse_dim):
                 assert torch.equal(x[rows.sort().values], dense.state[alone][name])
 
 
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_state_in_shared_memory_stays_there(state_dtype):
     """share_memory makes narrow slots; a load of float32 state writes into the same bytes."""
     params = network()
@@ -513,7 +513,7 @@ def test_shared_state_is_never_converted_to_another_precision(before, after):
     train(optimizer, 1)
 
 
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_capturable_state_is_loaded_in_place_and_exported_as_copies(state_dtype):
     """A captured graph reads the same bytes; a state dict of either precision is not written by later loads."""
     optimizer = train(build(state_dtype, capturable=True))
@@ -532,7 +532,7 @@ def test_capturable_state_is_loaded_in_place_and_exported_as_copies(state_dtype)
     assert torch.equal(full["state"][0]["square_avg"], widened(before, torch.float32))
 
 
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_stepping_in_backward_keeps_the_same_bits(state_dtype):
     """Parameters that move during backward() have the bits of a step after it, and so has their state."""
     settings = {"lr": 0.01, "momentum": 0.9, "state_dtype": state_dtype, "seed": 4}
@@ -584,7 +584,7 @@ def test_the_function_steps_explicit_state_of_each_precision(state_dtype):
         step(grads, differentiable=True, state_dtype="float8")
 
 
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_a_run_is_resumed_from_one_file_to_the_last_bit(state_dtype, tmp_path):
     """rmsprop.checkpoint keeps bytes as bytes, and converts into another precision as load_state_dict does."""
     optimizer = train(build(state_dtype))

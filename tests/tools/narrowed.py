@@ -8,11 +8,11 @@ from cpu_parity import F32
 from halves import SEED
 
 from rmsprop import reference
-from rmsprop.spec import NARROWED, StateDtype, random_key
+from rmsprop.spec import NARROWED, STATE_DTYPES, StateDtype, random_key
 from rmsprop.tensors.bucket import Bucket, slot_dtype
 from rmsprop.tensors.float8 import to_float8, widened
 
-STATES: tuple[StateDtype, ...] = ("bfloat16", "float8")
+STATES: tuple[StateDtype, ...] = tuple(name for name in STATE_DTYPES if name != "float32")
 
 
 def again(bucket: Bucket) -> Bucket:
