@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from cases import mostly_long
 from paths import ROOT
 
 GIT = shutil.which("git")
@@ -112,13 +113,21 @@ def test_a_release_dates_the_changelog_and_tags(repository: Path) -> None:
 
 @pytest.mark.parametrize(
     ("prepare", "version", "reason"),
-    [
-        ("touch new", "0.2.0", "the working tree has changes"),
-        ("git checkout -qb side", "0.2.0", "the branch is side"),
-        ("true", "0.3.0", 'pyproject.toml has version = "0.2.0", not 0.3.0'),
-        ("git tag v0.2.0", "0.2.0", "the tag v0.2.0 exists"),
-        ("sed -i s/,.unreleased/,now/ CHANGELOG.md && git commit -qam x", "0.2.0", "has no heading '## 0.2.0, unrel"),
-    ],
+    mostly_long(
+        [
+            ("touch new", "0.2.0", "the working tree has changes"),
+            ("true", "0.3.0", 'pyproject.toml has version = "0.2.0", not 0.3.0'),
+            ("git checkout -qb side", "0.2.0", "the branch is side"),
+            ("git tag v0.2.0", "0.2.0", "the tag v0.2.0 exists"),
+            (
+                "sed -i s/,.unreleased/,now/ CHANGELOG.md && git commit -qam x",
+                "0.2.0",
+                "has no heading '## 0.2.0, unrel",
+            ),
+        ],
+        lambda i, _: i < 2,
+        unpack=True,
+    ),
 )
 def test_a_release_is_refused_before_anything_changes(
     repository: Path, prepare: str, version: str, reason: str
@@ -132,7 +141,10 @@ def test_a_release_is_refused_before_anything_changes(
     assert (repository / "CHANGELOG.md").read_text() == before
 
 
-@pytest.mark.parametrize(("libc", "refused"), [("x86_64-pc-linux-musl", True), ("x86_64-pc-linux-gnu", False)])
+@pytest.mark.parametrize(
+    ("libc", "refused"),
+    mostly_long([("x86_64-pc-linux-musl", True), ("x86_64-pc-linux-gnu", False)], lambda i, _: i == 0, unpack=True),
+)
 def test_musl_is_refused_with_the_reason(libc: str, refused: bool) -> None:
     """torch has no wheel for it: the build ends with a sentence that names a system that works."""
     code = f"""if True:

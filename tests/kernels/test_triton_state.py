@@ -79,7 +79,7 @@ def check(rule: Rule, hyper: Hyper, before: Bucket) -> Bucket:
 
 
 @pytest.mark.parametrize(
-    ("state_dtype", "param"), mostly_long(product(STATES, PARAMS), lambda i, _: i in (1, 11), unpack=True)
+    ("state_dtype", "param"), mostly_long(product(STATES, PARAMS), lambda i, _: i == 11, unpack=True)
 )
 def test_state_is_rounded_with_the_references_bits(state_dtype: str, param: str) -> None:
     """Rules dealt out over the kinds of parameters; the step is that of the averages before they are rounded."""
@@ -308,5 +308,5 @@ def _caught() -> bool:
 
 
 test_the_kernel_as_it_stands_is_not_caught, test_each_mistake_is_caught = mistake_tests(
-    MISTAKES, _caught, quick=lambda i, _: i in (0, 8)
+    MISTAKES, _caught, quick=lambda i, _: i == 8
 )

@@ -1,8 +1,8 @@
 """Rule, clipping, guard and average of the weights together: every combination is the reference's, on every backend.
 
 `make test` takes a sample of the rows that hold every pair of rule, clipping, guard and average, and `make test-long`
-a larger one. Run as a script, this module steps the whole product, more than 50,000 runs for each backend, and prints the
-largest errors, every 5,000 runs too:
+a larger one. Run as a script, this module steps the whole product, 50,400 runs for each backend, and prints the
+largest errors after every 5,000 runs and at the end:
 PYTHONPATH=tests/tools python tests/kernels/test_whole_iteration.py cpu eager
 """
 
@@ -114,7 +114,7 @@ def check(backend: str, row: tuple[int, Mapping[str, Any], str, Mapping[str, Any
     assert not beyond, f"{TABLE[i]} with {others}: {beyond} units in the last place, allowed {LARGEST}"
 
 
-# Every pair of values of every two switches, in as many rows as the product of the two longest switches has.
+# Every pair of values of every two switches, in as few rows as possible: the product of the two longest switches.
 COVERED = [
     (i, clips, NONFINITE[(i + j) % len(NONFINITE)], AVERAGES[(i + j) % len(AVERAGES)])
     for i in range(len(TABLE))

@@ -165,6 +165,7 @@ def test_landscapes_have_the_bits_of_autograd(visit: Open, count: int) -> None:
         assert (found.view(np.int64) == autograd(landscape, points).view(np.int64)).all(), name
 
 
+@pytest.mark.long
 def test_noise_is_pythons(visit: Open) -> None:
     """The noise of any seed and step equals Python's bit for bit."""
     opened = visit()
