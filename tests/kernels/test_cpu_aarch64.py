@@ -54,7 +54,7 @@ def different(program: Path, calls: Recorder, folder: Path) -> Sequence[int]:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Every pair of switches in every pair of types, spikes, clipping with norms, averages, rounding, narrow state."""
+    """Every pair of switches and of types, spikes, clipping with norms, averages, roundings, narrow state."""
     calls = Recorder()
     monkeypatch.setattr(native, "load", lambda: calls.kernel)
     for types in TYPES:

@@ -111,6 +111,14 @@ def narrowed_results(dtype: torch.dtype, seed: int) -> list[Bucket]:
     return found
 
 
+@pytest.fixture(scope="module")
+def breakable(tmp_path_factory: pytest.TempPathFactory) -> tuple[native.Native, ctypes.c_int32]:
+    """A kernel with mistakes that can be switched on, and the number of the one that is: RMSPROP_BROKEN in csrc."""
+    folder = tmp_path_factory.mktemp("breakable")
+    broken = build(folder, "-O0", "-DRMSPROP_ONE_TARGET", "-DRMSPROP_BREAKABLE")
+    return broken, ctypes.c_int32.in_dll(ctypes.CDLL(str(folder / "_native.so")), "rmsprop_broken")
+
+
 # Bits agree because nothing is contracted into a fused multiply-add but what the source says, and that is emulated
 # where there is none: in the baseline.
 TARGETS = {"baseline": "x86-64", "avx2": "haswell", "avx512": "skylake-avx512"}
@@ -129,13 +137,15 @@ def runs(target: str) -> bool:
     mostly_long([("baseline", "-O0"), *product(TARGETS, ["-O3"])], lambda i, _: i == 0, unpack=True),
 )
 def test_instruction_sets_give_the_same_bits(
-    target: str, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    target: str, level: str, breakable: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AVX-512, AVX2 and plain x86-64 agree in every bit with the build that chooses for itself."""
     if not runs(target):
         pytest.skip(f"this machine has no {target}")
-    compiler = QUICK if level == "-O0" else COMPILER
-    one = build(tmp_path, level, "-DRMSPROP_ONE_TARGET", f"-march={TARGETS[target]}", compiler=compiler)
+    if level == "-O0":
+        one, _ = breakable
+    else:
+        one = build(tmp_path, level, "-DRMSPROP_ONE_TARGET", f"-march={TARGETS[target]}", compiler=COMPILER)
     makers = [partial(maker, types) for types in TYPES for maker in (results, clipped_results)]
     narrow = [torch.bfloat16] if level == "-O0" else [F32, torch.bfloat16, torch.float16]
     makers += [partial(narrowed_results, dtype) for dtype in narrow]
@@ -189,14 +199,6 @@ def test_an_emulated_multiply_add_is_rounded_once(tmp_path: Path) -> None:
     a, b, c = numbers[: -len(special)].astype(np.float64).T
     with np.errstate(over="ignore"):
         assert ((a * b + c).astype(np.float32) != native_[: -len(special)]).any()
-
-
-@pytest.fixture(scope="module")
-def breakable(tmp_path_factory: pytest.TempPathFactory) -> tuple[native.Native, ctypes.c_int32]:
-    """A kernel with mistakes that can be switched on, and the number of the one that is: RMSPROP_BROKEN in csrc."""
-    folder = tmp_path_factory.mktemp("breakable")
-    broken = build(folder, "-O0", "-DRMSPROP_ONE_TARGET", "-DRMSPROP_BREAKABLE")
-    return broken, ctypes.c_int32.in_dll(ctypes.CDLL(str(folder / "_native.so")), "rmsprop_broken")
 
 
 @pytest.fixture

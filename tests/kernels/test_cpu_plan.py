@@ -592,6 +592,7 @@ def _step_in_child(optimizer: RMSprop) -> None:
     os._exit(0 if optimizer.param_groups[0]["params"][0][:1].item() != before else 1)
 
 
+@pytest.mark.long
 def test_a_spawned_process_steps() -> None:
     """An optimizer sent to a spawned process steps there."""
     pair = Pair(shapes=((50,),))
@@ -603,6 +604,7 @@ def test_a_spawned_process_steps() -> None:
     assert child.exitcode == 0
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.13 warns about itself while it compiles
 def test_compiled_steps_stay_right() -> None:
     """torch.compile traces the eager step, before and after steps with a plan."""
