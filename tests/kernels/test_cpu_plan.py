@@ -592,7 +592,6 @@ def _step_in_child(optimizer: RMSprop) -> None:
     os._exit(0 if optimizer.param_groups[0]["params"][0][:1].item() != before else 1)
 
 
-@pytest.mark.long
 def test_a_spawned_process_steps() -> None:
     """An optimizer sent to a spawned process steps there."""
     pair = Pair(shapes=((50,),))
