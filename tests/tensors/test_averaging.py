@@ -291,6 +291,7 @@ def test_buffers_follow_while_some_parameters_are_frozen() -> None:
 
 
 def test_a_copy_of_the_optimizer_keeps_the_buffers_averages() -> None:
+    """By copy and by pickle, of a model that average_buffers was given."""
     model = network()
     optimizer = RMSprop(model.parameters(), ema=0.9)
     optimizer.average_buffers(model)
