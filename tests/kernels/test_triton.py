@@ -1,6 +1,5 @@
 """The Triton kernel computes the reference's step: its source on CPU tensors, under Triton's interpreter."""
 
-from collections.abc import Iterator
 from itertools import product
 from types import ModuleType, SimpleNamespace
 
@@ -8,7 +7,7 @@ import pytest
 import torch
 from cases import bucket_of, change, mostly_long
 from cpu_parity import BF16, BOUND, COVERING, EVERY, F16, F32, F64, TYPES, copied, rules, tensors, worst
-from interpreted import BLOCK, interpreter, kernel_module, mistake_tests
+from interpreted import BLOCK, interpreted_fixtures, interpreter, kernel_module, mistake_tests
 from torch import Tensor
 
 from rmsprop import RMSprop, kernels
@@ -36,15 +35,7 @@ def some_types(*kept: int) -> pytest.MarkDecorator:
 NEEDS_NATIVE = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
 
-@pytest.fixture(scope="module")
-def module() -> ModuleType:
-    return kernel_module()
-
-
-@pytest.fixture(autouse=True)
-def _interpreted(module: ModuleType) -> Iterator[None]:
-    with interpreter(module):
-        yield
+module, _in_place = interpreted_fixtures()
 
 
 def stepped(rule: Rule, hyper: Hyper, bucket: Bucket) -> float:

@@ -1,6 +1,5 @@
 """Bounds of the parameters and averages of the weights in the Triton kernel, under Triton's interpreter."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from types import ModuleType
@@ -10,7 +9,7 @@ import torch
 from cases import as64, mostly_long, spacing
 from cpu_parity import BF16, COVERING, F16, F32, F64, TYPES, tensors
 from halves import rounded_as
-from interpreted import BLOCK, interpreter, kernel_module, mistake_tests
+from interpreted import BLOCK, interpreted_fixtures, mistake_tests
 from narrowed import again, identical
 from torch import Tensor, nn
 
@@ -37,15 +36,7 @@ KINDS = (
 HOWS = {"nearest": (False, False), "stochastic": (True, False), "compensated": (False, True), "both": (True, True)}
 
 
-@pytest.fixture(scope="module")
-def module() -> ModuleType:
-    return kernel_module()
-
-
-@pytest.fixture(autouse=True)
-def _interpreted(module: ModuleType) -> Iterator[None]:
-    with interpreter(module):
-        yield
+module, _in_place = interpreted_fixtures()
 
 
 def averaged(rule: Rule, types: tuple[torch.dtype, torch.dtype], how: str = "nearest", seed: int = 3) -> Bucket:

@@ -1,6 +1,5 @@
 """Random bits, remainders and bounded steps in the Triton kernel, on CPU tensors under Triton's interpreter."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from types import ModuleType
@@ -10,7 +9,7 @@ import torch
 from cases import bucket_of, mostly_long
 from cpu_parity import BF16, BOUND, COVERING, EVERY, F16, F32, TYPES, copied, tensors, worst
 from halves import KINDS, SCALE, SEED, check_written, rounded_as, twin
-from interpreted import BLOCK, interpreter, kernel_module, mistake_tests
+from interpreted import BLOCK, interpreted_fixtures, interpreter, kernel_module, mistake_tests
 from narrowed import again, identical
 from torch import Tensor, nn
 
@@ -33,15 +32,7 @@ DTYPE = pytest.mark.parametrize("dtype", KINDS, ids=KINDS.get)
 HALF = pytest.mark.parametrize("types", HALVES, ids=lambda t: f"{t[0]}-{t[1]}".replace("torch.", ""))
 
 
-@pytest.fixture(scope="module")
-def module() -> ModuleType:
-    return kernel_module()
-
-
-@pytest.fixture(autouse=True)
-def _interpreted(module: ModuleType) -> Iterator[None]:
-    with interpreter(module):
-        yield
+module, _in_place = interpreted_fixtures()
 
 
 def careful(rule: Rule, types: tuple, how: str, sizes: tuple[int, ...] = SIZES, seed: int = 3) -> Bucket:

@@ -2,15 +2,13 @@
 
 import itertools
 import math
-from collections.abc import Iterator
 from dataclasses import replace
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from cases import CASES, SCHEDULE, Case, as64, errors, mostly_long, state64, within
-from interpreted import BLOCK, interpreter, kernel_module, mistake_tests
+from interpreted import BLOCK, interpreted_fixtures, mistake_tests
 from test_cpu_clipping import BUDGET, CLIPS, DTYPES, clipped64, within_bounds
 from torch import Tensor, nn
 
@@ -25,15 +23,7 @@ pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.
 SIZES = ((7,), (9, 3), (3 * BLOCK + 5,), (0,), ())
 
 
-@pytest.fixture(scope="module")
-def module() -> ModuleType:
-    return kernel_module()
-
-
-@pytest.fixture(autouse=True)
-def _interpreted(module: ModuleType) -> Iterator[None]:
-    with interpreter(module):
-        yield
+module, _in_place = interpreted_fixtures()
 
 
 def run(backend: str, dtype: torch.dtype, clips: dict[str, Any], steps: int = 4, **settings: Any) -> list[Tensor]:

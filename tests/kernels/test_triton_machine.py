@@ -4,7 +4,6 @@ Its bits are the CPU kernel's, through the launches, tables and plans that a GPU
 """
 
 import re
-from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
 from itertools import product
@@ -15,8 +14,8 @@ from cases import mostly_long
 from cpu_parity import BF16, BOUND, EVERY, F16, F32, F64, TYPES, copied, tensors, worst
 from halves import check_written, rounded_as, twin
 from narrowed import again, identical
-from ptx_machine import COMPILER, Launcher, kept, machine, translate
-from stand_in import KERNELS, cpu_as_gpu, stepped
+from ptx_machine import COMPILER, kept, machine, translate
+from stand_in import KERNELS, gpu_fixtures, stepped
 from torch import Tensor, nn
 
 from rmsprop import RMSprop
@@ -37,16 +36,7 @@ AVERAGES = (Averaging(0.9, "tensorflow", 2, 2), Averaging(0.9, "timm"), Averagin
 ALL_TYPES = pytest.mark.parametrize("types", TYPES, ids=lambda t: f"{t[0]}-{t[1]}".replace("torch.", ""))
 
 
-@pytest.fixture(scope="module")
-def h100() -> Iterator[type[Launcher]]:
-    with machine(*(getattr(KERNELS, name) for name in KERNELS.__all__)) as launcher:
-        yield launcher
-
-
-@pytest.fixture
-def gpu(h100: type[Launcher]) -> Iterator[type[Launcher]]:
-    with cpu_as_gpu(h100):
-        yield h100
+h100, gpu = gpu_fixtures()
 
 
 def cpus(rule: Rule, hyper: Hyper, before: Bucket) -> Bucket:

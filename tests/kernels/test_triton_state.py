@@ -1,6 +1,5 @@
 """State in fewer bytes in the Triton kernel, on CPU tensors under Triton's interpreter."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
 from types import ModuleType
@@ -11,7 +10,7 @@ import torch
 from cases import bucket_of, mostly_long
 from cpu_parity import BF16, COVERING, EVERY, F16, F32, F64, tensors
 from halves import SEED, rounded_as
-from interpreted import BLOCK, interpreter, kernel_module, mistake_tests
+from interpreted import BLOCK, interpreted_fixtures, interpreter, kernel_module, mistake_tests
 from narrowed import STATES, again, check_narrowed, identical, in_float32, narrowed
 from torch import Tensor, nn
 
@@ -37,15 +36,7 @@ PARAMS = {
 NEEDS_NATIVE = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
 
-@pytest.fixture(scope="module")
-def module() -> ModuleType:
-    return kernel_module()
-
-
-@pytest.fixture(autouse=True)
-def _interpreted(module: ModuleType) -> Iterator[None]:
-    with interpreter(module):
-        yield
+module, _in_place = interpreted_fixtures()
 
 
 def made(rule: Rule, param: str, state_dtype: str, sizes: tuple[int, ...] = SIZES, seed: int = 3) -> Bucket:

@@ -149,3 +149,18 @@ def interpreter(module: ModuleType, block: int = BLOCK) -> Iterator[None]:
         patch.setattr(backend, "LANES", 4)
         patch.setattr(backend, "_tables", type(backend._tables)())
         yield
+
+
+def interpreted_fixtures() -> tuple[Any, Any]:
+    """Return two fixtures for a module of tests: the interpreted kernel, and its place as backend="triton"."""
+
+    @pytest.fixture(scope="module")
+    def module() -> ModuleType:
+        return kernel_module()
+
+    @pytest.fixture(autouse=True)
+    def in_place(module: ModuleType) -> Iterator[None]:
+        with interpreter(module):
+            yield
+
+    return module, in_place

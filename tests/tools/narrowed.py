@@ -30,6 +30,17 @@ def narrowed(bucket: Bucket, state_dtype: StateDtype) -> Bucket:
     return made
 
 
+def spread(bucket: Bucket) -> Bucket:
+    """Return the bucket itself, with averages over the range of a byte and beyond, zeros, infinities and NaN."""
+    for g, v in zip(bucket.grad, bucket.slots["square_avg"], strict=True):
+        scale = torch.exp2(torch.linspace(-30, 8, len(v)))
+        v *= scale**2
+        v[::7] = 0
+        g *= scale.to(g.dtype)
+        g[2:8:5] = torch.tensor([torch.inf, torch.nan])[: len(g[2:8:5])]
+    return bucket
+
+
 def in_float32(bucket: Bucket) -> Bucket:
     """Return a copy with the same numbers in float32 state, whose step leaves what is to be rounded."""
     made = replace(again(bucket), state_dtype="float32")
