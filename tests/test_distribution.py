@@ -150,7 +150,8 @@ def test_musl_is_refused_with_the_reason(libc: str, refused: bool) -> None:
     code = f"""if True:
         import runpy, sys, sysconfig, setuptools
         sysconfig.get_config_var = lambda name: {libc!r}
-        setuptools.setup = lambda **_: print("built")
+        compile = lambda command: command(setuptools.Distribution()).run() or print("built")
+        setuptools.setup = lambda cmdclass, **_: compile(cmdclass["build_ext"])
         runpy.run_path("setup.py")
     """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
