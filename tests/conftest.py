@@ -1,7 +1,9 @@
 """What all tests share."""
 
 import gc
+import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -26,3 +28,16 @@ def _same_start() -> Iterator[None]:
     yield
     torch.set_default_dtype(dtype)
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, without a window. Tests that need it are skipped and counted where it is missing."""
+    path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if path is None:
+        pytest.skip("no Chromium or Chrome here to run the page in")
+    api = pytest.importorskip("playwright.sync_api", reason="playwright, which drives the browser, is not installed")
+    # the sandbox needs privileges that a container lacks; the pages are ours and fetch nothing
+    options = {"executable_path": path, "args": ["--no-sandbox"]}
+    with api.sync_playwright() as playwright, playwright.chromium.launch(**options) as chromium:
+        yield chromium

@@ -16,6 +16,7 @@ from cases import mostly_long
 from paths import DOCS, ROOT
 
 from rmsprop.dialects import DIALECTS, UNFIT
+from rmsprop.race import page as live
 
 sys.path.insert(0, str(DOCS))
 
@@ -41,6 +42,7 @@ LONG = {
     "turned",
     "ravine",
     "drift",
+    "scale",
 }  # whole trainings
 
 
@@ -61,7 +63,10 @@ def measured(name: str) -> claims.Measured:
     return claims.measure(learn_claims.CLAIMS[name])
 
 
-@pytest.mark.parametrize("name", mostly_long(learn_claims.CLAIMS, lambda _, name: name not in {"angles", "to_adam"}))
+WHOLE_TRAININGS = {"angles", "to_adam", "one_rate"}
+
+
+@pytest.mark.parametrize("name", mostly_long(learn_claims.CLAIMS, lambda _, name: name not in WHOLE_TRAININGS))
 def test_the_chapter_says_what_is_measured(name: str) -> None:
     """Every number of a claim stands in a sentence of the chapter, or in a table that is the measured one."""
     finding, page = measured(name), LEARN.read_text(encoding="utf-8")
@@ -88,7 +93,10 @@ def test_every_number_of_the_chapter_is_measured_or_given() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", mostly_long(learn_figures.LEARN_FIGURES, lambda _, name: learn_figures.LEARN_FIGURES[name][0] != "angles")
+    "name",
+    mostly_long(
+        learn_figures.LEARN_FIGURES, lambda _, name: learn_figures.LEARN_FIGURES[name][0] not in WHOLE_TRAININGS
+    ),
 )
 def test_a_figure_of_the_chapter_is_small_and_fresh(name: str) -> None:
     """A figure is SVG of under 20 KB with words for who cannot see it, differs from the file in places alone, and
@@ -109,9 +117,6 @@ def test_a_figure_of_the_chapter_is_small_and_fresh(name: str) -> None:
 
 def test_the_links_into_the_live_page_fit_it() -> None:
     """A link names panels, controls and settings that the live page has."""
-    live = pytest.importorskip("rmsprop.race.page")
-    if not hasattr(live, "SETTINGS"):
-        pytest.skip("rmsprop.race.page has no settings yet")
     for name, fragment in learn_figures.LIVE.items():
         given = dict(parse_qsl(fragment, strict_parsing=True))
         assert set(given.pop("figure", "land").split(",")) <= set(live.PANELS), name

@@ -340,7 +340,7 @@ def test_devices(monkeypatch):
 def test_command_leaves_its_files(tmp_path):
     """Outside a terminal, the command prints plain lines and a table, and writes five complete files."""
     out = tmp_path / "new" / "out"
-    result, _ = invoke("--epochs", 1, "--seeds", 2, "--out", out)
+    result, _ = invoke("--epochs", 1, "--seeds", 2, "--optimizers", "rmsprop,adam", "--out", out)
     assert result.exit_code == 0, result.output
     names = {"results.json", "results.csv", "curves.svg", "effective_lr.svg", "index.html"}
     assert {path.name for path in out.iterdir()} == names

@@ -232,7 +232,7 @@ def state_rounding():
 @trigger
 def state_range():
     p = weight(20, 20, value=1e4, grad=2e3)
-    optimizer = RMSprop([p], lr=1e-2, state_dtype="float8", backend="eager")
+    optimizer = RMSprop([p], lr=1e-2, state_dtype="float8")
     optimizer.step()
     return optimizer, "warning", "square_avg is at float8's largest number, 10240, in 100% of the elements, worst in"
 
@@ -240,7 +240,7 @@ def state_range():
 @trigger
 def state_eps():
     p = weight(20, 20, value=1.0, grad=1e-8)
-    optimizer = RMSprop([p], lr=1e-2, eps=1e-12, state_dtype="float8", backend="eager")
+    optimizer = RMSprop([p], lr=1e-2, eps=1e-12, state_dtype="float8")
     optimizer.step()
     return optimizer, "warning", "and eps=1e-12 is below 4.2e-08, where it would bound them"
 
@@ -248,7 +248,7 @@ def state_eps():
 @trigger
 def state_start():
     p = weight(20, 20, value=1.0, grad=1e-4)
-    optimizer = RMSprop([p], lr=1e-2, alpha=0.9, square_avg_init=1.0, state_dtype="float8", backend="eager")
+    optimizer = RMSprop([p], lr=1e-2, alpha=0.9, square_avg_init=1.0, state_dtype="float8")
     for _ in range(25):
         optimizer.step()
     return optimizer, "warning", "started at 1 and has only decayed since, for 25 steps, in 100% of the elements"

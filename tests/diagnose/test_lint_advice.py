@@ -53,8 +53,7 @@ def optimizer_of(case):
     del words["run"]
     random_numbers = torch.Generator().manual_seed(0)
     p = nn.Parameter((size * torch.randn(20, 10, generator=random_numbers)).to(dtype))
-    backend = "auto" if case["state_dtype"] == "float32" else "eager"
-    optimizer, weights = RMSprop([p], **words, backend=backend), p.detach().clone()
+    optimizer, weights = RMSprop([p], **words), p.detach().clone()
     for t in range(taken + 1):
         p.grad = (g * torch.randn(20, 10, generator=random_numbers) * (1e5 if spike and t == 40 else 1)).to(dtype)
         if t < taken:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from narrowed import STATES
 from torch import nn
 from torch.testing import assert_close
 
@@ -9,13 +10,11 @@ from rmsprop import Recorder, RMSprop, effective_lr
 from rmsprop.diagnose.readings import take_readings
 from rmsprop.tensors.float8 import from_float8
 
-NARROW = ("bfloat16", "float8")
-
 
 def trained(state_dtype, **settings):
     torch.manual_seed(0)
     params = [nn.Parameter(torch.randn(20, 10)), nn.Parameter(torch.randn(9))]
-    settings = {"lr": 1e-3, "momentum": 0.9, "backend": "eager", **settings}
+    settings = {"lr": 1e-3, "momentum": 0.9, **settings}
     optimizer = RMSprop(params, **settings, state_dtype=state_dtype)
     for _ in range(5):
         for p in params:
@@ -26,14 +25,14 @@ def trained(state_dtype, **settings):
 
 def widened(optimizer):
     """An optimizer of the same parameters, gradients and numbers, whose state is float32."""
-    settings = {"lr": 1e-3, "momentum": 0.9, "backend": "eager", "centered": optimizer.param_groups[0]["centered"]}
+    settings = {"lr": 1e-3, "momentum": 0.9, "centered": optimizer.param_groups[0]["centered"]}
     twin = RMSprop(optimizer.param_groups[0]["params"], **settings)
     twin.load_state_dict(optimizer.state_dict(full_precision=True))
     return twin
 
 
 @pytest.mark.parametrize("centered", [False, True])
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_readings_are_those_of_the_numbers(state_dtype, centered):
     """Every sum of a reading, but those about the state's own range and rounding."""
     optimizer = trained(state_dtype, centered=centered)
@@ -49,7 +48,7 @@ def test_readings_are_those_of_the_numbers(state_dtype, centered):
         assert b.state_dtype == torch.float32
 
 
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_effective_learning_rates_are_those_of_the_numbers(state_dtype):
     """By effective_lr and by the Recorder; the last one checks the number itself."""
     optimizer = trained(state_dtype)
@@ -71,9 +70,7 @@ def test_effective_learning_rates_are_those_of_the_numbers(state_dtype):
 )
 def test_explain_has_the_bytes_and_the_precision_of_the_state(state_dtype, bytes_each, words):
     """Before the first step too; repr names the setting."""
-    fresh = RMSprop(
-        [nn.Parameter(torch.ones(4))], momentum=0.9, centered=True, state_dtype=state_dtype, backend="eager"
-    )
+    fresh = RMSprop([nn.Parameter(torch.ones(4))], momentum=0.9, centered=True, state_dtype=state_dtype)
     for optimizer in (fresh, trained(state_dtype, centered=True)):
         text = optimizer.explain()
         assert f"{bytes_each} bytes per element" in text
@@ -89,12 +86,12 @@ def test_bytes_of_parameters_that_keep_full_state_are_their_own():
 
 
 @pytest.mark.parametrize(("mean", "found"), [(0.0, False), (3.0, True)])
-@pytest.mark.parametrize("state_dtype", NARROW)
+@pytest.mark.parametrize("state_dtype", STATES)
 def test_centering_that_its_state_cannot_hold_is_found(state_dtype, mean, found):
     """Where v − m² is within the spacing of v, ε alone bounds the step."""
     torch.manual_seed(0)
     p = nn.Parameter(torch.randn(40, 40))
-    optimizer = RMSprop([p], lr=1e-6, centered=True, state_dtype=state_dtype, backend="eager", alpha=0.9)
+    optimizer = RMSprop([p], lr=1e-6, centered=True, state_dtype=state_dtype, alpha=0.9)
     noise = 1.0 if state_dtype == "float8" else 0.2
     for _ in range(100):
         p.grad = mean + noise * torch.randn(40, 40)
@@ -110,7 +107,7 @@ def test_a_run_within_the_range_of_float8_has_no_finding_about_it(grad):
     """Also where half of the elements have never had a gradient, whose code is 0."""
     torch.manual_seed(0)
     p = nn.Parameter(torch.randn(40, 40))
-    optimizer = RMSprop([p], lr=1e-3, state_dtype="float8", backend="eager")
+    optimizer = RMSprop([p], lr=1e-3, state_dtype="float8")
     for _ in range(30):
         p.grad = grad * torch.randn(40, 40)
         p.grad[:20] = 0
@@ -124,7 +121,7 @@ def test_the_ends_of_the_range_are_found_with_what_helps():
     def names(grad, **settings):
         torch.manual_seed(0)
         p = nn.Parameter(torch.randn(40, 40))
-        optimizer = RMSprop([p], lr=1e-6, backend="eager", **{"state_dtype": "float8", **settings})
+        optimizer = RMSprop([p], lr=1e-6, **{"state_dtype": "float8", **settings})
         for _ in range(30):
             p.grad = grad * torch.randn(40, 40)
             optimizer.step()

@@ -11,7 +11,7 @@ import torch
 from cpu_parity import COVERING, F32, SIZES, TYPES, spiked, tensors
 from emulated import Recorder
 from halves import rounded_as
-from test_cpu_builds import SOURCES, clipped_results
+from test_cpu_builds import SOURCES, clipped_results, narrowed_results
 
 from rmsprop.kernels import cpu, native
 from rmsprop.spec import Hyper, Rule
@@ -54,7 +54,7 @@ def different(program: Path, calls: Recorder, folder: Path) -> Sequence[int]:
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorder:
-    """Every pair of switches in every pair of types, spikes, clipping with norms, averages, and both roundings."""
+    """Every pair of switches and of types, spikes, clipping with norms, averages, roundings, narrow state."""
     calls = Recorder()
     monkeypatch.setattr(native, "load", lambda: calls.kernel)
     for types in TYPES:
@@ -62,6 +62,8 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Recorder:
             cpu.step(rule, hyper, tensors(rule, types, SIZES, seed=number))
         cpu.step(Rule(), Hyper(0.03, 0.9, 1e-3, max_update=1.5), spiked(Rule(), types, 1))
         clipped_results(types, seed=20)
+    for dtype in (F32, torch.bfloat16, torch.float16):
+        narrowed_results(dtype, seed=20)
     generator = torch.Generator().manual_seed(5)
     for param in (torch.bfloat16, torch.float16):
         for stochastic, compensated in ((True, False), (False, True), (True, True)):

@@ -33,19 +33,26 @@ CLIPS = [
 BUDGET = {"square_avg": 5.5, "grad_avg": 1.5, "momentum_buffer": 5.5, "param": 5.0}
 
 
-def clipped64(case: Case, clips: Mapping[str, Any], params: list[np.ndarray], grads: list[np.ndarray]) -> tuple:
-    """Return the case without the lines that came first, and the gradients, as the step takes them."""
+def clipped64(
+    case: Case, clips: Mapping[str, Any], params: list[np.ndarray], grads: list[np.ndarray]
+) -> tuple[Case, list[np.ndarray], float]:
+    """Return the case without the lines of [1] that came first, the gradients as the step takes them, and their norm.
+
+    A NaN makes its tensor's norm NaN, and the norm of all tensors together.
+    """
     if clips["clip_after_decay"] and case.rule.weight_decay_mode == "l2":
         sign = -1 if case.rule.maximize else 1
         grads = [sign * g + case.hyper.weight_decay * p for g, p in zip(grads, params, strict=True)]
         case = Case(replace(case.rule, maximize=False), replace(case.hyper, weight_decay=0.0))
     value, last = clips["clip_value"] or math.inf, clips["clip_value_last"]
-    grads = grads if last else [g.clip(-value, value) for g in grads]
-    norm = clips["clip_norm"] or math.inf
-    grads = [g * min(1.0, norm / max(np.linalg.norm(g), 1e-300)) for g in grads]
-    together = math.sqrt(sum(float((g * g).sum()) for g in grads))
-    grads = [g * min(1.0, (clips["clip_global_norm"] or math.inf) / together) for g in grads]
-    return case, [g.clip(-value, value) for g in grads] if last else grads, together
+    with np.errstate(invalid="ignore"):
+        grads = grads if last else [g.clip(-value, value) for g in grads]
+        if clips["clip_norm"] is not None:
+            grads = [g * (clips["clip_norm"] / np.maximum(np.linalg.norm(g), clips["clip_norm"])) for g in grads]
+        together = math.sqrt(sum(float((g * g).sum()) for g in grads))
+        if clips["clip_global_norm"] is not None:
+            grads = [g * (clips["clip_global_norm"] / np.maximum(together, clips["clip_global_norm"])) for g in grads]
+        return case, [g.clip(-value, value) for g in grads] if last else grads, together
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -5,8 +5,10 @@ from itertools import product
 
 import pytest
 import torch
+from allocated import peak
+from cases import mostly_long
 from cpu_parity import BF16, BOUND, COVERING, F16, F32, F64, SIZES, copied, spiked, tensors, worst
-from halves import SEED, rounded_as
+from halves import rounded_as
 from narrowed import STATES, again, check_narrowed, identical, in_float32, narrowed
 from torch import Tensor
 
@@ -23,6 +25,7 @@ FULL_HYPER = Hyper(0.03, 0.9, 1e-3, 0.8, 0.05)
 # dtype of the parameter, stochastic, compensated
 WAYS = [(F32, False, False), *((dtype, *way) for dtype in (BF16, F16) for way in product((False, True), repeat=2))]
 STATE = pytest.mark.parametrize("state_dtype", STATES)
+FIFTH = pytest.mark.parametrize("fifth", mostly_long(range(5), lambda i, _: i == 0))
 WAY = pytest.mark.parametrize(("dtype", "stochastic", "compensated"), WAYS)
 
 
@@ -49,11 +52,12 @@ def check_step(rule: Rule, hyper: Hyper, bucket: Bucket) -> None:
 
 @WAY
 @STATE
+@FIFTH
 def test_the_state_is_the_references_rounding_of_every_rules_averages(
-    state_dtype: StateDtype, dtype: torch.dtype, stochastic: bool, compensated: bool
+    fifth: int, state_dtype: StateDtype, dtype: torch.dtype, stochastic: bool, compensated: bool
 ) -> None:
     """Every rule, in vectors and in tails: the codes bit for bit, and the parameter of the unrounded averages."""
-    for rule, hyper in COVERING:
+    for rule, hyper in COVERING[fifth::5]:
         check_step(rule, hyper, made(rule, state_dtype, dtype, stochastic, compensated))
 
 
@@ -69,12 +73,14 @@ def test_the_averages_before_rounding_are_the_references(state_dtype: StateDtype
 
 @WAY
 @STATE
+@FIFTH
 def test_clipped_and_averaged_steps_round_alike(
-    state_dtype: StateDtype, dtype: torch.dtype, stochastic: bool, compensated: bool
+    fifth: int, state_dtype: StateDtype, dtype: torch.dtype, stochastic: bool, compensated: bool
 ) -> None:
     """max_update, clip_weights, every clipping of gradients, a loss scale, and the average of the weights on top."""
     group = {"clip_value": 0.9, "clip_norm": 3.0, "clip_global_norm": 2.0, "clip_value_last": False}
-    for max_update, walls, clip, on in product((None, 1.5), (None, 0.75), (False, True), (False, True)):
+    rows = [*product((None, 1.5), (None, 0.75), (False, True), (False, True))]
+    for max_update, walls, clip, on in rows[fifth::5]:
         rule = replace(FULL, centered=on, momentum=on, nesterov=on)
         average = Averaging(0.9, "tensorflow") if on else None
         momentum = 0.8 if on else 0.0
@@ -152,14 +158,12 @@ def test_the_number_of_threads_changes_no_bit(state_dtype: StateDtype, dtype: to
 @pytest.mark.parametrize("by", [1, 3, 17, 63])
 @STATE
 def test_alignment_does_not_matter(state_dtype: StateDtype, by: int) -> None:
-    """Codes that begin at any byte step to the same bits."""
+    """Codes that begin at any byte, and numbers at any even one, step to the same bits."""
     bucket = made(FULL, state_dtype, BF16, True, True)
     shifted = again(bucket)
     for name in NARROWED:
         for k, x in enumerate(shifted.slots[name]):
-            memory = torch.zeros(x.nbytes + 64, dtype=torch.uint8)[by : by + x.nbytes] if x.numel() else None
-            if memory is not None and x.dtype == torch.uint8:
-                shifted.slots[name][k] = memory.view(x.shape).copy_(x)
+            shifted.slots[name][k] = torch.zeros(x.numel() + by, dtype=x.dtype)[by:].view(x.shape).copy_(x)
     cpu.step(FULL, FULL_HYPER, bucket)
     cpu.step(FULL, FULL_HYPER, shifted)
     assert identical(bucket, shifted)
@@ -307,9 +311,7 @@ def test_a_step_allocates_nothing_that_grows(state_dtype: StateDtype) -> None:
     optimizer = RMSprop([w], backend="cpu", momentum=0.9, centered=True, state_dtype=state_dtype)
     optimizer.step()
     optimizer.step()
-    with torch.profiler.profile(profile_memory=True) as profile:
-        optimizer.step()
-    assert sum(abs(event.cpu_memory_usage) for event in profile.events()) < 4096
+    assert peak(optimizer.step) < 4096
 
 
 def test_the_seed_of_the_state_is_the_settings() -> None:
@@ -319,4 +321,3 @@ def test_the_seed_of_the_state_is_the_settings() -> None:
     assert torch.equal(codes[0], codes[1])
     assert not torch.equal(codes[0], codes[2])
     assert all(torch.equal(a, b) for a, b in zip(runs[0][1], runs[2][1], strict=True))
-    assert SEED != 0

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from cases import mostly_long
 
 from rmsprop import reference
 from rmsprop.kernels import rounding
@@ -73,7 +74,10 @@ def test_a_number_outside_the_range_is_kept_in_it() -> None:
 
 @pytest.mark.parametrize(
     "x",
-    [2.0**-51 * 0.3, 2.0**-53, 2.0**-50 * 1.4, 2.0**-49 * 0.99, 2.0**-49 * 1.1, 1e-12, 3e-7, 0.7, 1.24 * 2.0**13],
+    mostly_long(
+        [2.0**-51 * 0.3, 0.7, 1.24 * 2.0**13, 2.0**-53, 2.0**-50 * 1.4, 2.0**-49 * 0.99, 2.0**-49 * 1.1, 1e-12, 3e-7],
+        lambda i, _: i < 3,
+    ),
 )
 def test_the_mean_of_stochastic_rounding_is_exact(x: float) -> None:
     """Over every value of the 21 random bits, the mean is the number, to 2⁻²¹ of the distance of its neighbors."""

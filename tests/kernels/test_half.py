@@ -339,6 +339,7 @@ def test_sparse_rows_keep_their_remainders():
     assert kept[[0, 1, 3, 4, 5, 6, 8, 9]].eq(0).all()
 
 
+@pytest.mark.long
 def test_a_compiled_step_rounds_alike():
     """Inside torch.compile the parameter gets the same bits as outside, where float32 arithmetic is exact."""
     torch._dynamo.reset()

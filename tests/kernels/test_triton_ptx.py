@@ -168,11 +168,8 @@ def test_an_average_is_one_more_read_and_write(types: tuple, scaled: bool) -> No
     assert wide[1] == wide[0] + more
 
 
-@pytest.mark.parametrize(
-    ("dtype", "state_dtype"),
-    mostly_long(product([F32, BF16, F16], ["bfloat16", "float8"]), lambda i, _: i == 1, unpack=True),
-    ids=str,
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("dtype", "state_dtype"), [*product([F32, BF16, F16], ["bfloat16", "float8"])], ids=str)
 def test_state_of_fewer_bytes_is_read_beside_its_parameter(dtype: torch.dtype, state_dtype: StateDtype) -> None:
     """As many elements at once as 16 bytes of the parameter have; a thread has half as many, and exchanges none."""
     built = compiled((dtype, F32), RULES["centered"], 90, state_dtype=state_dtype)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from cpu_parity import BF16, F16, F32, tensors
 from halves import rounded_as
-from narrowed import STATES, again, check_narrowed, in_float32, narrowed
+from narrowed import STATES, again, check_narrowed, in_float32, narrowed, spread
 from torch import Tensor, nn
 
 from rmsprop import RMSprop
@@ -50,13 +50,7 @@ def test_state_is_rounded_with_the_references_bits(
 ) -> None:
     """Of the kernel's own averages in float32, over the range of a byte and beyond, with NaN and infinities."""
     rule, hyper = Rule(momentum=True, centered=True), Hyper(0.03, 0.9, 1e-3, 0.8, max_update=1.5)
-    before = tensors(rule, (dtype, F32), SIZES, seed=1)
-    for g, v in zip(before.grad, before.slots["square_avg"], strict=True):
-        scale = torch.exp2(torch.linspace(-30, 8, len(v)))
-        v *= scale**2
-        v[::7] = 0
-        g *= scale.to(dtype)
-        g[2:8:5] = torch.tensor([float("inf"), float("nan")])[: len(g[2:8:5])]
+    before = spread(tensors(rule, (dtype, F32), SIZES, seed=1))
     draw = torch.Generator().manual_seed(1)
     before = rounded_as(before, stochastic=stochastic, compensated=compensated, generator=draw)
     before = replace(narrowed(before, state_dtype), capturable=capturable)

@@ -1,7 +1,6 @@
 """State in fewer bytes in the Triton kernel as it is compiled for a GPU, run on the CPU by ptx_machine.py."""
 
 import re
-from collections.abc import Iterator
 from copy import copy
 from dataclasses import replace
 from itertools import product
@@ -11,40 +10,19 @@ import torch
 from cases import mostly_long
 from cpu_parity import BF16, F16, F32, tensors
 from halves import rounded_as
-from narrowed import STATES, again, check_narrowed, identical, in_float32, narrowed
-from ptx_machine import COMPILER, Launcher, kept, machine
-from stand_in import KERNELS, cpu_as_gpu, stepped
+from narrowed import STATES, again, check_narrowed, identical, in_float32, narrowed, spread
+from ptx_machine import COMPILER, kept
+from stand_in import gpu_fixtures, stepped
 
 from rmsprop.kernels import cpu, native, triton
 from rmsprop.spec import Hyper, Rule
-from rmsprop.tensors.bucket import Bucket
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler here to build what stands for a GPU")
 
 SIZES = (0, 1, 1000, triton.BLOCK, 2 * triton.BLOCK + 5)
 
 
-@pytest.fixture(scope="module")
-def h100() -> Iterator[type[Launcher]]:
-    with machine(*(getattr(KERNELS, name) for name in KERNELS.__all__)) as launcher:
-        yield launcher
-
-
-@pytest.fixture
-def gpu(h100: type[Launcher]) -> Iterator[type[Launcher]]:
-    with cpu_as_gpu(h100):
-        yield h100
-
-
-def spread(bucket: Bucket) -> Bucket:
-    """The bucket with averages over the range of a byte and beyond, zeros, infinities and NaN."""
-    for g, v in zip(bucket.grad, bucket.slots["square_avg"], strict=True):
-        scale = torch.exp2(torch.linspace(-30, 8, len(v)))
-        v *= scale**2
-        v[::7] = 0
-        g *= scale.to(g.dtype)
-        g[2:8:5] = torch.tensor([float("inf"), float("nan")])[: len(g[2:8:5])]
-    return bucket
+h100, gpu = gpu_fixtures()
 
 
 @pytest.mark.parametrize(
@@ -92,9 +70,8 @@ BYTE_MISTAKES = (
 )
 
 
-@pytest.mark.parametrize(
-    ("right", "wrong"), mostly_long([("", ""), *BYTE_MISTAKES], lambda i, _: i == 1, unpack=True)
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("right", "wrong"), [("", ""), *BYTE_MISTAKES])
 def test_each_mistake_in_bytes_is_caught(right: str, wrong: str, gpu) -> None:
     """Another instruction where codes are read, drawn or written gives other codes than the reference's."""
     hyper = Hyper(0.03, 0.9, 1e-3)

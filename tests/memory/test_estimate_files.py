@@ -78,7 +78,7 @@ def test_a_file_gives_the_models_bytes_without_its_numbers(write, tmp_path) -> N
     assert found[0].total == expected.total
     assert found[0].elements == expected.elements
     assert estimate(str(path)).total == estimate(network()).total
-    assert own < 960_000, "the miniature of a step has 1,000 elements, and each weight 120,000 x 2 bytes"
+    assert own < 240_000, "the miniature of a step has 1,000 elements, and each weight 120,000 x 2 bytes"
 
 
 def test_a_file_larger_than_memory_is_read_by_its_header(tmp_path) -> None:

@@ -1,15 +1,15 @@
 """The table of docs/memory.md: each row is what the optimizer in it takes."""
 
 import re
-from pathlib import Path
 
 import pytest
 import torch
+from paths import DOCS
 from torch import nn
 
 from rmsprop import RMSprop, step_in_backward
 
-PAGE = Path(__file__).parents[2] / "docs" / "memory.md"
+PAGE = DOCS / "memory.md"
 ROWS = [
     [cell.strip() for cell in line.strip("|").split("|")]
     for line in re.search(r"<!-- table -->(.*?)<!-- end -->", PAGE.read_text(encoding="utf-8"), re.DOTALL)[

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cases import mostly_long
-from engine_table import ENGINE, UNPACK, differing, odd_powers, packed, table, unpacked
+from engine_table import ENGINE, UNPACK, differing, expected, odd_powers, packed, unpacked
 
 from rmsprop.race.page import CASES
 
@@ -33,11 +33,10 @@ def test_engine_equals_the_reference_bit_for_bit(blank: Any, count: int) -> None
 
 
 def test_the_table_is_not_idle() -> None:
-    """Most cases stay finite, some do not, and no more than one in a thousand powers comes from the C library."""
-    cases = table(FEW)
-    finite = sum(bool(np.isfinite(case.gradients).all()) for case in cases)
+    """Most parameters stay finite, some do not, and at most one power of the C library's is not rounded correctly."""
+    finite = int(np.isfinite(expected(FEW)[:, :, 0]).all(axis=(1, 2)).sum())
     assert 0.7 * FEW < finite < FEW
-    assert len(odd_powers(FEW)) <= 8
+    assert len(odd_powers(FEW)) <= 1
     for (alpha, t), value in odd_powers(FEW).items():
         assert abs(value - float(Fraction(alpha) ** t)) <= math.ulp(value)
 
@@ -72,7 +71,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(
     ("name", "says", "instead"),
-    mostly_long(MISTAKES, lambda _, row: row[0].startswith(("eps outside", "lr outside")), unpack=True),
+    mostly_long(MISTAKES, lambda _, row: row[0].startswith("eps outside"), unpack=True),
 )
 def test_each_mistake_is_caught(blank: Any, name: str, says: str, instead: str) -> None:
     """An engine with one mistake in its text differs somewhere in the table."""

@@ -4,12 +4,13 @@ import copy
 import importlib.util
 import math
 import pickle
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from cases import CASES, SCHEDULE, as64, mostly_long, spacing
+from cases import CASES, DTYPES, SCHEDULE, as64, mostly_long, spacing
 from runs import Run
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -68,9 +69,11 @@ def trained(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, seed
         optimizer.step()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("backend", ["cpu", "eager"])
-@pytest.mark.parametrize("case", mostly_long(CASES, lambda i, _: i % 6 == 0), ids=str)
+@pytest.mark.parametrize(
+    ("case", "backend", "dtype"),
+    mostly_long(product(CASES, ["cpu", "eager"], DTYPES), lambda i, _: i % 13 == 0, unpack=True),
+    ids=str,
+)
 def test_every_element_is_the_references(case: Any, backend: str, dtype: torch.dtype) -> None:
     """After each step, from the weights as stored, with lr changing; the nine lines keep their own bounds."""
     if backend == "cpu" and native.missing() is not None:
@@ -288,6 +291,7 @@ def test_buffers_follow_while_some_parameters_are_frozen() -> None:
 
 
 def test_a_copy_of_the_optimizer_keeps_the_buffers_averages() -> None:
+    """By copy and by pickle, of a model that average_buffers was given."""
     model = network()
     optimizer = RMSprop(model.parameters(), ema=0.9)
     optimizer.average_buffers(model)
@@ -320,7 +324,7 @@ def test_complex_parts_are_averaged() -> None:
     torch.testing.assert_close(optimizer.state[p]["ema"], start + 9 / 11 * (p.detach() - start))
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", mostly_long([False, True], lambda _, compiled: not compiled))
 def test_other_ways_to_step(compiled: bool) -> None:
     """torch.compile, and steps in backward, average as the plain step does."""
     plain = _plain()

@@ -35,7 +35,7 @@ import processes
 QUICK = [
     "fsdp2", "mixed_group", "guard_fsdp2", "guard_raise_fsdp2", "half_rounded_fsdp2", "clipped_by_norm",
     "norms_that_cannot_be_seen", "own_state_dicts", "state_put_there_before", "autograd_sees_the_step",
-    "narrow_fsdp2", "narrow_state_dicts", "narrow_cast_by_dcp",
+    "narrow_fsdp2",
 ]  # fmt: skip
 REST = [name for name in distributed_narrow.CASES[2] if name not in QUICK]
 THREE = list(distributed_narrow.CASES[3])

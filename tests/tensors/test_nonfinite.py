@@ -342,6 +342,7 @@ def test_a_step_without_gradients_passes():
     assert isinstance(optimizer._stepper.guard, Guard)
 
 
+@pytest.mark.long
 def test_a_compiled_step_is_guarded():
     """Inside torch.compile the look is left to Python: skips write nothing, count, and compile one graph at most."""
     torch._dynamo.reset()

@@ -131,9 +131,7 @@ def _reshard(here: Here, pair: Any, state_dtype: str, options: StateDictOptions)
         dcp.save({"model": weights, "optimizer": state}, checkpoint_id=folder / stage, **how)
 
     def fresh(mesh: DeviceMesh) -> tuple[Any, RMSprop]:
-        model, optimizer = begin(mesh, state_dtype=state_dtype)
-        optimizer.backend = "eager"
-        return model, optimizer
+        return begin(mesh, backend="eager", state_dtype=state_dtype)
 
     three, written = init_device_mesh("cpu", (3,)), here.folder / f"{folder.name}.pt"
     if here.rank < 2:

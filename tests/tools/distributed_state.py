@@ -148,7 +148,7 @@ def begin(mesh: DeviceMesh | None = None, *, empty: bool = False, **settings: An
     groups: list[dict[str, Any]] = [{"params": named[0], "momentum": 0.5}, {"params": named[1], "lr": 0.02}]
     if empty:  # torch takes no empty group beside named ones
         groups = [{**group, "params": [p for _, p in group["params"]]} for group in groups] + [{"params": []}]
-    return model, RMSprop(groups, backend="cpu", **{**EVERYTHING, "square_avg_init": 1.0, **settings})
+    return model, RMSprop(groups, **{"backend": "cpu", **EVERYTHING, "square_avg_init": 1.0, **settings})
 
 
 def forward(model: Block, tokens: torch.Tensor) -> torch.Tensor:

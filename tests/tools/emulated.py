@@ -12,7 +12,7 @@ from rmsprop.kernels import native
 SCRATCH = {"end": 8, "correction": 8, "ema_weight": 8, "coefficient": 16, "random_key": 8, "key": 8}  # bytes a tensor
 TENSORS = ("param", "grad", "square_avg", "grad_avg", "momentum_buffer", "ema", "compensation", "step")
 FIELDS = ("size", *TENSORS, *SCRATCH)  # the pointers of Work, in their order
-BYTES = (4, 8, 2, 2)  # of native.TYPES
+BYTES = (4, 8, 2, 2, 1)  # of native.SLOT_TYPES
 
 
 class Recorder:
@@ -60,14 +60,16 @@ def _described(work: native.Work) -> bytes:
 def _memory(work: native.Work) -> Iterator[tuple[int, list[bytes]]]:
     """Yield what each pointer leads to: -1 for null, 0 and one array, or the number of tensors and their memory."""
     sizes = (ctypes.c_int64 * work.count).from_address(work.size)
-    kinds = {"param": work.param_type, "grad": work.param_type, "compensation": work.param_type}
+    types = dict.fromkeys(("param", "grad", "compensation"), work.param_type)
+    types |= dict.fromkeys(("grad_avg", "momentum_buffer"), work.other_type)
+    types |= {"square_avg": work.state_type, "ema": work.ema_type, "step": work.step_type}
     for field in FIELDS:
         address = getattr(work, field)
         if not address:
             yield -1, []
         elif field in TENSORS:
             addresses = (ctypes.c_void_p * work.count).from_address(address)
-            width = BYTES[work.step_type if field == "step" else kinds.get(field, work.state_type)]
+            width = BYTES[types[field]]
             lengths = [width] * work.count if field == "step" else [width * size for size in sizes]
             yield (
                 work.count,

@@ -103,29 +103,31 @@ def broken(says: str, instead: str, folder: Path) -> ModuleType:
 
 def mistake_tests(
     mistakes: Sequence[tuple[str, str, str]],
-    caught: Callable[[], bool],
-    quick: Callable[[int, Any], bool] = lambda *_: True,
+    check: Callable[[], None],
+    quick: Callable[[int, Any], bool],
+    errors: type[Exception] | tuple[type[Exception], ...] = AssertionError,
 ) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return two tests of a comparison: it passes the kernel as it stands, and catches each mistake in its source.
+    """Return two tests of a check: it passes the kernel as it stands, and fails for each mistake in its source.
 
     Args:
         mistakes: name, words of the source, and the words that replace them.
-        caught: whether the comparison finds the running kernel wrong.
+        check: raises an error if the running kernel is wrong.
         quick: chooses the mistakes of `make test`, as in `mostly_long`.
+        errors: what the check may raise.
     """
 
     def as_it_stands() -> None:
-        """The comparison passes what is right, so a catch means something."""
+        """The check passes what is right, so a failure means something."""
         with interpreter(kernel_module()):
-            assert not caught()
+            check()
 
-    rows = mostly_long(mistakes, quick, unpack=True)
+    rows = mostly_long([words for _, *words in mistakes], quick, unpack=True)
 
-    @pytest.mark.parametrize(("name", "says", "instead"), rows, ids=[name for name, *_ in mistakes])
-    def each_is_caught(name: str, says: str, instead: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(("says", "instead"), rows, ids=[name for name, *_ in mistakes])
+    def each_is_caught(says: str, instead: str, tmp_path: Path) -> None:
         """The kernels with one mistake in them are refused."""
-        with interpreter(broken(says, instead, tmp_path)):
-            assert caught(), f"nothing noticed: {name}"
+        with interpreter(broken(says, instead, tmp_path)), pytest.raises(errors):
+            check()
 
     return as_it_stands, each_is_caught
 
@@ -147,3 +149,18 @@ def interpreter(module: ModuleType, block: int = BLOCK) -> Iterator[None]:
         patch.setattr(backend, "LANES", 4)
         patch.setattr(backend, "_tables", type(backend._tables)())
         yield
+
+
+def interpreted_fixtures() -> tuple[Any, Any]:
+    """Return two fixtures for a module of tests: the interpreted kernel, and its place as backend="triton"."""
+
+    @pytest.fixture(scope="module")
+    def module() -> ModuleType:
+        return kernel_module()
+
+    @pytest.fixture(autouse=True)
+    def in_place(module: ModuleType) -> Iterator[None]:
+        with interpreter(module):
+            yield
+
+    return module, in_place

@@ -8,11 +8,11 @@ from cpu_parity import F32
 from halves import SEED
 
 from rmsprop import reference
-from rmsprop.spec import NARROWED, StateDtype, random_key
+from rmsprop.spec import NARROWED, STATE_DTYPES, StateDtype, random_key
 from rmsprop.tensors.bucket import Bucket, slot_dtype
 from rmsprop.tensors.float8 import to_float8, widened
 
-STATES: tuple[StateDtype, ...] = ("bfloat16", "float8")
+STATES: tuple[StateDtype, ...] = tuple(name for name in STATE_DTYPES if name != "float32")
 
 
 def again(bucket: Bucket) -> Bucket:
@@ -28,6 +28,17 @@ def narrowed(bucket: Bucket, state_dtype: StateDtype) -> Bucket:
         dtype = slot_dtype(name, made.param[0].dtype, state_dtype)
         made.slots[name] = [to_float8(x) if dtype == torch.uint8 else x.to(dtype) for x in made.slots[name]]
     return made
+
+
+def spread(bucket: Bucket) -> Bucket:
+    """Return the bucket itself, with averages over the range of a byte and beyond, zeros, infinities and NaN."""
+    for g, v in zip(bucket.grad, bucket.slots["square_avg"], strict=True):
+        scale = torch.exp2(torch.linspace(-30, 8, len(v)))
+        v *= scale**2
+        v[::7] = 0
+        g *= scale.to(g.dtype)
+        g[2:8:5] = torch.tensor([torch.inf, torch.nan])[: len(g[2:8:5])]
+    return bucket
 
 
 def in_float32(bucket: Bucket) -> Bucket:

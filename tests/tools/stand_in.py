@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from narrowed import again, identical
-from ptx_machine import Launcher
+from ptx_machine import Launcher, machine
 
 from rmsprop import kernels
 from rmsprop.kernels import Backend, triton
@@ -32,6 +33,22 @@ def cpu_as_gpu(launcher: type[Launcher]) -> Iterator[None]:
         patch.setattr(launcher, "backwards", False)
         launcher.ran.clear()
         yield
+
+
+def gpu_fixtures() -> tuple[Any, Any]:
+    """Return two fixtures for a module of tests: the machine, and the machine in a GPU's place."""
+
+    @pytest.fixture(scope="module")
+    def h100() -> Iterator[type[Launcher]]:
+        with machine(*(getattr(KERNELS, name) for name in KERNELS.__all__)) as launcher:
+            yield launcher
+
+    @pytest.fixture
+    def gpu(h100: type[Launcher]) -> Iterator[type[Launcher]]:
+        with cpu_as_gpu(h100):
+            yield h100
+
+    return h100, gpu
 
 
 def stepped(launcher: type[Launcher], rule: Rule, hyper: Hyper, before: Bucket) -> Bucket:

@@ -38,8 +38,13 @@ def is_legacy(path: Path) -> bool:
         return False
 
 
-def load(path: Path) -> Any:
-    """Return the saved value, as `load.load` does. Raises: Unreadable, with one sentence."""
+def load(path: Path, aligned: bool = True) -> Any:
+    """Return the saved value, as `load.load` does.
+
+    Args:
+        aligned: copy every storage that is not aligned in the file. False: the numbers of the tensors are not read.
+    Raises: Unreadable, with one sentence.
+    """
     import torch
 
     with path.open("rb") as file:
@@ -52,7 +57,7 @@ def load(path: Path) -> Any:
             if size
             else torch.empty(0, dtype=torch.uint8, device="cpu")
         )
-        return made.clone() if made.data_ptr() % _ALIGNED else made
+        return made.clone() if aligned and made.data_ptr() % _ALIGNED else made
 
     try:
         pickle, places = _measured(whole)

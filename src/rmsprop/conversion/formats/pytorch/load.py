@@ -36,11 +36,12 @@ def load(path: Path, checksums: bool = True) -> Any:
     tuple. No code is run and nothing is imported.
 
     Args:
-        checksums: verify every record, which reads the whole file. False: read the pickle alone.
+        checksums: verify every record, which reads the whole file. False: read the pickle alone. A file from before
+            torch 1.6 has none, and its storages are views of the file, aligned or not.
     Raises: Unreadable, with one sentence, if the file is damaged, not torch.save's, or itself such an object.
     """
     if legacy.is_legacy(path):
-        value = legacy.load(path)
+        value = legacy.load(path, aligned=checksums)
         refuse_code(value, path)
         return value
     if not archives.is_archive(path):
