@@ -140,8 +140,9 @@ def test_instruction_sets_give_the_same_bits(
     target: str, level: str, breakable: tuple, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """AVX-512, AVX2 and plain x86-64 agree in every bit with the build that chooses for itself."""
-    if not runs(target):
-        pytest.skip(f"this machine has no {target}")
+    best = max(filter(runs, TARGETS), key=list(TARGETS).index)
+    if not runs(target) or (target == best and level == "-O3"):
+        pytest.skip(f"the build chooses {best} on this machine, and {target} is not below it")
     if level == "-O0":
         one, _ = breakable
     else:

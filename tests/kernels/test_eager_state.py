@@ -1,5 +1,6 @@
 """The eager backend with state of fewer bytes: the float32 step of every rule, kept in the reference's bits."""
 
+import random
 from dataclasses import replace
 from itertools import product
 
@@ -96,8 +97,8 @@ def _order(p):
 @pytest.mark.parametrize(
     ("case", "state_dtype", "dtype"),
     mostly_long(
-        [(case, s, d) for case, (s, d) in product([*CASES, *DECAYS], product(STATES, DTYPES))],
-        lambda i, _: i % 13 == 0,
+        [(case, s, d) for case, (s, d) in product([*CASES, *DECAYS], product(STATES, DTYPES))][::5],
+        lambda i, _: i % 3 == 0,
         unpack=True,
     ),
     ids=str,
@@ -117,15 +118,11 @@ def test_every_rule_keeps_the_references_rounding_of_its_float32_averages(case, 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "state_dtype", "dtype"),
-    mostly_long(
-        [(case, STATES[i % 2], DTYPES[i // 2 % 3]) for i, case in enumerate(TABLE)],
-        lambda i, _: i % 7 < 2,
-        unpack=True,
-    ),
+    [(case, STATES[i % 2], DTYPES[i // 2 % 3]) for i, case in enumerate(random.Random(0).sample(TABLE, 120))],
     ids=str,
 )
-def test_every_combination_keeps_the_references_rounding(case, state_dtype, dtype):
-    """The same of every combination of switches, each in one precision."""
+def test_other_combinations_keep_the_references_rounding(case, state_dtype, dtype):
+    """The same of a quarter of all combinations of switches, each in one precision."""
     test_every_rule_keeps_the_references_rounding_of_its_float32_averages(case, state_dtype, dtype)
 
 
