@@ -1,5 +1,5 @@
 # demo   train on real data and look at the result        test   pass the tests, in about seven minutes on two quiet cores
-# test-long  pass the tests that test leaves out: whole tables, large searches, whole runs
+# test-long  pass the tests that test leaves out, but for those of compilers: whole tables, large searches, whole runs
 # check  format, lint, types, workflows                            bench  measure
 # docs   repeat the runs behind the docs' claims          sanitize  the kernel's tests under ASan and UBSan
 # fuzz   damage checkpoints in 100,000 ways, and read them; treat 10,000 optimizers badly; both by coverage, for a minute
@@ -22,6 +22,7 @@ TORCH ?=
 TESTS ?=
 ORACLES = timm stable-baselines3
 BIN = $(VENV)/bin
+SITE = import site; print(site.getsitepackages()[0])
 
 .PHONY: demo test test-long coverage check bench bench-gpu docs race sanitize fuzz fuzz-native kill-test wheel site compilers release integrations clean
 
@@ -43,7 +44,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -m "not long" --numprocesses=auto --dist=worksteal $(COVERED) $(TESTS)
 
 test-long: $(VENV)/ready
-	$(BIN)/python -m pytest -m long --numprocesses=auto --dist=worksteal
+	$(BIN)/python -m pytest -m long --numprocesses=auto --dist=worksteal --ignore=tests/kernels/test_cpu_aarch64.py
 
 coverage:
 	$(MAKE) test COVERED="--cov=rmsprop --cov-report=term-missing --cov-fail-under=95"
@@ -96,9 +97,10 @@ compilers: $(VENV)/ready
 	tests/tools/check_clang.sh $(abspath $(BIN))/python
 	$(BIN)/python -m pytest tests/kernels/test_cpu_aarch64.py
 
-$(TRAINERS)/ready: pyproject.toml setup.py $(wildcard src/rmsprop/csrc/*)
+$(TRAINERS)/ready: $(VENV)/ready
 	$(PYTHON) -m venv $(TRAINERS)
-	# in one go, so that pip finds a torchvision for the torch
+	# It borrows what $(VENV) has, torch above all, and pip finds the rest for that torch, torchvision included.
+	$(BIN)/python -c '$(SITE)' > "$$($(TRAINERS)/bin/python -c '$(SITE)')/borrowed.pth"
 	$(TRAINERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(TORCH) --editable '.[integrations]'
 	touch $@
 
