@@ -1,6 +1,5 @@
 """The eager backend with state of fewer bytes: the float32 step of every rule, kept in the reference's bits."""
 
-import random
 from dataclasses import replace
 from itertools import product
 
@@ -97,8 +96,8 @@ def _order(p):
 @pytest.mark.parametrize(
     ("case", "state_dtype", "dtype"),
     mostly_long(
-        [(case, s, d) for case, (s, d) in product([*CASES, *DECAYS], product(STATES, DTYPES))][::5],
-        lambda i, _: i % 3 == 0,
+        [(case, s, d) for case, (s, d) in product([*CASES, *DECAYS], product(STATES, DTYPES))],
+        lambda i, _: i % 13 == 0,
         unpack=True,
     ),
     ids=str,
@@ -110,7 +109,7 @@ def test_every_rule_keeps_the_references_rounding_of_its_float32_averages(case, 
     bounds the two may round to neighbors.
     """
     twins = Twins(case, dtype, state_dtype)
-    for lr in SCHEDULE:
+    for lr in (*SCHEDULE[1:3], 0.0):
         within(twins.step(lr), EAGER_BUDGET)
         twins.check()
 
@@ -118,11 +117,11 @@ def test_every_rule_keeps_the_references_rounding_of_its_float32_averages(case, 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("case", "state_dtype", "dtype"),
-    [(case, STATES[i % 2], DTYPES[i // 2 % 3]) for i, case in enumerate(random.Random(0).sample(TABLE, 120))],
+    [(case, STATES[i % 2], DTYPES[i // 2 % 3]) for i, case in enumerate(TABLE)],
     ids=str,
 )
-def test_other_combinations_keep_the_references_rounding(case, state_dtype, dtype):
-    """The same of a quarter of all combinations of switches, each in one precision."""
+def test_every_combination_keeps_the_references_rounding(case, state_dtype, dtype):
+    """The same of every combination of switches, each in one precision."""
     test_every_rule_keeps_the_references_rounding_of_its_float32_averages(case, state_dtype, dtype)
 
 
