@@ -1,5 +1,5 @@
 # demo   train on real data and look at the result        test   pass the tests, in about seven minutes on two quiet cores
-# test-long  pass the tests that test leaves out, but for those of compilers: whole tables, large searches, whole runs
+# test-long  pass the tests that test leaves out: whole tables, large searches, whole runs
 # check  format, lint, types, workflows                            bench  measure
 # docs   repeat the runs behind the docs' claims          sanitize  the kernel's tests under ASan and UBSan
 # fuzz   damage checkpoints in 100,000 ways, and read them; treat 10,000 optimizers badly; both by coverage, for a minute
@@ -44,7 +44,7 @@ test: $(VENV)/ready
 	$(BIN)/python -m pytest -m "not long" --numprocesses=auto --dist=worksteal $(COVERED) $(TESTS)
 
 test-long: $(VENV)/ready
-	$(BIN)/python -m pytest -m long --numprocesses=auto --dist=worksteal --ignore=tests/kernels/test_cpu_aarch64.py
+	$(BIN)/python -m pytest -m long --numprocesses=auto --dist=worksteal
 
 coverage:
 	$(MAKE) test COVERED="--cov=rmsprop --cov-report=term-missing --cov-fail-under=95"

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+RUN_KEY = "rmsprop_checkpoint"
+"""The key in the metadata of a safetensors file that rmsprop.checkpoint wrote."""
+
 # The errors of a full or broken disk, which libraries may wrap.
 _DISK = (errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC))
 _ENDING = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]

@@ -174,7 +174,7 @@ class RMSprop(Optimizer):
         named = ["dialect"] if dialect != "torch" else []
         self._given_names = frozenset({*given, *dialect_arguments, *chosen, *named})
         super().__init__(not_empty(params), defaults)
-        settings.check_effect(self.param_groups, self.defaults)
+        settings.check_effect(self.param_groups)
         recipes.warn(defaults, self.param_groups)
 
     @classmethod

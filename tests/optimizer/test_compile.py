@@ -37,6 +37,7 @@ def _run(cls, settings, moved, unfinite, amp, dtype, compiled):
 
 
 CASES = {
+    "skip": (dict(nonfinite="skip"), (), (), False),
     "skip, some skipped": (dict(nonfinite="skip"), ("lr",), (0, 3, 4), False),
     "raise": (dict(nonfinite="raise"), ("lr",), (), False),
     "skip and clip": (dict(nonfinite="skip", clip_global_norm=0.3, clip_weights=0.5), ("lr",), (3,), False),
@@ -46,6 +47,7 @@ CASES = {
     "max_update": (dict(max_update=1.0, centered=True, bias_correction=True), ("lr", "alpha"), (), False),
     "stochastic": (dict(rounding="stochastic", compensation=True), ("lr",), (), False),
     "two bytes": (dict(state_dtype="bfloat16", momentum=0.9), ("lr",), (), False),
+    "one byte": (dict(state_dtype="float8", nonfinite="skip"), ("lr",), (3,), False),
     "one byte, amp": (dict(state_dtype="float8", amp_in_step=True, capturable=True), ("lr",), (3,), True),
     "keras3": (dict(dialect="keras3"), ("lr",), (), False),
 }

@@ -355,7 +355,7 @@ def test_gradscaler_skips_bad_steps():
         *mostly_long(
             [
                 (EVERYTHING, "aot_eager"),
-                *product([EVERYTHING, {"bias_correction": True, "maximize": True}], ["inductor"]),
+                *product([EVERYTHING, {}, {"bias_correction": True, "maximize": True}], ["inductor"]),
             ],
             lambda *_: False,
             unpack=True,

@@ -9,6 +9,7 @@ import torch
 from rmsprop.race.landscapes import (
     ENTRANTS,
     LANDSCAPES,
+    MOST_STEPS,
     OPTIMIZERS,
     RAVINES,
     Landscape,
@@ -78,7 +79,7 @@ def test_rows_are_complete(name: str) -> None:
     assert row.description.endswith(".")
     assert row.lesson.endswith(".")
     assert set(row.lrs) == set(OPTIMIZERS)
-    assert 1 <= row.steps <= row.max_steps
+    assert 1 <= row.steps <= MOST_STEPS
     for x, y in (row.start, *row.minima[:1]):
         assert left < x < right
         assert low < y < high

@@ -12,7 +12,7 @@ from cases import mostly_long
 from narrowed import STATES
 from torch import nn
 
-from rmsprop import RMSprop, checkpoint, reference
+from rmsprop import RMSprop, checkpoint, estimate, reference
 from rmsprop.functional import rmsprop
 from rmsprop.in_backward import step_in_backward
 from rmsprop.spec import STATE_DTYPES
@@ -155,13 +155,20 @@ def test_a_setting_that_cannot_work_is_refused_at_construction(settings, dtype, 
     ],
     ids=str,
 )
-def test_a_setting_of_a_group_needs_a_parameter_in_that_group(own, dtype, message):
-    """The constructor's needs one in any group, so that it may be given for all."""
+def test_a_precision_needs_one_parameter_of_the_optimizer(own, dtype, message):
+    """Groups of different layers may share their settings; what no parameter has is refused, whichever group's."""
     half, other = nn.Parameter(torch.ones(3).bfloat16()), nn.Parameter(torch.ones(3, dtype=dtype))
     with pytest.raises(ValueError, match=re.escape(message)):
-        RMSprop([{"params": [half]}, {"params": [other], **own}])
-    RMSprop([{"params": [half], **own}, {"params": [other]}])
-    RMSprop([{"params": [half]}, {"params": [other]}], **own)
+        RMSprop([{"params": [other]}, {"params": [nn.Parameter(torch.ones(2, dtype=dtype))], **own}])
+    for groups, settings in (
+        ([{"params": [half], **own}, {"params": [other], **own}], {}),
+        ([{"params": [half]}, {"params": [other]}], own),
+    ):
+        optimizer = RMSprop(groups, **settings)
+        assert RMSprop(optimizer.param_groups).param_groups[1].items() >= own.items()
+        assert estimate(optimizer).total == estimate(optimizer.param_groups).total
+        for other_way in estimate(optimizer).alternatives:
+            assert other_way.usage is not None, other_way
 
 
 # bfloat16 state under "float32" steps as it did before there was a setting: rounded to nearest, which lint reports.

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from rmsprop.checkpoint.packing import Packed, unpack
-from rmsprop.files import write_whole
+from rmsprop.files import RUN_KEY, write_whole
 from rmsprop.optimizer import RMSprop
 from rmsprop.printing import printable, shown, with_article
 from rmsprop.printing import version as package_version
@@ -35,7 +35,6 @@ from rmsprop.tensors.forked import serial_after_fork
 __all__ = ["VERSION", "load", "save"]
 
 VERSION = 1
-_NAME = "rmsprop_checkpoint"  # the key of the version in the file's metadata
 _HEADER = 100_000_000  # safetensors' own limit on the bytes of a header
 _LARGEST = 32_000_000  # bytes of JSON: safetensors allows headers of 100 MB, in which quotes are escaped
 
@@ -65,7 +64,7 @@ def save(path: str | bytes | os.PathLike[str], *, rng: bool = False, **parts: An
             f"the parts hold {len(text) / 1e6:.0f} MB of numbers and strings outside tensors, and a checkpoint takes "
             f"{_LARGEST / 1e6:.0f} MB; put long lists into tensors"
         )
-    notes = {"format": "pt", _NAME: str(VERSION), "rmsprop": package_version(), "tree": text}
+    notes = {"format": "pt", RUN_KEY: str(VERSION), "rmsprop": package_version(), "tree": text}
     notes["crc32"] = str(zlib.crc32(text.encode("ascii")))
     return write_whole(path, lambda part: save_file(packed.tensors, part, metadata=notes), sync=True)
 
@@ -125,7 +124,7 @@ def is_checkpoint(path: Path) -> bool:
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = file.read(size) if size <= _HEADER else b""
-    return f'"{_NAME}"'.encode() in header
+    return f'"{RUN_KEY}"'.encode() in header
 
 
 def read(path: Path, shapes: bool = False) -> dict[str, Any]:
@@ -173,10 +172,10 @@ class _OtherFileError(ValueError):
 
 def _tree(path: Path, notes: Mapping[str, str]) -> str:
     """Return the JSON in a file's metadata, validated."""
-    version = notes.get(_NAME)
+    version = notes.get(RUN_KEY)
     if version is None:
         raise _OtherFileError(
-            f"{path} is a safetensors file, but not a checkpoint of rmsprop: its metadata has no {_NAME}; "
+            f"{path} is a safetensors file, but not a checkpoint of rmsprop: its metadata has no {RUN_KEY}; "
             "safetensors.torch.load_file reads its tensors"
         )
     if not version.isdecimal() or int(version) > VERSION:

@@ -29,6 +29,9 @@ FAR = 1e6
 TARGET = 1e-3
 """The target of a race, as a share of the starting loss. Every minimum here has loss 0."""
 
+MOST_STEPS = 2000
+"""The largest number of steps of a race."""
+
 CONDITION = 100.0
 """The default condition number of the ravines: steep curvature 100, flat curvature 1."""
 
@@ -83,7 +86,6 @@ class Landscape:
     steps: int
     lrs: Mapping[str, float]
     noise: float = 0.0
-    max_steps: int = 2000
     condition: float | None = None
     angle: int = 0
 
@@ -376,8 +378,8 @@ def race(
     """
     where = find_landscape(landscape) if isinstance(landscape, str) else landscape
     budget = where.steps if steps is None else steps
-    if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= where.max_steps:
-        raise ValueError(f"steps={budget!r}: on {where.name} give a whole number from 1 to {where.max_steps}.")
+    if isinstance(budget, bool) or not isinstance(budget, int) or not 1 <= budget <= MOST_STEPS:
+        raise ValueError(f"steps={budget!r}: on {where.name} give a whole number from 1 to {MOST_STEPS}.")
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise ValueError(f"seed={seed!r}: give a whole number from 0 to 2**32 - 1.")
     if not where.target > 0:

@@ -45,14 +45,13 @@ const live = (() => {
       else if (kind === "number" && text !== "" && Number.isFinite(number)) s[name] = number;
       else if (kind === "string") s[name] = text;
     }
-    const within = (name, low, high) => { if (s[name] !== null) s[name] = Math.min(Math.max(s[name], low), high); };
     if (!Object.hasOwn(data.lands, s.land)) s.land = PLAIN.land;
-    if (!["outside", "inside", "both", "floor"].includes(s.mode)) s.mode = PLAIN.mode;
+    if (!data.modes.includes(s.mode)) s.mode = PLAIN.mode;
     for (const name of ["first", "other"]) if (s[name] && !Object.hasOwn(data.dialects, s[name])) s[name] = PLAIN[name];
-    within("condition", 1, 1e9); within("angle", 0, 45); within("memory", 1, 1e9); within("momentum", 0, 0.999);
-    within("steps", 1, data.lands[s.land].max_steps); within("eps", 0, 1e9); within("init", 0, 1e9);
-    within("seed", 0, 2 ** 32 - 1); within("t", 0, 1e9); within("kick", 0, 1e9); within("x", -1000, 1000); within("y", -1000, 1000);
-    for (const name of ["angle", "steps", "seed", "kick", "t"]) if (s[name] !== null) s[name] = Math.round(s[name]);
+    for (const [name, [low, high]] of Object.entries(data.ranges)) if (s[name] !== null) {
+      s[name] = Math.min(Math.max(s[name], low), high);
+      if (data.whole.includes(name)) s[name] = Math.round(s[name]);
+    }
     for (const name of ["lr", "lr2", "lr_sgd", "lr_momentum", "lr_adam"]) if (!(s[name] > 0)) s[name] = null;
     if ((s.x === null) !== (s.y === null)) s.x = s.y = null;
     if (!data.lands[s.land].ravine) s.angle = 0;
@@ -695,7 +694,7 @@ const live = (() => {
   const SLIDERS = {
     condition: { low: 0, high: 4, log: true, get: () => now.condition, set: (v) => set({ condition: v }), least: 1, most: 1e9 },
     angle: { low: 0, high: 45, get: () => now.angle, set: (v) => set({ angle: Math.round(v) }), least: 0, most: 45, step: 1 },
-    steps: { low: 0, high: 3.301, log: true, get: () => stepsOf(now), set: (v) => set({ steps: Math.round(v) }), least: 1, most: 2000, step: 1 },
+    steps: { low: 0, high: 3.301, log: true, get: () => stepsOf(now), set: (v) => set({ steps: Math.round(v) }), least: 1, most: data.ranges.steps[1], step: 1 },
     lr: { low: -4, high: 1, log: true, get: () => rate("rmsprop"), set: (v) => set({ lr: v }), least: 0, most: 1e6 },
     memory: { low: 0, high: 3, log: true, get: () => now.memory, set: (v) => set({ memory: v }), least: 1, most: 1e6 },
     eps: { low: -12, high: 2, log: true, get: () => now.eps, set: (v) => set({ eps: v }), least: 0, most: 1e6 },

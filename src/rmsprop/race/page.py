@@ -35,6 +35,7 @@ from rmsprop.race.figures import Races, surface
 from rmsprop.race.landscapes import (
     CONDITION,
     LANDSCAPES,
+    MOST_STEPS,
     RAVINES,
     TARGET,
     Landscape,
@@ -45,6 +46,7 @@ from rmsprop.race.landscapes import (
     tilted_ravine,
     turn,
 )
+from rmsprop.spec import EPS_MODES
 from rmsprop.style import COLORS, LOOKS, YELLOW
 
 CASES = 6000
@@ -74,14 +76,14 @@ sgd, momentum and adam. `t` is the step shown, and `kick` the step whose gradien
 _RATES = {"sgd": "lr_sgd", "momentum": "lr_momentum", "adam": "lr_adam", "rmsprop": "lr"}
 _CHOICES: dict[str, Sequence[Any]] = {
     "land": tuple(LANDSCAPES),
-    "mode": ("outside", "inside", "both", "floor"),
+    "mode": EPS_MODES,
     **dict.fromkeys(("bias", "centered", "nesterov", "buffer"), (False, True)),
     **dict.fromkeys(("first", "other"), ("", *DIALECTS)),
     "theme": ("light", "dark"),
 }
 _RANGES = {
     **{"condition": (1, 1e9), "angle": (0, 45), "x": (-1000, 1000), "y": (-1000, 1000), "seed": (0, 2**32 - 1)},
-    **{"steps": (1, 2000), "t": (0, 1e9), "memory": (1, 1e9), "eps": (0, 1e9), "momentum": (0, 0.999)},
+    **{"steps": (1, MOST_STEPS), "t": (0, 1e9), "memory": (1, 1e9), "eps": (0, 1e9), "momentum": (0, 0.999)},
     **{"init": (0, 1e9), "eps2": (0, 1e9), "kick": (0, 1e9)},
 }
 _WHOLE = ("angle", "seed", "steps", "t", "kick")
@@ -240,6 +242,9 @@ def _data() -> dict[str, Any]:
     tilted = tilted_ravine()
     return {
         "target": TARGET,
+        "modes": EPS_MODES,
+        "ranges": _RANGES,
+        "whole": _WHOLE,
         "turns": [turn(angle) for angle in range(46)],
         "lands": {name: _land(row) for name, row in LANDSCAPES.items() if not row.angle},
         "tilted": {"lesson": tilted.lesson, "lrs": tilted.lrs},
@@ -256,7 +261,7 @@ def _land(row: Landscape) -> dict[str, Any]:
     bowl = ravine(1).lrs
     over = {name: bowl[name] for name in bowl if row.condition and not math.isclose(row.lrs[name], bowl[name])}
     label = "Dive into Deep Learning" if row.name == "d2l" else row.name.replace("-", " ").capitalize()
-    kept = ("description", "lesson", "window", "minima", "steps", "max_steps", "lrs", "noise")
+    kept = ("description", "lesson", "window", "minima", "steps", "lrs", "noise")
     own = {} if row.condition else {"start": row.start}
     return {
         "label": label,

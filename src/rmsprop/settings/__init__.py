@@ -355,11 +355,9 @@ def to_caller() -> int:
     return level
 
 
-def check_effect(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any]) -> None:
+def check_effect(groups: Sequence[Mapping[str, Any]]) -> None:
     """Refuse settings without effect: of an average without one, and of a precision that no parameter has.
 
-    Args:
-        defaults: the constructor's settings.
     Raises: ValueError.
     """
     companions = [name for name in AVERAGING if name != "ema"]
@@ -367,33 +365,32 @@ def check_effect(groups: Sequence[Mapping[str, Any]], defaults: Mapping[str, Any
     if idle and all(group["ema"] is None for group in groups):
         arguments = " and ".join(f"{name}={value!r}" for name, value in idle.items())
         raise ValueError(f"{arguments} needs an average of the weights: give ema=0.9999 too, or leave it out")
-    _check_precision(groups, defaults, ("rounding", "compensation"), is_half, "half-precision", _HALF)
-    _check_precision(groups, defaults, ("state_dtype",), is_narrowable, "float32, bfloat16 and float16", _NARROW)
-
-
-_HALF = "; leave it out, or build the optimizer after model.to(torch.bfloat16)"
-_NARROW = ", whose averages stay {}; leave it out"
-
-
-def _check_precision(
-    groups: Sequence[Mapping[str, Any]],
-    defaults: Mapping[str, Any],
-    names: Sequence[str],
-    applies: Callable[[torch.dtype], bool],
-    kind: str,
-    advice: str,
-) -> None:
-    """Refuse a group's own setting without a parameter in the group, and the constructor's without any."""
-    every = [p for group in groups for p in group["params"]]
-    for group in groups:
-        asked = {name: group[name] for name in names if group[name] != CARE[name]}
-        params = group["params"] if any(asked[name] != defaults[name] for name in asked) else every
-        if asked and params and not any(is_lazy(p) or applies(p.dtype) for p in params):
-            arguments = " and ".join(f"{name}={value!r}" for name, value in asked.items())
+    params = [p for group in groups for p in group["params"]]
+    for names, applies, kind, advice in _PRECISIONS:
+        idle = {name: group[name] for group in groups for name in names if group[name] != CARE[name]}
+        # one such parameter is enough: groups of one kind of layer each often share their settings
+        if idle and params and not any(is_lazy(p) or applies(p.dtype) for p in params):
+            arguments = " and ".join(f"{name}={value!r}" for name, value in idle.items())
             dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in params}))
             raise ValueError(
-                f"{arguments} applies to {kind} parameters only, and these are {dtypes}" + advice.format(dtypes)
+                f"{arguments} applies to {kind} parameters only, and these are {dtypes}{advice.format(dtypes)}"
             )
+
+
+_PRECISIONS: tuple[tuple[tuple[str, ...], Callable[[torch.dtype], bool], str, str], ...] = (
+    (
+        ("rounding", "compensation"),
+        is_half,
+        "half-precision",
+        "; leave it out, or build the optimizer after model.to(torch.bfloat16)",
+    ),
+    (
+        ("state_dtype",),
+        is_narrowable,
+        "float32, bfloat16 and float16",
+        ", whose averages stay {}; leave it out",
+    ),
+)
 
 
 def check_lr(lr: Any) -> float | Tensor:

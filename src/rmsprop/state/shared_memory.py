@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from rmsprop.settings import read
 from rmsprop.spec import NARROWED
 from rmsprop.state.slots import make
-from rmsprop.tensors.bucket import fresh_slot, is_half, slot_dtype, state_names
+from rmsprop.tensors.bucket import fresh_slot, is_half, keeps, slot_dtype, state_names
 from rmsprop.tensors.float8 import converted
 from rmsprop.tensors.forked import serial_after_fork
 from rmsprop.tensors.names import parameter_name
@@ -77,12 +77,11 @@ def refuse_other_precision(optimizer: Optimizer) -> None:
     for group in optimizer.param_groups:
         for i, p in enumerate(group["params"]):
             for name, x in optimizer.state.get(p, {}).items():
-                kept = slot_dtype(name, p.dtype, group["state_dtype"])
-                differs = x.dtype == torch.uint8 or group["state_dtype"] != "float32"
-                if name in NARROWED and differs and x.dtype != kept:
+                if name in NARROWED and not keeps(name, x.dtype, p.dtype, group["state_dtype"]):
+                    needed = slot_dtype(name, p.dtype, group["state_dtype"])
                     raise RuntimeError(
                         f"{name} of parameter {parameter_name(group, i)} is {x.dtype} in shared memory, but "
-                        f"state_dtype={group['state_dtype']!r} needs {kept}, which other processes would not see; "
+                        f"state_dtype={group['state_dtype']!r} needs {needed}, which other processes would not see; "
                         "set state_dtype back, or build a new optimizer before the processes start"
                     )
 

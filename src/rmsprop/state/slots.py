@@ -155,11 +155,13 @@ def check(group: Mapping[str, Any], bucket: Bucket) -> None:
             fault = _fault(name, x, p, bucket)
             if fault is not None:
                 label = _label(group, bucket.whole.get(id(p), p))
-                if isinstance(fault, _OtherPrecision):
+                if fault == _OTHER_PRECISION:
+                    codes = ", the codes of state_dtype='float8'" if x.dtype == torch.uint8 else ""
                     raise RuntimeError(
-                        f"{name} of parameter {label} is {fault}, but state_dtype={group['state_dtype']!r} of its "
-                        f"group keeps it in {slot_dtype(name, p.dtype, bucket.state_dtype)}; set state_dtype back, "
-                        "or convert the state: optimizer.load_state_dict(optimizer.state_dict(full_precision=True))"
+                        f"{name} of parameter {label} is {x.dtype}{codes}, but state_dtype={group['state_dtype']!r} "
+                        f"of its group keeps it in {slot_dtype(name, p.dtype, bucket.state_dtype)}; set state_dtype "
+                        "back, or convert the state: "
+                        "optimizer.load_state_dict(optimizer.state_dict(full_precision=True))"
                     )
                 expected = f"a dense {_dtype(name, p, bucket)} tensor of shape {tuple(p.shape)} on {p.device}"
                 expected = "a tensor of one number" if name == "step" else expected
@@ -169,10 +171,7 @@ def check(group: Mapping[str, Any], bucket: Bucket) -> None:
                 )
 
 
-class _OtherPrecision(str):
-    """The dtype of a slot that another state_dtype has."""
-
-    __slots__ = ()
+_OTHER_PRECISION = "of another state_dtype"
 
 
 def _fault(name: str, x: Any, p: Tensor, bucket: Bucket) -> str | None:
@@ -191,8 +190,7 @@ def _fault(name: str, x: Any, p: Tensor, bucket: Bucket) -> str | None:
     else:
         fits = keeps(name, x.dtype, p.dtype, bucket.state_dtype)
         if not fits and name in NARROWED and (bucket.state_dtype != "float32" or x.dtype == torch.uint8):
-            codes = ", the codes of state_dtype='float8'" if x.dtype == torch.uint8 else ""
-            return _OtherPrecision(f"{x.dtype}{codes}")
+            return _OTHER_PRECISION
     if not fits:
         return f"of {x.dtype}"
     if x._is_zerotensor() or x.is_neg() or x.is_conj():

@@ -18,10 +18,10 @@ from rmsprop.conversion.formats.pytorch.load import Arrays
 from rmsprop.conversion.owner import find_owner
 from rmsprop.conversion.record import Checkpoint, Unreadable
 from rmsprop.conversion.turning import recorded
+from rmsprop.files import RUN_KEY
 from rmsprop.printing import shown
 
 PREFIX, KEY, BUFFERS = "optimizer.", "rmsprop", "ema_buffers"
-RUN = "rmsprop_checkpoint"  # in the metadata of a run that rmsprop.checkpoint saved
 
 
 def sniff(path: Path) -> bool:
@@ -109,7 +109,7 @@ def _read(path: Path, get: Callable[[Any, str], Any] | None = None) -> tuple[dic
             keys = file.offset_keys() if hasattr(file, "offset_keys") else file.keys()
             read = file.get_tensor if get is None else partial(get, file)
             metadata = file.metadata() or {}
-            if RUN in metadata:
+            if RUN_KEY in metadata:
                 raise Unreadable(
                     f"{path.name} is a whole run, saved by rmsprop.checkpoint; save the part to read alone, such as "
                     f"torch.save(rmsprop.checkpoint.load({path.name!r})['optimizer'], 'optimizer.pt')"
