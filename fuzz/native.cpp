@@ -12,6 +12,7 @@
 
 #include <fuzzer/FuzzedDataProvider.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -65,6 +66,7 @@ const Host kHost = {
       if (i < 0 || i >= int64_t(static_cast<List*>(list)->size())) fault("an index beyond its list");
       return (*static_cast<List*>(list))[size_t(i)];
     },
+    [](void* list, void* object) { static_cast<List*>(list)->push_back(object); return 0; },
     [](void* dict) { return int64_t(static_cast<Dict*>(dict)->items.size()); },
     [](void* dict, int64_t* position, void** key, void** value) {
       const auto& items = static_cast<Dict*>(dict)->items;
@@ -442,7 +444,12 @@ void run(Provider& draw) {
     if (draw.ConsumeIntegralInRange(0, 31) == 0) extra.push_back(&none_object);
     const auto before = remembered(world);
     const bool allowed = may_step(plan, world, places, kinds);
+    List held;
+    plan.stepping = &held;
     const int32_t code = rmsprop_again(&plan, &world.params, &world.keys, &extra, &world.state);
+    const size_t steps = size_t(std::count_if(extra.begin(), extra.end(), [](void* g) { return g != &none_object; }));
+    if (code == kSame && held.size() < 2 * steps) fault("a tensor that the caller steps is not held");
+    if ((code == kStepped || code == kStopped) && !held.empty()) fault("tensors are held without need");
     if (code != kMoved && !allowed) fault("a step of what may not be stepped");
     if (code == kMoved || code == kStopped || code == kSame) {
       if (remembered(world) != before) fault("something was written, and no step was taken");

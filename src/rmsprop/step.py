@@ -171,6 +171,8 @@ class Stepper:
                 filled.append((group, *self.read(group), self._fill(optimizer, group, due, first)))
                 first += len(group["params"])
             if not compiling:
+                for _, rule, _, buckets in filled:
+                    _check_whole(rule, buckets)
                 _check([(group, bucket) for group, *_, buckets in filled for bucket in buckets])
             for group, rule, hyper, buckets in filled:
                 for bucket in buckets:
@@ -207,7 +209,8 @@ class Stepper:
             self.made.clear()  # it owns parameters
             # In backward, every call of the first iteration makes state, and a plan would serve no other.
             useful = due is None or (not made_state and all(backend.name == "cpu" for backend in backends))
-            self.plan = self._make_plan(optimizer, backends, works) if whole and useful else None
+            rules = [(group, rule) for group, rule, *_ in filled]
+            self.plan = self._make_plan(optimizer, backends, works, rules) if whole and useful else None
 
     def drop_plan(self) -> None:
         """Forget the plan, but not the norm of its last step."""
@@ -224,7 +227,13 @@ class Stepper:
         finally:
             self.made.clear()
 
-    def _make_plan(self, optimizer: Any, backends: list[kernels.Backend], works: list[clipping.Work]) -> Plan | None:
+    def _make_plan(
+        self,
+        optimizer: Any,
+        backends: list[kernels.Backend],
+        works: list[clipping.Work],
+        rules: list[tuple[Group, Rule]],
+    ) -> Plan | None:
         """Return a plan of the step that was taken, if one native kernel took all of it, or all but a few tensors."""
         names = {backend.name for backend in backends}
         if type(optimizer)._init_group is not self._init_group or not names:
@@ -236,10 +245,11 @@ class Stepper:
             if not works or not self._may_leave(optimizer, works, others):
                 return None
             left = [p for *_, bucket in others for p in bucket.param]
-        groups = [(group, self.read(group)[0]) for group in optimizer.param_groups]
         stepped = [(group, bucket) for group, _, _, bucket in works]
         used = "cpu" if left else backends[0].name
-        return kernels.plan_of(used, optimizer.backend, groups, optimizer.state, settings.SETTINGS, stepped, left)
+        plan = kernels.plan_of(used, optimizer.backend, rules, optimizer.state, settings.SETTINGS, stepped, left)
+        # A plan compares settings with those that it has read. They may be newer than the rules, by another thread.
+        return plan if all(self.read(group)[0] == rule for group, rule in rules) else None
 
     def _may_leave(self, optimizer: Any, works: list[clipping.Work], others: list[clipping.Work]) -> bool:
         """Return whether a plan of `works` may leave the tensors of `others` to the full step.
@@ -358,6 +368,18 @@ def _step(
             shards.written(bucket)
             if write_back is not None:
                 write_back()
+
+
+def _check_whole(rule: Rule, buckets: list[Bucket]) -> None:
+    """Raise RuntimeError if a slot that the rule needs is missing, or is there for some parameters alone."""
+    for bucket in buckets:
+        count = len(bucket.param)
+        whole = all(len(values) in (0, count) for values in bucket.lists())
+        if not whole or (count and not all(bucket.slots[name] for name in rule.slots())):
+            raise RuntimeError(
+                "step() found state of other settings than the group has: did another thread change the group during "
+                "the step? No parameter was changed."
+            )
 
 
 def _check(filled: list[tuple[Group, Bucket]]) -> None:

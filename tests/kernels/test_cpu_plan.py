@@ -1,12 +1,13 @@
 """A plan is never stale: whatever moved since the last step, the next one is what plain torch would have done."""
 
 import copy
+import dataclasses
 import gc
 import multiprocessing
 import os
 import pickle
 import threading
-import warnings
+import weakref
 
 import alone
 import pytest
@@ -14,9 +15,10 @@ import torch
 from allocated import peak
 from torch import Tensor
 
-from rmsprop import RMSprop
-from rmsprop.kernels import native
+from rmsprop import RMSprop, kernels
+from rmsprop.kernels import native, plan
 from rmsprop.kernels.plan import Plan
+from rmsprop.step import Stepper
 
 pytestmark = pytest.mark.skipif(native.missing() is not None, reason=str(native.missing()))
 
@@ -297,12 +299,12 @@ def test_momentum_may_begin_in_mid_run() -> None:
 
 
 def test_a_plan_in_use_is_not_used_again() -> None:
-    """While another thread steps with the plan, a step goes the long way."""
-    pair = Pair()
+    """While another thread steps with the plan, without the GIL, a step goes the long way."""
+    pair = Pair(shapes=((40_000,), (7,)))
     pair.step(2)
     plan = pair.plan
-    plan._busy = True
-    pair.step()
+    with plan._lock:
+        pair.step()
     assert pair.plan is not plan
 
 
@@ -562,8 +564,137 @@ def test_one_optimizer_stepped_from_two_threads_does_not_crash() -> None:
     assert torch.isfinite(w).all()
 
 
+def test_state_that_another_thread_removes_after_a_step_makes_no_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan without a place for every parameter would read an entry that it has never looked up."""
+    pair = Pair()
+    pair.step()
+    optimizer = pair.fast
+    optimizer._stepper.drop_plan()
+    parts_of = plan.parts_of
+
+    def then_remove(groups: list, state: dict, left: set) -> list:
+        found = list(parts_of(groups, state, left))
+        state.pop(pair.params[0][1])
+        return found
+
+    monkeypatch.setattr(plan, "parts_of", then_remove)
+    monkeypatch.setattr(plan, "whole_groups", lambda *_: [])
+    pair.gradients()
+    optimizer.step()
+    assert pair.plan is None
+    monkeypatch.undo()
+    optimizer.step()  # makes the state again
+    assert pair.plan is not None
+    assert set(optimizer.state) == set(pair.params[0])
+
+
+@pytest.mark.parametrize("switched", ["momentum", "centered"])
+def test_a_setting_that_another_thread_changes_during_a_step_is_one_error(
+    monkeypatch: pytest.MonkeyPatch, switched: str
+) -> None:
+    """The kernel gets no rule whose state was not read; nothing moves, and the next step is right."""
+    pair = Pair()
+    pair.step(2)
+    group, before = pair.fast.param_groups[0], [p.detach().clone() for p in pair.params[0]]
+    had, read = group[switched], Stepper.read
+
+    def read_then_switch(stepper: Stepper, group: dict) -> tuple:
+        found = read(stepper, group)
+        group[switched] = type(had)()
+        return found
+
+    monkeypatch.setattr(Stepper, "read", read_then_switch)
+    pair.fast._stepper.drop_plan()
+    pair.gradients()
+    with pytest.raises(RuntimeError, match=r"did another thread change the group during the step\?"):
+        pair.fast.step()
+    monkeypatch.undo()
+    assert all(torch.equal(p, x) for p, x in zip(pair.params[0], before, strict=True))
+    group[switched] = had
+    for optimizer in pair:
+        optimizer.step()
+    pair.check()
+
+
+def test_a_plan_holds_the_settings_of_its_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A switch that another thread changes between a step and its plan is seen by the next step."""
+    pair = Pair()
+    pair.step()
+    plan_of = kernels.plan_of
+
+    def switch_then_plan(*arguments: object) -> Plan | None:
+        pair.fast.param_groups[0]["maximize"] = True
+        return plan_of(*arguments)
+
+    pair.fast._stepper.drop_plan()
+    monkeypatch.setattr(kernels, "plan_of", switch_then_plan)
+    pair.gradients()
+    for optimizer in pair:
+        optimizer.step()
+    monkeypatch.undo()
+    pair.slow.param_groups[0]["maximize"] = True
+    outcome = []
+    pair.gradients()
+    for optimizer in pair:
+        try:
+            optimizer.step()
+            outcome.append(None)
+        except RuntimeError as error:
+            outcome.append(str(error))
+    assert outcome[0] == outcome[1]
+    pair.check()
+
+
+@pytest.mark.parametrize("planned", [True, False])
+@pytest.mark.parametrize("settings", [{}, {"clip_global_norm": 1.0}, {"nonfinite": "raise"}], ids=str)
+@pytest.mark.parametrize("call", ["step", "norms", "unfinite"])
+def test_what_another_thread_drops_lives_as_long_as_the_step_that_writes_it(
+    monkeypatch: pytest.MonkeyPatch, call: str, settings: dict, planned: bool
+) -> None:
+    """Where the kernel runs without the GIL, another thread may replace parameters, gradients and state."""
+    pair = Pair(shapes=((200_000,), (7,)), **settings)
+    pair.step(2)
+    pair.gradients()
+    pair.slow.step()
+    optimizer = pair.fast
+    watched = [weakref.ref(x) for p in pair.params[0] for x in (p, p.grad, *optimizer.state[p].values())]
+    kept = [x.clone() for p in pair.params[1] for x in (p, *pair.slow.state[p].values())]
+    called, written = [], []
+
+    def drop_then_call(*arguments: object) -> int:
+        if not called:
+            for p in pair.params[0]:
+                written.extend([p.data, *(x.data for x in optimizer.state[p].values())])  # the memory alone
+                p.grad = None
+                optimizer.state[p].clear()
+            del p
+            optimizer.param_groups[0]["params"].clear()
+            optimizer.state.clear()
+            pair.params[0].clear()
+            gc.collect()
+            called.append([ref() is not None for ref in watched])
+        return getattr(loaded, call)(*arguments)
+
+    loaded = native.load()
+    watching = dataclasses.replace(loaded, **{call: drop_then_call})
+    if planned:
+        optimizer._stepper.plan._loaded = watching
+    else:
+        optimizer._stepper.drop_plan()
+        monkeypatch.setattr(native, "load", lambda: watching)
+    optimizer.step()
+    expected = {
+        "step": True,
+        "norms": "clip_global_norm" in settings,
+        "unfinite": "nonfinite" in settings and planned,
+    }
+    assert len(called) == expected[call]
+    if called:
+        assert all(called[0])
+        assert all(torch.allclose(x, y, rtol=1e-4, atol=1e-5) for x, y in zip(written, kept, strict=True))
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")  # of JAX, if it was imported
 @pytest.mark.parametrize("size", [50, 200_000])
 def test_an_optimizer_built_before_fork_steps_in_the_child(size: int) -> None:
     """Also where the parent has used its threads, which do not exist in the child."""
@@ -571,10 +702,8 @@ def test_an_optimizer_built_before_fork_steps_in_the_child(size: int) -> None:
     pair.slow = pair.fast  # the comparison itself would wait for the parent's threads
     pair.params[1] = pair.params[0]
     pair.step(3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: fork in a process with threads
-        child = multiprocessing.get_context("fork").Process(target=_step_in_child, args=(pair.fast,))
-        child.start()
+    child = multiprocessing.get_context("fork").Process(target=_step_in_child, args=(pair.fast,))
+    child.start()
     child.join(60)
     alive = child.is_alive()
     child.kill()

@@ -211,8 +211,18 @@ bool all_apart(Plan& plan) {
   return true;
 }
 
-// Returns whether the works are still valid, and stores the current sizes and addresses.
-bool same(Plan& plan, void* params, void* keys, void* gradients, void* state) {
+// Appends the slots of a row to a list, which keeps them alive when another thread replaces them. Returns false if there
+// is no memory.
+bool hold(const Host& host, void* const* object, void* list) {
+  for (int k = kSquareAvg; k < kTensors; ++k) {
+    if (object[k] != nullptr && host.list_append(list, object[k])) return false;
+  }
+  return true;
+}
+
+// Returns whether the works are still valid, and stores the current sizes and addresses. left: whether the caller
+// steps.
+bool same(Plan& plan, void* params, void* keys, void* gradients, void* state, bool left) {
   const Host& host = *plan.host;
   plan.active = plan.inferred = 0;
   if (host.list_size(params) != plan.params || host.list_size(keys) != plan.params) return false;
@@ -235,6 +245,7 @@ bool same(Plan& plan, void* params, void* keys, void* gradients, void* state) {
       void* object[kTensors];
       Row row;
       if (!gather(plan, work, params, gradient, plan.place[w][i], object) || !fits(host, object, kinds, row)) return false;
+      if (left && !hold(host, object, plan.stepping)) return false;
       moved |= size != row.size;
       size = row.size;
       ++plan.active;
@@ -258,11 +269,12 @@ bool same(Plan& plan, void* params, void* keys, void* gradients, void* state) {
 
 RMSPROP_API int32_t rmsprop_again(Plan* plan, void* params, void* keys, void* gradients, void* state) {
   const Host& host = *plan->host;
-  if (!same(*plan, params, keys, gradients, state)) return kMoved;
-  if (plan->elements > plan->serial_limit) return kSame;
+  const bool left = plan->elements > plan->serial_limit;
+  if (!same(*plan, params, keys, gradients, state, left)) return kMoved;
+  if (left) return kSame;
   double norm = plan->norm;
   const int32_t unclear = plan->normed ? rmsprop_norms(plan->work, plan->works, &norm, nullptr, 0) : 1;
-  if (unclear < 0) return kSame;  // the caller tries again, and raises
+  if (unclear < 0) return kMoved;  // no memory: the full step tries again, and raises
   plan->unfinite = plan->guarded && unclear ? rmsprop_unfinite(plan->work, plan->works, nullptr, 0) : -1;
   if (plan->unfinite >= 0) return kStopped;
   plan->norm = norm;

@@ -8,6 +8,7 @@
 struct Host {
   int64_t (*list_size)(void* list);
   void* (*list_item)(void* list, int64_t i);
+  int32_t (*list_append)(void* list, void* object);
   int64_t (*dict_size)(void* dict);
   int32_t (*dict_next)(void* dict, int64_t* position, void** key, void** value);
   void* (*dict_item)(void* dict, void* key);
@@ -60,6 +61,7 @@ struct Plan {
   int64_t idle;                 // parameters without state
   const int64_t* idle_place;    // [idle]
   Span* span;                   // [7 * rows] scratch: written memory, sorted
+  void* stepping;               // a list, which receives the slots that the caller steps
   int64_t spans;
   int64_t apart;                // whether written memory did not overlap, with itself or the gradients
   int64_t normed;               // whether a work has coefficients of norms

@@ -15,7 +15,7 @@ from rmsprop.tensors.forked import in_child
 
 # kInterface of csrc/rmsprop.h. A library of another number, such as one that was built before a change of this
 # checkout, would read the structures below as others.
-INTERFACE = 1
+INTERFACE = 2
 
 # Element types of parameters, and of slots with float8's bytes, in the order of csrc/rmsprop.h.
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -53,7 +53,10 @@ class Host(Structure):
     """Addresses of functions of Python and torch, and the layout of a plain tensor: `Host` in csrc/plan.h."""
 
     _fields_ = (
-        *((name, c_void_p) for name in ("list_size", "list_item", "dict_size", "dict_next", "dict_item")),
+        *(
+            (name, c_void_p)
+            for name in ("list_size", "list_item", "list_append", "dict_size", "dict_next", "dict_item")
+        ),
         *((name, c_void_p) for name in ("device_index", "dtype", "dim", "sizes", "strides", "data", "bump")),
         *((name, c_int64) for name in ("type", "header", "keys")),
         *((name, c_void_p) for name in ("none", "dict", "tensor", "parameter")),
@@ -79,6 +82,7 @@ class Plan(Structure):
         *((name, c_int64) for name in ("elements", "serial_limit", "idle")),
         ("idle_place", c_void_p),
         ("span", c_void_p),
+        ("stepping", c_void_p),
         *((name, c_int64) for name in ("spans", "apart", "normed")),
         ("norm", c_double),
         *((name, c_int64) for name in ("guarded", "unfinite", "active", "inferred")),
@@ -203,7 +207,8 @@ def _host(library: ctypes.CDLL) -> Host | None:
         return None  # without the GIL, lists and dicts may change while C reads them
     read = ("device_index", "dtype", "dim", "sizes", "strides", "data_ptr")
     torchs = [_address(library, "aoti_torch_get_" + name) for name in read]
-    names = ("PyList_Size", "PyList_GetItem", "PyDict_Size", "PyDict_Next", "PyDict_GetItemWithError")
+    names = ["PyList_" + name for name in ("Size", "GetItem", "Append")]
+    names += ["PyDict_" + name for name in ("Size", "Next", "GetItemWithError")]
     python = [_address(ctypes.pythonapi, name) for name in names]
     header, kind = object.__basicsize__, object.__basicsize__ - ctypes.sizeof(c_void_p)
     probe = torch.zeros(1, device="cpu")

@@ -6,6 +6,7 @@ For small networks, Python is the whole cost of a step. A plan reduces it to one
 import ctypes
 import math
 import struct
+import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -103,11 +104,11 @@ class Plan:
         left: Sequence[Tensor] = (),
     ) -> None:
         self._loaded, self._backend, self._settings = loaded, backend, settings
-        self._busy = False
         self._scale = 1.0  # of the works
         self._spread_ids: tuple[list[int], ...] = ()  # of the DTensor slots and shards that the plan holds
         self._guard: Guard | None = None  # the guard of the plan's `guarded`
         self._held: list[Any] = []  # keeps arrays alive that the structures below point to
+        self._stepping: list[Tensor] = []  # keeps slots alive during a step in which other threads may drop them
         params = [p for group, _ in groups for p in group["params"]]
         self._index = {id(p): i for i, p in enumerate(params)}  # a hint: the parameter at the index is compared
         self._shards = shards.DTensorWatch(params, state)
@@ -122,6 +123,7 @@ class Plan:
         self.takes = bool(parts) and type(state) in _STATES
         if not self.takes:
             return
+        known = [settings(group) for group, _ in groups]  # first: what changes from here on is seen by the next step
         self._host = native.host(parts[0][2].param[0].device)
         lists = [self._lists(rule, bucket) for _, rule, bucket, _ in parts]
         self._lists_held = lists
@@ -136,12 +138,19 @@ class Plan:
         self._known = []
         for i, (group, rule) in enumerate(groups):
             own = [work for work, (owner, *_) in zip(works, parts, strict=True) if owner == i]
-            self._known.append(_Known(len(group["params"]), settings(group), rule.momentum, rule, own))
-        self._plan = self._fill(parts, params, state)
+            self._known.append(_Known(len(group["params"]), known[i], rule.momentum, rule, own))
+        filled = self._fill(parts, params, list(state.items()))
+        self.takes = filled is not None
+        if filled is None:
+            return
+        self._plan = filled
         self._copied = [] if self._shards.any else _copied(parts, params)
         self._replaces = bool(self._left or self._copied)
         self._together = any(groups[i][0]["clip_global_norm"] is not None for i, *_ in parts)
         self._plan.norm = -1.0  # none yet
+        # Other threads run during a step that releases the GIL. rmsprop_again takes small steps without releasing it.
+        small = self._plan.elements <= self._plan.serial_limit
+        self._lock = None if small else threading.Lock()
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
         self.takes = bool(loaded.apart(self._address))
@@ -164,12 +173,37 @@ class Plan:
         Returns: False, with nothing written, if anything changed.
         Mutates: parameters and state. Never gradients.
         """
-        if self._busy or backend != self._backend or type(state) not in _STATES:
+        if backend != self._backend or type(state) not in _STATES:
             return False
         if type(groups) is not list or len(groups) != len(self._known):
             return False
         if refusals.in_mode() or not self._can(scaling, guard, due):
             return False
+        if self._lock is not None and not self._lock.acquire(False):
+            return False  # a step by this plan is not finished
+        try:
+            if not self._same_settings(groups):
+                return False
+            keys = groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(map(_PARAMS, groups)))
+            if self._lock is not None:
+                keys = keys[:]  # another thread may change the user's list
+            try:
+                gradients = list(map(GRADIENTS, keys)) if due is None else self._due(due, keys)
+                if self._replaces:
+                    self._replace(keys, gradients)
+            except (AttributeError, LookupError):  # not a tensor, a parameter of no group, or a list that changed
+                return False
+            return self._run(groups, state, keys, gradients, scaling, guard)
+        finally:
+            if self._lock is not None:
+                self._stepping.clear()
+                self._lock.release()
+
+    def _same_settings(self, groups: list[dict[str, Any]]) -> bool:
+        """Return whether the groups have the plan's settings and parameter counts. Numbers may change.
+
+        Mutates: the works, into which changed numbers are written.
+        """
         for group, known in zip(groups, self._known, strict=True):
             try:
                 params, numbers = group["params"], NUMBERS(group)
@@ -187,18 +221,7 @@ class Plan:
                     known.numbers = () if isinstance(numbers[0], Tensor) else numbers
             except (struct.error, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError):
                 return False  # a missing or invalid setting: the full step raises
-        keys = groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(map(_PARAMS, groups)))
-        try:
-            gradients = list(map(GRADIENTS, keys)) if due is None else self._due(due, keys)
-            if self._replaces:
-                self._replace(keys, gradients)
-        except AttributeError:  # not a tensor, or a parameter of no group
-            return False
-        self._busy = True
-        try:
-            return self._run(groups, state, keys, gradients, scaling, guard)
-        finally:
-            self._busy = False
+        return True
 
     def _can(self, scaling: Scaling | None, _guard: Guard | None, _due: Due) -> bool:
         """Return whether a plan can take such a step. The full step skips those whose gradients overflowed."""
@@ -283,13 +306,13 @@ class Plan:
 
         Returns: an Again, the tensors that step, and their gradients.
         """
-        params, held = keys, None
+        params = keys
         if self._shards.any:
             found = self._shards.current(keys, gradients)
             if found is None:
                 return _MOVED, params, gradients
-            params, *held = found
-            ids = tuple([*map(id, values)] for values in held)
+            params, *spread = found
+            ids = tuple([*map(id, values)] for values in spread)
             if ids != self._spread_ids:
                 self._spread_ids = ids
                 for (index, name), slot, part in zip(self._shards.slots, *ids, strict=True):
@@ -355,18 +378,20 @@ class Plan:
             written += [key for key, x, g in triples if g is not None and key is not x]
         refusals.count_writes(written)
 
-    def _fill(self, parts: list[Part], params: list[Tensor], state: Any) -> native.Plan:
-        """Return the plan in the form of csrc/plan.h."""
+    def _fill(self, parts: list[Part], params: list[Tensor], entries: list[tuple[Any, Any]]) -> native.Plan | None:
+        """Return the plan in the form of csrc/plan.h. None if another thread has removed a parameter's entry."""
         kinds = [kind for _, _, bucket, _ in parts for kind in refusals.kinds(self._loaded, bucket)]
         self._indices = [index for *_, indices in parts for index in indices]
         self._in_order = self._indices == sorted(self._indices)  # not where a group holds several kinds
         placed = set(self._indices)
         idle = [i for i in range(len(params)) if i not in placed]
-        items = [self._index.get(id(key), -1) for key in state]
+        items = [self._index.get(id(key), -1) for key, _ in entries]
         while items and items[-1] not in placed:
             items.pop()
         items = [index if index in placed else -1 for index in items]
-        sizes = [len(entry) if index >= 0 else 0 for index, entry in zip(items, state.values(), strict=False)]
+        if not placed <= set(items):
+            return None
+        sizes = [len(entry) if index >= 0 else 0 for index, (_, entry) in zip(items, entries, strict=False)]
         spans = (c_int64 * (2 * (native.TENSORS - 1) * len(self._indices)))()
         self._held.append(spans)
         names = [c_void_p(id(name)).value if name else None for name in _NAMES]
@@ -388,6 +413,7 @@ class Plan:
             idle=len(idle),
             idle_place=self._array(c_int64, idle),
             span=ctypes.addressof(spans),
+            stepping=id(self._stepping),
         )
         if self._shards.any:
             self._spread = [(c_void_p * (native.TENSORS * len(params)))() for _ in range(2)]
