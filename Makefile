@@ -108,7 +108,7 @@ integrations: $(TRAINERS)/ready
 	$(TRAINERS)/bin/python -m pytest --numprocesses=auto --dist=worksteal tests/integrations
 
 site: $(VENV)/ready
-	$(BIN)/python -m sphinx -q -W --keep-going -b html -d docs/_site/.doctrees docs docs/_site
+	$(BIN)/python -m sphinx -W --keep-going -b html -d docs/_site/.doctrees docs docs/_site
 	@echo "open docs/_site/index.html"
 
 docs: $(VENV)/ready

@@ -215,6 +215,25 @@ def test_the_sightings_say_when(tmp_path):
     assert "warning first_step, group 0, after step 0\n    seen: " in str(report)
 
 
+@pytest.mark.parametrize(
+    ("make", "words", "named"),
+    [
+        ("torch.optim.RMSprop", "lr=0.1", "bias_correction="),
+        ("torch.optim.RMSprop", "lr=0.01, eps=1e-3, alpha=0.999", "bias_correction="),
+        ("torch.optim.RMSprop", "lr=1e-5, eps=0, alpha=0.5", None),
+        ("rmsprop.RMSprop", 'dialect="keras3", learning_rate=0.1', None),
+    ],
+)
+def test_advice_that_torchs_rmsprop_cannot_take_names_the_class_that_can(tmp_path, make, words, named):
+    """The last line says so, where an advised argument is not one of torch's class and the dialect is torch's."""
+    report = check(script(tmp_path, imports="import rmsprop", make=make, words=words))
+    *_, last = str(report).splitlines()
+    line = f"torch.optim.RMSprop does not take {named}. rmsprop's does, and replaces it: from rmsprop import RMSprop."
+    assert (last == line) == (named is not None)
+    assert named is not None or "torch.optim.RMSprop does not take" not in str(report)
+    assert names(report)
+
+
 COMMAND = "from rmsprop.__main__ import main\nmain()"
 
 

@@ -236,7 +236,7 @@ def _state(group: Mapping[str, Any], rule: Rule, state: State) -> str:
     of = counted(len(group["params"]), "tensor has", "tensors have")
     when = "" if made == len(group["params"]) else f"; {made} of {of} state so far"
     return (
-        f"state ({', '.join(names)}): {each} bytes per element, {total:,} for {elements:,} "
+        f"state ({', '.join(names)}): {each} byte{'s' * (each != '1')} per element, {total:,} for {elements:,} "
         f"element{'s' * (elements != 1)}, and a step count per tensor{when}"
     )
 

@@ -37,7 +37,7 @@ ROWS = (
         title="PyTorch, torch.optim.RMSprop",
         rule=Rule(eps_mode="outside"),
         hyper=Hyper(lr=1e-2, alpha=0.99, eps=1e-8),
-        source="torch 2.15.0, torch/optim/rmsprop.py (the same formula since 1.2)",
+        source="torch/optim/rmsprop.py, the same formula from torch 1.2 to 2.15",
         states=_TORCH_STATES,
         call="torch.optim.RMSprop",
         own=Own(

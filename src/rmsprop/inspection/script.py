@@ -7,7 +7,9 @@ The script has all its usual effects, so do not check a script that you would no
 
 import collections
 import functools
+import inspect
 import os
+import re
 import runpy
 import sys
 import threading
@@ -34,6 +36,7 @@ from rmsprop.optimizer import RMSprop
 
 WATCHED = 4  # gradients are watched after each earlier step, and after powers of ten, until the next step
 KEPT = 8  # the last optimizers to step are kept alive, so that they can be linted at the end
+OURS = frozenset(inspect.signature(RMSprop).parameters) - frozenset(inspect.signature(torch.optim.RMSprop).parameters)
 
 
 class Enough(BaseException):
@@ -92,6 +95,10 @@ class Watched:
         """Return the sightings, worst first."""
         return sorted(self.sightings.values(), key=lambda seen: SEVERITIES.index(seen.finding.severity))
 
+    def advised(self) -> set[str]:
+        """Return the names of the arguments that the findings advise to set."""
+        return {name for seen in self.sightings.values() for name in re.findall(r"\b(\w+)=", seen.finding.change)}
+
 
 @dataclass
 class ScriptReport:
@@ -145,6 +152,14 @@ class ScriptReport:
                 finding, when = seen.finding, ", ".join(map(str, seen.steps))
                 lines.append(f"  {finding.severity} {finding.name}, group {finding.group}, after step {when}")
                 lines += [f"    seen: {finding.seen}", f"    change: {finding.change}"]
+        advised = {
+            name for one in self.optimizers if one.dialect == "torch" for name in one.advised() if name in OURS
+        }
+        if advised:
+            lines.append(
+                f"torch.optim.RMSprop does not take {', '.join(f'{name}=' for name in sorted(advised))}. "
+                "rmsprop's does, and replaces it: from rmsprop import RMSprop."
+            )
         return "\n".join(lines)
 
 
