@@ -6,6 +6,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS))
 
@@ -58,6 +60,8 @@ html_theme_options: dict[str, Any] = {"top_of_page_buttons": []}
 
 # A number such as 1e-8 in a cell of a table, which a browser would break after its hyphen.
 _NUMBER = re.compile(r"(?<=\de)-(?=\d)")
+# From this many characters on, a cell of a table is a sentence.
+SENTENCE = 32
 _LINK = re.compile(r"(!?)\[([^\]]+)\]\(([^)\s]+)\)")
 
 
@@ -99,9 +103,19 @@ def prepare(_: Any, page: str, source: list[str]) -> None:
     source[0] = text
 
 
+def mark_prose(_: Any, document: nodes.document) -> None:
+    """Mark the columns of tables that hold sentences, to which site.css gives the width for them."""
+    for body in document.findall(nodes.tbody):
+        for column in zip(*(row.children for row in body.findall(nodes.row)), strict=False):
+            if max(len(cell.astext()) for cell in column) >= SENTENCE:
+                for cell in column:
+                    cell["classes"].append("prose")
+
+
 def setup(app: Any) -> None:
-    """Connect the two steps that rewrite text, and the one that writes the live page beside the chapter."""
+    """Connect the steps that rewrite text and tables, and the one that writes the live page beside the chapter."""
     app.connect("source-read", prepare)
+    app.connect("doctree-read", mark_prose)
     app.connect("autodoc-process-docstring", docstrings.process)
     app.connect("build-finished", write_live)
 

@@ -69,6 +69,22 @@ def test_every_page_is_built_and_every_internal_link_leads_somewhere(site: Path)
     assert count > 1000
 
 
+@pytest.mark.long
+def test_sentences_in_tables_have_a_readable_width(site: Path) -> None:
+    """Each cell that holds one has the class to which the style sheet gives the width; columns of numbers do not."""
+    style = (site / "_static" / "site.css").read_text(encoding="utf-8")
+    assert re.search(r"td\.prose \{ min-width: \d+rem", style)
+    pages = [site / f"{page}.html" for page in PAGES]
+    cells = [cell for path in pages for cell in CELL.findall(path.read_text(encoding="utf-8"))]
+    long = [marks for marks, text in cells if len(html.unescape(re.sub("<[^>]*>", "", text)).strip()) >= 40]
+    short = [marks for marks, text in cells if re.fullmatch(r"<p>[\d.]+</p>", text.strip())]
+    assert len(long) > 100
+    assert all("prose" in marks for marks in long)
+    assert sum("prose" in marks for marks in short) < len(short) / 10
+
+
+CELL = re.compile(r"<td([^>]*)>(.*?)</td>", re.DOTALL)
+
 QUERIES = {
     "cartpole": "tutorials/a2c",
     "efficientnet": "tutorials/efficientnet",
