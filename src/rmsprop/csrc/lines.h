@@ -177,7 +177,7 @@ RMSPROP_INLINE void advance(const Numbers<A>& n, Element<A>& x) {
   A d = std::sqrt(w + n.eps_inside) + n.eps_outside;
   d = d < n.floor ? n.floor : d;
   // [7] direction: 0/0 is 0
-  d = (g == 0) & (d == 0) ? A(1) : d;
+  d = ((g == 0) & (d == 0)) ? A(1) : d;
   A u = g / d;
   if constexpr (extra == kCapped) u = within(u, n.cap);
   if constexpr (momentum) {
@@ -197,9 +197,12 @@ constexpr uint32_t kApart = 0x9e3779b1u;  // of the words of neighbors, from whi
 // Random bits of an element's averages, from those of its parameter: reference.state_bits.
 struct Drawn {
   uint32_t v, m, b;
-  RMSPROP_INLINE explicit Drawn(uint32_t random)
-      : v(RMSPROP_BROKEN(14) ? random : swapped(random)), m(mixed_again(random)), b(swapped(m)) {}
 };
+
+RMSPROP_INLINE Drawn drawn_from(uint32_t random) {
+  const uint32_t m = mixed_again(random);
+  return {RMSPROP_BROKEN(14) ? random : swapped(random), m, swapped(m)};
+}
 
 template <class T>
 RMSPROP_INLINE typename T::Bits narrowed(float x, uint32_t random) {
@@ -241,7 +244,7 @@ RMSPROP_INLINE void line(const Numbers<A>& n, A wall, const Places& at, int64_t 
   if (RMSPROP_BROKEN(4)) store<P>(const_cast<char*>(at.g), i, x.g + x.g);
   advance<S, A, centered, momentum, extra>(n, x);
   if constexpr (S::kNarrowed) {
-    const Drawn drawn(random);
+    const Drawn drawn = drawn_from(random);
     put<V>(at.v, i, narrowed<V>(x.v, drawn.v));
     if constexpr (centered) put<O>(at.m, i, narrowed<O>(x.m, drawn.m));
     if constexpr (momentum) put<O>(at.b, i, narrowed<O>(x.b, drawn.b));
@@ -272,7 +275,12 @@ struct Two {
   using Bits = std::conditional_t<sizeof(One) == 1, uint16_t, uint32_t>;
   static constexpr int kBits = 8 * sizeof(One);
   Bits word;
-  RMSPROP_INLINE Two(const char* from, int64_t j) { std::memcpy(&word, from + j * int64_t(sizeof(word)), sizeof(word)); }
+  // Not a constructor: see Numbers::of.
+  static RMSPROP_INLINE Two load(const char* from, int64_t j) {
+    Two found;
+    std::memcpy(&found.word, from + j * int64_t(sizeof(found.word)), sizeof(found.word));
+    return found;
+  }
   RMSPROP_INLINE float first() const { return T::widen(One(word)); }
   RMSPROP_INLINE float second() const { return T::widen(One(word >> kBits)); }
   static RMSPROP_INLINE void put(char* to, int64_t j, One first, One second) {
@@ -289,16 +297,16 @@ RMSPROP_INLINE void two_lines(const Numbers<A>& n, const Places& at, int64_t j, 
   using O = typename S::Other;
   const uint32_t next = RMSPROP_BROKEN(6) ? word : word + kApart;
   const uint32_t bits[2] = {mix(word ^ n.first, n.second), mix(next ^ n.first, n.second)};
-  const Drawn one(bits[0]), other(bits[1]);
-  const Two<P> p(at.p, j), g(at.g, j);
-  const Two<V> v(at.v, j);
+  const Drawn one = drawn_from(bits[0]), other = drawn_from(bits[1]);
+  const Two<P> p = Two<P>::load(at.p, j), g = Two<P>::load(at.g, j);
+  const Two<V> v = Two<V>::load(at.v, j);
   Element<A> x{p.first(), g.first(), v.first(), 0, 0}, y{p.second(), g.second(), v.second(), 0, 0};
   if constexpr (centered) {
-    const Two<O> m(at.m, j);
+    const Two<O> m = Two<O>::load(at.m, j);
     x.m = m.first(), y.m = m.second();
   }
   if constexpr (momentum) {
-    const Two<O> b(at.b, j);
+    const Two<O> b = Two<O>::load(at.b, j);
     x.b = b.first(), y.b = b.second();
   }
   advance<S, A, centered, momentum, kPlain>(n, x);

@@ -95,17 +95,20 @@ constexpr Piece kAverages[4][4] = {
 #define RMSPROP_HALVES(end) {{bf16_f32##end, bf16_bf16##end}, {f16_f32##end, f16_f16##end}}
 constexpr Piece kHalves[3][2][2] = {RMSPROP_HALVES(_stochastic), RMSPROP_HALVES(_compensated), RMSPROP_HALVES(_both)};
 
+// [bfloat16, not float32][float8, not bfloat16]
+constexpr Piece kNarrowedPlain[2][2] = {{f32_n16, f32_n8}, {bf16_n16_stochastic, bf16_n8_stochastic}};
+
+// [float8, not bfloat16]
+constexpr Piece kNarrowedFloat[2] = {f32_n16_capped, f32_n8_capped};
+
 // [float16, not bfloat16][compensated][float8, not bfloat16]
 constexpr Piece kNarrowed[2][2][2] = {{{bf16_n16_drawn, bf16_n8_drawn}, {bf16_n16_remembered, bf16_n8_remembered}},
                                       {{f16_n16_drawn, f16_n8_drawn}, {f16_n16_remembered, f16_n8_remembered}}};
 
 Piece narrowed_piece(const Work& work, bool plain) {
   const bool is_float8 = work.state_type == kFloat8, compensated = work.compensation != nullptr;
-  if (work.param_type == kFloat32 && plain) return is_float8 ? f32_n8 : f32_n16;
-  if (work.param_type == kFloat32) return is_float8 ? f32_n8_capped : f32_n16_capped;
-  if (work.param_type == kBFloat16 && plain && work.stochastic && !compensated) {
-    return is_float8 ? bf16_n8_stochastic : bf16_n16_stochastic;
-  }
+  if (work.param_type == kFloat32) return plain ? kNarrowedPlain[0][is_float8] : kNarrowedFloat[is_float8];
+  if (work.param_type == kBFloat16 && plain && work.stochastic && !compensated) return kNarrowedPlain[1][is_float8];
   return kNarrowed[work.param_type == kFloat16][compensated][is_float8];
 }
 
