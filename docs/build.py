@@ -255,7 +255,8 @@ def cli_page() -> str:
     """Return the page of all commands, with options, defaults and examples, from the sources of `--help`."""
     page = NOTE.format("rmsprop.cli") + "# Commands\n\n"
     page += (
-        "Install them with `pip install 'rmsprop[cli]'`. `rmsprop COMMAND --help` prints the same in a terminal.\n"
+        "In a clone, `pip install '.[cli]'` installs them; where the optimizer is installed, "
+        "`pip install 'rmsprop[cli]'` adds what they need. `rmsprop COMMAND --help` prints the same in a terminal.\n"
     )
     for name, function in commands().items():
         text, _, examples = inspect.cleandoc(function.__doc__ or "").partition("\n\nExamples:\n\n")

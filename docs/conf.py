@@ -54,6 +54,7 @@ html_theme = "furo"
 html_title = "rmsprop"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_search_scorer = str(DOCS / "scorer.js")
 html_show_sourcelink = html_copy_source = False
 html_show_sphinx = False
 html_theme_options: dict[str, Any] = {"top_of_page_buttons": []}

@@ -1,6 +1,6 @@
 """Accelerate: `prepare` wraps RMSprop and reloads its state; RMSprop takes the steps.
 
-Run: pip install rmsprop accelerate scikit-learn && python examples/accelerate_loop.py
+Run: pip install . accelerate scikit-learn && python examples/accelerate_loop.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """A CleanRL-style loop on CartPole, with annealed lr and clipped gradients; only the import of RMSprop changes.
 
-Run: pip install rmsprop gymnasium && python examples/cleanrl_loop.py
+Run: pip install . gymnasium && python examples/cleanrl_loop.py
 """
 
 import gymnasium

@@ -1,6 +1,6 @@
 """DeepSpeed ZeRO with an optimizer that is not on its list of tested ones, which one configuration key allows.
 
-Run: pip install rmsprop deepspeed && deepspeed examples/deepspeed_zero.py     (needs a compiler; one CPU is enough)
+Run: pip install . deepspeed && deepspeed examples/deepspeed_zero.py     (needs a compiler; one CPU is enough)
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Hugging Face Trainer: a small GPT-2 with `optimizer_cls_and_kwargs`, which passes on every argument.
 
-Run: pip install rmsprop 'transformers[torch]' && python examples/hf_trainer.py
+Run: pip install . 'transformers[torch]' && python examples/hf_trainer.py
 """
 
 import torch

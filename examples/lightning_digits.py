@@ -1,6 +1,6 @@
 """Lightning: digits with bfloat16 autocast, gradient clipping, and a schedule; its Trainer steps with a closure.
 
-Run: pip install rmsprop lightning scikit-learn && python examples/lightning_digits.py
+Run: pip install . lightning scikit-learn && python examples/lightning_digits.py
 """
 
 import lightning

@@ -1,6 +1,6 @@
 """skorch: RMSprop in a scikit-learn estimator, with weight decay by group; skorch steps with a closure.
 
-Run: pip install rmsprop skorch && python examples/skorch_digits.py
+Run: pip install . skorch && python examples/skorch_digits.py
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """timm: RMSprop under a name in timm's registry, for `create_optimizer_v2` and its training script's --opt.
 
-Run: pip install rmsprop timm scikit-learn && python examples/timm_registry.py
+Run: pip install . timm scikit-learn && python examples/timm_registry.py
 """
 
 import timm

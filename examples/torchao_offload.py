@@ -1,6 +1,6 @@
 """torchao's CPUOffloadOptimizer: state and steps on the CPU, parameters on the GPU. It needs CUDA.
 
-Run: pip install rmsprop torchao && python examples/torchao_offload.py     (on a machine with an NVIDIA GPU)
+Run: pip install . torchao && python examples/torchao_offload.py     (on a machine with an NVIDIA GPU)
 """
 
 import torch

@@ -1,6 +1,6 @@
 """TorchRL: DQN's loss module on CartPole, stepped by the RMSprop of the Nature paper's recipe.
 
-Run: pip install rmsprop torchrl gymnasium && python examples/torchrl_dqn.py
+Run: pip install . torchrl gymnasium && python examples/torchrl_dqn.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """A torchtitan-style container: one RMSprop per model part, and one flat state dict by name, saved with DCP.
 
-Run: pip install rmsprop && python examples/torchtitan_container.py
+Run: pip install . && python examples/torchtitan_container.py
 """
 
 import tempfile

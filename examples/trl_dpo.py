@@ -1,6 +1,6 @@
 """DPO with the settings of its reference code; TRL's DPOTrainer takes the same `optimizers=` and arguments.
 
-Run: pip install rmsprop 'transformers[torch]' && python examples/trl_dpo.py
+Run: pip install . 'transformers[torch]' && python examples/trl_dpo.py
 """
 
 import copy

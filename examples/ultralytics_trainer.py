@@ -1,6 +1,6 @@
 """Ultralytics-style trainers look up optimizers by name in torch.optim; a subclass of the trainer uses ours instead.
 
-Run: pip install rmsprop && python examples/ultralytics_trainer.py     (`Trainer` stands in for ultralytics)
+Run: pip install . && python examples/ultralytics_trainer.py     (`Trainer` stands in for ultralytics)
 """
 
 import torch

@@ -306,7 +306,7 @@ def test_an_example_of_a_trainer_is_short_enough_to_copy(row: trainers_page.Trai
     assert len(lines) <= 40
     assert lines[0].startswith('"""')
     assert lines[0].endswith(".")
-    assert lines[2].startswith("Run: pip install rmsprop")
+    assert lines[2].startswith("Run: pip install .")
     assert f"examples/{row.example}.py" in lines[2]
     main = lines.index('if __name__ == "__main__":')
     assert any(".explain()" in line for line in lines[main:])

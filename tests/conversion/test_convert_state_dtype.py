@@ -57,7 +57,7 @@ def test_a_file_of_this_package_is_read_as_numbers(state_dtype, tmp_path):
             assert found.dtype == np.float32
             assert np.array_equal(found, widened(optimizer.state[p][slot], torch.float32).numpy())
     notes = " ".join(held.notes)
-    assert ("state_dtype='float8' is read, and written, as float32" in notes) is (state_dtype == "float8")
+    assert ("state_dtype='float8' is widened from one byte to float32" in notes) is (state_dtype == "float8")
     assert (f"state_dtype='{state_dtype}' is dropped: pass it" in notes) is (state_dtype != "float32")
 
 

@@ -268,14 +268,13 @@ RMSPROP_INLINE void line(const Numbers<A>& n, A wall, const Places& at, int64_t 
   }
 }
 
-// Two neighbors in a word of the arithmetic's width or less, so that no vector is split or joined.
+// Two neighbors in a word of the arithmetic's width or less, so that no vector is split or joined. See Numbers::of.
 template <class T>
 struct Two {
   using One = typename T::Bits;
   using Bits = std::conditional_t<sizeof(One) == 1, uint16_t, uint32_t>;
   static constexpr int kBits = 8 * sizeof(One);
   Bits word;
-  // Not a constructor: see Numbers::of.
   static RMSPROP_INLINE Two load(const char* from, int64_t j) {
     Two found;
     std::memcpy(&found.word, from + j * int64_t(sizeof(found.word)), sizeof(found.word));

@@ -197,7 +197,8 @@ def unknown_argument(dialect: Dialect, argument: str, value: Any) -> str:
     if ours is None:
         known = [*dialect.arguments, *(h for h in HYPERS if h not in dialect.refused), *SWITCHES, *CLIPS, "maximize"]
         near = difflib.get_close_matches(argument[:MOST], known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
+        every = "what every dialect takes, such as ema, rounding and state_dtype"
+        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}, and {every}"
         return f"RMSprop got an unexpected setting {assignment} under dialect={dialect.name!r}; {hint}"
     if argument == "betas" and isinstance(value, list | tuple) and len(value) == 2:
         second = f"{dialect.argument('alpha')}={shown(value[1], 30)}"

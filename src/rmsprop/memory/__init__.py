@@ -377,6 +377,8 @@ def _amount(memory: Any) -> int | None:
     if isinstance(memory, bool) or not isinstance(memory, int | float | str):
         raise TypeError(f"Invalid memory: {shown(memory)} is {with_article(type(memory).__name__)}; {works}")
     found = _AMOUNT.fullmatch(memory) if isinstance(memory, str) and len(memory) < 100 else None
+    if found is not None and found[0].strip() == found[1]:
+        raise ValueError(f"Invalid memory: {shown(memory)} has no unit; write '{found[1]}B', or '{found[1]}GB' (10⁹)")
     if found is not None:
         size = float(found[1]) * _UNITS[(found[2] or "").lower()]
     else:

@@ -387,7 +387,7 @@ def _decoded(value: Any, state_dtype: Any, name: str, arrays: Arrays, path: Path
     from rmsprop.state.precision import decoded
 
     arrays.left -= 4 * value.size
-    arrays._note("square_avg of state_dtype='float8' is read, and written, as float32")
+    arrays._note("square_avg of state_dtype='float8' is widened from one byte to float32")
     return decoded(value)
 
 
