@@ -9,7 +9,7 @@ import torch
 import typer
 from cases import mostly_long
 from commands import invoke
-from paths import CHECKPOINTS
+from paths import CHECKPOINTS, DOCS
 from typer.testing import CliRunner
 
 import rmsprop
@@ -152,6 +152,13 @@ def test_a_missing_extra_is_one_sentence_and_a_broken_module_is_not_hidden(monke
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == "The command line needs typer: pip install 'rmsprop[cli]'"
+
+
+def test_the_page_about_installation_shows_what_check_prints():
+    """The lines about float32 tensors, which depend on neither versions nor processors."""
+    page = (DOCS / "install.md").read_text(encoding="utf-8")
+    shown = page[page.index("cpu, float32\n") :].partition("```")[0]
+    assert shown in invoke("check")[1]
 
 
 def test_check_reports_the_backends_of_each_kind_of_tensor():

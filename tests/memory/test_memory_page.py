@@ -37,3 +37,10 @@ def test_a_row_is_what_the_optimizer_holds(row) -> None:
         model = nn.ParameterList([weight])
         step_in_backward(model, **settings)  # none of them is refused there
         assert sizes[4] == f"{(sum(held) - weight.grad.nbytes) / 1000:g}"
+
+
+def test_the_code_of_the_page_prints_what_its_comments_say(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every block, in order; each comment of a line of its own is a line of output."""
+    program = "\n".join(re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
+    exec(compile(program, "memory.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == re.findall(r"^# (.*)", program, re.MULTILINE)
