@@ -1,4 +1,4 @@
-# demo   train on real data and look at the result        test   pass the tests, in about seven minutes on two quiet cores
+# demo   train on real data and look at the result        test   pass the tests, in two to seven minutes on two quiet cores
 # test-long  pass the tests that test leaves out: whole tables, large searches, whole runs
 # check  format, lint, types, workflows                            bench  measure
 # docs   repeat the runs behind the docs' claims          sanitize  the kernel's tests under ASan and UBSan
