@@ -109,7 +109,7 @@ integrations: $(TRAINERS)/ready
 
 site: $(VENV)/ready
 	$(BIN)/python -m sphinx -W --keep-going -b html -d docs/_site/.doctrees docs docs/_site
-	@echo "open docs/_site/index.html"
+	@echo "open docs/_site/index.html; for excerpts in the search: python3 -m http.server --directory docs/_site"
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/build.py

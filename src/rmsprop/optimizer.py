@@ -23,7 +23,7 @@ from rmsprop.tensors.params import check_groups, not_empty
 # Arguments of RMSprop: numbers with torch's defaults, settings whose default is the dialect's, and the others.
 _NUMBERS = ("lr", "alpha", "eps", "weight_decay", "momentum")
 _RULE = (*settings.RULE, "recipe")
-_FLAGS = ("maximize", *settings.EXECUTION, *settings.CARE)
+_FLAGS = ("maximize", *settings.EXECUTION, *spec.CARE)
 
 
 class RMSprop(Optimizer):

@@ -71,6 +71,16 @@ GRADIENT_CLIPS = ("clip_value", "clip_norm", "clip_global_norm")
 AVERAGING: Mapping[str, Any] = {"ema": None, "ema_warmup": None, "ema_start": 0, "ema_interval": 1}
 """The settings of [10], each with the value that has no effect."""
 
+CARE: Mapping[str, Any] = {
+    "rounding": "nearest",
+    "compensation": False,
+    "seed": 0,
+    "state_dtype": "float32",
+    "max_update": None,
+    **AVERAGING,
+}
+"""The settings that only this package has, each with the value that has no effect: precision, bounds, averages."""
+
 CLIPS = (*GRADIENT_CLIPS, "clip_weights")
 """The bounds on gradients, and on parameters, which applies after [9]."""
 

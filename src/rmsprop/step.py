@@ -378,7 +378,7 @@ def _check_whole(rule: Rule, buckets: list[Bucket]) -> None:
         if not whole or (count and not all(bucket.slots[name] for name in rule.slots())):
             raise RuntimeError(
                 "step() found state of other settings than the group has: did another thread change the group during "
-                "the step? No parameter was changed."
+                "the step? No parameter was changed; change groups between steps, and step again."
             )
 
 

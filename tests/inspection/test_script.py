@@ -187,6 +187,8 @@ print(optimizer.state[p]["step"].item())
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+@pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")  # of JAX, if it was imported
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12
 def test_a_forked_child_is_let_be(tmp_path, capfd):
     """It trains with the same class, and reports nothing."""
     text = """

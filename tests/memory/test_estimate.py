@@ -350,6 +350,8 @@ def test_a_model_without_anything_to_train_has_weights_alone() -> None:
         (convolutions(), {"memory": 0.5}, ValueError, "Invalid memory: 0.5"),
         (convolutions(), {"memory": "0.5 B"}, ValueError, "Invalid memory: '0.5 B'"),
         (convolutions(), {"memory": math.nan}, ValueError, "Invalid memory: nan"),
+        (convolutions(), {"memory": "16"}, ValueError, "Invalid memory: '16' has no unit; write '16B', or '16GB'"),
+        (convolutions(), {"memory": " 2e9 "}, ValueError, "Invalid memory: ' 2e9 ' has no unit; write '2e9B'"),
         (convolutions(), {"memory": "1e999GB"}, ValueError, "Invalid memory"),
         (convolutions(), {"memory": True}, TypeError, "Invalid memory: True is a bool"),
         (convolutions(), {"device": "gpu7"}, ValueError, "device takes the name of one"),

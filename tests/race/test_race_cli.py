@@ -54,6 +54,8 @@ def test_default_race_prints_a_table_and_writes_three_files(words: list[str], tm
     assert result.exit_code == 0, result.output
     for said in ("SGD", "SGD momentum", "Adam", "RMSprop", "step 32", "never", "distance to minimum"):
         assert said in result.output
+    left = "SGD momentum" if words else "RMSprop"  # of those that reached the target
+    assert f"\n{left}: above the target again at the end; a falling lr lets it settle" in result.output
     names = sorted(path.name for path in (tmp_path / "new" / "folder").iterdir())
     assert names == ["ravine.gif", "ravine.html", "ravine.png"]
     assert result.output.count("wrote ") == 3

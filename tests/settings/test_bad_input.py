@@ -84,7 +84,8 @@ def params():
         ({"lr_in_momentum": True}, TypeError, "write lr_in_buffer="),
         ({"rho": 0.9, "dialect": "textbook"}, TypeError, r"write beta=\.\.\. here"),
         ({"momentun": 0.9}, TypeError, r"unexpected setting momentun=0\.9 .* did you mean 'momentum'\?"),
-        ({"xyz": 1}, TypeError, "unexpected setting xyz=1 .* it takes lr, alpha"),
+        ({"xyz": 1}, TypeError, "unexpected setting xyz=1 .* it takes lr, alpha, .*rounding, .*state_dtype, .*ema, "),
+        ({"state_dtyp": "float8"}, TypeError, "did you mean 'state_dtype'"),
         (
             {"alpha": 0.9, "dialect": "textbook"},
             TypeError,
@@ -101,6 +102,7 @@ def test_settings_are_refused_with_the_sentence(settings, error, says):
     by_constructor = {"backend", "dialect", "foreach", "differentiable", "capturable", "maximize", "nesterov"}
     notes = {
         "momentun",
+        "state_dtyp",
         "xyz",
         "rho",
         "learning_rate",

@@ -524,3 +524,20 @@ def test_a_captured_graph_goes_on_from_what_was_loaded(backend):
         optimizer.load_state_dict(kept)
     assert torch.equal(*ends)
     assert not torch.equal(ends[0], start)
+
+
+def test_the_page_about_differences_says_what_torch_makes_of_other_state():
+    """Codes become numbers, unless full_precision=True widens them; an average is kept, and no longer updated."""
+    p = torch.nn.Parameter(torch.ones(5))
+    ours = RMSprop([p], lr=0.01, state_dtype="float8", ema=0.9)
+    for _ in range(3):
+        p.grad = torch.full_like(p, 0.5)
+        ours.step()
+    torchs = torch.optim.RMSprop([p], lr=0.01)
+    torchs.load_state_dict(ours.state_dict())
+    assert (torchs.state[p]["square_avg"] > 1).all()  # a code
+    torchs.load_state_dict(ours.state_dict(full_precision=True))
+    assert (torchs.state[p]["square_avg"] < 0.1).all()
+    average = torchs.state[p]["ema"].clone()
+    torchs.step()
+    assert torch.equal(torchs.state[p]["ema"], average)

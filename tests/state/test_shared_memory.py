@@ -16,6 +16,9 @@ from torch import nn
 
 from rmsprop import RMSprop
 
+# Another test of the same worker may have imported JAX, which warns of every fork.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
+
 FORK = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 STARTS = [pytest.param("fork", marks=FORK), pytest.param("spawn", marks=pytest.mark.long)]
 EVERYTHING = dict(momentum=0.9, centered=True, square_avg_init=1.0, lr=0.01)

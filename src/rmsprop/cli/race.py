@@ -120,9 +120,10 @@ def _print(place: Landscape, runs: list[Trajectory]) -> None:
 
     table = Table(title=place.description, title_justify="left", caption_justify="left")
     table.caption = f"target: a loss of {place.target:.3g}, a thousandth of the starting loss"
-    back = [run.label for run in runs if run.target_at is not None and run.losses[-1] > place.target]
-    if back:
-        table.caption += f"\n{', '.join(back)}: above the target again at the end; a falling lr lets it settle"
+    left = [run for run in runs if run.target_at is not None and not run.diverged and run.losses[-1] > place.target]
+    if left:
+        labels = ", ".join(run.label for run in left)
+        table.caption += f"\n{labels}: above the target again at the end; a falling lr lets it settle"
     for heading in ("optimizer", "lr", "first below target", "final loss", "distance to minimum"):
         table.add_column(heading, justify="left" if heading == "optimizer" else "right")
     for run in runs:

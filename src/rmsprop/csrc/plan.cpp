@@ -211,8 +211,8 @@ bool all_apart(Plan& plan) {
   return true;
 }
 
-// Appends the slots of a row to a list, which keeps them alive when another thread replaces them. Returns false if there
-// is no memory.
+// Appends the slots of a row to a list, which keeps them alive when another thread replaces them. Returns false if memory
+// runs out.
 bool hold(const Host& host, void* const* object, void* list) {
   for (int k = kSquareAvg; k < kTensors; ++k) {
     if (object[k] != nullptr && host.list_append(list, object[k])) return false;
@@ -274,7 +274,7 @@ RMSPROP_API int32_t rmsprop_again(Plan* plan, void* params, void* keys, void* gr
   if (left) return kSame;
   double norm = plan->norm;
   const int32_t unclear = plan->normed ? rmsprop_norms(plan->work, plan->works, &norm, nullptr, 0) : 1;
-  if (unclear < 0) return kMoved;  // no memory: the full step tries again, and raises
+  if (unclear < 0) return kMoved;  // memory ran out: the full step tries again, and raises
   plan->unfinite = plan->guarded && unclear ? rmsprop_unfinite(plan->work, plan->works, nullptr, 0) : -1;
   if (plan->unfinite >= 0) return kStopped;
   plan->norm = norm;

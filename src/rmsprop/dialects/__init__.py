@@ -13,7 +13,7 @@ from typing import Any
 from rmsprop.dialects import historic, jax, others, papers, pytorch, tensorflow
 from rmsprop.dialects.row import ANYTHING, HYPERS, SWITCHES, UNCLIPPED, Dialect
 from rmsprop.printing import MOST, printable, shown
-from rmsprop.spec import CLIPS
+from rmsprop.spec import CARE, CLIPS
 
 __all__ = [
     "DIALECTS",
@@ -195,10 +195,10 @@ def unknown_argument(dialect: Dialect, argument: str, value: Any) -> str:
     ours = FOREIGN.get(argument)
     assignment = f"{printable(argument[:MOST])}={shown(value)}"
     if ours is None:
-        known = [*dialect.arguments, *(h for h in HYPERS if h not in dialect.refused), *SWITCHES, *CLIPS, "maximize"]
+        known = [*dialect.arguments, *(h for h in HYPERS if h not in dialect.refused), *SWITCHES, *CLIPS, *CARE]
+        known.append("maximize")
         near = difflib.get_close_matches(argument[:MOST], known, n=1)
-        every = "what every dialect takes, such as ema, rounding and state_dtype"
-        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}, and {every}"
+        hint = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(known)}"
         return f"RMSprop got an unexpected setting {assignment} under dialect={dialect.name!r}; {hint}"
     if argument == "betas" and isinstance(value, list | tuple) and len(value) == 2:
         second = f"{dialect.argument('alpha')}={shown(value[1], 30)}"

@@ -152,9 +152,8 @@ class ScriptReport:
                 finding, when = seen.finding, ", ".join(map(str, seen.steps))
                 lines.append(f"  {finding.severity} {finding.name}, group {finding.group}, after step {when}")
                 lines += [f"    seen: {finding.seen}", f"    change: {finding.change}"]
-        advised = {
-            name for one in self.optimizers if one.dialect == "torch" for name in one.advised() if name in OURS
-        }
+        names = {name for one in self.optimizers if one.dialect == "torch" for name in one.advised()}
+        advised = names & OURS
         if advised:
             lines.append(
                 f"torch.optim.RMSprop does not take {', '.join(f'{name}=' for name in sorted(advised))}. "

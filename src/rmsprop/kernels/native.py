@@ -207,9 +207,8 @@ def _host(library: ctypes.CDLL) -> Host | None:
         return None  # without the GIL, lists and dicts may change while C reads them
     read = ("device_index", "dtype", "dim", "sizes", "strides", "data_ptr")
     torchs = [_address(library, "aoti_torch_get_" + name) for name in read]
-    names = ["PyList_" + name for name in ("Size", "GetItem", "Append")]
-    names += ["PyDict_" + name for name in ("Size", "Next", "GetItemWithError")]
-    python = [_address(ctypes.pythonapi, name) for name in names]
+    names = ("List_Size", "List_GetItem", "List_Append", "Dict_Size", "Dict_Next", "Dict_GetItemWithError")
+    python = [_address(ctypes.pythonapi, "Py" + name) for name in names]
     header, kind = object.__basicsize__, object.__basicsize__ - ctypes.sizeof(c_void_p)
     probe = torch.zeros(1, device="cpu")
     if None in torchs or None in python or probe._cdata != c_void_p.from_address(id(probe) + header).value:

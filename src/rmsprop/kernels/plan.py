@@ -104,6 +104,7 @@ class Plan:
         left: Sequence[Tensor] = (),
     ) -> None:
         self._loaded, self._backend, self._settings = loaded, backend, settings
+        self._lock = threading.Lock()  # held during a step that leaves C, in which other threads may run
         self._scale = 1.0  # of the works
         self._spread_ids: tuple[list[int], ...] = ()  # of the DTensor slots and shards that the plan holds
         self._guard: Guard | None = None  # the guard of the plan's `guarded`
@@ -148,9 +149,7 @@ class Plan:
         self._replaces = bool(self._left or self._copied)
         self._together = any(groups[i][0]["clip_global_norm"] is not None for i, *_ in parts)
         self._plan.norm = -1.0  # none yet
-        # Other threads run during a step that releases the GIL. rmsprop_again takes small steps without releasing it.
-        small = self._plan.elements <= self._plan.serial_limit
-        self._lock = None if small else threading.Lock()
+        self._serial = self._plan.elements <= self._plan.serial_limit  # rmsprop_again takes whole steps
         self._address = ctypes.addressof(self._plan)
         self._works_address = ctypes.addressof(works)
         self.takes = bool(loaded.apart(self._address))
@@ -179,13 +178,14 @@ class Plan:
             return False
         if refusals.in_mode() or not self._can(scaling, guard, due):
             return False
-        if self._lock is not None and not self._lock.acquire(False):
+        alone = self._serial and guard is None  # one call of C, with the GIL
+        if not alone and not self._lock.acquire(False):
             return False  # a step by this plan is not finished
         try:
             if not self._same_settings(groups):
                 return False
             keys = groups[0]["params"] if len(groups) == 1 else list(chain.from_iterable(map(_PARAMS, groups)))
-            if self._lock is not None:
+            if len(groups) == 1 and not alone:
                 keys = keys[:]  # another thread may change the user's list
             try:
                 gradients = list(map(GRADIENTS, keys)) if due is None else self._due(due, keys)
@@ -195,7 +195,7 @@ class Plan:
                 return False
             return self._run(groups, state, keys, gradients, scaling, guard)
         finally:
-            if self._lock is not None:
+            if not alone:
                 self._stepping.clear()
                 self._lock.release()
 

@@ -18,6 +18,7 @@ from rmsprop.printing import MOST, printable, shown
 from rmsprop.settings import group_keys
 from rmsprop.spec import (
     AVERAGING,
+    CARE,
     CLIPS,
     EMA_WARMUPS,
     ROUNDINGS,
@@ -45,16 +46,6 @@ RULE = (
     *("centered", "eps_mode", "square_avg_init", "lr_in_buffer", "nesterov", "bias_correction", "weight_decay_mode"),
     *("reference_lr", "sparse", *CLIPS, "clip_after_decay"),
 )
-
-# Settings beside the dialects: the handling of half precision, a bound of steps, and the average of the weights.
-CARE: Mapping[str, Any] = {
-    "rounding": "nearest",
-    "compensation": False,
-    "seed": 0,
-    "state_dtype": "float32",
-    "max_update": None,
-    **AVERAGING,
-}
 
 SPARSE = (None, *SPARSE_MODES)
 _CHOICES: Mapping[str, tuple[str, ...]] = {

@@ -20,6 +20,7 @@ from rmsprop.conversion.owner import UNKNOWN, Owner, find_owner, this_package
 from rmsprop.conversion.record import Checkpoint, Unreadable
 from rmsprop.conversion.turning import recorded
 from rmsprop.printing import shown
+from rmsprop.spec import AVERAGING, CARE
 from rmsprop.state import owners
 from rmsprop.state.matching import bare, is_named, rekeyed
 
@@ -36,9 +37,8 @@ _UNIVERSAL = (
 )
 # Group keys that select how a step runs, or belong to a scheduler.
 _ASIDE = ("params", "param_names", "capturable", "foreach", "fused", "differentiable", "initial_lr", "dialect")
-# Settings that only this package has, each with the value that has no effect: settings.CARE, without importing torch.
-# Those of the average of the weights are converted.
-_OWN_CARE = {"rounding": "nearest", "compensation": False, "seed": 0, "state_dtype": "float32", "max_update": None}
+# Settings that only this package has, each with the value that has no effect. An average of the weights is converted.
+_OWN_CARE = {name: plain for name, plain in CARE.items() if name not in AVERAGING}
 
 
 def sniff(path: Path) -> bool:
