@@ -300,9 +300,10 @@ def test_momentum_may_begin_in_mid_run() -> None:
     pair.step(3)
 
 
-def test_a_plan_in_use_is_not_used_again() -> None:
-    """While another thread steps with the plan, without the GIL, a step goes the long way."""
-    pair = Pair(shapes=((40_000,), (7,)))
+@pytest.mark.parametrize(("size", "settings"), [(40_000, {}), (40, {"nonfinite": "raise"})], ids=str)
+def test_a_plan_in_use_is_not_used_again(size: int, settings: dict) -> None:
+    """While another thread steps with the plan, without the GIL or with a guard, a step goes the long way."""
+    pair = Pair(shapes=((size,), (7,)), **settings)
     pair.step(2)
     plan = pair.plan
     with plan._lock:
